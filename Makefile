@@ -1,0 +1,26 @@
+# make demo: install, then train a small ResNeXt on handwritten digits
+# make test: install, then run the tests
+# make lint: check style;  make slow: the long drills
+
+PYTHON ?= python3
+
+.venv/installed: requirements.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	touch $@
+
+demo: .venv/installed
+	.venv/bin/python main.py -dataset digits -depth 20 -cardinality 8 -baseWidth 8
+
+test: .venv/installed
+	.venv/bin/python -m pytest -q
+
+slow: .venv/installed
+	.venv/bin/python -m pytest -q -m slow
+
+lint: .venv/installed
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'ruff~=0.14'
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+.PHONY: demo test slow lint

@@ -1,0 +1,175 @@
+"""What a run leaves on disk, and how it goes on from there. Port of checkpoints.lua.
+
+The folder holds model_N.pth, optimState_N.pth, model_best.pth, log.jsonl and latest.pth. Each file
+appears whole (files.py), latest.pth last, so that the folder resumes whenever the run is killed.
+Differs from the Lua: the best error and the options travel along, so a resumed run goes on as if
+it had not stopped (order and augmentation are functions of seed and epoch and need no state).
+"""
+
+import contextlib
+import glob
+import json
+import os
+import re
+import subprocess
+import sys
+
+import torch
+
+import files
+from distributed import say
+from errors import InputError
+
+# Options that decide the result: on a resume the checkpoint's hold, unless given again.
+CARRIED = (
+    *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
+    *("batchSize", "nGPU", "precision", "manualSeed"),
+)
+
+
+def latest(opt):
+    """The checkpoint that -resume names, or None: epoch, best, modelFile and the optimizer's state.
+
+    Takes over into `opt` those of the checkpoint's options that the command line does not give.
+    """
+    if opt.resume == "none":
+        return None
+    path = os.path.join(opt.resume, "latest.pth")
+    if not os.path.isfile(path):
+        say(f"=> No checkpoint in {opt.resume}: starting afresh")
+        return None
+    say(f"=> Loading checkpoint {path}")
+    newest = files.load(path)
+    checkpoint = files.load(os.path.join(opt.resume, newest["optimFile"]))
+    checkpoint["modelFile"] = os.path.join(opt.resume, newest["modelFile"])
+    _adopt(opt, checkpoint["options"])
+    return checkpoint
+
+
+def _adopt(opt, saved):
+    for name in CARRIED:
+        ours, theirs = getattr(opt, name), saved[name]
+        if ours == theirs:
+            continue
+        if name in opt.given:
+            say(
+                f"=> -{name} {_shown(ours)} as given, in place of the checkpoint's {_shown(theirs)}"
+            )
+        else:
+            say(f"=> -{name} {_shown(theirs)} from the checkpoint")
+            setattr(opt, name, theirs)
+    if opt.LRSteps:
+        opt.drops = ("at", opt.LRSteps)
+
+
+def _shown(value):
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def optim_state(opt):
+    """The state that -optimState names, or None; without a classifier that is being replaced."""
+    if opt.optimState == "none":
+        return None
+    state = files.load(opt.optimState)
+    if not isinstance(state, dict) or "momentum" not in state:
+        raise InputError(f"{opt.optimState} is not an optimState file of this program")
+    if opt.resetClassifier:
+        state["momentum"] = {k: v for k, v in state["momentum"].items() if not k.startswith("fc.")}
+    return state
+
+
+def begin(opt, checkpoint, device):
+    """Make the folder of -save ready: a new log.jsonl, or the resumed run's up to its epoch."""
+    try:
+        os.makedirs(opt.save, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"unable to create checkpoint directory {opt.save}: {error.strerror}"
+        ) from None
+    lines = []
+    if checkpoint is not None:
+        lines = [
+            line for line in _read_log(opt.resume) if line.get("epoch", 0) <= checkpoint["epoch"]
+        ]
+        best = os.path.join(opt.resume, "model_best.pth")
+        if os.path.isfile(best) and not os.path.exists(os.path.join(opt.save, "model_best.pth")):
+            files.copy(best, os.path.join(opt.save, "model_best.pth"))
+    with files.replacing(os.path.join(opt.save, "log.jsonl")) as file:
+        for line in lines or [_about(opt, device)]:
+            file.write(_encoded(line))
+
+
+def save(epoch, model, trainer, best, is_best, opt, entry):
+    """Write the state after an epoch; `best` is (top-1, top-5) so far, `entry` the line to log."""
+    model_file, optim_file = f"model_{epoch}.pth", f"optimState_{epoch}.pth"
+    files.save(os.path.join(opt.save, model_file), pack(model))
+    state = {"epoch": epoch, "best": best, "options": options(opt), **trainer.state()}
+    files.save(os.path.join(opt.save, optim_file), state)
+    if is_best:
+        files.copy(os.path.join(opt.save, model_file), os.path.join(opt.save, "model_best.pth"))
+    # a line too many is dropped when resuming, a line too few would be missing for ever
+    with open(os.path.join(opt.save, "log.jsonl"), "ab") as file:
+        file.write(_encoded({"epoch": epoch, **entry}))
+    newest = {"epoch": epoch, "modelFile": model_file, "optimFile": optim_file}
+    files.save(os.path.join(opt.save, "latest.pth"), newest)
+    if opt.keep:
+        _forget(opt.save, epoch - opt.keep)
+
+
+def pack(model):
+    """What a model file holds: weights, how to build the net, and the names of its classes."""
+    return {
+        "model": model.state_dict(),
+        "config": model.config,
+        "classes": model.classes,
+        "dataset": model.dataset,
+    }
+
+
+def options(opt):
+    """The options as plain values."""
+    return {name: value for name, value in vars(opt).items() if name != "given"}
+
+
+def _forget(save, last):
+    """Remove the files of epochs up to `last` (-keep)."""
+    for path in glob.glob(os.path.join(glob.escape(save), "*_*.pth")):
+        match = re.fullmatch(r"(?:model|optimState)_(\d+)\.pth", os.path.basename(path))
+        if match and int(match[1]) <= last:
+            os.remove(path)
+
+
+def _encoded(line):
+    return json.dumps(line).encode() + b"\n"
+
+
+def _read_log(folder):
+    """The lines of log.jsonl; a last one that was cut off by a kill is left out."""
+    lines = []
+    with (
+        contextlib.suppress(FileNotFoundError, json.JSONDecodeError),
+        open(os.path.join(folder, "log.jsonl"), "rb") as file,
+    ):
+        for line in file:
+            lines.append(json.loads(line))
+    return lines
+
+
+def _about(opt, device):
+    return {
+        "options": options(opt),
+        "python": sys.version.split()[0],
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "commit": _commit(),
+    }
+
+
+def _commit():
+    """The commit of this program, or None outside a clone."""
+    here = os.path.dirname(os.path.abspath(__file__))
+    with contextlib.suppress(OSError):
+        command = ["git", "-C", here, "rev-parse", "HEAD"]
+        result = subprocess.run(command, capture_output=True, text=True)
+        return result.stdout.strip() or None
+    return None

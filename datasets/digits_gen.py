@@ -1,0 +1,43 @@
+"""One-time preparation of the digits: 1797 handwritten digits that come with scikit-learn.
+
+No Lua twin. They are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
+C. Kaynak, UCI), 8 x 8 pixels of 17 greys, and work offline.
+"""
+
+import numpy as np
+
+from datasets import in_memory
+from distributed import say
+from errors import InputError
+
+EVERY = 6  # each sixth image of a class is for the test
+
+
+def signature(opt):
+    """The source never changes; the numbers are those of this file."""
+    return f"scikit-learn load_digits, 8 x 8, every {EVERY}th of a class in val"
+
+
+def exec(opt, cache_file):
+    """Save images and labels of train (1501) and val (296) to `cache_file`.
+
+    The images lie in the order of their writers. Every sixth image of each class is for the test,
+    so both parts have all classes and all writers: the error is that on writers one knows.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise InputError(
+            "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
+        ) from None
+    digits = load_digits()
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), were 0..16
+    images = np.repeat(grey[:, None], 3, axis=1)  # (N, 3, 8, 8): the nets take colours
+    labels = digits.target.astype(np.int64)
+    val = np.zeros(len(labels), bool)
+    for label in range(10):
+        val[np.flatnonzero(labels == label)[EVERY - 1 :: EVERY]] = True
+    say(f" | saving digits dataset to {cache_file}")
+    in_memory.save(
+        cache_file, signature(opt), (images[~val], labels[~val]), (images[val], labels[val])
+    )

@@ -1,0 +1,89 @@
+"""Random numbers as pure functions of (seed, epoch, index): no state to save, share or lose.
+
+The Lua drew from one Mersenne Twister per worker thread, so its augmentation depended on nThreads
+and could not be resumed. Here the j-th draw for image i in epoch e is a hash of (seed, e, i, j)
+(splitmix64, Steele et al. 2014), the same for one image (`Draws`) and for a batch (`table`).
+"""
+
+import math
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+_GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
+_ORDER = -1  # the "index" whose stream orders the epoch; images count from 0
+
+
+def _mix(z):
+    """splitmix64's finaliser on one Python integer below 2^64."""
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
+    return z ^ (z >> 31)
+
+
+def _mix_array(z):
+    """The same on a uint64 array; uint64 arithmetic wraps, as it should."""
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def _key(seed, epoch):
+    return _mix((_mix((seed * _GAMMA + 1) & _MASK) + epoch * _GAMMA) & _MASK)
+
+
+def _stream(seed, epoch, index):
+    """The stream that belongs to one index: its j-th number is mix(stream + (j + 1) gamma)."""
+    return _mix((_key(seed, epoch) + (index + 2) * _GAMMA) & _MASK)
+
+
+class Draws:
+    """The draws of one image, under the names and argument order of torch.* in Lua."""
+
+    def __init__(self, seed, epoch, index):
+        self._state = _stream(seed, epoch, index)
+
+    def uniform(self, low=0.0, high=1.0):
+        """A float in [low, high)."""
+        self._state = (self._state + _GAMMA) & _MASK
+        return low + (high - low) * ((_mix(self._state) >> 11) * 2.0**-53)
+
+    def random(self, low, high):
+        """An integer in [low, high], the last one included (torch.random)."""
+        return low + int(self.uniform() * (high - low + 1))
+
+    def normal(self, mean=0.0, std=1.0):
+        """Box-Muller as in Torch7; two uniforms for each number, nothing cached."""
+        angle, radius = self.uniform(), self.uniform()
+        return mean + std * math.sqrt(-2 * math.log(1 - radius)) * math.cos(2 * math.pi * angle)
+
+    def randperm(self, n):
+        """A permutation of 0..n-1 as a list (torch.randperm counts from 1)."""
+        order = list(range(n))
+        for i in range(n - 1):
+            j = self.random(i, n - 1)
+            order[i], order[j] = order[j], order[i]
+        return order
+
+
+def table(seed, epoch, indices, count):
+    """The first `count` uniforms of every index: float64 (len(indices), count).
+
+    Row n holds what `Draws(seed, epoch, indices[n]).uniform()` gives in its first `count` calls.
+    """
+    indices = np.asarray(indices).astype(np.uint64)
+    with np.errstate(over="ignore"):
+        gamma = np.uint64(_GAMMA)
+        streams = _mix_array(np.uint64(_key(seed, epoch)) + (indices + np.uint64(2)) * gamma)
+        steps = (np.arange(count, dtype=np.uint64) + np.uint64(1)) * gamma
+        bits = _mix_array(streams[:, None] + steps[None, :])  # (len(indices), count)
+    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def permutation(seed, epoch, size):
+    """The order of an epoch: int64 (size,), each of 0..size-1 once."""
+    stream = _stream(seed, epoch, _ORDER)
+    with np.errstate(over="ignore"):
+        steps = (np.arange(size, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
+        keys = _mix_array(np.uint64(stream) + steps)
+    return np.argsort(keys, kind="stable")

@@ -1,0 +1,124 @@
+"""ImageNet, or any folder laid out like it: reading one image, and what is done to it.
+
+Port of datasets/imagenet.lua. Differs from the Lua: images that torch/image could not read are read
+(BMP, grey with alpha, WebP, TIFF); a damaged or truncated one is named, not patched up; -testScale
+and -testCrop. Of 16-bit colour Pillow reads the upper byte only: up to 1/257 off the original.
+"""
+
+import os
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from datasets import imagenet_gen
+from datasets import transforms as t
+from errors import InputError
+
+stem = "imagenet"
+
+# Computed from a random subset of the ImageNet training images
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+EIGVAL = (0.2175, 0.0188, 0.0045)
+EIGVEC = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
+# Pillow warns above this many pixels and refuses twice as many. Its own limit is below what a
+# telephone takes; this one still stops a broken header from asking for all the memory.
+Image.MAX_IMAGE_PIXELS = 1 << 28
+
+
+def classes(opt):
+    """Names of the classes in the order of the targets: the folders in opt.data/train."""
+    return imagenet_gen.classes(opt)
+
+
+class Dataset:
+    """The images of one split. `info` is what imagenet_gen.exec stored."""
+
+    def __init__(self, info, opt, split):
+        if split not in ("train", "val"):
+            raise ValueError(f"invalid split: {split}")
+        self.opt, self.split = opt, split
+        self.folder = os.fsencode(os.path.join(opt.data, split))
+        # Arrays, no lists: workers share them instead of copying them page by page
+        self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
+
+    def get(self, i):
+        """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""
+        pixels = _decode(os.path.join(self.folder, bytes(self.paths[i])))
+        return _unit(pixels), int(self.targets[i])
+
+    def size(self):
+        return len(self.targets)
+
+    def preprocess(self):
+        """The transform of this split: (3, H, W) -> (3, 224, 224), for -tenCrop (10, 3, ...)."""
+        if self.split == "train":
+            return t.Compose(
+                [
+                    t.RandomSizedCrop(224),
+                    t.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
+                    t.Lighting(0.1, EIGVAL, EIGVEC),
+                    t.ColorNormalize(MEAN, STD),
+                    t.HorizontalFlip(0.5),
+                ]
+            )
+        crop = t.TenCrop if self.opt.tenCrop else t.CenterCrop
+        return t.Compose(
+            [t.Scale(self.opt.testScale), t.ColorNormalize(MEAN, STD), crop(self.opt.testCrop)]
+        )
+
+
+def load_image(source):
+    """An image as uint8 RGB (3, H, W), from a path (str, bytes, Path) or an open binary file.
+
+    The format is told by content, not by name. Grey becomes three equal planes, a palette its
+    colours; transparency is dropped and the orientation in EXIF ignored, as in the original.
+    """
+    pixels = _decode(source)
+    if pixels.dtype == np.uint16:
+        pixels = np.rint(pixels / 257)  # 65535 is 255 times 257
+    return np.ascontiguousarray(pixels, dtype=np.uint8)
+
+
+def _decode(source):
+    """uint8 (3, H, W), or uint16 for 16-bit grey, in whatever memory order it came."""
+    try:
+        with Image.open(source, formats=FORMATS) as image:
+            image.load()
+            return _planes(image)
+    except Exception as error:  # broken files make Pillow raise a dozen kinds
+        name = getattr(source, "name", source)
+        name = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "the data"
+        raise InputError(f"cannot read the image {name!r}: {_reason(error)}") from None
+
+
+def _planes(image):
+    if image.mode == "F":
+        raise InputError("its pixels are floating point numbers; 8 or 16 bit would be right")
+    if image.mode.startswith("I"):  # "I;16" and its kin, or "I" for the same in 32 bits
+        grey = np.asarray(image)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise InputError("its pixels have 32 bits; 8 or 16 would be right")
+        return np.broadcast_to(grey.astype(np.uint16), (3, *grey.shape))
+    image.info.pop("transparency", None)  # else Pillow may warn that it will be dropped
+    return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
+
+
+def _unit(pixels):
+    """To 0..1 as in torch/image: times the rounded reciprocal, which is not quite a division."""
+    largest = 65535 if pixels.dtype == np.uint16 else 255
+    image = np.empty(pixels.shape, np.float32)
+    return np.multiply(pixels, np.float32(1 / largest), out=image, dtype=np.float32)
+
+
+def _reason(error):
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is none of {', '.join(FORMATS)}, or its header is broken"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__

@@ -1,0 +1,161 @@
+"""One-time preparation of ImageNet, or of any folder laid out like it: the list of its images.
+
+Port of datasets/imagenet-gen.lua. Differs from the Lua: the list is sorted, where the file system
+gave the order; hidden files and folders are left out; an image in the wrong place is named; names
+may hold any byte; .pgm, .tif, .tiff and .webp are images too (as for torchvision's ImageFolder).
+"""
+
+import hashlib
+import os
+
+import numpy as np
+
+import files
+from distributed import say
+from errors import InputError
+
+LAYOUT = "-data must hold train/<class>/<image> and val/<class>/<image>"
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+_ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
+
+
+def classes(opt):
+    """Names of the class folders of the training images in order; their places are the targets."""
+    folder = _split(opt, "train")
+    names = sorted(name for name, is_folder in _entries(folder) if is_folder)
+    if not names:
+        raise InputError(f"no class folders in {os.fsdecode(folder)!r}: {LAYOUT}")
+    return [os.fsdecode(name) for name in names]
+
+
+def signature(opt):
+    """A line that changes when an image or a class comes, goes or gets another name.
+
+    All of this changes the time of a class folder, so that no image need be looked at.
+    """
+    digest, count = hashlib.sha256(), 0
+    for split in ("train", "val"):
+        folder = _split(opt, split)
+        for name, is_folder in sorted(_entries(folder)):
+            if is_folder:
+                time = os.stat(os.path.join(folder, name)).st_mtime_ns
+                digest.update(b"%s/%s\0%d\0" % (split.encode(), name, time))
+                count += 1
+    return f"{os.path.abspath(opt.data)}: {count} folders, {digest.hexdigest()}"
+
+
+def exec(opt, cache_file):
+    """List the images of both splits and save paths, classes and class names to `cache_file`.
+
+    `train_paths`, `val_paths`: bytes (N,), "class/image" below the split's folder, as the file
+    system has them; `train_targets`, `val_targets`: int64 (N,) from 0; `classes`: bytes (C,).
+    """
+    mark = signature(opt)  # before the search: what changes during it makes the list stale
+    say("=> Generating list of images")
+    names = [os.fsencode(name) for name in classes(opt)]
+    numbers = {name: number for number, name in enumerate(names)}
+    say(" | finding all validation images")
+    val_paths, val_targets = _images(_split(opt, "val"), numbers)
+    say(" | finding all training images")
+    train_paths, train_targets = _images(_split(opt, "train"), numbers)
+    say(f" | saving list of images to {cache_file}")
+    with files.replacing(cache_file) as file:
+        np.savez_compressed(
+            file,
+            signature=np.array(mark),
+            classes=np.array(names),
+            train_paths=train_paths,
+            train_targets=train_targets,
+            val_paths=val_paths,
+            val_targets=val_targets,
+        )
+
+
+def _split(opt, split):
+    """The folder of a split, in bytes: file names need not be valid text."""
+    if not opt.data:
+        raise InputError(f"-data is missing: {LAYOUT}")
+    folder = os.path.join(opt.data, split)
+    for path in (opt.data, folder):
+        if not os.path.isdir(path):
+            raise InputError(f"{path!r} is not a folder: {LAYOUT}")
+    return os.fsencode(folder)
+
+
+def _entries(folder):
+    """(name, is it a folder) of everything that is not hidden; links count as what they lead to."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith(b"."):
+                    yield entry.name, entry.is_dir()
+    except OSError as error:
+        raise InputError(f"cannot list {os.fsdecode(folder)!r}: {error.strerror}") from None
+
+
+def _is_image(name):
+    return name.lower().endswith(_ENDINGS)
+
+
+def _images(folder, numbers):
+    """Paths and targets of a split, sorted: bytes (N,) and int64 (N,)."""
+    paths, counts, targets = [], [], []
+    for name, is_folder in sorted(_entries(folder)):
+        path = os.path.join(folder, name)
+        if not is_folder:
+            if _is_image(name):
+                raise _misplaced(path)
+            continue
+        found = _class_images(folder, name)
+        if not found:
+            continue
+        if name not in numbers:
+            raise InputError(
+                f"class not found: {os.fsdecode(path)!r} holds images but has no twin in train; "
+                + LAYOUT
+            )
+        paths += found
+        counts.append(len(found))
+        targets.append(numbers[name])
+    if not paths:
+        ending = " ".join(EXTENSIONS)
+        raise InputError(f"no images ({ending}) in {os.fsdecode(folder)!r}: {LAYOUT}")
+    return np.array(paths), np.repeat(np.array(targets, np.int64), counts)
+
+
+def _class_images(folder, name):
+    """The images of one class as sorted "class/image"; none may lie deeper."""
+    path = os.path.join(folder, name)
+    found = []
+    for file, is_folder in _entries(path):
+        if is_folder:
+            # A link that leads back up is no deeper folder
+            stray = _first_image(os.path.join(path, file), {_identity(folder), _identity(path)})
+            if stray is not None:
+                raise _misplaced(stray)
+        elif _is_image(file):
+            found.append(name + b"/" + file)
+    return sorted(found)
+
+
+def _first_image(folder, seen):
+    """Some image at any depth below a folder, or None; no folder of `seen` is entered."""
+    identity = _identity(folder)
+    if identity in seen:
+        return None
+    seen.add(identity)
+    for name, is_folder in sorted(_entries(folder)):
+        path = os.path.join(folder, name)
+        found = _first_image(path, seen) if is_folder else path if _is_image(name) else None
+        if found is not None:
+            return found
+    return None
+
+
+def _identity(folder):
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
+
+
+def _misplaced(path):
+    return InputError(f"{os.fsdecode(path)!r} is not directly inside a class folder: {LAYOUT}")

@@ -1,0 +1,78 @@
+"""A dataset whose images are all held in memory as bytes: what CIFAR and the digits share.
+
+Takes the place of the class that datasets/cifar10.lua and cifar100.lua each had. Differs from the
+Lua: targets count from 0, and the images can also be augmented by the batch, on any device.
+"""
+
+import numpy as np
+import torch
+
+import files
+from datasets import batched
+from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop
+
+
+def save(cache_file, signature, train, val):
+    """Write the cache that `Images` reads; train and val are (images, labels).
+
+    Images are uint8 (N, 3, H, W), labels int64 (N,) from 0; `signature` says what they come from.
+    """
+    with files.replacing(cache_file) as file:
+        np.savez(
+            file,
+            signature=np.array(signature),
+            train_images=train[0],
+            train_labels=train[1],
+            val_images=val[0],
+            val_labels=val[1],
+        )
+
+
+class Images:
+    """One split, "train" or "val". A dataset is this with its own constants.
+
+    mean, std: of the training images, for each colour, in bytes (0..255).
+    padding: pixels on each side, of which training crops take the size of the image again.
+    mirror: whether training images are mirrored half of the time.
+    """
+
+    mean = std = padding = mirror = None
+
+    def __init__(self, info, opt, split):
+        self.split = split
+        self.images = torch.from_numpy(info[f"{split}_images"])  # uint8 (N, 3, H, W)
+        self.labels = torch.from_numpy(info[f"{split}_labels"])  # int64 (N,)
+
+    def get(self, i):
+        """Image i, float32 (3, H, W) in 0..255, and its target."""
+        return self.images[i].numpy().astype(np.float32), int(self.labels[i])
+
+    def size(self):
+        """The number of images."""
+        return len(self.labels)
+
+    @property
+    def draws(self):
+        """How many uniforms a training image takes: the flip if any, x, y."""
+        return 3 if self.mirror else 2
+
+    def preprocess(self):
+        """The transform of one image, called as t(image, draws)."""
+        normalize = ColorNormalize(self.mean, self.std)
+        if self.split == "val":
+            return normalize
+        flip = [HorizontalFlip(0.5)] if self.mirror else []
+        # pads after normalising: the border has the mean colour
+        return Compose([normalize, *flip, RandomCrop(self.images.shape[-1], self.padding)])
+
+    def augment(self, batch, uniforms=None, dtype=torch.float32):
+        """get and preprocess for a uint8 batch (N, 3, H, W); uniforms are float64 (N, draws).
+
+        Gives the same bits as preprocess does with the same draws, for dtype float32.
+        """
+        batch = batched.normalize(batch, self.mean, self.std, dtype)
+        if self.split == "val":
+            return batch
+        if self.mirror:
+            batch = batched.flip(batch, uniforms[:, 0])
+        return batched.crop(batch, uniforms[:, -2], uniforms[:, -1], self.padding)

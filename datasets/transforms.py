@@ -1,0 +1,264 @@
+"""The image transforms, one image at a time: the reference that the batched ones must equal.
+
+Port of datasets/transforms.lua. An image is a float32 array (3, height, width). A transform is
+called as `t(image, draws)`; `draws` is a `datasets.draws.Draws` or anything with its methods, asked
+in the order in which the Lua asked torch. Nothing is clamped.
+
+On purpose different: Brightness, Contrast and Saturation return a new image where the Lua changed
+its input; RandomSizedCrop takes at least one pixel, where the Lua stopped at a tiny image.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.image import crop, hflip, rotate, scale
+
+
+def _round(value):
+    """Half away from zero like torch.round (Python rounds half to even); value >= 0."""
+    return math.floor(value + 0.5)
+
+
+@dataclass(frozen=True)
+class Compose:
+    """One transform after the other."""
+
+    transforms: list
+
+    def __call__(self, image, draws=None):
+        for transform in self.transforms:
+            image = transform(image, draws)
+        return image
+
+
+@dataclass(frozen=True)
+class ColorNormalize:
+    """(image - mean) / std for each colour."""
+
+    mean: tuple
+    std: tuple
+
+    def __call__(self, image, draws=None):
+        mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
+        return (image - mean[:, None, None]) / std[:, None, None]
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Scales the shorter side to `size`; the longer one is rounded down."""
+
+    size: int
+    interpolation: str = "bicubic"
+
+    def __call__(self, image, draws=None):
+        h, w = image.shape[1:]
+        if min(w, h) == self.size:
+            return image
+        # h / w * size in this order: it can fall below a whole number (10x408 at 100 gives 4079)
+        if w < h:
+            return scale(image, self.size, int(h / w * self.size), self.interpolation)
+        return scale(image, int(w / h * self.size), self.size, self.interpolation)
+
+
+@dataclass(frozen=True)
+class CenterCrop:
+    """The middle; an odd pixel is left out on the left and at the top."""
+
+    size: int
+
+    def __call__(self, image, draws=None):
+        h, w = image.shape[1:]
+        x, y = math.ceil((w - self.size) / 2), math.ceil((h - self.size) / 2)
+        return crop(image, x, y, self.size, self.size)
+
+
+@dataclass(frozen=True)
+class RandomCrop:
+    """A crop from anywhere, after `padding` zeros on each side. Draws x, y; nothing if it fits."""
+
+    size: int
+    padding: int = 0
+
+    def __call__(self, image, draws):
+        p = self.padding
+        if p > 0:
+            image = np.pad(image, ((0, 0), (p, p), (p, p)))
+        h, w = image.shape[1:]
+        if w == self.size and h == self.size:
+            return image
+        if w < self.size or h < self.size:
+            return crop(image, 0, 0, self.size, self.size)  # raises
+        x, y = draws.random(0, w - self.size), draws.random(0, h - self.size)
+        return crop(image, x, y, self.size, self.size)
+
+
+@dataclass(frozen=True)
+class TenCrop:
+    """Centre and corners (top left, top right, bottom left, bottom right), then mirrored.
+
+    (3, h, w) -> (10, 3, size, size).
+    """
+
+    size: int
+
+    def __call__(self, image, draws=None):
+        n = self.size
+        center = CenterCrop(n)
+        right, bottom = image.shape[2] - n, image.shape[1] - n
+        crops = []
+        for view in (image, hflip(image)):
+            crops.append(center(view))
+            crops += [crop(view, x, y, n, n) for y in (0, bottom) for x in (0, right)]
+        return np.stack(crops)
+
+
+@dataclass(frozen=True)
+class RandomScale:
+    """The shorter side to a random length, both ends included (ResNet-style); the other rounded."""
+
+    min_size: int
+    max_size: int
+
+    def __call__(self, image, draws):
+        h, w = image.shape[1:]
+        size = draws.random(self.min_size, self.max_size)
+        if w < h:
+            return scale(image, size, _round(h / w * size))
+        return scale(image, _round(w / h * size), size)
+
+
+@dataclass(frozen=True)
+class RandomSizedCrop:
+    """8 to 100 % of the area, sides as 3/4 to 4/3 or swapped, scaled to size (Inception-style).
+
+    Ten attempts of three draws (area, aspect, swap); the first that fits draws y, then x. If none
+    fits: Scale and CenterCrop.
+    """
+
+    size: int
+
+    def __call__(self, image, draws):
+        rows, columns = image.shape[1:]
+        for _ in range(10):
+            area = draws.uniform(0.08, 1.0) * (rows * columns)
+            aspect = draws.uniform(3 / 4, 4 / 3)  # uniform, not log-uniform
+            w, h = _round(math.sqrt(area * aspect)), _round(math.sqrt(area / aspect))
+            w, h = max(w, 1), max(h, 1)
+            if draws.uniform() < 0.5:
+                w, h = h, w
+            if h <= rows and w <= columns:
+                y, x = draws.random(0, rows - h), draws.random(0, columns - w)
+                return scale(image[:, y : y + h, x : x + w], self.size, self.size)
+        return CenterCrop(self.size)(Scale(self.size)(image))
+
+
+@dataclass(frozen=True)
+class HorizontalFlip:
+    """Mirrors with probability `prob`. Draws one number."""
+
+    prob: float
+
+    def __call__(self, image, draws):
+        return hflip(image) if draws.uniform() < self.prob else image
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Turns by up to `deg` / 2 degrees either way. Draws one number, none if `deg` is 0."""
+
+    deg: float
+
+    def __call__(self, image, draws):
+        if self.deg == 0:
+            return image
+        return rotate(image, (draws.uniform() - 0.5) * self.deg * math.pi / 180)
+
+
+@dataclass(frozen=True)
+class Lighting:
+    """AlexNet-style noise along the principal axes of colour. Draws three normals, none if 0.
+
+    `eigval` (3,), `eigvec` (3, 3) with an axis in each column. In double, as in the Lua's workers.
+    """
+
+    alphastd: float
+    eigval: tuple
+    eigvec: tuple
+
+    def __call__(self, image, draws):
+        if self.alphastd == 0:
+            return image
+        alpha = np.array([draws.normal(0, self.alphastd) for _ in range(3)])
+        shift = np.sum(np.array(self.eigvec) * alpha * np.array(self.eigval), axis=1)
+        return image + shift.astype(np.float32)[:, None, None]
+
+
+def _blend(image, other, alpha):
+    """alpha image + (1 - alpha) other."""
+    return image * np.float32(alpha) + np.float32(1 - alpha) * other
+
+
+def _grayscale(image):
+    """(3, h, w) -> (h, w)."""
+    red, green, blue = image
+    gray = np.float32(0.299) * red
+    gray += np.float32(0.587) * green
+    gray += np.float32(0.114) * blue
+    return gray
+
+
+@dataclass(frozen=True)
+class Saturation:
+    """A blend with the gray image; one draw."""
+
+    var: float
+
+    def __call__(self, image, draws):
+        alpha = 1 + draws.uniform(-self.var, self.var)
+        return _blend(image, _grayscale(image), alpha)
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """A blend with black; one draw."""
+
+    var: float
+
+    def __call__(self, image, draws):
+        return image * np.float32(1 + draws.uniform(-self.var, self.var))
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A blend with the mean of the gray image, as the image is when its turn comes; one draw."""
+
+    var: float
+
+    def __call__(self, image, draws):
+        alpha = 1 + draws.uniform(-self.var, self.var)
+        mean = np.float32(_grayscale(image).mean(dtype=np.float64))
+        return _blend(image, mean, alpha)
+
+
+@dataclass(frozen=True)
+class RandomOrder:
+    """All the transforms, in an order drawn before them."""
+
+    transforms: list
+
+    def __call__(self, image, draws):
+        if not self.transforms:
+            return image
+        for k in draws.randperm(len(self.transforms)):
+            image = self.transforms[k](image, draws)
+        return image
+
+
+class ColorJitter(RandomOrder):
+    """Brightness, Contrast and Saturation in random order; those that are 0 are left out."""
+
+    def __init__(self, brightness=0, contrast=0, saturation=0):
+        strengths = ((Brightness, brightness), (Contrast, contrast), (Saturation, saturation))
+        super().__init__([kind(var) for kind, var in strengths if var != 0])

@@ -1,0 +1,74 @@
+"""The run, in order: options, checkpoint, model, data, trainer, epochs. Port of main.lua."""
+
+import math
+import sys
+import time
+
+import opts
+from errors import InputError
+
+
+def main(argv=None):
+    """Train or test as the command line says."""
+    opt = opts.parse(argv)
+    # after the options: an error or the help need not wait for torch
+    import torch
+
+    import checkpoints
+    import dataloader
+    import datasets
+    import models
+    from distributed import pick_device, say
+    from train import Trainer, criterion
+
+    torch.manual_seed(opt.manualSeed)
+    device = pick_device()
+
+    # Load previous checkpoint, if it exists
+    checkpoint = checkpoints.latest(opt)
+
+    # Create model
+    model = models.setup(opt, checkpoint, datasets.module(opt.dataset).classes(opt), device)
+
+    # Data loading
+    train_loader, val_loader = dataloader.create(opt, device)
+
+    # The trainer handles the training loop and evaluation on validation set
+    state = checkpoint or checkpoints.optim_state(opt)
+    trainer = Trainer(model, criterion(), opt, device, state)
+
+    if opt.testOnly:
+        top1, top5 = trainer.test(0, val_loader)
+        say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}")
+        return
+
+    checkpoints.begin(opt, checkpoint, device)
+    first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
+    best = checkpoint["best"] if checkpoint else (math.inf, math.inf)
+    for epoch in range(first, opt.nEpochs + 1):
+        start = time.perf_counter()
+        # Train for a single epoch
+        train = trainer.train(epoch, train_loader)
+
+        # Run model on validation set
+        test = trainer.test(epoch, val_loader)
+
+        is_best = test[0] < best[0]
+        if is_best:
+            best = test
+            say(f" * Best model \t{best[0]:.14g}\t{best[1]:.14g}")
+
+        entry = {"train": train, "test": test, "best": best, "seconds": time.perf_counter() - start}
+        checkpoints.save(epoch, model, trainer, best, is_best, opt, entry)
+
+    say(f" * Finished top1: {best[0]:6.3f}  top5: {best[1]:6.3f}")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except InputError as error:
+        sys.exit(f"main.py: {error}")
+    except KeyboardInterrupt:
+        print("main.py: interrupted; -resume DIR goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,93 @@
+"""From options or a file to a model that is ready to train. Port of models/init.lua.
+
+The order is the Lua's: a checkpoint that is resumed comes before -retrain, that before a new net.
+Differs from the Lua: the number of classes follows the data where -nClasses is 0, and a model that
+does not fit the data is refused instead of failing inside the loss.
+"""
+
+import importlib
+
+import torch
+from torch import nn
+
+import files
+from distributed import say
+from errors import InputError
+from models.blocks import init_linear
+
+
+def setup(opt, checkpoint, classes, device):
+    """The model on its device in the run's precision; `classes` are the names found in the data."""
+    count = opt.nClasses or len(classes)
+    if count < len(classes):
+        raise InputError(f"-nClasses {count}, but the data has {len(classes)} classes")
+    if checkpoint is not None:
+        say(f"=> Resuming model from {checkpoint['modelFile']}")
+        model = load_file(checkpoint["modelFile"])
+    elif opt.retrain != "none":
+        say(f"Loading model from file: {opt.retrain}")
+        model = load_file(opt.retrain)
+        if opt.resetClassifier:
+            reset_classifier(model, count)
+    else:
+        say(f"=> Creating model from file: models/{opt.netType}.py")
+        model = build(opt, count)
+    outputs = model.fc.out_features
+    if outputs < len(classes) or (checkpoint is None and opt.nClasses and outputs != opt.nClasses):
+        raise InputError(
+            f"the model has {outputs} classes, the data {len(classes)} and -nClasses "
+            f"{opt.nClasses}: to fine-tune, give -retrain FILE -resetClassifier true"
+        )
+    model.classes, model.dataset = list(classes), opt.dataset
+    _set_memory(opt, model)
+    _set_backend(opt)
+    return model.to(device, torch.float64 if opt.precision == "double" else torch.float32)
+
+
+def build(opt, classes):
+    """A new net with this number of classes."""
+    return importlib.import_module(f"models.{opt.netType}").create(opt, classes)
+
+
+def load_file(path):
+    """A net from one of our model files, with its weights, class names and dataset."""
+    content = files.load(path)
+    try:
+        return _build(content)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ModuleNotFoundError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{path} is not a model file of this program: {reason}") from None
+
+
+def _build(content):
+    config = dict(content["config"])
+    name = config.pop("net")
+    dtype = content["model"]["fc.weight"].dtype
+    model = getattr(importlib.import_module(f"models.{name}"), name)(**config).to(dtype)
+    model.load_state_dict(content["model"])
+    model.classes, model.dataset = content["classes"], content["dataset"]
+    return model
+
+
+def reset_classifier(model, count):
+    """Put a new, freshly initialised last layer in place of the old one."""
+    say(f" => Replacing classifier with {count}-way classifier")
+    model.fc = init_linear(nn.Linear(model.fc.in_features, count))
+    model.config["classes"] = count
+
+
+def _set_memory(opt, model):
+    if opt.optnet:
+        model.recompute = True
+    if opt.shareGradInput:
+        say("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
+
+
+def _set_backend(opt):
+    if opt.backend == "cunn":
+        say("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
+    torch.backends.cudnn.benchmark = opt.cudnn == "fastest"
+    torch.backends.cudnn.deterministic = opt.cudnn == "deterministic"
+    # PyTorch lets cuDNN round to TF32 unless told otherwise; single means IEEE float32
+    torch.backends.cudnn.allow_tf32 = opt.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = opt.precision == "tf32"

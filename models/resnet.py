@@ -1,0 +1,37 @@
+"""ResNet: deep residual learning (https://arxiv.org/abs/1512.03385).
+
+Port of models/resnet.lua, with the stride in the 3x3 convolution as there. Any number of classes
+and any size of image; shortcut A also works with bottlenecks (see blocks.py).
+"""
+
+import depths
+from distributed import say
+from models.blocks import Basic, Bottleneck, Net
+
+TITLES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
+
+
+def resnet(depth=34, classes=1000, stem="imagenet", shortcut="B"):
+    """A ResNet-`depth` of basic or bottleneck blocks."""
+    return residual({"net": "resnet", **locals()})
+
+
+def residual(config, preactivation=False):
+    """The net of a configuration; preresnet.py's too, which differs in the activation."""
+    kind, counts = depths.stages(config["net"], config["stem"], config["depth"])
+    shortcut = config["shortcut"]
+
+    def block(inputs, planes, stride, activation):
+        if kind == "basic":
+            return Basic(inputs, planes, stride, shortcut, activation)
+        return Bottleneck(inputs, planes * 4, stride, shortcut, activation, width=planes)
+
+    width = 64 if config["stem"] == "imagenet" else 16
+    return Net(config, config["stem"], width, counts, block, preactivation)
+
+
+def create(opt, classes, net=resnet):
+    """The net that the options ask for, announced as in the Lua."""
+    model = net(opt.depth, classes, opt.stem, opt.shortcutType)
+    say(f" | ResNet-{opt.depth} {TITLES.get(opt.dataset, opt.dataset)}")
+    return model

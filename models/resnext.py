@@ -1,0 +1,132 @@
+"""ResNeXt: aggregated residual transformations (https://arxiv.org/abs/1611.05431).
+
+Port of models/resnext.lua. Added: form A of the paper's figure 3, pre-activated blocks (see
+preresnext.py), any number of classes and any size of image.
+"""
+
+import torch
+from torch import nn
+
+import depths
+from distributed import say
+from errors import InputError
+from models.blocks import BatchNorm2d, Block, Bottleneck, Net, conv
+
+
+class Path(nn.Module):
+    """One of the C paths of forms A and B: inputs -> d -> d channels, and in form A -> outputs."""
+
+    def __init__(self, inputs, d, stride, outputs=None):
+        super().__init__()
+        self.conv1 = conv(inputs, d, 1)
+        self.bn1 = BatchNorm2d(d)
+        self.conv2 = conv(d, d, 3, stride)
+        self.bn2 = BatchNorm2d(d)
+        self.conv3 = conv(d, outputs, 1) if outputs else nn.Identity()
+        self.relu = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.relu(x)
+        x = self.conv2(x)
+        x = self.bn2(x)
+        x = self.relu(x)
+        return self.conv3(x)
+
+
+# The branch of a block in the three forms of figure 3: C paths, d channels wide. All three are one
+# function (see forms.py), given that in form A batch norm follows the sum (footnote 6).
+
+
+class FormA(Block):
+    """Figure 3(a): C separate paths, summed."""
+
+    def build(self, inputs, outputs, stride, d, c):
+        self.paths = nn.ModuleList(Path(inputs, d, stride, outputs) for _ in range(c))
+        self.bn3 = self.last_norm(outputs)
+
+    def branch(self, x):
+        x = sum(path(x) for path in self.paths)
+        return self.bn3(x)
+
+
+class FormB(Block):
+    """Figure 3(b): C separate paths, concatenated, then one 1x1 convolution."""
+
+    def build(self, inputs, outputs, stride, d, c):
+        self.paths = nn.ModuleList(Path(inputs, d, stride) for _ in range(c))
+        self.conv3 = conv(c * d, outputs, 1)
+        self.bn3 = self.last_norm(outputs)
+
+    def branch(self, x):
+        x = torch.cat([path(x) for path in self.paths], 1)  # (N, C d, H, W)
+        x = self.conv3(x)
+        return self.bn3(x)
+
+
+class FormC(Bottleneck):
+    """Figure 3(c): one path, C d channels wide, whose 3x3 convolution has C groups."""
+
+    def build(self, inputs, outputs, stride, d, c):
+        super().build(inputs, outputs, stride, width=c * d, groups=c)
+
+
+FORMS = {"resnext_A": FormA, "resnext_B": FormB, "resnext_C": FormC}
+
+DEPLOYING = {
+    "resnet": "Deploying ResNet bottleneck block",
+    "resnext_A": "Deploying ResNeXt bottleneck block form A",
+    "resnext_B": "Deploying ResNeXt bottleneck block form B",
+    "resnext_C": "Deploying ResNeXt bottleneck block form C (group convolution)",
+}
+
+
+def resnext(
+    depth=50,
+    cardinality=1,
+    base_width=64,
+    classes=1000,
+    stem="imagenet",
+    shortcut="B",
+    bottleneck="resnext_C",
+    preactivation=False,
+):
+    """A ResNeXt-`depth` of `cardinality` paths, `base_width` channels each in the first stage.
+
+    `bottleneck` "resnet" is the block of ResNet, without regard to cardinality and base width.
+    """
+    config = {"net": "resnext", **locals()}
+    net = "preresnext" if preactivation else "resnext"
+    _, counts = depths.stages(net, stem, depth, bottleneck)
+    if base_width < 1 or cardinality < 1:
+        raise InputError(
+            f"cardinality {cardinality} and base width {base_width} make blocks without channels;"
+            " both -cardinality and -baseWidth should be at least 1"
+        )
+
+    def block(inputs, planes, stride, activation):
+        outputs = planes * 4
+        if bottleneck == "resnet":
+            return Bottleneck(inputs, outputs, stride, shortcut, activation, width=planes)
+        d = planes * base_width // 64
+        return FORMS[bottleneck](inputs, outputs, stride, shortcut, activation, d=d, c=cardinality)
+
+    return Net(config, stem, 64, counts, block, preactivation)
+
+
+def create(opt, classes, net=resnext):
+    """The net that the options ask for, announced as in the Lua."""
+    depths.stages("resnext", "cifar", 29, opt.bottleneckType)
+    say(DEPLOYING[opt.bottleneckType])
+    model = net(
+        depth=opt.depth,
+        cardinality=opt.cardinality,
+        base_width=opt.baseWidth,
+        classes=classes,
+        stem=opt.stem,
+        shortcut=opt.shortcutType,
+        bottleneck=opt.bottleneckType,
+    )
+    say(f" | ResNet-{opt.depth} {'ImageNet' if opt.dataset == 'imagenet' else opt.dataset}")
+    return model

@@ -1,0 +1,272 @@
+"""The options: one table, the defaults by net and dataset, the cross-checks. Port of opts.lua.
+
+Imports nothing heavy, so that -help and every option error answer at once. Differs from the Lua:
+names may be given with two dashes, values are checked against what exists, errors are one sentence
+and exit status 2, and the options of ResNeXt and of fb.resnet.torch are one set.
+"""
+
+import ast
+import difflib
+import math
+import os
+import sys
+import types
+
+import depths
+
+from errors import InputError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+HEAD = """Usage: main.py [options]
+
+ResNet / ResNeXt training script, a port of Torch-7's
+See README.md and TRAINING.md for examples
+
+Options:"""
+
+
+def datasets():
+    """Names of the datasets: every datasets/NAME.py that has a twin NAME_gen.py."""
+    files = set(os.listdir(os.path.join(HERE, "datasets")))
+    return sorted(f[:-7] for f in files if f.endswith("_gen.py") and f[:-7] + ".py" in files)
+
+
+def whole(text):
+    """A whole number, as tonumber read it: 32, 1e2."""
+    number = float(text)
+    if not number.is_integer():
+        raise ValueError
+    return int(number)
+
+
+def real(text):
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def boolean(text):
+    return {"true": True, "false": False}[text.lower()]
+
+
+def epochs(text):
+    """Epochs separated by commas, ascending: 150,225."""
+    steps = tuple(whole(step) for step in text.split(",")) if text else ()
+    if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
+        raise ValueError
+    return steps
+
+
+WANTED = {
+    whole: "a whole number",
+    real: "a number",
+    boolean: "true or false",
+    epochs: "ascending epochs such as 150,225",
+}
+
+PRECISIONS = ("single", "double", "half", "bfloat16", "tf32")
+
+# Name, default, how the value is read, what it may be (words, or the least number), help.
+# fmt: off
+OPTIONS = (
+    # ---------- General options ----------
+    ("data",            "",            str,     None, "Path to dataset"),
+    ("dataset",         "imagenet",    str,     None, "Options: imagenet | cifar10 | cifar100 | digits"),
+    ("manualSeed",      0,             whole,   0,    "Manually set RNG seed"),
+    ("nGPU",            1,             whole,   1,    "Number of replicas, on any number of devices"),
+    ("backend",         "cudnn",       str,     ("cudnn", "cunn"), ""),
+    ("cudnn",           "fastest",     str,     ("fastest", "default", "deterministic"), ""),
+    ("gen",             "gen",         str,     None, "Path to save generated files"),
+    ("precision",       "single",      str,     PRECISIONS, ""),
+    # ---------- Data options ----------
+    ("nThreads",        2,             whole,   0,    "number of data loading workers"),
+    ("skipCorrupt",     False,         boolean, None, "Count and leave out unreadable images"),
+    # ---------- Training options ----------
+    ("nEpochs",         0,             whole,   0,    "Number of total epochs to run (0: the recipe's)"),
+    ("epochNumber",     1,             whole,   1,    "Manual epoch number (useful on restarts)"),
+    ("batchSize",       32,            whole,   1,    "mini-batch size (1 = pure stochastic)"),
+    ("testOnly",        False,         boolean, None, "Run on validation set only"),
+    ("tenCrop",         False,         boolean, None, "Ten-crop testing"),
+    ("testScale",       256,           whole,   1,    "Shorter side of the test image (ImageNet)"),
+    ("testCrop",        224,           whole,   1,    "Side of the crop of the test image (ImageNet)"),
+    # ---------- Checkpointing options ----------
+    ("save",            "checkpoints", str,     None, "Directory in which to save checkpoints"),
+    ("resume",          "none",        str,     None, "Resume from the latest checkpoint in this directory"),
+    ("keep",            0,             whole,   0,    "Keep the files of the last N epochs (0: all)"),
+    # ---------- Optimization options ----------
+    ("LR",              0.1,           real,    0,    "initial learning rate"),
+    ("LRSteps",         (),            epochs,  None, "Epochs where the rate drops x0.1 (none: the recipe's)"),
+    ("momentum",        0.9,           real,    0,    "momentum"),
+    ("weightDecay",     1e-4,          real,    0,    "weight decay"),
+    # ---------- Model options ----------
+    ("netType",         "resnext",     str,     None, "Options: " + " | ".join(depths.NETS)),
+    ("bottleneckType",  "resnext_C",   str,     depths.BOTTLENECKS, ""),
+    ("depth",           34,            whole,   1,    "ResNet depth: 18 | 34 | 50 | 101 | ..."),
+    ("baseWidth",       64,            whole,   1,    "ResNet base width"),
+    ("cardinality",     1,             whole,   1,    "ResNet cardinality"),
+    ("shortcutType",    "",            str,     ("", "A", "B", "C", "none"), ""),
+    ("retrain",         "none",        str,     None, "Path to model to retrain with"),
+    ("optimState",      "none",        str,     None, "Path to an optimState to reload from"),
+    # ---------- Model options ----------
+    ("shareGradInput",  False,         boolean, None, "Accepted; autograd frees gradInput by itself"),
+    ("optnet",          False,         boolean, None, "Recompute activations to reduce memory usage"),
+    ("resetClassifier", False,         boolean, None, "Reset the fully connected layer for fine-tuning"),
+    ("nClasses",        0,             whole,   0,    "Number of classes (0: as many as are found)"),
+)
+
+# Recipes, each as its own repository has it: epochs, shortcut type, where the rate drops x0.1.
+# By dataset name, else by the stem that its file names; "every" counts epochs, "at" names them,
+# "after" is a share of nEpochs.
+RECIPES = {
+    ("resnext", "imagenet"): (100, "B", ("every", 30)),
+    ("resnext", "cifar"):    (300, "B", ("after", (0.49, 0.74))),
+    ("resnet", "imagenet"):  (90,  "B", ("every", 30)),
+    ("resnet", "cifar"):     (164, "A", ("at", (81, 122))),
+    ("resnext", "digits"):   (20,  "B", ("after", (0.49, 0.74))),
+    ("resnet", "digits"):    (20,  "A", ("after", (0.49, 0.74))),
+}
+# fmt: on
+
+
+def parse(argv=None):
+    """Read the command line into the options; print help or one sentence of error and exit."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    if any(word in ("-h", "-help", "--help") for word in argv):
+        print(help_text())
+        sys.exit(0)
+    try:
+        return check(read(argv))
+    except InputError as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def read(argv):
+    """The words of the command line as a namespace; `given` holds the names that were given.
+
+    Not by argparse: with single-dash names it takes -dep for -depth even where abbreviations are
+    off, and refuses values that start with a dash.
+    """
+    names = {row[0] for row in OPTIONS}
+    given = {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            raise InputError(f"unexpected word {word!r}: an option starts with a dash (-help)")
+        name, joined, text = word.lstrip("-").partition("=")
+        if name not in names:
+            raise InputError(f"unknown option -{name}{_nearest(name, names)}")
+        if not joined:
+            text = next(words, None)
+        if text is None or (text.startswith("-") and text.lstrip("-") in names):
+            raise InputError(f"missing argument for option -{name}")
+        given[name] = text
+    opt = types.SimpleNamespace(given=frozenset(given))
+    for name, default, kind, allowed, _ in OPTIONS:
+        setattr(opt, name, _value(name, given[name], kind, allowed) if name in given else default)
+    return opt
+
+
+def _nearest(name, names):
+    starts = [known for known in sorted(names) if known.lower().startswith(name.lower())]
+    near = starts or difflib.get_close_matches(name, names, 3, 0.5)
+    return "; did you mean -" + " or -".join(near) + "?" if near else " (-help lists all)"
+
+
+def _value(name, text, kind, allowed):
+    try:
+        value = kind(text)
+    except (ValueError, KeyError, OverflowError):
+        raise InputError(
+            f"invalid value {text!r} for option -{name}: should be {WANTED[kind]}"
+        ) from None
+    if isinstance(allowed, tuple) and value not in allowed:
+        words = ", ".join(word for word in allowed if word)
+        raise InputError(f"unknown {name} {text!r}: should be one of {words}")
+    if isinstance(allowed, int) and value < allowed:
+        raise InputError(f"invalid value {text} for option -{name}: should be at least {allowed}")
+    return value
+
+
+def check(opt):
+    """Fill in the recipe's defaults and refuse what cannot work together."""
+    if opt.dataset not in datasets():
+        raise InputError(
+            f"unknown dataset {opt.dataset!r}: should be one of {', '.join(datasets())}"
+        )
+    nets = sorted(_nets())
+    if opt.netType not in nets:
+        raise InputError(f"unknown netType {opt.netType!r}: should be one of {', '.join(nets)}")
+    opt.stem = _stem(opt.dataset)
+    family = "resnet" if opt.netType in ("resnet", "preresnet") else "resnext"
+    recipe = RECIPES.get((family, opt.dataset)) or RECIPES[family, opt.stem]
+    opt.nEpochs = opt.nEpochs or recipe[0]
+    opt.shortcutType = opt.shortcutType or recipe[1]
+    opt.drops = ("at", opt.LRSteps) if opt.LRSteps else recipe[2]
+    if opt.momentum == 0:
+        raise InputError("-momentum 0: Nesterov momentum requires a momentum; give e.g. 0.9")
+    if opt.shareGradInput and opt.optnet:
+        raise InputError("cannot use both -shareGradInput and -optnet: leave one out")
+    if opt.tenCrop and opt.stem != "imagenet":
+        raise InputError("-tenCrop true needs -dataset imagenet: small images are not cropped")
+    if opt.testCrop > opt.testScale:
+        raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
+    if opt.resume == "none" and opt.retrain == "none" and opt.netType in depths.NETS:
+        depths.stages(opt.netType, opt.stem, opt.depth)  # from a file, the file's depth holds
+    for name in ("retrain", "optimState"):
+        if getattr(opt, name) != "none" and not os.path.isfile(getattr(opt, name)):
+            raise InputError(f"File not found: {getattr(opt, name)} (-{name})")
+    if opt.dataset == "imagenet":
+        opt.data = opt.data or "imagenet"
+        _check_folder(opt.data)
+    return opt
+
+
+def _check_folder(data):
+    held = "must hold train/<class>/<image> and val/<class>/<image>"
+    if not os.path.isdir(data):
+        raise InputError(f"missing ImageNet data directory {data!r}: give -data DIR; it {held}")
+    for split in ("train", "val"):
+        if not os.path.isdir(os.path.join(data, split)):
+            raise InputError(
+                f"ImageNet missing `{split}` directory: {os.path.join(data, split)}; -data {held}"
+            )
+
+
+def _nets():
+    """Nets that were added as a file models/NAME.py with a create(opt, classes)."""
+    found = set()
+    for file in os.listdir(os.path.join(HERE, "models")):
+        if file.endswith(".py") and file != "__init__.py":
+            with open(os.path.join(HERE, "models", file), encoding="utf-8") as lines:
+                if any(line.startswith("def create(") for line in lines):
+                    found.add(file[:-3])
+    return found
+
+
+def _stem(dataset):
+    """Which stem the nets take for a dataset: the plain `stem = ...` of its file, unimported."""
+    path = os.path.join(HERE, "datasets", dataset + ".py")
+    with open(path, encoding="utf-8") as file:
+        for node in ast.parse(file.read()).body:
+            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "stem":
+                return ast.literal_eval(node.value)
+    raise InputError(f'{path} does not say which stem its nets take: stem = "imagenet" or "cifar"')
+
+
+def help_text():
+    """The table of options in the original's layout."""
+    width = max(len(row[0]) for row in OPTIONS)
+    rows = [HEAD]
+    for name, default, _, allowed, text in OPTIONS:
+        text = text or "Options: " + " | ".join(filter(None, allowed))
+        rows.append(f"  -{name:<{width}} {text} [{_shown(default)}]")
+    return "\n".join(rows)
+
+
+def _shown(value):
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"

@@ -1,0 +1,333 @@
+"""The preparation of CIFAR: every published form gives what the original stored; damage is named."""
+
+import io
+import os
+import pickle
+import tarfile
+import types
+
+import numpy as np
+import pytest
+import torch
+
+import datasets
+from datasets import cifar10, cifar10_gen, cifar100_gen, download
+from errors import InputError
+
+HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference", "mainrun")
+TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
+
+
+def options(tmp_path, data="", dataset="cifar10"):
+    return types.SimpleNamespace(dataset=dataset, data=str(data), gen=str(tmp_path / "gen"))
+
+
+@pytest.fixture(scope="module")
+def lua():
+    """What the original cifar10-gen.lua stored, with labels from 1: 35 train and 21 val images."""
+    with np.load(os.path.join(HERE, "cifar10_gen.npz")) as file:
+        return dict(file)
+
+
+def records(images, *labels):
+    """The binary version: for each image its labels, then the three planes."""
+    return b"".join(bytes(row) + image.tobytes() for *row, image in zip(*labels, images))
+
+
+def python2(images, labels, key):
+    """The python version as Python 2 wrote it, opcode by opcode (cPickle, protocol 2)."""
+
+    def text(word):
+        return b"U" + bytes([len(word)]) + word.encode()
+
+    def number(value):
+        return b"M" + value.to_bytes(2, "little")
+
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n" + b"K\x00\x85" + text("b")
+    array += b"tR(K\x01" + number(len(images)) + number(3072) + b"\x86"
+    array += b"cnumpy\ndtype\n(" + text("u1") + b"K\x00K\x01tR(K\x03" + text("|") + b"NNN"
+    array += b"J\xff\xff\xff\xff" * 2 + b"K\x00tb\x89"
+    array += b"T" + (3072 * len(images)).to_bytes(4, "little") + images.tobytes() + b"tb"
+    return (
+        b"\x80\x02}(" + text("batch_label") + text("training batch 1 of 5")
+        + text(key) + b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+        + text("data") + array
+        + text("filenames") + b"](" + text("leptodactylus_s_000004.png") * len(labels) + b"eu."
+    )  # fmt: skip
+
+
+def write(folder, contents):
+    os.makedirs(folder)
+    for name, data in contents.items():
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(data)
+
+
+def pack(path, folder, contents, mode="w:gz"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in {"readme.html": b"<html>", **contents}.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+
+
+@pytest.fixture
+def forms(lua):
+    """The same images in both versions of CIFAR-10: folder name -> file name -> contents."""
+    images, labels = lua["train_data"], lua["train_labels"] - 1
+    cuts = [slice(i * 7, i * 7 + 7) for i in range(5)]
+    binary = {f"{n}.bin": records(images[c], labels[c]) for n, c in zip(TRAIN, cuts)}
+    python = {n: python2(images[c], labels[c], "labels") for n, c in zip(TRAIN, cuts)}
+    images, labels = lua["val_data"], lua["val_labels"] - 1
+    binary["test_batch.bin"] = records(images, labels)
+    python["test_batch"] = python2(images, labels, "labels")
+    return {"cifar-10-batches-bin": binary, "cifar-10-batches-py": python}
+
+
+def assert_as_in_lua(train, val, lua):
+    for dataset, split, count in ((train, "train", 35), (val, "val", 21)):
+        assert dataset.size() == count
+        assert np.array_equal(dataset.images.numpy(), lua[f"{split}_data"])
+        assert np.array_equal(dataset.labels.numpy() + 1, lua[f"{split}_labels"])
+        assert dataset.images.dtype == torch.uint8 and dataset.labels.dtype == torch.int64
+        image, target = dataset.get(3)
+        assert image.dtype == np.float32 and target == lua[f"{split}_labels"][3] - 1
+        assert np.array_equal(image, lua[f"{split}_data"][3])
+
+
+@pytest.mark.parametrize("folder", ["cifar-10-batches-bin", "cifar-10-batches-py"])
+@pytest.mark.parametrize("form", ["around", "inner", "archive", "around archive", "tar"])
+def test_every_form_gives_what_the_lua_stored(tmp_path, forms, lua, folder, form):
+    where = data = tmp_path / "data"
+    archive = folder.replace("batches-bin", "binary").replace("batches-py", "python") + ".tar.gz"
+    if "ar" in form.split("around")[-1]:
+        where.mkdir()
+        pack(where / archive, folder, forms[folder], "w" if form == "tar" else "w:gz")
+        data = where if form == "around archive" else where / archive
+    else:
+        write(where / folder, forms[folder])
+        data = where if form == "around" else where / folder
+    before = sorted(str(path) for path in where.rglob("*"))
+    assert_as_in_lua(*datasets.create(options(tmp_path, data)), lua)
+    assert sorted(str(path) for path in where.rglob("*")) == before  # nothing was unpacked
+    assert os.listdir(tmp_path / "gen") == ["cifar10.npz"]
+
+
+def test_pickles_of_today_are_read(tmp_path, forms, lua):
+    images, labels = lua["val_data"].reshape(-1, 3072), lua["val_labels"] - 1
+    content = {"data": images, "labels": [int(label) for label in labels]}
+    forms["cifar-10-batches-py"]["test_batch"] = pickle.dumps(content, 4)
+    write(tmp_path / "py", forms["cifar-10-batches-py"])
+    assert_as_in_lua(*datasets.create(options(tmp_path, tmp_path / "py")), lua)
+
+
+@pytest.mark.parametrize("folder", ["cifar-100-binary", "cifar-100-python"])
+def test_cifar100_takes_the_fine_labels(tmp_path, lua, folder):
+    contents = {}
+    fine = {"train": np.arange(35) + 60, "val": np.arange(21)}  # 60..94, 0..20
+    for split, name in (("train", "train"), ("val", "test")):
+        images, labels = lua[f"{split}_data"], fine[split]
+        if folder == "cifar-100-binary":
+            contents[name + ".bin"] = records(images, labels // 5, labels)
+        else:
+            contents[name] = python2(images, labels, "fine_labels")
+    write(tmp_path / folder, contents)
+    for dataset, split in zip(datasets.create(options(tmp_path, tmp_path, "cifar100")), fine):
+        assert np.array_equal(dataset.labels, fine[split])
+        assert np.array_equal(dataset.images, lua[f"{split}_data"])
+
+
+# What is wrong with the data
+
+
+def refused(opt):
+    with pytest.raises(InputError) as error:
+        datasets.create(opt)
+    assert not os.path.exists(os.path.join(opt.gen, opt.dataset + ".npz"))
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, change, expected",
+    [
+        ("data_batch_3.bin", lambda data: data[:-1], "has 21510 bytes: should be a whole number of "
+         "records of 3073"),
+        ("data_batch_3.bin", lambda data: b"", "has 0 bytes"),
+        ("test_batch.bin", lambda data: b"\x0a" + data[1:], "has a label 10: should be 0 to 9"),
+    ],
+)  # fmt: skip
+def test_damaged_binary_files(tmp_path, forms, name, change, expected):
+    contents = forms["cifar-10-batches-bin"]
+    contents[name] = change(contents[name])
+    write(tmp_path / "data", contents)
+    message = refused(options(tmp_path, tmp_path / "data"))
+    assert expected in message and f"{name} of {tmp_path / 'data'}" in message
+
+
+class Evil:
+    """Pickles as a call, which would be made while unpickling."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
+
+
+def plain(**content):
+    return lambda data: pickle.dumps(content, 4)
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "change, expected",
+    [
+        (lambda data: data[:-10], "is not a pickle of the python version"),
+        (lambda data: b"nonsense", "is not a pickle of the python version"),
+        (plain(labels=[1, 2]), "lacks the array 'data' or the list 'labels'"),
+        (plain(data=PIXELS), "lacks the array 'data' or the list 'labels'"),
+        (plain(data=PIXELS, labels=[1]), "one whole number as label for each image"),
+        (plain(data=PIXELS, labels=[1, 2.5]), "one whole number as label for each image"),
+        (plain(data=PIXELS, labels=[1, -2]), "has a label -2"),
+        (plain(data=PIXELS[:, 1:], labels=[1, 2]), "should be bytes of shape (images, 3072)"),
+        (plain(data=PIXELS[:0], labels=[]), "should be bytes of shape (images, 3072)"),
+        (plain(data=PIXELS.astype("i1"), labels=[1, 2]), "should be bytes of shape"),
+        (plain(data=np.array([[None] * 3072]), labels=[1]), "should be bytes of shape"),
+        (lambda data: pickle.dumps([1, 2]), "holds no dict"),
+    ],
+)
+def test_damaged_python_files(tmp_path, forms, change, expected):
+    contents = forms["cifar-10-batches-py"]
+    contents["data_batch_2"] = change(contents["data_batch_2"])
+    write(tmp_path / "data", contents)
+    message = refused(options(tmp_path, tmp_path / "data"))
+    assert expected in message and f"data_batch_2 of {tmp_path / 'data'}" in message
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("call", [os.mkdir, eval, np.save, getattr], ids=lambda call: call.__name__)
+def test_a_pickle_runs_nothing(tmp_path, forms, protocol, call):
+    trace = str(tmp_path / "trace")
+    arguments = {eval: (f"open({trace!r}, 'w')",), np.save: (trace, 1), getattr: (trace, "upper")}
+    attack = Evil(call, *arguments.get(call, (trace,)))
+    contents = forms["cifar-10-batches-py"]
+    contents["data_batch_1"] = pickle.dumps({"data": attack, "labels": [1]}, protocol)
+    write(tmp_path / "data", contents)
+    message = refused(options(tmp_path, tmp_path / "data"))
+    assert f"data_batch_1 of {tmp_path / 'data'} is a pickle that would run" in message
+    assert f".{call.__name__}: refused" in message
+    assert not list(tmp_path.glob("trace*"))
+
+
+def test_a_part_of_the_dataset(tmp_path, forms):
+    contents = forms["cifar-10-batches-bin"]
+    del contents["data_batch_4.bin"]
+    write(tmp_path / "data" / "cifar-10-batches-bin", contents)
+    message = refused(options(tmp_path, tmp_path / "data"))
+    assert message.endswith("has only a part of CIFAR-10: data_batch_4.bin is missing")
+    # a whole python version beside it is as good
+    write(tmp_path / "data" / "py", forms["cifar-10-batches-py"])
+    datasets.create(options(tmp_path, tmp_path / "data" / "py"))
+
+
+def test_no_dataset(tmp_path):
+    (tmp_path / "data").mkdir()
+    message = refused(options(tmp_path, tmp_path / "data"))
+    assert "no CIFAR-10 in -data" in message and "cifar-10-python.tar.gz" in message
+    assert "no such file or folder" in refused(options(tmp_path, tmp_path / "nowhere"))
+
+
+def test_archives_that_are_none(tmp_path, forms):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    pack(path, "cifar-10-batches-bin", forms["cifar-10-batches-bin"])
+    path.write_bytes(path.read_bytes()[:-5000])
+    assert f"{path} is damaged" in refused(options(tmp_path, path))
+    path.write_bytes(b"<html>not found</html>")
+    assert f"{path} is damaged or not a .tar.gz" in refused(options(tmp_path, path))
+    pack(path, "photos", {"a.jpg": b"1"})
+    assert f"{path} holds no CIFAR-10" in refused(options(tmp_path, path))
+
+
+def test_odd_members_of_an_archive(tmp_path, forms, lua):
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE):
+            member = tarfile.TarInfo("x/test_batch.bin")
+            member.type, member.linkname = kind, "/etc/passwd"
+            tar.addfile(member)
+        for name, data in forms["cifar-10-batches-bin"].items():
+            member = tarfile.TarInfo("../../outside/" + name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    assert_as_in_lua(*datasets.create(options(tmp_path, path)), lua)
+    assert sorted(os.listdir(tmp_path)) == ["cifar-10-binary.tar.gz", "gen"]
+
+    twice = tmp_path / "twice.tar"
+    pack(twice, "a", forms["cifar-10-batches-bin"], "w")
+    with tarfile.open(twice, "a") as tar:
+        member = tarfile.TarInfo("b/test_batch.bin")
+        tar.addfile(member, io.BytesIO())
+    os.remove(tmp_path / "gen" / "cifar10.npz")
+    assert "holds test_batch.bin twice" in refused(options(tmp_path, twice))
+
+
+# Without -data
+
+
+@pytest.fixture
+def published(tmp_path, forms, monkeypatch):
+    """A folder in place of the authors' server, and the source with the checksum of what it has."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (tmp_path / "gen").mkdir()
+    pack(site / "cifar-10-binary.tar.gz", "x", forms["cifar-10-batches-bin"])
+    monkeypatch.setattr(cifar10_gen, "URL", site.as_uri() + "/")
+    md5 = download.checksum(str(site / "cifar-10-binary.tar.gz"))
+    binary = cifar10_gen.SOURCE.binary._replace(md5=md5)
+    return site, cifar10_gen.SOURCE._replace(binary=binary)
+
+
+def test_download(tmp_path, published, lua, capsys):
+    (site, source), opt, path = published, options(tmp_path), str(tmp_path / "gen" / "cifar10.npz")
+    for attempt in range(2):
+        cifar10_gen.exec(opt, path, source)
+        with np.load(path) as info:
+            assert_as_in_lua(
+                *(cifar10.Dataset(info, opt, split) for split in ("train", "val")), lua
+            )
+        os.remove(path)
+        lines = capsys.readouterr().out.splitlines()
+        if attempt == 0:
+            url = f"{site.as_uri()}/cifar-10-binary.tar.gz"
+            assert lines.pop(0) == f"=> Downloading CIFAR-10 dataset from {url}"
+            os.remove(
+                site / "cifar-10-binary.tar.gz"
+            )  # the archive stays in -gen and is used again
+        assert lines == [
+            " | combining dataset into a single file",
+            f" | saving CIFAR-10 dataset to {path}",
+        ]
+
+
+def test_offline(tmp_path, published, capsys):
+    site, source = published
+    os.remove(site / "cifar-10-binary.tar.gz")
+    path = tmp_path / "gen" / "cifar-10-binary.tar.gz"
+    path.write_bytes(b"cut short")
+    with pytest.raises(InputError) as error:
+        cifar10_gen.exec(options(tmp_path), str(tmp_path / "gen" / "cifar10.npz"), source)
+    message = str(error.value)
+    assert message.startswith(f"cannot download {site.as_uri()}/cifar-10-binary.tar.gz: ")
+    assert f"put it at {path}" in message and message.endswith("-data DIR")
+    assert f"{path} is not the published archive" in capsys.readouterr().out
+    assert os.listdir(tmp_path / "gen") == ["cifar-10-binary.tar.gz"]
+
+
+@pytest.mark.parametrize("module", [cifar10_gen, cifar100_gen])
+def test_what_is_published(module):
+    checksums = [version.md5 for version in (module.SOURCE.binary, module.SOURCE.python)]
+    assert all(len(md5) == 32 and int(md5, 16) for md5 in checksums)
+    assert module.signature(types.SimpleNamespace(data="")).endswith(checksums[0])

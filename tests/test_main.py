@@ -1,0 +1,268 @@
+"""Whole runs of main.py on small data: text, resuming, retraining, bad input."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import files
+import main
+from errors import InputError
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+SMALL = "-dataset cifar10 -depth 11 -baseWidth 8 -cardinality 4 -batchSize 8 -manualSeed 1"
+NET = "-netType resnet -dataset cifar10 -depth 8 -batchSize 8 -LR 0.01"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, cifar):
+    """run("-option value ...") runs main in an empty folder; returns the lines it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command, data=cifar):
+        main.main([*command.split(), "-data", data])
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def shape(lines):
+    """Lines with every number of results and times replaced, blanks kept."""
+    out = []
+    for line in lines:
+        line = re.sub(r"(Time|Data) +\d+\.\d+", r"\1 T", line)
+        line = re.sub(r"Err \d+\.\d{4}\b", "Err E", line)
+        line = re.sub(r"(?<= )[ \d]{3}\.\d{3}", "PPP.PPP", line)
+        line = re.sub(r"\(( {0,2}\d+\.\d{3}|PPP\.PPP)\)", "(PPP.PPP)", line)
+        out.append(re.sub(r"\t[\d.]+\t[\d.]+$", "\tB\tB", line))
+    return out
+
+
+def test_the_lines_are_the_originals(run):
+    with open(os.path.join(HERE, "reference", "mainrun", "resnext_cifar10_2epochs.txt")) as file:
+        theirs = shape(file.read().splitlines())
+    ours = shape(run(SMALL + " -weightDecay 5e-4 -nEpochs 2"))
+    # what must differ: the file of the net, the source of the data, the name of its cache
+    theirs = [line for line in theirs if "ownloading" not in line and "gen/" not in line]
+    ours = [line for line in ours if "gen/" not in line and "No CUDA" not in line]
+    assert [line.replace(".lua", ".py") for line in theirs] == ours
+
+
+def results(folder, epoch):
+    """Everything that a later epoch depends on, and the log without its times."""
+    model = files.load(os.path.join(folder, f"model_{epoch}.pth"))["model"]
+    state = files.load(os.path.join(folder, f"optimState_{epoch}.pth"))
+    with open(os.path.join(folder, "log.jsonl")) as file:
+        log = [json.loads(line) for line in file][1:]
+    log = [{k: v for k, v in line.items() if k != "seconds"} for line in log]
+    return {**model, **state["momentum"]}, state["best"], log
+
+
+def same(one, other):
+    assert one[0].keys() == other[0].keys()
+    differ = [name for name in one[0] if not torch.equal(one[0][name], other[0][name])]
+    assert not differ and one[1:] == other[1:]
+
+
+def test_a_resumed_run_is_the_straight_run(run):
+    options = NET + " -LRSteps 2,4 -manualSeed 3 -nGPU 2 "
+    run(options + "-nEpochs 4 -save straight")
+    run(options + "-nEpochs 4 -save stopped -nThreads 0")
+    for name in os.listdir("stopped"):  # as after a kill at the end of epoch 2
+        if name.endswith(("_3.pth", "_4.pth")):
+            os.remove(os.path.join("stopped", name))
+    files.save(
+        os.path.join("stopped", "latest.pth"),
+        {"epoch": 2, "modelFile": "model_2.pth", "optimFile": "optimState_2.pth"},
+    )
+    lines = run("-dataset cifar10 -resume stopped -save stopped -nThreads 1")
+    assert "=> -LR 0.01 from the checkpoint" in lines
+    same(results("straight", 4), results("stopped", 4))
+
+
+def test_a_resumed_run_with_workers_is_the_straight_run(run, photos):
+    options = "-netType resnet -depth 18 -batchSize 4 -LR 0.001 -nEpochs 2 "
+    run(options + "-save straight -nThreads 2", photos)
+    run(options + "-save stopped -nThreads 0", photos)
+    assert results("straight", 1)[0].keys() == results("stopped", 1)[0].keys()
+    same(results("straight", 2), results("stopped", 2))  # whatever nThreads
+
+
+def test_the_best_error_survives_a_resume(run):
+    run(NET + " -nEpochs 1")
+    state = files.load("checkpoints/optimState_1.pth")
+    state["best"] = (0.5, 0.25)  # better than noise can be learned
+    files.save("checkpoints/optimState_1.pth", state)
+    lines = run(NET + " -nEpochs 2 -resume checkpoints")
+    assert not any("Best model" in line for line in lines)
+    assert lines[-1] == " * Finished top1:  0.500  top5:  0.250"
+
+
+def test_given_options_win_over_the_checkpoint(run):
+    run(NET + " -nEpochs 1")
+    lines = run(NET + " -nEpochs 2 -resume checkpoints -LR 0.02 -momentum 0.8 -weightDecay 0")
+    for name, ours, theirs in (("LR", "0.02", "0.01"), ("momentum", "0.8", "0.9")):
+        assert f"=> -{name} {ours} as given, in place of the checkpoint's {theirs}" in lines
+    assert any(line.startswith("=> -weightDecay 0.0 as given") for line in lines)
+    assert files.load("checkpoints/optimState_2.pth")["options"]["momentum"] == 0.8
+
+
+def test_a_folder_without_a_checkpoint_starts_afresh(run):
+    lines = run(NET + " -nEpochs 1 -resume nowhere")
+    assert "=> No checkpoint in nowhere: starting afresh" in lines
+    assert lines[-1].startswith(" * Finished")
+
+
+def test_retrain_and_test_only(run):
+    trained = run(NET + " -nEpochs 1")
+    tested = run("-dataset cifar10 -batchSize 8 -testOnly true -retrain checkpoints/model_1.pth")
+    assert "Loading model from file: checkpoints/model_1.pth" in tested
+    # the net in the file, not the default -depth 34; the same errors as after training it
+    finished = next(line for line in trained if line.startswith(" * Finished epoch"))
+    again = next(line for line in tested if line.startswith(" * Finished epoch"))
+    assert again.split("top1")[1] == finished.split("top1")[1]
+    assert tested[-1].startswith(" * Results top1: ")
+
+
+def test_fine_tuning(run, photos):
+    run(NET + " -nEpochs 1")
+    options = "-retrain checkpoints/model_1.pth -save tuned -nEpochs 1 -batchSize 6 -nThreads 0 "
+    with pytest.raises(InputError, match="-resetClassifier true"):
+        run(options + "-nClasses 2", photos)
+    lines = run(options + "-resetClassifier true -optimState checkpoints/optimState_1.pth", photos)
+    assert " => Replacing classifier with 2-way classifier" in lines
+    saved = files.load("tuned/model_1.pth")
+    assert saved["config"]["classes"] == 2 and saved["classes"] == ["plain", "striped"]
+    assert saved["model"]["fc.weight"].shape == (2, 64)
+
+
+def test_keep(run):
+    run(NET + " -nEpochs 3 -keep 2")
+    assert sorted(os.listdir("checkpoints")) == sorted(
+        ["latest.pth", "log.jsonl", "model_2.pth", "model_3.pth", "model_best.pth"]
+        + ["optimState_2.pth", "optimState_3.pth"]
+    )
+
+
+def test_ten_crops(run, photos):
+    run("-netType resnet -depth 18 -batchSize 4 -nEpochs 1 -LR 0.001 -nThreads 1", photos)
+    options = "-retrain checkpoints/model_1.pth -testOnly true -nThreads 1"
+    lines = run(options + " -tenCrop true -batchSize 20", photos)
+    assert sum(line.startswith(" | Test") for line in lines) == 4  # 8 images, two at a time
+    assert (
+        sum(" | Test" in line for line in run(options + " -tenCrop true -batchSize 5", photos)) == 8
+    )
+    assert run(options + " -testScale 320 -testCrop 320", photos)[-1].startswith(" * Results")
+
+
+def test_an_unreadable_image(run, photos, tmp_path):
+    data = str(tmp_path / "broken")
+    shutil.copytree(photos, data)
+    broken = os.path.join(data, "train", "plain", "0.jpg")
+    with open(broken, "wb") as file:
+        file.write(b"not a picture")
+    options = "-netType resnet -depth 18 -batchSize 4 -nEpochs 1 -LR 0.001 -nThreads 1"
+    with pytest.raises(InputError, match=re.escape(broken)) as stop:
+        run(options, data)
+    assert "-skipCorrupt true" in str(stop.value)
+    lines = run(options + " -skipCorrupt true", data)
+    assert [line for line in lines if "skipped" in line and broken in line and "(1 so far)" in line]
+    assert lines[-1].startswith(" * Finished")
+
+
+def test_a_loss_that_is_not_finite(run):
+    with pytest.raises(InputError, match="epoch 1, iteration"):
+        run(NET + " -nEpochs 1 -LR 1e30")
+    assert not os.path.exists("checkpoints/latest.pth")
+
+
+def test_memory_options(run):
+    lines = run(NET + " -nEpochs 1 -shareGradInput true")
+    assert any(line.startswith("shareGradInput: not needed") for line in lines)
+    plain = results("checkpoints", 1)
+    run(NET + " -nEpochs 1 -optnet true -save recomputed")
+    same(plain, results("recomputed", 1))
+
+
+def test_a_damaged_checkpoint_is_named(run):
+    run(NET + " -nEpochs 1")
+    with open("checkpoints/model_1.pth", "r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(InputError, match="checkpoints/model_1.pth"):
+        run(NET + " -nEpochs 2 -resume checkpoints")
+
+
+def start(command, cifar, folder, root=ROOT):
+    return subprocess.Popen(
+        [sys.executable, os.path.join(root, "main.py"), *command.split(), "-data", cifar],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_interrupted_from_the_keyboard(cifar, tmp_path):
+    process = start(NET + " -nEpochs 100000", cifar, tmp_path)
+    for line in process.stdout:
+        if line.startswith("=> Training epoch # 3"):
+            break
+    time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "main.py: interrupted; -resume DIR goes on from the last checkpoint\n"
+    assert files.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 2
+
+
+def test_an_error_is_one_line_without_a_traceback(cifar, tmp_path):
+    (tmp_path / "checkpoints").write_text("a file in the way")
+    process = start(NET + " -nEpochs 1", cifar, tmp_path)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert error.startswith("main.py: unable to create checkpoint directory checkpoints")
+    assert error.count("\n") == 1
+
+
+NEW_NET = """
+from torch import nn
+
+class Tiny(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.config = {"net": "tiny", "classes": classes}
+        self.fc = nn.Linear(3072, classes)
+
+    def forward(self, x):
+        return self.fc(x.flatten(1))
+
+def tiny(classes):
+    return Tiny(classes)
+
+def create(opt, classes):
+    return tiny(classes)
+"""
+
+
+def test_a_net_is_added_by_adding_a_file(cifar, tmp_path):
+    root = tmp_path / "program"
+    ignored = shutil.ignore_patterns(".*", "tests", "__pycache__", "checkpoints", "gen")
+    shutil.copytree(ROOT, root, ignore=ignored)
+    (root / "models" / "tiny.py").write_text(NEW_NET)
+    process = start("-netType tiny -dataset cifar10 -nEpochs 1 -LR 0.001", cifar, tmp_path, root)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0, error
+    assert "=> Creating model from file: models/tiny.py" in out
+    process = start("-dataset cifar10 -resume checkpoints -nEpochs 2", cifar, tmp_path, root)
+    out, error = process.communicate(timeout=120)
+    assert process.returncode == 0 and "=> Training epoch # 2" in out, error

@@ -1,0 +1,383 @@
+"""The nets against the original under Torch7, against torchvision and the paper's sizes."""
+
+import importlib
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+import torch7
+import torchvision
+
+from errors import InputError
+from models.preresnet import preresnet
+from models.preresnext import preresnext
+from models.resnet import resnet
+from models.resnext import resnext
+
+FACTS = torch7.facts()
+TRAINED = [key for key in FACTS if key != "preresnet50_imagenet"]  # that one has no training run
+
+# Torch7 and an independent float64 rebuild in PyTorch agreed to 1e-14 before a step and to 2e-12
+# after three steps at learning rate 0.1; the order of summation is all that differs.
+TOLERANCE = 1e-9
+
+
+def build(config):
+    arguments = dict(config)
+    name = arguments.pop("net")
+    return getattr(importlib.import_module(f"models.{name}"), name)(**arguments)
+
+
+def reference_net(key):
+    facts, numbers = FACTS[key], torch7.numbers(key)
+    net = build(facts["config"])
+    mean, var = numbers["bn_running_mean"], numbers["bn_running_var"]
+    return torch7.fill_net(net, facts["parameters"], mean, var), facts, numbers
+
+
+def batches(facts):
+    classes = facts["config"]["classes"]
+    return [torch7.batch(facts["batch"], classes, step) for step in (1, 2, 3)]
+
+
+def close(ours, theirs):
+    """Relative L2 difference below TOLERANCE."""
+    ours = np.asarray(ours.detach() if isinstance(ours, torch.Tensor) else ours)
+    return np.linalg.norm(ours - theirs) <= TOLERANCE * np.linalg.norm(theirs)
+
+
+def check_tensors(tensors, name, facts, numbers):
+    """Sum and norm of every tensor, and a sample of all their values."""
+    assert close([t.sum().item() for t in tensors], numbers[f"{name}_sums"])
+    assert close([t.norm().item() for t in tensors], numbers[f"{name}_norms"])
+    assert close(torch7.flat(tensors)[:: facts["stride"]], numbers[f"{name}_sample"])
+
+
+def check_statistics(net, when, numbers):
+    for which in ("mean", "var"):
+        values = torch7.flat([getattr(norm, f"running_{which}") for norm in torch7.norms(net)])
+        assert close(torch7.thin(values), numbers[f"bn_running_{which}_{when}"])
+
+
+def check_gradient(net, facts, numbers):
+    gradients = [parameter.grad for parameter in net.parameters()]
+    check_tensors(gradients, "grad", facts, numbers)
+    for name, index in facts["chosen"].items():
+        if f"grad_{name}" in numbers:
+            assert close(torch7.thin(gradients[index].flatten()), numbers[f"grad_{name}"])
+
+
+@pytest.mark.parametrize("key", FACTS)
+def test_evaluation_is_torch7s(key):
+    net, facts, numbers = reference_net(key)
+    net.eval()
+    (input, target), *_ = batches(facts)
+    with torch.no_grad():
+        output = net(input)
+    assert close(output, numbers["out_eval"])
+    assert close(F.cross_entropy(output, target), numbers["loss_eval"])
+
+
+@pytest.mark.parametrize("key", TRAINED)
+def test_three_training_steps_are_torch7s(key):
+    net, facts, numbers = reference_net(key)
+    net.train()
+    sgd = torch.optim.SGD(net.parameters(), 0.1, 0.9, nesterov=True, weight_decay=5e-4)
+    for step, (input, target) in enumerate(batches(facts), 1):
+        sgd.zero_grad()
+        output = net(input)
+        output.retain_grad()
+        loss = F.cross_entropy(output, target)
+        loss.backward()
+        assert close(loss, numbers["train_losses"][step - 1])
+        if step == 1:
+            assert close(output, numbers["out_train"])
+            assert close(loss, numbers["loss_train"])
+            assert close(output.grad, numbers["grad_output"])
+            check_gradient(net, facts, numbers)
+            check_statistics(net, "after", numbers)
+        sgd.step()
+        check_tensors(list(net.parameters()), f"params_step{step}", facts, numbers)
+    momentum = [sgd.state[parameter]["momentum_buffer"] for parameter in net.parameters()]
+    check_tensors(momentum, "momentum_step3", facts, numbers)
+    check_statistics(net, "step3", numbers)
+    with torch.no_grad():
+        assert close(net.eval()(batches(facts)[0][0]), numbers["out_eval_step3"])
+
+
+@pytest.mark.parametrize("key", FACTS)
+def test_modules_are_torch7s_in_kind_and_order(key):
+    kinds = {
+        "Conv2d": "SpatialConvolution",
+        "BatchNorm2d": "SpatialBatchNormalization",
+        "Linear": "Linear",
+    }
+    with torch.device("meta"):
+        net = build(FACTS[key]["config"])
+    ours = [
+        [kinds[type(module).__name__], name, list(parameter.shape)]
+        for module in net.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    assert ours == [row[:3] for row in FACTS[key]["parameters"]]
+
+
+@pytest.mark.parametrize("key", [key for key in FACTS if "imagenet" not in key])
+def test_initialisation_has_torch7s_statistics(key):
+    # Another generator, so mean and deviation only: both samples scatter about the true value
+    # by deviation / sqrt(n) and deviation / sqrt(2n); 6 of those, in about 300 comparisons.
+    torch.manual_seed(1)
+    net = build(FACTS[key]["config"])
+    for parameter, (mean, std) in zip(net.parameters(), FACTS[key]["init_seed1"]):
+        n = parameter.numel()
+        assert abs(parameter.mean().item() - mean) <= 6 * std * math.sqrt(2 / n)
+        if n > 1:
+            assert abs(parameter.std().item() - std) <= 6 * std * math.sqrt(1 / n)
+
+
+def test_initial_deviation_counts_the_layers_outputs_not_the_groups():
+    torch.manual_seed(2)
+    weight = resnext(29, 8, 64, 10, "cifar").layer1[0].conv2.weight  # (512, 64, 3, 3), 8 groups
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 512)), rel=0.01)
+    weight = resnext(29, 8, 64, 10, "cifar", bottleneck="resnext_A").layer1[0].paths[3].conv2.weight
+    assert weight.std().item() == pytest.approx(math.sqrt(2 / (9 * 64)), rel=0.03)
+
+
+def count(net):
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def test_parameter_counts():
+    # the README of the original and its paper (34.4M, 68.1M), pycls's table, torchvision's page
+    with torch.device("meta"):
+        assert count(resnext(29, 8, 64, 10, "cifar")) == 34_426_698
+        assert count(resnext(29, 16, 64, 10, "cifar")) == 68_155_210
+        assert count(resnext(50, 32, 4)) == 25_028_904
+        assert count(resnext(101, 32, 4)) == 44_177_704
+        assert count(resnext(101, 64, 4)) == 83_455_272
+        assert count(resnext(50)) == count(resnext(50, bottleneck="resnet")) == 25_557_032
+        assert count(resnet(50)) == 25_557_032
+        assert count(resnet(101)) == 44_549_160
+        assert count(resnet(56, 10, "cifar")) == 855_770
+        assert count(resnet(110, 10, "cifar")) == 1_730_714
+        # paths instead of groups: the same weights, and batch norm still one value a channel
+        assert count(resnext(29, 8, 64, 10, "cifar", bottleneck="resnext_A")) == 34_426_698
+        assert count(resnext(29, 8, 64, 10, "cifar", bottleneck="resnext_B")) == 34_426_698
+
+
+TORCHVISION = {
+    "resnext50_32x4d": lambda: resnext(50, 32, 4, classes=7),
+    "resnet50": lambda: resnet(50, classes=7),
+    "resnet18": lambda: resnet(18, classes=7),
+}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_weights_and_outputs_are_torchvisions(name):
+    torch.manual_seed(3)
+    theirs = getattr(torchvision.models, name)(num_classes=7).double().eval()
+    ours = TORCHVISION[name]().double().eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    input = torch.randn(1, 3, 96, 96, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(input), theirs(input), rtol=1e-10, atol=1e-12)
+
+
+def preactivated_branch(x, state, name, stride, groups):
+    """BN-ReLU-conv three times, written out once more from the paper on identity mappings."""
+
+    def norm(x, k):
+        weights = (state[f"{name}.bn{k}.{part}"] for part in ("weight", "bias"))
+        return F.relu(F.batch_norm(x, None, None, *weights, training=True))
+
+    x = F.conv2d(x, state[f"{name}.conv1.weight"])
+    x = F.conv2d(norm(x, 1), state[f"{name}.conv2.weight"], None, stride, 1, 1, groups)
+    return F.conv2d(norm(x, 2), state[f"{name}.conv3.weight"])
+
+
+def test_preresnext_is_preresnets_pattern_over_grouped_convolutions():
+    torch.manual_seed(4)
+    net = preresnext(11, 4, 8, 10, "cifar").double().train()
+    for norm in torch7.norms(net):
+        norm.weight.data.uniform_(0.5, 1.5)
+        norm.bias.data.uniform_(-0.5, 0.5)
+    state = net.state_dict()
+    input = torch.randn(3, 3, 32, 32, dtype=torch.float64)
+
+    def active(x, name):
+        weights = (state[f"{name}.{part}"] for part in ("weight", "bias"))
+        return F.relu(F.batch_norm(x, None, None, *weights, training=True))
+
+    x = F.conv2d(input, state["conv1.weight"], None, 1, 1)
+    for name, stride in (("layer1.0", 1), ("layer2.0", 2), ("layer3.0", 2)):
+        x = active(x, f"{name}.bn0")  # branch and shortcut begin behind batch norm and ReLU
+        short = F.conv2d(x, state[f"{name}.downsample.0.weight"], None, stride)
+        x = preactivated_branch(x, state, name, stride, 4) + short
+    x = active(x, "bn_last").mean((2, 3))
+    expected = F.linear(x, state["fc.weight"], state["fc.bias"])
+    torch.testing.assert_close(net(input), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_preresnext_of_one_wide_path_is_preresnet():
+    torch.manual_seed(5)
+    ours = preresnext(50, 1, 64, 5).double().eval()
+    theirs = preresnet(50, 5).double().eval()
+    theirs.load_state_dict(ours.state_dict())
+    input = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(input), theirs(input), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("size", [64, 96, 320])
+def test_any_image_size_with_the_imagenet_stem(size):
+    net = resnet(18, 6).eval()
+    with torch.no_grad():
+        assert net.maps(torch.zeros(1, 3, size, size)).shape == (1, 512, size // 32, size // 32)
+        assert net(torch.zeros(2, 3, size, size // 2)).shape == (2, 6)
+
+
+def test_any_image_size_with_the_cifar_stem():
+    net = resnext(11, 2, 8, 6, "cifar").eval()
+    with torch.no_grad():
+        assert net.maps(torch.zeros(1, 3, 48, 48)).shape == (1, 1024, 12, 12)
+        assert net.features(torch.zeros(2, 3, 48, 40)).shape == (2, 1024)
+        assert net(torch.zeros(2, 3, 48, 40)).shape == (2, 6)
+
+
+def test_no_shortcut_leaves_the_branch_alone():
+    net = resnet(20, 10, "cifar", "none")
+    assert not [name for name in net.state_dict() if "downsample" in name]
+    block = net.layer2[0].eval()
+    block.bn2.weight.data.zero_()  # the branch is 0 everywhere, so without shortcut the block is
+    assert float(block(torch.randn(2, 16, 8, 8)).abs().max()) == 0
+    block = preresnet(20, 10, "cifar", "none").layer2[0].eval()
+    block.conv2.weight.data.zero_()
+    assert float(block(torch.randn(2, 16, 8, 8)).abs().max()) == 0
+
+
+def test_no_shortcut_works_with_every_net():
+    for net in (
+        resnext(11, 2, 8, 10, "cifar", "none", "resnext_A"),
+        preresnext(11, 2, 8, 10, "cifar", "none", "resnext_B"),
+        preresnet(8, 10, "cifar", "none"),
+    ):
+        net(torch.randn(2, 3, 32, 32)).sum().backward()
+        assert all(parameter.grad is not None for parameter in net.parameters())
+
+
+def test_shortcuts_of_type_b_and_c():
+    def projected(shortcut):
+        names = resnext(20, 2, 8, 10, "cifar", shortcut).state_dict()
+        return {name.split(".downsample")[0] for name in names if "downsample.0" in name}
+
+    assert projected("B") == {"layer1.0", "layer2.0", "layer3.0"}
+    assert projected("C") == projected("B") | {"layer1.1", "layer2.1", "layer3.1"}
+    assert projected("A") == set()
+
+
+NETS = [
+    resnext(29, 2, 4, 10, "cifar", "C", "resnext_B"),
+    resnext(29, 2, 4, 10, "cifar", preactivation=True),
+    preresnext(20, 2, 4, 10, "cifar", "A", "resnext_A"),
+    resnet(20, 100, "cifar", "A"),
+    preresnet(20, 100, "cifar", "none"),
+]
+
+
+@pytest.mark.parametrize("net", NETS, ids=lambda net: f"{net.config['net']}-{net.config['depth']}")
+def test_config_rebuilds_the_net(net):
+    again = build(net.config)
+    again.load_state_dict(net.state_dict())
+    assert again.config == net.config
+    input = torch.randn(1, 3, 32, 32)
+    assert torch.equal(again.eval()(input), net.eval()(input))
+
+
+def options(**changes):
+    values = {
+        "dataset": "cifar10",
+        "stem": "cifar",
+        "depth": 29,
+        "cardinality": 2,
+        "baseWidth": 4,
+        "shortcutType": "B",
+        "bottleneckType": "resnext_C",
+    }
+    return SimpleNamespace(**{**values, **changes})
+
+
+FORM = "Deploying ResNeXt bottleneck block form"
+LINES = [
+    ("resnext", {}, [f"{FORM} C (group convolution)", " | ResNet-29 cifar10"]),
+    ("resnext", {"bottleneckType": "resnext_B"}, [f"{FORM} B", " | ResNet-29 cifar10"]),
+    ("resnext", {"bottleneckType": "resnext_A"}, [f"{FORM} A", " | ResNet-29 cifar10"]),
+    (
+        "resnext",
+        {"bottleneckType": "resnet", "dataset": "imagenet", "stem": "imagenet", "depth": 50},
+        ["Deploying ResNet bottleneck block", " | ResNet-50 ImageNet"],
+    ),
+    ("preresnext", {}, [f"{FORM} C (group convolution)", " | ResNet-29 cifar10"]),
+    ("resnet", {"depth": 20}, [" | ResNet-20 CIFAR-10"]),
+    ("resnet", {"depth": 20, "dataset": "cifar100"}, [" | ResNet-20 CIFAR-100"]),
+    ("preresnet", {"depth": 20, "dataset": "digits"}, [" | ResNet-20 digits"]),
+    (
+        "preresnet",
+        {"depth": 18, "dataset": "imagenet", "stem": "imagenet"},
+        [" | ResNet-18 ImageNet"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "changes", "lines"), LINES)
+def test_create_takes_the_options_and_prints_the_originals_lines(name, changes, lines, capsys):
+    opt = options(**changes)
+    with torch.device("meta"):
+        net = importlib.import_module(f"models.{name}").create(opt, 7)
+    assert capsys.readouterr().out.splitlines() == lines
+    assert net.config["net"] == name
+    assert net.config["depth"] == opt.depth
+    assert net.config["stem"] == opt.stem
+    assert net.fc.out_features == net.config["classes"] == 7
+    if name == "resnext":
+        asked = ("cardinality", "base_width", "shortcut", "bottleneck")
+        assert [net.config[key] for key in asked] == [2, 4, "B", opt.bottleneckType]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: resnext(34), ["Invalid depth: 34", "resnext", "50, 101 or 152"]),
+        (lambda: preresnext(18), ["Invalid depth: 18", "preresnext", "50, 101, 152 or 200"]),
+        (lambda: resnet(20), ["Invalid depth: 20", "resnet", "18, 34, 50, 101 or 152"]),
+        (
+            lambda: resnext(30, stem="cifar"),
+            ["depth should be one of 29, 38, 47, 56, 101", "9n+2", "resnext", "30"],
+        ),
+        (
+            lambda: preresnet(21, stem="cifar"),
+            ["depth should be one of 20, 32, 44, 56, 110, 1202", "6n+2", "preresnet", "21"],
+        ),
+        (lambda: resnet(2, stem="cifar"), ["depth should be one of 20, 32"]),
+        (lambda: resnext(bottleneck="foo"), ["invalid bottleneck type: foo", "resnext_A"]),
+        (lambda: resnet(shortcut="D"), ["invalid shortcut type: D", "A, B, C, none"]),
+        (lambda: resnet(stem="mnist"), ["invalid stem: mnist", "imagenet, cifar"]),
+        (lambda: resnext(50, 32, 0), ["base width 0", "-baseWidth should be at least 1"]),
+        (lambda: resnext(50, 0, 4), ["cardinality 0", "-cardinality"]),
+    ],
+)
+def test_bad_arguments_are_told_in_one_sentence(make, words):
+    with pytest.raises(InputError) as caught:
+        make()
+    text = str(caught.value)
+    assert all(word in text for word in words)
+    assert "\n" not in text
+
+
+def test_bad_bottleneck_type_is_told_before_anything_is_printed(capsys):
+    with pytest.raises(InputError, match="invalid bottleneck type: foo"):
+        importlib.import_module("models.resnext").create(options(bottleneckType="foo"), 10)
+    assert capsys.readouterr().out == ""

@@ -1,0 +1,172 @@
+"""Options against the original's own help and the commands of its documentation."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+import opts
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """A folder of the layout that -dataset imagenet wants."""
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    return str(tmp_path)
+
+
+def refused(capsys, *argv):
+    """The sentence with which the command line is refused."""
+    with pytest.raises(SystemExit) as stop:
+        opts.parse(argv)
+    assert stop.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.count("\n") == 1
+    return captured.err
+
+
+def original_help(file):
+    """{name: default} as the Lua's --help printed them."""
+    with open(os.path.join(HERE, "reference", "mainrun", file)) as lines:
+        rows = re.findall(r"^  -(\w+) .*\[(.*)\]$", lines.read(), re.MULTILINE)
+    return dict(rows)
+
+
+@pytest.mark.parametrize("file, count", [("help_resnext.txt", 31), ("help_fbresnet.txt", 28)])
+def test_every_option_of_the_original_has_its_default(file, count):
+    original = original_help(file)
+    assert len(original) == count
+    ours = dict(re.findall(r"^  -(\w+) .*\[(.*)\]$", opts.help_text(), re.MULTILINE))
+    if file == "help_fbresnet.txt":
+        assert original.pop("netType") == "resnet"  # one program for both: resnext is the default
+    assert {name: ours.get(name) for name in original} == original
+
+
+@pytest.mark.parametrize(
+    "net, dataset, recipe",
+    [
+        # the two repositories' opts.lua
+        ("resnext", "imagenet", (100, "B")),
+        ("resnext", "cifar10", (300, "B")),
+        ("preresnext", "cifar100", (300, "B")),
+        ("resnet", "imagenet", (90, "B")),
+        ("resnet", "cifar10", (164, "A")),
+        ("preresnet", "cifar100", (164, "A")),
+    ],
+)
+def test_recipes(net, dataset, recipe, photos):
+    depth = {"imagenet": "50"}.get(dataset, "29" if "resnext" in net else "20")
+    opt = opts.parse(["-netType", net, "-dataset", dataset, "-depth", depth, "-data", photos])
+    assert (opt.nEpochs, opt.shortcutType) == recipe
+
+
+COMMANDS = [
+    # ResNeXt's README
+    "-dataset imagenet -bottleneckType resnext_C -depth 50 -baseWidth 4 -cardinality 32 "
+    "-batchSize 256 -nGPU 8 -nThreads 8 -shareGradInput true -data DIR",
+    "-dataset cifar10 -bottleneckType resnext_C -depth 29 -baseWidth 64 -cardinality 16 "
+    "-weightDecay 5e-4 -batchSize 128 -nGPU 8 -nThreads 8 -shareGradInput true",
+    "-dataset cifar10 -bottleneckType resnext_C -depth 29 -baseWidth 64 -cardinality 16 "
+    "-weightDecay 5e-4 -batchSize 64 -nGPU 4 -LR 0.05 -nThreads 8 -shareGradInput true",
+    "-dataset cifar10 -bottleneckType resnext_C -depth 29 -baseWidth 64 -cardinality 16 "
+    "-weightDecay 5e-4 -batchSize 32 -nGPU 2 -LR 0.025 -nThreads 8 -shareGradInput true",
+    "-dataset imagenet -depth 50 -baseWidth 4 -cardinality 32 -nGPU 8 -data DIR",
+    "-dataset cifar10 -depth 29 -cardinality 16 -baseWidth 64 -resume checkpoints",
+    # fb.resnet.torch's TRAINING.md, whose netType was the default
+    "-netType resnet -dataset cifar10 -nGPU 2 -batchSize 128 -depth 20",
+    "-netType resnet -dataset cifar10 -nGPU 2 -batchSize 128 -depth 1202 -shareGradInput true",
+    "-netType resnet -depth 18 -nGPU 4 -nThreads 8 -batchSize 256 -data DIR",
+    "-netType resnet -depth 152 -nGPU 8 -nThreads 12 -batchSize 256 -shareGradInput true -data DIR",
+    "-netType preresnet -depth 200 -nGPU 8 -batchSize 256 -data DIR -testOnly true -tenCrop true",
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_documented_commands(command, photos):
+    words = [photos if word == "DIR" else word for word in command.split()]
+    opt = opts.parse(words)
+    for name, text in zip(words[::2], words[1::2]):
+        value = getattr(opt, name[1:])
+        assert str(value).lower() == text.lower() or float(value) == float(text)
+    doubled = opts.parse([w if i % 2 else "-" + w for i, w in enumerate(words)])
+    assert vars(doubled) == vars(opt)
+
+
+def test_the_last_of_two_wins_and_given_names_are_known():
+    opt = opts.parse("-dataset cifar10 -depth 20 -LR 0.5 -depth 29".split())
+    assert opt.depth == 29
+    assert opt.given == {"dataset", "depth", "LR"}
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ("-foo 1", ["unknown option -foo"]),
+        ("-dep 20", ["unknown option -dep", "-depth"]),  # argparse would take it for -depth
+        ("-batchsize 5", ["-batchSize"]),
+        ("-dataset", ["missing argument for option -dataset"]),
+        ("-depth -dataset cifar10", ["missing argument for option -depth"]),
+        ("cifar10", ["cifar10"]),
+        ("-depth abc", ["-depth", "abc", "whole number"]),
+        ("-depth 20.5", ["-depth", "20.5", "whole number"]),
+        ("-LR nan", ["-LR", "nan", "number"]),
+        ("-LR -1", ["-LR", "-1", "at least 0"]),
+        ("-testOnly yes", ["-testOnly", "yes", "true or false"]),
+        ("-LRSteps 5,3", ["-LRSteps", "5,3", "ascending"]),
+        ("-dataset mnist", ["mnist", "cifar10, cifar100, digits, imagenet"]),
+        ("-dataset cifar10 -precision quad", ["quad", "single, double, half, bfloat16, tf32"]),
+        ("-dataset cifar10 -depth 29 -bottleneckType foo", ["foo", "resnext_B", "resnext_C"]),
+        ("-netType vgg", ["vgg", "preresnext"]),
+        ("-dataset cifar10 -depth 30", ["depth should be one of 29, 38, 47, 56, 101", "30"]),
+        ("-dataset cifar10 -netType resnet -depth 21", ["depth should be one of 20, 32, 44, 56"]),
+        ("-dataset cifar10 -depth 29 -shareGradInput true -optnet true", ["-shareGradInput"]),
+        ("-dataset cifar10 -depth 29 -momentum 0", ["Nesterov momentum requires a momentum"]),
+        ("-dataset cifar10 -depth 29 -tenCrop true", ["-tenCrop", "imagenet"]),
+        ("-dataset cifar10 -retrain nowhere.pth", ["File not found: nowhere.pth"]),
+        ("-depth 50 -data nowhere", ["missing ImageNet data directory", "train/<class>/<image>"]),
+        ("-depth 50 -data PHOTOS -testCrop 300", ["-testCrop 300", "-testScale 256"]),
+        ("-data PHOTOS", ["Invalid depth: 34", "50, 101 or 152"]),
+    ],
+)
+def test_a_bad_command_is_refused_in_one_sentence(argv, words, capsys, photos):
+    error = refused(capsys, *argv.replace("PHOTOS", photos).split())
+    assert all(word in error for word in words), error
+
+
+def test_imagenet_without_a_validation_folder(capsys, tmp_path):
+    (tmp_path / "train").mkdir()
+    assert "val" in refused(capsys, "-depth", "50", "-data", str(tmp_path))
+
+
+def test_imagenet_is_looked_for_beside_the_program(monkeypatch, tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / "imagenet" / split).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert opts.parse(["-depth", "50"]).data == "imagenet"
+
+
+@pytest.mark.parametrize("argv", [["-help"], ["-h"], ["--help"], ["-depth", "abc"]])
+def test_help_and_errors_do_not_wait_for_torch(argv):
+    code = (
+        "import sys, main\n"
+        "try: main.main(sys.argv[1:])\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, *argv], cwd=ROOT, capture_output=True, text=True
+    )
+    assert result.stdout.splitlines()[-1] == "False False"
+
+
+def test_help_starts_like_the_original():
+    lines = opts.help_text().splitlines()
+    assert lines[0] == "Usage: main.py [options]"
+    assert "  -data            Path to dataset []" in lines
+    assert all(len(line) < 100 for line in lines)
