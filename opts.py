@@ -13,7 +13,6 @@ import sys
 import types
 
 import depths
-
 from errors import InputError
 
 HERE = os.path.dirname(os.path.abspath(__file__))

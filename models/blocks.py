@@ -1,10 +1,10 @@
 """What the nets share: convolution, batch norm in replicas, shortcut, block, stacking, init.
 
 Port of the parts that models/resnet.lua, models/preresnet.lua and models/resnext.lua have in
-common, and of what nn.DataParallelTable does to batch normalisation. Different on purpose: the
-head averages whole maps, so an image of any size will do (the Lua's Avg(7) and Avg(8) at 224 and
-32 pixels are the same); shortcut A pads to any width (the Lua could only double it, so that A
-failed with bottlenecks); shortcut "none" and the recomputation of blocks are new.
+common, and of what nn.DataParallelTable does to batch norm. Different on purpose: the head averages
+whole maps, so that images of any size will do (at 224 and 32 pixels it is the Lua's Avg(7) and
+Avg(8)); shortcut A pads to any width (the Lua's could only double it, and so failed with
+bottlenecks); shortcut "none" and the recomputation of blocks are new.
 
 Modules are registered in the order of the Lua, so `parameters()` runs as `getParameters()` did,
 under the names of torchvision: conv1 bn1 layer1.0.conv1 ... layer1.0.downsample.0 fc.
@@ -83,24 +83,19 @@ class BatchNorm2d(nn.BatchNorm2d):
         self.slices = None
 
     def forward(self, x):  # (N, C, H, W)
-        if not self.training:
+        if not self.training or (self.slices is None and x.shape[0] > 1):
             return super().forward(x)
-        if self.slices is None:
-            return self._single(x) if x.shape[0] == 1 else super().forward(x)
-        first, *others = x.split(self.slices)
-        others = [self._other(part) for part in others]  # before the first moves the statistics
-        first = self._single(first) if first.shape[0] == 1 else super().forward(first)
+        first, *others = x.split(self.slices or x.shape[0])
+        others = [self._apart(part) for part in others]  # before the first moves the statistics
+        first = super().forward(first) if first.shape[0] > 1 else self._apart(first)
         return torch.cat([first, *others])
 
-    def _other(self, x):
-        if x.shape[0] == 1:
-            return self._single(x)
-        return F.batch_norm(x, None, None, self.weight, self.bias, True, 0.0, self.eps)
-
-    def _single(self, x):
-        # Copies, because backward reads them too and the first slice will have moved them by then.
-        mean, var = self.running_mean.clone(), self.running_var.clone()
-        return F.batch_norm(x, mean, var, self.weight, self.bias, False, 0.0, self.eps)
+    def _apart(self, x):
+        """Normalise a slice that moves no statistics."""
+        alone = x.shape[0] == 1
+        # copies, because backward reads them too, and by then the first slice has moved the originals
+        mean, var = (self.running_mean.clone(), self.running_var.clone()) if alone else (None, None)
+        return F.batch_norm(x, mean, var, self.weight, self.bias, not alone, 0.0, self.eps)
 
 
 class StridedIdentity(nn.Module):
@@ -274,11 +269,10 @@ class Net(nn.Module):
         return self.fc(x)  # (N, classes)
 
     def _run(self, block, x):
+        # A compiler sees no contexts: it updates statistics once anyway, but would show a slice of one
+        # sample the updated ones. Such a batch, the last of an epoch, is not recomputed then.
         compiling = torch.compiler.is_compiling()
-        # A compiler sees no contexts. It keeps the updates of the statistics single by itself, but
-        # not the statistics that a slice of one sample saw: such a batch, an epoch's last, is kept.
-        alone = compiling and 1 in (self.slices or ())
-        if not (self.recompute and self.training) or alone:
+        if not (self.recompute and self.training) or (compiling and 1 in (self.slices or ())):
             return block(x)
         options = {} if compiling else {"context_fn": partial(_contexts, block)}
         # no block draws random numbers, so their state need not be preserved
@@ -293,17 +287,17 @@ def _contexts(block):
 
 
 @contextmanager
-def _statistics(norms, seen):
+def _statistics(norms, lent):
     """Lend batch norms the running statistics they had; what is added to them is dropped."""
-    kept = [dict(norm.named_buffers()) for norm in norms]
+    own = [dict(norm.named_buffers()) for norm in norms]
     try:
-        _lend(norms, seen)
+        _set_buffers(norms, lent)
         yield
     finally:
-        _lend(norms, kept)
+        _set_buffers(norms, own)
 
 
-def _lend(norms, buffers):
+def _set_buffers(norms, buffers):
     for norm, named in zip(norms, buffers):
         for name, buffer in named.items():
             setattr(norm, name, buffer)

@@ -8,8 +8,8 @@ import types
 import numpy as np
 import pytest
 import torch
-from torch7_random import initialise
 from torch import nn
+from torch7_random import initialise
 
 import opts
 from errors import InputError

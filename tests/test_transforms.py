@@ -104,7 +104,7 @@ def test_length_of_the_longer_side(table):
 
 
 def catmull_rom(row, length):
-    """The cubic through the neighbours, from its definition by slopes, sample by sample, float64."""
+    """The cubic through the neighbours, from its definition by slopes, one sample at a time."""
     size = len(row)
     if size == 1:
         return np.repeat(row, length)
@@ -198,22 +198,18 @@ def test_random_sized_crop_of_a_tiny_image(height, width):
         np.testing.assert_allclose(crop(image, Draws(1, 1, i)), 0.5, rtol=1e-6)
 
 
-def test_random_sized_crop_fills_what_it_should():
-    # Over many draws: the area of the crop is uniform in 8..100 % before attempts that do not fit
-    # are repeated, so its mean on a square image lies below 54 %; sides are at most 4:3.
-    sides = []
-
-    class Watched(t.RandomSizedCrop):
-        pass
-
+def test_random_sized_crop_takes_the_right_part():
+    # The image holds its own coordinates, so the corners of the result are those of the crop.
+    # Areas are uniform in 8..100 %, but the large and long ones do not fit and are drawn again.
     image = np.stack([*np.mgrid[:100, :100], np.zeros((100, 100))]).astype(np.float32)
+    sides = []
     for i in range(500):
-        out = Watched(2)(image, Draws(3, 1, i))  # the four corners of the crop
-        sides.append((out[0, 1, 0] - out[0, 0, 0] + 1, out[1, 0, 1] - out[1, 0, 0] + 1))
+        y, x, _ = t.RandomSizedCrop(2)(image, Draws(3, 1, i))
+        sides.append((y[1, 0] - y[0, 0] + 1, x[0, 1] - x[0, 0] + 1))
     h, w = np.array(sides).T
-    area, aspect = h * w / 1e4, np.maximum(h, w) / np.minimum(h, w)
+    area, aspect = h * w / 100**2, np.maximum(h, w) / np.minimum(h, w)
     assert 0.07 < area.min() < 0.12 and area.max() > 0.85 and 0.4 < area.mean() < 0.54
-    assert aspect.max() < 1.34 + 0.05 and 0.4 < (h < w).mean() < 0.6
+    assert aspect.max() < 4 / 3 + 0.05 and 0.4 < (h < w).mean() < 0.6
 
 
 def test_transforms_survive_pickling():

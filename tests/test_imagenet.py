@@ -1,0 +1,386 @@
+"""Folders of images: the list, decoding, and the chains of transforms."""
+
+import os
+import types
+import warnings
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import imagenet, imagenet_gen
+from errors import InputError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)  # (H, W, 3)
+GREY = PIXELS[:, :, 0]
+PLANES = PIXELS.transpose(2, 0, 1)
+
+
+def options(data, **more):
+    return types.SimpleNamespace(
+        data=str(data), **{"tenCrop": False, "testScale": 256, "testCrop": 224, **more}
+    )
+
+
+def make(folder, *names):
+    """Files below a folder, each a small picture if its name ends like one; names may be bytes."""
+    for name in names:
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            Image.fromarray(PIXELS).save(file, "png")
+
+
+def index(folder, cache):
+    imagenet_gen.exec(options(folder), str(cache))
+    return dict(np.load(cache, allow_pickle=False))
+
+
+# decoding
+
+
+def smooth():
+    """A picture that JPEG keeps well: (40, 50, 3)."""
+    y, x = np.mgrid[:40, :50]
+    return np.stack([5 * x, 6 * y, 100 + 2 * x + y], 2).astype(np.uint8)
+
+
+LOSSLESS = {
+    "rgb.png": Image.fromarray(PIXELS),
+    "rgb.ppm": Image.fromarray(PIXELS),
+    "rgb.bmp": Image.fromarray(PIXELS),
+    "rgb.tif": Image.fromarray(PIXELS),
+    "grey.png": Image.fromarray(GREY),
+    "grey.pgm": Image.fromarray(GREY),
+    "rgba.png": Image.fromarray(np.dstack([PIXELS, GREY])),
+    "grey_alpha.png": Image.merge("LA", [Image.fromarray(GREY), Image.fromarray(255 - GREY)]),
+    "bilevel.png": Image.fromarray(GREY > 127),
+}
+
+
+@pytest.mark.parametrize("name", LOSSLESS)
+def test_lossless_kinds(tmp_path, name):
+    LOSSLESS[name].save(tmp_path / name)
+    expected = PLANES
+    if name.startswith("grey"):
+        expected = np.stack([GREY] * 3)
+    if name.startswith("bilevel"):
+        expected = np.stack([np.where(GREY > 127, 255, 0)] * 3).astype(np.uint8)
+    result = imagenet.load_image(tmp_path / name)
+    np.testing.assert_array_equal(result, expected, strict=True)
+    assert result.flags.c_contiguous
+
+
+@pytest.mark.parametrize("extra", [{}, {"transparency": bytes(range(64))}, {"transparency": 3}])
+def test_palette(tmp_path, extra):
+    numbers = GREY % 64
+    colours = np.random.default_rng(1).integers(0, 256, (64, 3), dtype=np.uint8)
+    picture = Image.fromarray(numbers)
+    picture.putpalette(colours.tobytes())
+    for name in ("p.png", "p.gif"):
+        if name == "p.gif" and isinstance(extra.get("transparency"), bytes):
+            continue  # a GIF knows one transparent colour only
+        picture.save(tmp_path / name, **extra)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # one line for every such image would be a nuisance
+            result = imagenet.load_image(tmp_path / name)
+        np.testing.assert_array_equal(result, colours[numbers].transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "grey", "cmyk", "webp"])
+def test_lossy_kinds(tmp_path, kind):
+    picture, expected = Image.fromarray(smooth()), smooth().astype(float)
+    if kind == "grey":
+        picture, expected = Image.fromarray(smooth()[:, :, 0]), expected[:, :, :1]
+    if kind == "cmyk":  # inks: black takes from every colour
+        cmyk = np.dstack([255 - smooth(), np.full((40, 50), 64, np.uint8)])
+        picture, expected = Image.fromarray(cmyk, "CMYK"), expected * (255 - 64) / 255
+    suffix = "webp" if kind == "webp" else "jpeg"
+    picture.save(tmp_path / "picture", suffix, quality=98, progressive=kind == "progressive")
+    result = imagenet.load_image(tmp_path / "picture").transpose(1, 2, 0).astype(float)
+    assert result.shape == (40, 50, 3)
+    assert abs(result - expected).mean() < 3  # the loss; another orientation or inversion: > 50
+    if kind == "grey":
+        assert (result == result[:, :, :1]).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "pgm", "tif"])
+def test_sixteen_bits_of_grey(tmp_path, suffix):
+    values = np.arange(0, 65536, 16, dtype=np.uint16).reshape(32, 128)
+    values[-1, -1] = 65535
+    path = tmp_path / f"deep.{suffix}"
+    Image.fromarray(values).save(path)
+    expected = np.stack([values.astype(np.float32) * np.float32(1 / 65535)] * 3)
+    np.testing.assert_array_equal(get(path), expected, strict=True)
+    rounded = np.stack([np.floor(values / 65535 * 255 + 0.5)] * 3)
+    np.testing.assert_array_equal(imagenet.load_image(path), rounded)
+
+
+def get(path):
+    """What the dataset returns for this file."""
+    name = os.path.join("x", "..", "..", os.path.relpath(path, "/")).encode()
+    info = {"train_paths": np.array([name]), "train_targets": np.array([4])}
+    image, target = imagenet.Dataset(info, options("/"), "train").get(0)
+    assert target == 4 and type(target) is int and image.flags.c_contiguous
+    return image
+
+
+def test_get_multiplies_by_the_rounded_reciprocal(tmp_path):
+    bytes_ = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    Image.fromarray(bytes_).save(tmp_path / "all.png")
+    image = get(tmp_path / "all.png")
+    products = bytes_.astype(np.float32) * np.float32(1 / 255)
+    np.testing.assert_array_equal(image, np.stack([products] * 3), strict=True)
+    quotients = bytes_.astype(np.float32) / np.float32(255)
+    assert (products != quotients).any()  # the last bit tells the two apart
+
+
+def test_content_decides_not_the_name(tmp_path):
+    Image.fromarray(PIXELS).save(tmp_path / "really_png.jpg", "png")
+    np.testing.assert_array_equal(imagenet.load_image(tmp_path / "really_png.jpg"), PLANES)
+
+
+@pytest.mark.parametrize("how", [str, os.fsencode, lambda path: open(path, "rb")])
+def test_kinds_of_source(tmp_path, how):
+    Image.fromarray(PIXELS).save(tmp_path / "a.png")
+    source = how(tmp_path / "a.png")
+    np.testing.assert_array_equal(imagenet.load_image(source), PLANES)
+    if hasattr(source, "close"):
+        source.close()
+
+
+def test_exif_orientation_is_ignored(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    Image.fromarray(PIXELS).save(tmp_path / "turned.jpg", exif=exif)
+    assert imagenet.load_image(tmp_path / "turned.jpg").shape == (3, 40, 50)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "ppm"])
+def test_truncated_images_are_named(tmp_path, suffix):
+    path = tmp_path / f"short.{suffix}"
+    Image.fromarray(PIXELS).save(path)
+    path.write_bytes(path.read_bytes()[:-900])
+    with pytest.raises(InputError, match=rf"cannot read the image '.*short\.{suffix}': \w+"):
+        imagenet.load_image(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image at all", b"\xff\xd8\xff\xe0", b"\x89PNG"])
+def test_other_content_is_named(tmp_path, content):
+    (tmp_path / "odd.jpg").write_bytes(content)
+    with pytest.raises(InputError, match=r"odd\.jpg': it is none of JPEG, PNG.* header is broken"):
+        get(tmp_path / "odd.jpg")
+
+
+def test_a_missing_image_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.jpg': No such file or directory"):
+        imagenet.load_image(tmp_path / "gone.jpg")
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_images_that_are_no_pictures(tmp_path, kind):
+    values = np.full((4, 4), 70000, kind)
+    Image.fromarray(values).save(tmp_path / "data.tif")
+    with pytest.raises(InputError, match=r"data\.tif': its pixels .* would be right"):
+        imagenet.load_image(tmp_path / "data.tif")
+
+
+def header(width, height):
+    """A PNG of this size that ends after its header."""
+    import struct
+    import zlib
+
+    chunk = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    tail = struct.pack(">I", zlib.crc32(chunk)) + struct.pack(">I", 0) + b"IDAT"
+    return b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + chunk + tail
+
+
+def test_large_photos_are_allowed_and_absurd_ones_named(tmp_path):
+    path = tmp_path / "large.png"
+    path.write_bytes(header(16320, 12240))  # the 200 megapixels of a telephone
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with Image.open(path) as image:
+            assert image.size == (16320, 12240)
+    path.write_bytes(header(100000, 100000))
+    with pytest.raises(InputError, match=r"large\.png': .*10000000000 pixels"):
+        imagenet.load_image(path)
+
+
+# the list of images
+
+
+def test_the_list(tmp_path, capsys):
+    data = tmp_path / "data"
+    make(data / "train", "b/2.JPEG", "b/1.jpg", "b/notes.txt", "a/x.PnG", "c/.hidden.jpg")
+    make(data / "train", ".git/x.png", "readme.txt", "a/sub/readme.txt")
+    make(data / "val", "b/9.webp", "a/3.bmp", "unknown_but_empty/notes.txt")
+    info = index(data, tmp_path / "list.npz")
+    assert info["classes"].tolist() == [b"a", b"b", b"c"]  # the empty one keeps its number
+    assert info["train_paths"].tolist() == [b"a/x.PnG", b"b/1.jpg", b"b/2.JPEG"]
+    assert info["train_targets"].tolist() == [0, 1, 1]
+    assert info["val_paths"].tolist() == [b"a/3.bmp", b"b/9.webp"]
+    assert info["val_targets"].tolist() == [0, 1]
+    assert info["signature"].shape == ()
+    assert str(info["signature"]) == imagenet_gen.signature(options(data))
+    assert capsys.readouterr().out.splitlines() == [
+        "=> Generating list of images",
+        " | finding all validation images",
+        " | finding all training images",
+        f" | saving list of images to {tmp_path / 'list.npz'}",
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["data", "list.npz"]  # nothing temporary is left
+
+
+def test_classes(tmp_path):
+    make(tmp_path / "train", "zebra/1.png", "Ähre/1.png", "ant/1.png", ".cache/1.png")
+    assert imagenet.classes(options(tmp_path)) == ["ant", "zebra", "Ähre"]  # by their bytes
+    assert imagenet.stem == "imagenet"
+
+
+def test_odd_names_lead_to_their_files(tmp_path):
+    names = ["käse/1.png", "käse/two\nlines.png", "käse/ two  spaces .png", b"raw\xff/\xfe\x80.png"]
+    make(tmp_path / "train", *names)
+    make(tmp_path / "val", *names)
+    info = index(tmp_path, tmp_path / "list.npz")
+    dataset = imagenet.Dataset(info, options(tmp_path), "val")
+    assert dataset.size() == 4
+    for i in range(4):
+        image, target = dataset.get(i)
+        np.testing.assert_array_equal(np.rint(image * 255), PLANES)
+        assert target == (0 if i < 3 else 1)
+    os.remove(os.path.join(os.fsencode(tmp_path), b"val", os.fsencode(names[3])))
+    with pytest.raises(InputError, match=r"\\udcfe\\udc80\.png': No such file"):
+        dataset.get(3)
+
+
+def test_links_are_followed_without_looping(tmp_path):
+    make(tmp_path / "store", "cats/1.png", "single.png")
+    make(tmp_path / "data" / "train", "dogs/1.png")
+    make(tmp_path / "data" / "val", "dogs/1.png")
+    train = tmp_path / "data" / "train"
+    (train / "cats").symlink_to(tmp_path / "store" / "cats")
+    (train / "dogs" / "2.png").symlink_to(tmp_path / "store" / "single.png")
+    (train / "dogs" / "up").symlink_to(train)
+    (train / "dogs" / "again").symlink_to(train / "dogs")
+    info = index(tmp_path / "data", tmp_path / "list.npz")
+    assert info["train_paths"].tolist() == [b"cats/1.png", b"dogs/1.png", b"dogs/2.png"]
+
+
+def test_the_signature_follows_the_folders(tmp_path):
+    make(tmp_path / "train", "a/1.png", "b/1.png")
+    make(tmp_path / "val", "a/1.png")
+
+    def signature():
+        for split in ("train", "val"):  # no clock that ticks too slowly for the test
+            for folder in (tmp_path / split).iterdir():
+                times.setdefault(folder.stat().st_mtime_ns, len(times))
+        return imagenet_gen.signature(options(tmp_path))
+
+    def age():
+        for split in ("train", "val"):
+            for folder in (tmp_path / split).iterdir():
+                os.utime(folder, ns=(1, 1))
+
+    times, seen = {}, []
+    changes = [
+        lambda: None,
+        lambda: make(tmp_path / "train", "a/2.png"),
+        lambda: (tmp_path / "val" / "a" / "1.png").rename(tmp_path / "val" / "a" / "3.png"),
+        lambda: (tmp_path / "train" / "a" / "2.png").unlink(),
+        lambda: make(tmp_path / "train", "c/1.png"),
+        lambda: (tmp_path / "train" / "c").rename(tmp_path / "train" / "d"),
+    ]
+    for change in changes:
+        age()
+        before = signature()
+        assert signature() == before
+        change()
+        seen.append(signature() != before)
+    assert seen == [False] + [True] * 5
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ([], "is not a folder: -data must hold train/<class>/<image> and val/<class>/<image>"),
+        (["train/a/1.png"], "val' is not a folder: -data must hold"),
+        (["train/a/1.png", "val/readme"], "no images .*in .*val'"),
+        (["train/a/readme", "val/a/1.png"], "no images .*in .*train'"),
+        (["train/readme", "val/a/1.png"], "no class folders in .*train'"),
+        (["train/a/1.png", "val/1.png"], "val/1.png' is not directly inside a class folder"),
+        (["train/1.png", "train/a/1.png", "val/a/1.png"], "train/1.png' is not directly inside"),
+        (["train/a/b/c/1.png", "val/a/1.png"], "train/a/b/c/1.png' is not directly inside"),
+        (["train/a/1.png", "val/b/1.png"], "class not found: .*val/b' holds images but has no"),
+    ],
+)
+def test_folders_in_disorder(tmp_path, files, message):
+    make(tmp_path / "data", *files)
+    with pytest.raises(InputError, match=message):
+        index(tmp_path / "data", tmp_path / "list.npz")
+    assert not any(name.startswith("list") for name in os.listdir(tmp_path))
+
+
+def test_data_must_be_given():
+    with pytest.raises(InputError, match="-data is missing"):
+        imagenet_gen.signature(options(""))
+
+
+# the dataset
+
+
+def test_validation_chain():
+    image = np.random.default_rng(2).random((3, 256, 301), dtype=np.float32)
+    mean, std = np.reshape(imagenet.MEAN, (3, 1, 1)), np.reshape(imagenet.STD, (3, 1, 1))
+    expected = ((image - mean) / std)[:, 16:240, 39:263]  # (301 - 224) / 2 rounded up
+    chain = dataset("val").preprocess()
+    np.testing.assert_allclose(chain(image), expected, rtol=0, atol=1e-6)
+    ten = dataset("val", tenCrop=True).preprocess()(image)
+    assert ten.shape == (10, 3, 224, 224)
+    np.testing.assert_array_equal(ten[0], chain(image))
+    small = dataset("val", testScale=100, testCrop=64).preprocess()
+    assert small(image).shape == (3, 64, 64)
+
+
+def dataset(split, **more):
+    info = {f"{split}_paths": np.array([b"a/1.png"]), f"{split}_targets": np.array([0])}
+    return imagenet.Dataset(info, options("somewhere", **more), split)
+
+
+def test_training_chain_asks_and_acts_in_order():
+    asked = []
+
+    class Fixed:
+        """The whole image, no jitter, no noise, flipped."""
+
+        def uniform(self, low=0.0, high=1.0):
+            asked.append((low, round(high, 4)))
+            if low:  # area and aspect: 1; jitter: none
+                return 0.0 if low < 0 else 1.0
+            return 0.4  # swaps the equal sides; flips
+
+        def random(self, low, high):
+            asked.append("place")
+            return low
+
+        def randperm(self, n):
+            asked.append("order")
+            return list(range(n))
+
+        def normal(self, mean, std):
+            asked.append("normal")
+            return 0.0
+
+    image = np.random.default_rng(3).random((3, 224, 224), dtype=np.float32)
+    mean, std = np.reshape(imagenet.MEAN, (3, 1, 1)), np.reshape(imagenet.STD, (3, 1, 1))
+    result = dataset("train").preprocess()(image, Fixed())
+    expected = ((image - mean) / std)[:, :, ::-1]
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
+    jitter = ["order"] + [(-0.4, 0.4)] * 3
+    crop = [(0.08, 1.0), (0.75, 1.3333), (0.0, 1.0), "place", "place"]
+    assert asked == crop + jitter + ["normal"] * 3 + [(0.0, 1.0)]
+
+
+def test_other_splits_are_refused():
+    with pytest.raises(ValueError, match="invalid split: test"):
+        dataset("test")
