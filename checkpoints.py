@@ -117,12 +117,12 @@ def save(epoch, model, trainer, best, is_best, opt, entry):
 
 
 def pack(model):
-    """What a model file holds: weights, how to build the net, and the names of its classes."""
+    """What a model file holds: weights, how to build the net, its classes and its input."""
     return {
         "model": model.state_dict(),
         "config": model.config,
         "classes": model.classes,
-        "dataset": model.dataset,
+        "preprocessing": model.preprocessing,
     }
 
 

@@ -32,6 +32,7 @@ def main(argv=None):
 
     # Data loading
     train_loader, val_loader = dataloader.create(opt, device)
+    model.preprocessing = val_loader.dataset.preprocessing()
 
     # The trainer handles the training loop and evaluation on validation set
     state = checkpoint or checkpoints.optim_state(opt)

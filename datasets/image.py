@@ -125,6 +125,7 @@ def crop(image, x, y, width, height):
 
 
 def hflip(image):
+    """The mirror image, left and right exchanged."""
     return np.ascontiguousarray(image[:, :, ::-1])
 
 

@@ -52,7 +52,18 @@ class Dataset:
         pixels = _decode(os.path.join(self.folder, bytes(self.paths[i])))
         return _unit(pixels), int(self.targets[i])
 
+    def preprocessing(self):
+        """How a test image becomes input, as plain values: what a model file tells its users."""
+        return {
+            "scale": self.opt.testScale,  # its shorter side, by Torch's bicubic
+            "crop": self.opt.testCrop,  # the middle
+            "largest": 1,  # what a white pixel is before mean and std are taken out
+            "mean": MEAN,
+            "std": STD,
+        }
+
     def size(self):
+        """How many images there are."""
         return len(self.targets)
 
     def preprocess(self):

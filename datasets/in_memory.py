@@ -47,6 +47,11 @@ class Images:
         """Image i, float32 (3, H, W) in 0..255, and its target."""
         return self.images[i].numpy().astype(np.float32), int(self.labels[i])
 
+    def preprocessing(self):
+        """How any image becomes a test image, as plain values (see datasets/imagenet.py)."""
+        side = self.images.shape[-1]
+        return {"scale": side, "crop": side, "largest": 255, "mean": self.mean, "std": self.std}
+
     def size(self):
         """The number of images."""
         return len(self.labels)

@@ -17,7 +17,7 @@ from models.blocks import init_linear
 
 
 def setup(opt, checkpoint, classes, device):
-    """The model on its device in the run's precision; `classes` are the names found in the data."""
+    """The model on its device in the run's precision; `classes` are the names in the data."""
     count = opt.nClasses or len(classes)
     if count < len(classes):
         raise InputError(f"-nClasses {count}, but the data has {len(classes)} classes")
@@ -38,7 +38,7 @@ def setup(opt, checkpoint, classes, device):
             f"the model has {outputs} classes, the data {len(classes)} and -nClasses "
             f"{opt.nClasses}: to fine-tune, give -retrain FILE -resetClassifier true"
         )
-    model.classes, model.dataset = list(classes), opt.dataset
+    model.classes = list(classes)
     _set_memory(opt, model)
     _set_backend(opt)
     return model.to(device, torch.float64 if opt.precision == "double" else torch.float32)
@@ -50,7 +50,7 @@ def build(opt, classes):
 
 
 def load_file(path):
-    """A net from one of our model files, with its weights, class names and dataset."""
+    """A net from one of our model files, with its weights, class names and preprocessing."""
     content = files.load(path)
     try:
         return _build(content)
@@ -65,7 +65,7 @@ def _build(content):
     dtype = content["model"]["fc.weight"].dtype
     model = getattr(importlib.import_module(f"models.{name}"), name)(**config).to(dtype)
     model.load_state_dict(content["model"])
-    model.classes, model.dataset = content["classes"], content["dataset"]
+    model.classes, model.preprocessing = content["classes"], content["preprocessing"]
     return model
 
 

@@ -21,8 +21,6 @@ from torch.utils.checkpoint import checkpoint
 
 from errors import InputError
 
-SHORTCUTS = ("A", "B", "C", "none")
-
 
 def conv(inputs, outputs, size, stride=1, groups=1):
     """A size x size convolution without bias that keeps the map's size, but for the stride."""
@@ -30,7 +28,7 @@ def conv(inputs, outputs, size, stride=1, groups=1):
 
 
 def init_linear(layer):
-    """Set a linear layer as the Lua begins it, weight U(+-1/sqrt(inputs)), bias 0; returns it."""
+    """Begin a linear layer as the Lua does, weight U(+-1/sqrt(inputs)), bias 0; returns it."""
     bound = 1 / math.sqrt(layer.in_features)
     nn.init.uniform_(layer.weight, -bound, bound)
     nn.init.zeros_(layer.bias)
@@ -93,7 +91,7 @@ class BatchNorm2d(nn.BatchNorm2d):
     def _apart(self, x):
         """Normalise a slice that moves no statistics."""
         alone = x.shape[0] == 1
-        # copies, because backward reads them too, and by then the first slice has moved the originals
+        # copies, for backward reads them again, after the first slice has moved the originals
         mean, var = (self.running_mean.clone(), self.running_var.clone()) if alone else (None, None)
         return F.batch_norm(x, mean, var, self.weight, self.bias, not alone, 0.0, self.eps)
 
@@ -118,8 +116,8 @@ def shortcut(kind, inputs, outputs, stride, norm):
     A adds no parameters; B is a 1x1 convolution where the width changes; C always. `norm` puts a
     batch norm behind the convolution (resnet.lua and resnext.lua do, preresnet.lua does not).
     """
-    if kind not in SHORTCUTS:
-        raise InputError(f"invalid shortcut type: {kind}; it is one of {', '.join(SHORTCUTS)}")
+    if kind not in ("A", "B", "C", "none"):
+        raise InputError(f"invalid shortcut type: {kind}; it is one of A, B, C, none")
     if kind == "none":
         return None
     if kind == "C" or (kind == "B" and inputs != outputs):
@@ -235,7 +233,7 @@ class Net(nn.Module):
         for i, count in enumerate(counts):
             first, other = ("both_preact", "preact") if preactivation else ("postact", "postact")
             if preactivation and large and i == 0:
-                first = "no_preact"
+                first = "no_preact"  # the stem has just done it
             blocks = [block(channels, width * 2**i, 2 if i else 1, first)]
             channels = blocks[0].outputs
             blocks += [block(channels, width * 2**i, 1, other) for _ in range(count - 1)]
@@ -269,14 +267,13 @@ class Net(nn.Module):
         return self.fc(x)  # (N, classes)
 
     def _run(self, block, x):
-        # A compiler sees no contexts: it updates statistics once anyway, but would show a slice of one
-        # sample the updated ones. Such a batch, the last of an epoch, is not recomputed then.
+        # A compiler takes no contexts. It moves statistics once anyway, but would show a slice of
+        # one sample the moved ones; so such a batch, an epoch's last, is not recomputed.
         compiling = torch.compiler.is_compiling()
         if not (self.recompute and self.training) or (compiling and 1 in (self.slices or ())):
             return block(x)
-        options = {} if compiling else {"context_fn": partial(_contexts, block)}
-        # no block draws random numbers, so their state need not be preserved
-        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **options)
+        contexts = {} if compiling else {"context_fn": partial(_contexts, block)}
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **contexts)
 
 
 def _contexts(block):
@@ -290,14 +287,13 @@ def _contexts(block):
 def _statistics(norms, lent):
     """Lend batch norms the running statistics they had; what is added to them is dropped."""
     own = [dict(norm.named_buffers()) for norm in norms]
+
+    def use(buffers):
+        for norm, named in zip(norms, buffers):
+            for name, buffer in named.items():
+                setattr(norm, name, buffer)
+
     try:
-        _set_buffers(norms, lent)
-        yield
+        yield use(lent)
     finally:
-        _set_buffers(norms, own)
-
-
-def _set_buffers(norms, buffers):
-    for norm, named in zip(norms, buffers):
-        for name, buffer in named.items():
-            setattr(norm, name, buffer)
+        use(own)

@@ -117,7 +117,7 @@ def resnext(
 
 def create(opt, classes, net=resnext):
     """The net that the options ask for, announced as in the Lua."""
-    depths.stages("resnext", "cifar", 29, opt.bottleneckType)
+    depths.stages(net.__name__, opt.stem, opt.depth, opt.bottleneckType)  # or nothing is announced
     say(DEPLOYING[opt.bottleneckType])
     model = net(
         depth=opt.depth,

@@ -70,7 +70,10 @@ def test_all_places_and_half_the_flips(device):
 
 def test_uniforms_at_their_ends():
     places = torch.arange(1.0, 26).view(1, 1, 5, 5)
-    zero, one = torch.zeros(1, dtype=torch.float64), torch.full((1,), 1 - 2.0**-53).double()
+    zero, one = (
+        torch.zeros(1, dtype=torch.float64),
+        torch.tensor([1 - 2.0**-53], dtype=torch.float64),
+    )
     first, last = batched.crop(places, zero, zero, 2)[0, 0], batched.crop(places, one, one, 2)[0, 0]
     assert first[2, 2] == 1 and not first[:2].any() and not first[:, :2].any()
     assert last[2, 2] == 25 and not last[3:].any() and not last[:, 3:].any()

@@ -119,3 +119,16 @@ def test_facts(module, count):
     assert module.stem == "cifar" and names == sorted(set(names)) and len(names) == count
     assert names[0] == {10: "airplane", 100: "apple"}[count]
     assert names[-1] == {10: "truck", 100: "worm"}[count]
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits"])
+def test_the_stated_preprocessing_is_what_val_does(name):
+    side = {"digits": 8}.get(name, 32)
+    white = np.full((1, 3, side, side), 255, np.uint8)
+    info = {"val_images": white, "val_labels": np.zeros(1, int)}
+    val = datasets.module(name).Dataset(info, None, "val")
+    stated = val.preprocessing()
+    assert stated["scale"] == stated["crop"] == side
+    expected = (stated["largest"] - np.array(stated["mean"])) / np.array(stated["std"])
+    # float32 rounds a difference and a quotient
+    assert np.allclose(val.preprocess()(val.get(0)[0], None)[:, 0, 0], expected, rtol=3e-7)

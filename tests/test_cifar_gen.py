@@ -1,4 +1,4 @@
-"""The preparation of CIFAR: every published form gives what the original stored; damage is named."""
+"""The preparation of CIFAR: every published form gives what the original stored."""
 
 import io
 import os
@@ -148,78 +148,12 @@ def refused(opt):
     return str(error.value)
 
 
-@pytest.mark.parametrize(
-    "name, change, expected",
-    [
-        ("data_batch_3.bin", lambda data: data[:-1], "has 21510 bytes: should be a whole number of "
-         "records of 3073"),
-        ("data_batch_3.bin", lambda data: b"", "has 0 bytes"),
-        ("test_batch.bin", lambda data: b"\x0a" + data[1:], "has a label 10: should be 0 to 9"),
-    ],
-)  # fmt: skip
-def test_damaged_binary_files(tmp_path, forms, name, change, expected):
+def test_a_label_out_of_range(tmp_path, forms):
     contents = forms["cifar-10-batches-bin"]
-    contents[name] = change(contents[name])
+    contents["test_batch.bin"] = b"\x0a" + contents["test_batch.bin"][1:]
     write(tmp_path / "data", contents)
     message = refused(options(tmp_path, tmp_path / "data"))
-    assert expected in message and f"{name} of {tmp_path / 'data'}" in message
-
-
-class Evil:
-    """Pickles as a call, which would be made while unpickling."""
-
-    def __init__(self, *call):
-        self.call = call
-
-    def __reduce__(self):
-        return self.call[0], self.call[1:]
-
-
-def plain(**content):
-    return lambda data: pickle.dumps(content, 4)
-
-
-PIXELS = np.zeros((2, 3072), np.uint8)
-
-
-@pytest.mark.parametrize(
-    "change, expected",
-    [
-        (lambda data: data[:-10], "is not a pickle of the python version"),
-        (lambda data: b"nonsense", "is not a pickle of the python version"),
-        (plain(labels=[1, 2]), "lacks the array 'data' or the list 'labels'"),
-        (plain(data=PIXELS), "lacks the array 'data' or the list 'labels'"),
-        (plain(data=PIXELS, labels=[1]), "one whole number as label for each image"),
-        (plain(data=PIXELS, labels=[1, 2.5]), "one whole number as label for each image"),
-        (plain(data=PIXELS, labels=[1, -2]), "has a label -2"),
-        (plain(data=PIXELS[:, 1:], labels=[1, 2]), "should be bytes of shape (images, 3072)"),
-        (plain(data=PIXELS[:0], labels=[]), "should be bytes of shape (images, 3072)"),
-        (plain(data=PIXELS.astype("i1"), labels=[1, 2]), "should be bytes of shape"),
-        (plain(data=np.array([[None] * 3072]), labels=[1]), "should be bytes of shape"),
-        (lambda data: pickle.dumps([1, 2]), "holds no dict"),
-    ],
-)
-def test_damaged_python_files(tmp_path, forms, change, expected):
-    contents = forms["cifar-10-batches-py"]
-    contents["data_batch_2"] = change(contents["data_batch_2"])
-    write(tmp_path / "data", contents)
-    message = refused(options(tmp_path, tmp_path / "data"))
-    assert expected in message and f"data_batch_2 of {tmp_path / 'data'}" in message
-
-
-@pytest.mark.parametrize("protocol", [0, 2, 4])
-@pytest.mark.parametrize("call", [os.mkdir, eval, np.save, getattr], ids=lambda call: call.__name__)
-def test_a_pickle_runs_nothing(tmp_path, forms, protocol, call):
-    trace = str(tmp_path / "trace")
-    arguments = {eval: (f"open({trace!r}, 'w')",), np.save: (trace, 1), getattr: (trace, "upper")}
-    attack = Evil(call, *arguments.get(call, (trace,)))
-    contents = forms["cifar-10-batches-py"]
-    contents["data_batch_1"] = pickle.dumps({"data": attack, "labels": [1]}, protocol)
-    write(tmp_path / "data", contents)
-    message = refused(options(tmp_path, tmp_path / "data"))
-    assert f"data_batch_1 of {tmp_path / 'data'} is a pickle that would run" in message
-    assert f".{call.__name__}: refused" in message
-    assert not list(tmp_path.glob("trace*"))
+    assert message == f"test_batch.bin of {tmp_path / 'data'} has a label 10: should be 0 to 9"
 
 
 def test_a_part_of_the_dataset(tmp_path, forms):
@@ -240,38 +174,10 @@ def test_no_dataset(tmp_path):
     assert "no such file or folder" in refused(options(tmp_path, tmp_path / "nowhere"))
 
 
-def test_archives_that_are_none(tmp_path, forms):
-    path = tmp_path / "cifar-10-binary.tar.gz"
-    pack(path, "cifar-10-batches-bin", forms["cifar-10-batches-bin"])
-    path.write_bytes(path.read_bytes()[:-5000])
-    assert f"{path} is damaged" in refused(options(tmp_path, path))
-    path.write_bytes(b"<html>not found</html>")
-    assert f"{path} is damaged or not a .tar.gz" in refused(options(tmp_path, path))
-    pack(path, "photos", {"a.jpg": b"1"})
-    assert f"{path} holds no CIFAR-10" in refused(options(tmp_path, path))
-
-
-def test_odd_members_of_an_archive(tmp_path, forms, lua):
-    path = tmp_path / "cifar-10-binary.tar.gz"
-    with tarfile.open(path, "w:gz") as tar:
-        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE):
-            member = tarfile.TarInfo("x/test_batch.bin")
-            member.type, member.linkname = kind, "/etc/passwd"
-            tar.addfile(member)
-        for name, data in forms["cifar-10-batches-bin"].items():
-            member = tarfile.TarInfo("../../outside/" + name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    assert_as_in_lua(*datasets.create(options(tmp_path, path)), lua)
-    assert sorted(os.listdir(tmp_path)) == ["cifar-10-binary.tar.gz", "gen"]
-
-    twice = tmp_path / "twice.tar"
-    pack(twice, "a", forms["cifar-10-batches-bin"], "w")
-    with tarfile.open(twice, "a") as tar:
-        member = tarfile.TarInfo("b/test_batch.bin")
-        tar.addfile(member, io.BytesIO())
-    os.remove(tmp_path / "gen" / "cifar10.npz")
-    assert "holds test_batch.bin twice" in refused(options(tmp_path, twice))
+def test_an_archive_of_something_else(tmp_path):
+    pack(tmp_path / "a.tar", "photos", {"a.jpg": b"1"})
+    message = refused(options(tmp_path, tmp_path / "a.tar"))
+    assert f"{tmp_path / 'a.tar'} holds no CIFAR-10" in message
 
 
 # Without -data

@@ -1,4 +1,4 @@
-"""Downloads against a server of our own: whole, wrong, missing, cut short, for a while, not at all."""
+"""Downloads against a server of our own: whole, wrong, missing, cut short, not at all."""
 
 import hashlib
 import http.server

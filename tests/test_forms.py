@@ -15,8 +15,7 @@ FORMS = ("resnext_A", "resnext_B", "resnext_C")
 NETS = {"resnext": resnext, "preresnext": preresnext}
 PAIRS = list(itertools.permutations(FORMS, 2))
 
-# float64; the forms sum in another order, over at most 1024 x 9 products a layer and three steps of
-# a deep net. Seen: 1e-12.
+# float64; only the order of summation differs. Seen over two steps: 1e-13 relative.
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
 

@@ -2,7 +2,6 @@
 
 import importlib
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import torch.nn.functional as F
 import torch7
 import torchvision
 
-from errors import InputError
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
@@ -246,138 +244,3 @@ def test_any_image_size_with_the_cifar_stem():
         assert net.maps(torch.zeros(1, 3, 48, 48)).shape == (1, 1024, 12, 12)
         assert net.features(torch.zeros(2, 3, 48, 40)).shape == (2, 1024)
         assert net(torch.zeros(2, 3, 48, 40)).shape == (2, 6)
-
-
-def test_no_shortcut_leaves_the_branch_alone():
-    net = resnet(20, 10, "cifar", "none")
-    assert not [name for name in net.state_dict() if "downsample" in name]
-    block = net.layer2[0].eval()
-    block.bn2.weight.data.zero_()  # the branch is 0 everywhere, so without shortcut the block is
-    assert float(block(torch.randn(2, 16, 8, 8)).abs().max()) == 0
-    block = preresnet(20, 10, "cifar", "none").layer2[0].eval()
-    block.conv2.weight.data.zero_()
-    assert float(block(torch.randn(2, 16, 8, 8)).abs().max()) == 0
-
-
-def test_no_shortcut_works_with_every_net():
-    for net in (
-        resnext(11, 2, 8, 10, "cifar", "none", "resnext_A"),
-        preresnext(11, 2, 8, 10, "cifar", "none", "resnext_B"),
-        preresnet(8, 10, "cifar", "none"),
-    ):
-        net(torch.randn(2, 3, 32, 32)).sum().backward()
-        assert all(parameter.grad is not None for parameter in net.parameters())
-
-
-def test_shortcuts_of_type_b_and_c():
-    def projected(shortcut):
-        names = resnext(20, 2, 8, 10, "cifar", shortcut).state_dict()
-        return {name.split(".downsample")[0] for name in names if "downsample.0" in name}
-
-    assert projected("B") == {"layer1.0", "layer2.0", "layer3.0"}
-    assert projected("C") == projected("B") | {"layer1.1", "layer2.1", "layer3.1"}
-    assert projected("A") == set()
-
-
-NETS = [
-    resnext(29, 2, 4, 10, "cifar", "C", "resnext_B"),
-    resnext(29, 2, 4, 10, "cifar", preactivation=True),
-    preresnext(20, 2, 4, 10, "cifar", "A", "resnext_A"),
-    resnet(20, 100, "cifar", "A"),
-    preresnet(20, 100, "cifar", "none"),
-]
-
-
-@pytest.mark.parametrize("net", NETS, ids=lambda net: f"{net.config['net']}-{net.config['depth']}")
-def test_config_rebuilds_the_net(net):
-    again = build(net.config)
-    again.load_state_dict(net.state_dict())
-    assert again.config == net.config
-    input = torch.randn(1, 3, 32, 32)
-    assert torch.equal(again.eval()(input), net.eval()(input))
-
-
-def options(**changes):
-    values = {
-        "dataset": "cifar10",
-        "stem": "cifar",
-        "depth": 29,
-        "cardinality": 2,
-        "baseWidth": 4,
-        "shortcutType": "B",
-        "bottleneckType": "resnext_C",
-    }
-    return SimpleNamespace(**{**values, **changes})
-
-
-FORM = "Deploying ResNeXt bottleneck block form"
-LINES = [
-    ("resnext", {}, [f"{FORM} C (group convolution)", " | ResNet-29 cifar10"]),
-    ("resnext", {"bottleneckType": "resnext_B"}, [f"{FORM} B", " | ResNet-29 cifar10"]),
-    ("resnext", {"bottleneckType": "resnext_A"}, [f"{FORM} A", " | ResNet-29 cifar10"]),
-    (
-        "resnext",
-        {"bottleneckType": "resnet", "dataset": "imagenet", "stem": "imagenet", "depth": 50},
-        ["Deploying ResNet bottleneck block", " | ResNet-50 ImageNet"],
-    ),
-    ("preresnext", {}, [f"{FORM} C (group convolution)", " | ResNet-29 cifar10"]),
-    ("resnet", {"depth": 20}, [" | ResNet-20 CIFAR-10"]),
-    ("resnet", {"depth": 20, "dataset": "cifar100"}, [" | ResNet-20 CIFAR-100"]),
-    ("preresnet", {"depth": 20, "dataset": "digits"}, [" | ResNet-20 digits"]),
-    (
-        "preresnet",
-        {"depth": 18, "dataset": "imagenet", "stem": "imagenet"},
-        [" | ResNet-18 ImageNet"],
-    ),
-]
-
-
-@pytest.mark.parametrize(("name", "changes", "lines"), LINES)
-def test_create_takes_the_options_and_prints_the_originals_lines(name, changes, lines, capsys):
-    opt = options(**changes)
-    with torch.device("meta"):
-        net = importlib.import_module(f"models.{name}").create(opt, 7)
-    assert capsys.readouterr().out.splitlines() == lines
-    assert net.config["net"] == name
-    assert net.config["depth"] == opt.depth
-    assert net.config["stem"] == opt.stem
-    assert net.fc.out_features == net.config["classes"] == 7
-    if name == "resnext":
-        asked = ("cardinality", "base_width", "shortcut", "bottleneck")
-        assert [net.config[key] for key in asked] == [2, 4, "B", opt.bottleneckType]
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda: resnext(34), ["Invalid depth: 34", "resnext", "50, 101 or 152"]),
-        (lambda: preresnext(18), ["Invalid depth: 18", "preresnext", "50, 101, 152 or 200"]),
-        (lambda: resnet(20), ["Invalid depth: 20", "resnet", "18, 34, 50, 101 or 152"]),
-        (
-            lambda: resnext(30, stem="cifar"),
-            ["depth should be one of 29, 38, 47, 56, 101", "9n+2", "resnext", "30"],
-        ),
-        (
-            lambda: preresnet(21, stem="cifar"),
-            ["depth should be one of 20, 32, 44, 56, 110, 1202", "6n+2", "preresnet", "21"],
-        ),
-        (lambda: resnet(2, stem="cifar"), ["depth should be one of 20, 32"]),
-        (lambda: resnext(bottleneck="foo"), ["invalid bottleneck type: foo", "resnext_A"]),
-        (lambda: resnet(shortcut="D"), ["invalid shortcut type: D", "A, B, C, none"]),
-        (lambda: resnet(stem="mnist"), ["invalid stem: mnist", "imagenet, cifar"]),
-        (lambda: resnext(50, 32, 0), ["base width 0", "-baseWidth should be at least 1"]),
-        (lambda: resnext(50, 0, 4), ["cardinality 0", "-cardinality"]),
-    ],
-)
-def test_bad_arguments_are_told_in_one_sentence(make, words):
-    with pytest.raises(InputError) as caught:
-        make()
-    text = str(caught.value)
-    assert all(word in text for word in words)
-    assert "\n" not in text
-
-
-def test_bad_bottleneck_type_is_told_before_anything_is_printed(capsys):
-    with pytest.raises(InputError, match="invalid bottleneck type: foo"):
-        importlib.import_module("models.resnext").create(options(bottleneckType="foo"), 10)
-    assert capsys.readouterr().out == ""

@@ -1,0 +1,159 @@
+"""Caches that are missing, stale or damaged; datasets by file name; the example of the README."""
+
+import os
+import re
+import shutil
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import datasets
+from errors import InputError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture
+def opt(cifar, tmp_path):
+    """CIFAR-10 in a copy of our own; -gen is a folder in a folder that is not there yet."""
+    shutil.copytree(cifar, tmp_path / "data")
+    data, gen = str(tmp_path / "data"), str(tmp_path / "new" / "gen")
+    return types.SimpleNamespace(dataset="cifar10", data=data, gen=gen)
+
+
+def made(opt, capsys):
+    """The datasets, and whether their cache was made just now, and the lines printed."""
+    path = os.path.join(opt.gen, "cifar10.npz")
+    before = os.stat(path) if os.path.exists(path) else None
+    train, val = datasets.create(opt)
+    assert (train.size(), val.size()) == (35, 21)
+    assert os.listdir(opt.gen) == ["cifar10.npz"]
+    after = os.stat(path)
+    new = before is None or (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns)
+    return train, new, capsys.readouterr().out
+
+
+def test_a_cache_is_made_once(opt, capsys):
+    first, new, text = made(opt, capsys)
+    assert new and " | saving CIFAR-10 dataset to " in text and "anew" not in text
+    again, new, text = made(opt, capsys)
+    assert not new and text == ""
+    assert np.array_equal(first.images, again.images)
+
+
+def test_changed_data_are_noticed(opt, capsys):
+    first, _, _ = made(opt, capsys)
+    path = os.path.join(opt.data, "cifar-10-batches-bin", "data_batch_1.bin")
+    with open(path, "r+b") as file:  # same size, another pixel
+        file.seek(1)
+        file.write(bytes([255 - int(first.images[0, 0, 0, 0])]))
+    later = os.stat(path).st_mtime_ns + 1_000_000
+    os.utime(path, ns=(later, later))  # the clock of a file system may be coarse
+    second, new, text = made(opt, capsys)
+    assert new and "describes other data than there are now: making it anew" in text
+    assert second.images[0, 0, 0, 0] == 255 - first.images[0, 0, 0, 0]
+    assert not made(opt, capsys)[1]
+
+
+def test_another_folder_is_noticed(opt, capsys):
+    made(opt, capsys)
+    os.rename(opt.data, opt.data + "2")
+    opt.data += "2"
+    _, new, text = made(opt, capsys)
+    assert new and "making it anew" in text
+
+
+@pytest.mark.parametrize("damage", ["half", "byte", "empty", "text", "npy", "pickle", "unsigned"])
+def test_a_damaged_cache_is_made_anew(opt, capsys, damage):
+    first, _, _ = made(opt, capsys)
+    path = os.path.join(opt.gen, "cifar10.npz")
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    if damage == "byte":
+        data[len(data) // 2] ^= 1  # a pixel, say
+    data = {"half": data[: len(data) // 2], "empty": b"", "text": b"nothing"}.get(damage, data)
+    with open(path, "wb") as file:
+        file.write(data)
+        if damage in ("npy", "pickle"):
+            file.truncate(0)
+            file.seek(0)
+            np.save(file, np.array([1] if damage == "npy" else [None]), allow_pickle=True)
+    if damage == "unsigned":
+        np.savez(path, train_images=np.zeros(3))
+    again, new, text = made(opt, capsys)
+    assert new and f"=> {path} is damaged: making it anew" in text
+    assert np.array_equal(first.images, again.images)
+    assert not made(opt, capsys)[1]
+
+
+def test_a_failed_preparation_leaves_no_cache(opt, capsys):
+    path = os.path.join(opt.data, "cifar-10-batches-bin", "test_batch.bin")
+    with open(path, "ab") as file:
+        file.write(b"x")
+    with pytest.raises(InputError, match="test_batch.bin"):
+        datasets.create(opt)
+    assert os.listdir(opt.gen) == []
+
+
+def test_a_gen_that_is_no_folder(opt, tmp_path):
+    opt.gen = str(tmp_path / "file")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=f"cannot prepare cifar10 in {opt.gen}: .*File exists"):
+        datasets.create(opt)
+
+
+def test_names_are_those_of_the_files():
+    listed = set(os.listdir(os.path.join(ROOT, "datasets")))
+    twins = {name for name in listed if name[:-3] + "_gen.py" in listed}
+    assert datasets.names() == sorted(name[:-3] for name in twins)
+    assert set(datasets.names()) >= {"cifar10", "cifar100", "digits", "imagenet"}
+    for name in datasets.names():
+        module = datasets.module(name)
+        assert module.stem in ("cifar", "imagenet")
+        assert callable(module.classes) and callable(module.Dataset)
+
+
+@pytest.mark.parametrize("name", ["mnist", "", "transforms", "cifar10_gen", "../opts", "cifar10."])
+def test_an_unknown_dataset(name):
+    with pytest.raises(InputError, match="unknown dataset .* cifar10, cifar100, digits, imagenet"):
+        datasets.module(name)
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A folder that belongs to the package as if its files lay in datasets/."""
+    monkeypatch.setattr(datasets, "__path__", [*datasets.__path__, str(tmp_path)])
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("datasets."):
+            del sys.modules[name]
+            vars(datasets).pop(name.partition(".")[2], None)
+
+
+def test_the_readmes_example_works_as_it_stands(package):
+    with open(os.path.join(ROOT, "datasets", "README.md"), encoding="utf-8") as file:
+        text = file.read()
+    for name, code in re.findall(r"\(`(\w+\.py)`\):\n\n```python\n(.*?)```", text, re.DOTALL):
+        (package / name).write_text(code)
+    assert "stripes" in datasets.names()
+    opt = types.SimpleNamespace(dataset="stripes", data="", gen=str(package / "gen"))
+    train, val = datasets.create(opt)
+    assert (train.size(), val.size()) == (512, 64)
+    assert datasets.module("stripes").classes(opt) == ["upright", "level"]
+    mean, std = train.images.double().mean((0, 2, 3)), train.images.double().std((0, 2, 3))
+    assert np.allclose(mean, train.mean, atol=0.05) and np.allclose(std, train.std, atol=0.05)
+    batch = val.augment(val.images, None)
+    assert batch.shape == (64, 3, 32, 32) and val.get(1)[1] == 1
+
+
+def test_a_preparation_that_saves_nothing(package):
+    (package / "idle.py").write_text("")
+    (package / "idle_gen.py").write_text(
+        "def signature(opt):\n    return ''\n\n\ndef exec(opt, cache_file):\n    pass\n"
+    )
+    opt = types.SimpleNamespace(dataset="idle", data="", gen=str(package / "gen"))
+    with pytest.raises(RuntimeError, match="datasets.idle_gen.exec left no .npz"):
+        datasets.create(opt)

@@ -1,0 +1,145 @@
+"""The list of the images in a folder."""
+
+import os
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import imagenet, imagenet_gen
+from errors import InputError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)  # (H, W, 3)
+
+
+def options(data):
+    return types.SimpleNamespace(data=str(data))
+
+
+def make(folder, *names):
+    """Files below a folder, each a small PNG whatever its name says; names may be bytes."""
+    for name in names:
+        path = os.path.join(os.fsencode(folder), os.fsencode(name))
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            Image.fromarray(PIXELS).save(file, "png")
+
+
+def index(folder, cache):
+    imagenet_gen.exec(options(folder), str(cache))
+    return dict(np.load(cache, allow_pickle=False))
+
+
+def test_the_list(tmp_path, capsys):
+    data = tmp_path / "data"
+    make(data / "train", "b/2.JPEG", "b/1.jpg", "b/notes.txt", "a/x.PnG", "c/.hidden.jpg")
+    make(data / "train", ".git/x.png", "readme.txt", "a/sub/readme.txt")
+    make(data / "val", "b/9.webp", "a/3.bmp", "unknown_but_empty/notes.txt")
+    info = index(data, tmp_path / "list.npz")
+    assert info["classes"].tolist() == [b"a", b"b", b"c"]  # the empty one keeps its number
+    assert info["train_paths"].tolist() == [b"a/x.PnG", b"b/1.jpg", b"b/2.JPEG"]
+    assert info["train_targets"].tolist() == [0, 1, 1]
+    assert info["val_paths"].tolist() == [b"a/3.bmp", b"b/9.webp"]
+    assert info["val_targets"].tolist() == [0, 1]
+    assert info["signature"].shape == ()
+    assert str(info["signature"]) == imagenet_gen.signature(options(data))
+    assert capsys.readouterr().out.splitlines() == [
+        "=> Generating list of images",
+        " | finding all validation images",
+        " | finding all training images",
+        f" | saving list of images to {tmp_path / 'list.npz'}",
+    ]
+    assert sorted(os.listdir(tmp_path)) == ["data", "list.npz"]  # nothing temporary is left
+
+
+def test_classes(tmp_path):
+    make(tmp_path / "train", "zebra/1.png", "Ähre/1.png", "ant/1.png", ".cache/1.png")
+    assert imagenet.classes(options(tmp_path)) == ["ant", "zebra", "Ähre"]  # by their bytes
+    assert imagenet.stem == "imagenet"
+
+
+def test_odd_names_lead_to_their_files(tmp_path):
+    names = ["käse/1.png", "käse/two\nlines.png", "käse/ two  spaces .png", b"raw\xff/\xfe\x80.png"]
+    make(tmp_path / "train", *names)
+    make(tmp_path / "val", *names)
+    info = index(tmp_path, tmp_path / "list.npz")
+    dataset = imagenet.Dataset(info, options(tmp_path), "val")
+    assert dataset.size() == 4
+    for i in range(4):
+        image, target = dataset.get(i)
+        np.testing.assert_array_equal(np.rint(image * 255), PIXELS.transpose(2, 0, 1))
+        assert target == (0 if i < 3 else 1)
+    os.remove(os.path.join(os.fsencode(tmp_path), b"val", os.fsencode(names[3])))
+    with pytest.raises(InputError, match=r"\\udcfe\\udc80\.png': No such file"):
+        dataset.get(3)
+
+
+def test_links_are_followed_without_looping(tmp_path):
+    make(tmp_path / "store", "cats/1.png", "single.png")
+    make(tmp_path / "data" / "train", "dogs/1.png")
+    make(tmp_path / "data" / "val", "dogs/1.png")
+    train = tmp_path / "data" / "train"
+    (train / "cats").symlink_to(tmp_path / "store" / "cats")
+    (train / "dogs" / "2.png").symlink_to(tmp_path / "store" / "single.png")
+    (train / "dogs" / "up").symlink_to(train)
+    (train / "dogs" / "again").symlink_to(train / "dogs")
+    info = index(tmp_path / "data", tmp_path / "list.npz")
+    assert info["train_paths"].tolist() == [b"cats/1.png", b"dogs/1.png", b"dogs/2.png"]
+
+
+def test_the_signature_follows_the_folders(tmp_path):
+    make(tmp_path / "train", "a/1.png", "b/1.png")
+    make(tmp_path / "val", "a/1.png")
+
+    def signature():
+        return imagenet_gen.signature(options(tmp_path))
+
+    def age():
+        """The clock of the file system may tick too slowly for a test."""
+        for split in ("train", "val"):
+            for folder in (tmp_path / split).iterdir():
+                os.utime(folder, ns=(1, 1))
+
+    seen = []
+    changes = [
+        lambda: None,
+        lambda: make(tmp_path / "train", "a/2.png"),
+        lambda: (tmp_path / "val" / "a" / "1.png").rename(tmp_path / "val" / "a" / "3.png"),
+        lambda: (tmp_path / "train" / "a" / "2.png").unlink(),
+        lambda: make(tmp_path / "train", "c/1.png"),
+        lambda: (tmp_path / "train" / "c").rename(tmp_path / "train" / "d"),
+    ]
+    for change in changes:
+        age()
+        before = signature()
+        assert signature() == before
+        change()
+        seen.append(signature() != before)
+    assert seen == [False] + [True] * 5
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ([], "is not a folder: -data must hold train/<class>/<image> and val/<class>/<image>"),
+        (["train/a/1.png"], "val' is not a folder: -data must hold"),
+        (["train/a/1.png", "val/readme"], "no images .*in .*val'"),
+        (["train/a/readme", "val/a/1.png"], "no images .*in .*train'"),
+        (["train/readme", "val/a/1.png"], "no class folders in .*train'"),
+        (["train/a/1.png", "val/1.png"], "val/1.png' is not directly inside a class folder"),
+        (["train/1.png", "train/a/1.png", "val/a/1.png"], "train/1.png' is not directly inside"),
+        (["train/a/b/c/1.png", "val/a/1.png"], "train/a/b/c/1.png' is not directly inside"),
+        (["train/a/1.png", "val/b/1.png"], "class not found: .*val/b' holds images but has no"),
+    ],
+)
+def test_folders_in_disorder(tmp_path, files, message):
+    make(tmp_path / "data", *files)
+    with pytest.raises(InputError, match=message):
+        index(tmp_path / "data", tmp_path / "list.npz")
+    assert not any(name.startswith("list") for name in os.listdir(tmp_path))
+
+
+def test_data_must_be_given():
+    with pytest.raises(InputError, match="-data is missing"):
+        imagenet_gen.signature(options(""))
