@@ -10,7 +10,7 @@ PYTHON ?= python3
 	touch $@
 
 demo: .venv/installed
-	.venv/bin/python main.py -dataset digits -depth 20 -cardinality 8 -baseWidth 8
+	.venv/bin/python main.py -dataset digits -depth 11 -cardinality 4 -baseWidth 8 -save checkpoints/digits
 
 test: .venv/installed
 	.venv/bin/python -m pytest -q

@@ -18,6 +18,8 @@ from datasets.draws import Draws, permutation, table
 from distributed import say
 from errors import InputError
 
+LAYOUT = torch.channels_last  # as the model's (models/__init__.py)
+
 
 def create(opt, device):
     """The loaders of both splits: (train, val)."""
@@ -71,7 +73,7 @@ class DataLoader:
                 uniforms = torch.from_numpy(uniforms).to(self.device)
             indices = torch.from_numpy(indices).to(self.device)
             input = self.dataset.augment(self.images[indices], uniforms, self.dtype)
-            yield input, self.labels[indices]
+            yield input.contiguous(memory_format=LAYOUT), self.labels[indices]
 
     def _prepared(self, epoch, batches):
         self.jobs.list = [(epoch, indices) for indices in batches]
@@ -83,7 +85,7 @@ class DataLoader:
                 say(f" | skipped {reason} ({self.skipped} so far)")
             if len(target):
                 yield (
-                    input.to(self.device, self.dtype, non_blocking=True),
+                    input.to(self.device, self.dtype, non_blocking=True, memory_format=LAYOUT),
                     target.to(self.device, non_blocking=True),
                 )
 
