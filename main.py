@@ -12,8 +12,8 @@ from errors import InputError
 def main(argv=None):
     """Train or test as the command line says."""
     opt = opts.parse(argv)
-    # Threads that wait by spinning starve each other as soon as the cores are shared with loading
-    # workers or another program: 3.3 s an iteration instead of 0.44 on two cores (0.24 undisturbed).
+    # Threads that wait by spinning starve each other once the cores are shared, with loading workers
+    # or another program: 3.3 s an iteration instead of 0.44 on two cores (undisturbed 0.24).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
     # after the options: an error or the help need not wait for torch
