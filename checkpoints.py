@@ -23,7 +23,7 @@ from errors import InputError
 # Options that decide the result: on a resume the checkpoint's hold, unless given again.
 CARRIED = (
     *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
-    *("batchSize", "nGPU", "precision", "manualSeed"),
+    *("batchSize", "nGPU", "precision", "manualSeed", "nClasses"),
 )
 
 

@@ -32,11 +32,10 @@ def setup(opt, checkpoint, classes, device):
     else:
         say(f"=> Creating model from file: models/{opt.netType}.py")
         model = build(opt, count)
-    outputs = model.fc.out_features
-    if outputs < len(classes) or (checkpoint is None and opt.nClasses and outputs != opt.nClasses):
+    if model.fc.out_features != count:
         raise InputError(
-            f"the model has {outputs} classes, the data {len(classes)} and -nClasses "
-            f"{opt.nClasses}: to fine-tune, give -retrain FILE -resetClassifier true"
+            f"the model has {model.fc.out_features} classes, the data {len(classes)}: to fine-tune, "
+            f"give -resetClassifier true; to leave it so, -nClasses {model.fc.out_features}"
         )
     model.classes = list(classes)
     _set_memory(opt, model)

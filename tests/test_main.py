@@ -135,8 +135,9 @@ def test_retrain_and_test_only(run):
 def test_fine_tuning(run, photos):
     run(NET + " -nEpochs 1")
     options = "-retrain checkpoints/model_1.pth -save tuned -nEpochs 1 -batchSize 6 -nThreads 0 "
-    with pytest.raises(InputError, match="-resetClassifier true"):
-        run(options + "-nClasses 2", photos)
+    with pytest.raises(InputError, match="model has 10 classes, the data 2.*-resetClassifier true"):
+        run(options, photos)
+    assert run(options + "-nClasses 10", photos)[-1].startswith(" * Finished")
     lines = run(options + "-resetClassifier true -optimState checkpoints/optimState_1.pth", photos)
     assert " => Replacing classifier with 2-way classifier" in lines
     saved = files.load("tuned/model_1.pth")
