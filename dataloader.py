@@ -8,6 +8,7 @@ same); a data set that is small enough stays on the device and is augmented ther
 
 import math
 import signal
+import warnings
 
 import numpy as np
 import torch
@@ -17,6 +18,9 @@ import datasets
 from datasets.draws import Draws, permutation, table
 from distributed import say
 from errors import InputError
+
+# the published recipes ask for 8 workers on any machine; torch would lecture twice a run
+warnings.filterwarnings("ignore", "This DataLoader will create")
 
 LAYOUT = torch.channels_last  # as the model's (models/__init__.py)
 

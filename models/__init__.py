@@ -32,10 +32,11 @@ def setup(opt, checkpoint, classes, device):
     else:
         say(f"=> Creating model from file: models/{opt.netType}.py")
         model = build(opt, count)
-    if model.fc.out_features != count:
+    outputs = model.fc.out_features
+    if outputs != count:
         raise InputError(
-            f"the model has {model.fc.out_features} classes, the data {len(classes)}: to fine-tune, "
-            f"give -resetClassifier true; to leave it so, -nClasses {model.fc.out_features}"
+            f"the model has {outputs} classes, the data {len(classes)}: to fine-tune, give "
+            f"-resetClassifier true; to leave it so, -nClasses {outputs}"
         )
     model.classes = list(classes)
     _set_memory(opt, model)

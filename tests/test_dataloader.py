@@ -1,0 +1,74 @@
+"""The loaders: every image once, the same whatever the workers, from any place on."""
+
+import numpy as np
+import pytest
+import torch
+
+import dataloader
+import opts
+
+CPU = torch.device("cpu")
+
+
+def options(command, data, tmp_path):
+    return opts.parse(command.split() + ["-data", data, "-gen", str(tmp_path / "gen")])
+
+
+def same(batches, others):
+    batches, others = list(batches), list(others)
+    assert len(batches) == len(others) > 0
+    for (input, target), (other_input, other_target) in zip(batches, others):
+        assert torch.equal(input, other_input) and torch.equal(target, other_target)
+
+
+def test_in_memory(cifar, tmp_path):
+    opt = options("-dataset cifar10 -depth 29 -batchSize 8 -manualSeed 5", cifar, tmp_path)
+    train, val = dataloader.create(opt, CPU)
+    assert (train.size(), val.size()) == (5, 3)
+    batches = list(train.run(1))
+    assert [len(target) for _, target in batches] == [8, 8, 8, 8, 3]
+    assert batches[0][0].shape == (8, 3, 32, 32) and batches[0][0].dtype == torch.float32
+    assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+    same(train.run(1), batches)  # again, whatever came between
+    same(train.run(1, start=3), batches[3:])
+    targets = torch.cat([target for _, target in batches])
+    labels = train.dataset.labels
+    assert torch.equal(targets.sort()[0], labels.sort()[0]) and not torch.equal(targets, labels)
+    assert not torch.equal(next(iter(train.run(2)))[1], batches[0][1])
+    # the validation images stand in the order of the file, unaugmented
+    assert torch.equal(torch.cat([target for _, target in val.run(1)]), val.dataset.labels)
+    same(val.run(1), val.run(7))
+
+
+def test_one_at_a_time_equals_the_batch(cifar, tmp_path):
+    """The workers' way of CIFAR, through get and preprocess, gives the bits of the batched way."""
+    opt = options("-dataset cifar10 -depth 29 -batchSize 8 -nThreads 0", cifar, tmp_path)
+    train, val = dataloader.create(opt, CPU)
+    for loader, split in ((train, "train"), (val, "val")):
+        dataset = loader.dataset
+
+        class Slow:
+            get, size, preprocess = dataset.get, dataset.size, dataset.preprocess
+
+        same(loader.run(3), dataloader.DataLoader(Slow(), opt, split, CPU).run(3))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_workers_change_nothing(photos, tmp_path, threads):
+    command = "-depth 50 -batchSize 5 -manualSeed 2 -nThreads "
+    alone = dataloader.create(options(command + "0", photos, tmp_path), CPU)
+    others = dataloader.create(options(f"{command}{threads}", photos, tmp_path), CPU)
+    for loader, other in zip(alone, others):
+        for epoch in (1, 2):
+            same(loader.run(epoch), other.run(epoch))
+    same(alone[0].run(2, start=1), list(others[0].run(2))[1:])
+
+
+def test_double_precision_and_ten_crops(photos, tmp_path):
+    command = "-depth 50 -batchSize 20 -nThreads 0 -precision double -tenCrop true"
+    train, val = dataloader.create(options(command, photos, tmp_path), CPU)
+    input, target = next(iter(val.run(1)))
+    assert input.shape == (20, 3, 224, 224) and len(target) == 2
+    assert input.dtype == torch.float64 and val.crops == 10 and train.crops == 1
+    # the sixth crop is the mirrored first: the centre, flipped
+    assert np.array_equal(input[5].flip(2), input[0])
