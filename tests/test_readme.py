@@ -36,7 +36,8 @@ def test_command(command, monkeypatch, tmp_path):
         for split in ("train", "val"):
             (tmp_path / place / split).mkdir(parents=True)
     (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "model_best.pth").touch()
+    for name in ("checkpoints/model_best.pth", "resnext_50_32x4d.t7"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
     opt = opts.parse(command.split())
     if opt.retrain == "none":
