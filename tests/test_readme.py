@@ -42,6 +42,6 @@ def test_command(command, monkeypatch, tmp_path):
     opt = opts.parse(command.split())
     if opt.retrain == "none":
         with torch.device("meta"):
-            model = build(opt, {"imagenet": 1000, "cifar10": 10, "cifar100": 100}[opt.dataset])
+            model = build(opt, {"imagenet": 1000, "cifar100": 100}.get(opt.dataset, 10))
         size = sum(parameter.numel() for parameter in model.parameters())
         assert size == SIZES.get((opt.dataset, opt.netType, opt.depth, opt.cardinality), size)
