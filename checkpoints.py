@@ -2,6 +2,8 @@
 
 The folder holds model_N.pth, optimState_N.pth, model_best.pth, log.jsonl and latest.pth. Each file
 appears whole (files.py), latest.pth last, so that the folder resumes whenever the run is killed.
+What is saved inside an epoch is one file, both model and optimState, which the next one replaces.
+Of several processes the first writes, all read.
 Differs from the Lua: the best error and the options travel along, so a resumed run goes on as if
 it had not stopped (order and augmentation are functions of seed and epoch and need no state).
 """
@@ -16,6 +18,7 @@ import sys
 
 import torch
 
+import distributed
 import files
 from distributed import say
 from errors import InputError
@@ -25,6 +28,7 @@ CARRIED = (
     *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
     *("batchSize", "nGPU", "precision", "manualSeed", "nClasses"),
 )
+INSIDE = "inside_epoch.pth"
 
 
 def latest(opt):
@@ -32,6 +36,9 @@ def latest(opt):
 
     Takes over into `opt` those of the checkpoint's options that the command line does not give.
     """
+    opt.agents = distributed.agents()
+    if _written_by_us(opt):
+        opt.resume = opt.save
     if opt.resume == "none":
         return None
     path = os.path.join(opt.resume, "latest.pth")
@@ -44,6 +51,22 @@ def latest(opt):
     checkpoint["modelFile"] = os.path.join(opt.resume, newest["modelFile"])
     _adopt(opt, checkpoint["options"])
     return checkpoint
+
+
+def replicas(opt):
+    """-nGPU as it will be once the checkpoint that -resume names has had its say."""
+    path = os.path.join(opt.resume, "latest.pth")
+    if "nGPU" in opt.given or not os.path.isfile(path):
+        return opt.nGPU
+    return files.load(path).get("nGPU", opt.nGPU)
+
+
+def _written_by_us(opt):
+    """Whether torchrun's agents have started this run anew: what is in -save is then its own."""
+    path = os.path.join(opt.save, "latest.pth")
+    if not opt.agents or not os.path.isfile(path):
+        return False
+    return not set(opt.agents).isdisjoint(files.load(path).get("agents", []))
 
 
 def _adopt(opt, saved):
@@ -73,6 +96,7 @@ def optim_state(opt):
     state = files.load(opt.optimState)
     if not isinstance(state, dict) or "momentum" not in state:
         raise InputError(f"{opt.optimState} is not an optimState file of this program")
+    state.pop("position", None)  # that was on the way of another run
     if opt.resetClassifier:
         state["momentum"] = {k: v for k, v in state["momentum"].items() if not k.startswith("fc.")}
     return state
@@ -80,6 +104,8 @@ def optim_state(opt):
 
 def begin(opt, checkpoint, device):
     """Make the folder of -save ready: a new log.jsonl, or the resumed run's up to its epoch."""
+    if distributed.rank():
+        return
     try:
         os.makedirs(opt.save, exist_ok=True)
     except OSError as error:
@@ -101,6 +127,8 @@ def begin(opt, checkpoint, device):
 
 def save(epoch, model, trainer, best, is_best, opt, entry):
     """Write the state after an epoch; `best` is (top-1, top-5) so far, `entry` the line to log."""
+    if distributed.rank():
+        return
     model_file, optim_file = f"model_{epoch}.pth", f"optimState_{epoch}.pth"
     files.save(os.path.join(opt.save, model_file), pack(model))
     state = {"epoch": epoch, "best": best, "options": options(opt), **trainer.state()}
@@ -110,10 +138,28 @@ def save(epoch, model, trainer, best, is_best, opt, entry):
     # a line too many is dropped when resuming, a line too few would be missing for ever
     with open(os.path.join(opt.save, "log.jsonl"), "ab") as file:
         file.write(_encoded({"epoch": epoch, **entry}))
-    newest = {"epoch": epoch, "modelFile": model_file, "optimFile": optim_file}
-    files.save(os.path.join(opt.save, "latest.pth"), newest)
+    _point(opt, epoch, model_file, optim_file)
+    with contextlib.suppress(FileNotFoundError):
+        os.remove(os.path.join(opt.save, INSIDE))
     if opt.keep:
         _forget(opt.save, epoch - opt.keep)
+
+
+def save_inside(epoch, model, trainer, best, opt):
+    """Write the state inside an epoch (-saveEvery, signals); trainer.position says where."""
+    if distributed.rank():
+        return
+    # `epoch` counts the finished ones; one file, for it is replaced while latest.pth names it
+    state = {"epoch": epoch - 1, "best": best, "options": options(opt), **trainer.state()}
+    files.save(os.path.join(opt.save, INSIDE), {**pack(model), **state})
+    _point(opt, epoch - 1, INSIDE, INSIDE)
+
+
+def _point(opt, epoch, model_file, optim_file):
+    """Let latest.pth name these files."""
+    newest = {"epoch": epoch, "modelFile": model_file, "optimFile": optim_file}
+    newest.update(nGPU=opt.nGPU, agents=opt.agents)
+    files.save(os.path.join(opt.save, "latest.pth"), newest)
 
 
 def pack(model):
@@ -128,7 +174,7 @@ def pack(model):
 
 def options(opt):
     """The options as plain values."""
-    return {name: value for name, value in vars(opt).items() if name != "given"}
+    return {name: value for name, value in vars(opt).items() if name not in ("given", "agents")}
 
 
 def _forget(save, last):

@@ -4,17 +4,24 @@ import math
 import os
 import sys
 import time
+from functools import partial
 
+import launch
 import opts
-from errors import InputError
+from interrupts import Interrupts, Stopped
 
 
 def main(argv=None):
     """Train or test as the command line says."""
+    argv = sys.argv[1:] if argv is None else list(argv)
     opt = opts.parse(argv)
     # Threads that wait by spinning starve each other once cores are shared, with loading workers
     # or another program: 3.3 s an iteration instead of 0.44 on two cores (undisturbed 0.24).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    count = launch.processes(opt)
+    if count > 1:
+        sys.exit(launch.run(argv, count))
 
     # after the options: an error or the help need not wait for torch
     import torch
@@ -22,12 +29,13 @@ def main(argv=None):
     import checkpoints
     import dataloader
     import datasets
+    import distributed
     import models
-    from distributed import pick_device, say
+    from distributed import say
     from train import Trainer, criterion
 
+    device = distributed.join()
     torch.manual_seed(opt.manualSeed)
-    device = pick_device()
 
     # Load previous checkpoint, if it exists
     checkpoint = checkpoints.latest(opt)
@@ -51,30 +59,47 @@ def main(argv=None):
     checkpoints.begin(opt, checkpoint, device)
     first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
     best = checkpoint["best"] if checkpoint else (math.inf, math.inf)
-    for epoch in range(first, opt.nEpochs + 1):
-        start = time.perf_counter()
-        # Train for a single epoch
-        train = trainer.train(epoch, train_loader)
+    with Interrupts(opt.saveEvery, opt.save) as trainer.interrupts:
+        for epoch in range(first, opt.nEpochs + 1):
+            start = time.perf_counter()
+            save = partial(checkpoints.save_inside, epoch, model, trainer, best, opt)
+            trainer.interrupts.save = save
+            # Train for a single epoch
+            train = trainer.train(epoch, train_loader)
 
-        # Run model on validation set
-        test = trainer.test(epoch, val_loader)
+            # Run model on validation set
+            test = trainer.test(epoch, val_loader)
 
-        is_best = test[0] < best[0]
-        if is_best:
-            best = test
-            say(f" * Best model \t{best[0]:.14g}\t{best[1]:.14g}")
+            is_best = test[0] < best[0]
+            if is_best:
+                best = test
+                say(f" * Best model \t{best[0]:.14g}\t{best[1]:.14g}")
 
-        entry = {"train": train, "test": test, "best": best, "seconds": time.perf_counter() - start}
-        checkpoints.save(epoch, model, trainer, best, is_best, opt, entry)
+            seconds = time.perf_counter() - start
+            entry = {"train": train, "test": test, "best": best, "seconds": seconds}
+            checkpoints.save(epoch, model, trainer, best, is_best, opt, entry)
 
     say(f" * Finished top1: {best[0]:6.3f}  top5: {best[1]:6.3f}")
 
 
-if __name__ == "__main__":
+def run():
+    """Run main; whatever goes wrong becomes one sentence and a status."""
     try:
         main()
-    except InputError as error:
-        sys.exit(f"main.py: {error}")
+        status = 0
+    except Stopped as stop:
+        status = stop.status
+        if os.environ.get("RANK", "0") == "0":
+            print(f"main.py: {stop}", file=sys.stderr)
     except KeyboardInterrupt:
-        print("main.py: interrupted; -resume DIR goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+        print(launch.INTERRUPTED, file=sys.stderr)
+        status = 130
+    except Exception as error:
+        import distributed
+
+        distributed.fail(error)
+    launch.leave(status)
+
+
+if __name__ == "__main__":
+    run()
