@@ -89,7 +89,8 @@ def here():
 def say(*args):
     """Print on the first rank only, at once: logs are followed through pipes."""
     if int(os.environ.get("RANK", 0)) == 0:
-        print(*args, flush=True)
+        # in one piece, for a thread may speak as well (folder.py)
+        print(" ".join(map(str, args)) + "\n", end="", flush=True)
 
 
 def shares(count):

@@ -24,7 +24,7 @@ class Stopped(Exception):
 
 
 class Interrupts:
-    """While entered, signals are counted; `between` acts on them. `save()` is set by the run."""
+    """While entered, signals are counted; `between` acts on them. The run sets `save(stop)`."""
 
     def __init__(self, minutes=0, folder=None):
         self.folder = folder
@@ -53,7 +53,7 @@ class Interrupts:
         """Save if it is time; if `asked`, the sum over all processes, says so, save and stop."""
         told = next((signum for signum, count in zip(SIGNALS, asked) if count), None)
         if self.save and (told or self.seconds and time.monotonic() - self.last >= self.seconds):
-            self.save()
+            self.save(stop=told is not None)
             self.last = time.monotonic()
         if told:
             raise Stopped(told, where, self.folder)
