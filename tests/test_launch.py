@@ -77,6 +77,7 @@ def test_an_error_in_one_process_ends_all(photos, tmp_path):
     assert nobody_left(process.pid, 1)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_told_once(cifar, tmp_path):
     process = start(NET + " -nGPU 2 -nProcs 2 -LR 1e30", cifar, tmp_path)
     _, error = finish(process, 1)
@@ -98,6 +99,7 @@ def test_a_killed_process_ends_all(cifar, tmp_path, victim):
     assert files.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_from_the_keyboard(cifar, tmp_path, times):
     process = start(NET + " -nGPU 2 -nProcs 2 -nEpochs 100000", cifar, tmp_path)
@@ -178,6 +180,7 @@ def test_elastic(one, cifar, tmp_path):
     first = torchrun(tmp_path, cifar, 0, 0, command + "elastic", *rendezvous)
     time.sleep(2)
     second = torchrun(tmp_path, cifar, 0, 0, command + "elastic", *rendezvous)
+    until(first, "=> 2 processes on cpu")
     until(first, " | Epoch: [3]")
     workers = children(second)
     second.kill()
@@ -185,5 +188,6 @@ def test_elastic(one, cifar, tmp_path):
         os.kill(worker, signal.SIGKILL)
     lines, _ = finish(first, timeout=200)
     assert "=> Loading checkpoint elastic/latest.pth" in lines
+    assert "=> 2 processes on cpu" not in lines
     agree(results("straight", 60), results("elastic", 60))
     assert [line["epoch"] for line in log("elastic")] == list(range(1, 61))
