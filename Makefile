@@ -9,17 +9,21 @@ PYTHON ?= python3
 	.venv/bin/pip install --quiet --disable-pip-version-check --requirement requirements.txt
 	touch $@
 
+.venv/tested: .venv/installed tests/requirements.txt
+	.venv/bin/pip install --quiet --disable-pip-version-check --requirement tests/requirements.txt
+	touch $@
+
 demo: .venv/installed
 	.venv/bin/python main.py -dataset digits -depth 11 -cardinality 4 -baseWidth 8 -save checkpoints/digits
 
-test: .venv/installed
+test: .venv/tested
 	.venv/bin/python -m pytest -q
 
-slow: .venv/installed
+slow: .venv/tested
 	.venv/bin/python -m pytest -q -m slow
 
-lint: .venv/installed
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'ruff~=0.14'
+lint: .venv/tested
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'ruff>=0.17,<0.18'
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 

@@ -11,6 +11,7 @@ it had not stopped (order and augmentation are functions of seed and epoch and n
 import contextlib
 import glob
 import json
+import math
 import os
 import re
 import subprocess
@@ -22,6 +23,7 @@ import distributed
 import files
 from distributed import say
 from errors import InputError
+from models import formats, torch7
 
 # Options that decide the result: on a resume the checkpoint's hold, unless given again.
 CARRIED = (
@@ -35,22 +37,50 @@ def latest(opt):
     """The checkpoint that -resume names, or None: epoch, best, modelFile and the optimizer's state.
 
     Takes over into `opt` those of the checkpoint's options that the command line does not give.
+    A folder of Torch7's resumes too; one that has both goes on from ours, which is the later.
     """
     opt.agents = distributed.agents()
     if _written_by_us(opt):
         opt.resume = opt.save
     if opt.resume == "none":
         return None
-    path = os.path.join(opt.resume, "latest.pth")
-    if not os.path.isfile(path):
-        say(f"=> No checkpoint in {opt.resume}: starting afresh")
-        return None
-    say(f"=> Loading checkpoint {path}")
-    newest = files.load(path)
-    checkpoint = files.load(os.path.join(opt.resume, newest["optimFile"]))
-    checkpoint["modelFile"] = os.path.join(opt.resume, newest["modelFile"])
-    _adopt(opt, checkpoint["options"])
-    return checkpoint
+    for name in ("latest.pth", "latest.t7"):
+        path = os.path.join(opt.resume, name)
+        if os.path.isfile(path):
+            say(f"=> Loading checkpoint {path}")
+            read = _ours if name.endswith(".pth") else _torch7
+            checkpoint = read(path)
+            _adopt(opt, checkpoint["options"])
+            return checkpoint
+    say(f"=> No checkpoint in {opt.resume}: starting afresh")
+    return None
+
+
+def _ours(path):
+    newest, folder = files.load(path), os.path.dirname(path)
+    checkpoint = files.load(os.path.join(folder, newest["optimFile"]))
+    return {**checkpoint, "modelFile": os.path.join(folder, newest["modelFile"])}
+
+
+def _torch7(path):
+    """What checkpoints.lua wrote: it knows no best error, and the rate is the command line's."""
+    newest, folder = formats.load_t7(path), os.path.dirname(path)
+    try:
+        model = os.path.join(folder, newest["modelFile"])
+        checkpoint = _torch7_state(os.path.join(folder, newest["optimFile"]), model)
+        return {**checkpoint, "epoch": newest["epoch"], "modelFile": model}
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path} is no checkpoint of the original program: {error!r}") from None
+
+
+def _torch7_state(path, model):
+    """An optimState of optim.sgd; dfdx is the momentum, flat in the order of the parameters."""
+    state = formats.load_t7(path)
+    return {
+        "best": (math.inf, math.inf),
+        "momentum": torch7.split(state["dfdx"], formats.read(model)["model"]),
+        "options": {name: state[name] for name in ("momentum", "weightDecay")},
+    }
 
 
 def replicas(opt):
@@ -71,7 +101,7 @@ def _written_by_us(opt):
 
 def _adopt(opt, saved):
     for name in CARRIED:
-        ours, theirs = getattr(opt, name), saved[name]
+        ours, theirs = getattr(opt, name), saved.get(name, getattr(opt, name))
         if ours == theirs:
             continue
         if name in opt.given:
@@ -93,6 +123,8 @@ def optim_state(opt):
     """The state that -optimState names, or None; without a classifier that is being replaced."""
     if opt.optimState == "none":
         return None
+    if formats.is_t7(opt.optimState):
+        return _torch7_state(opt.optimState, opt.retrain)
     state = files.load(opt.optimState)
     if not isinstance(state, dict) or "momentum" not in state:
         raise InputError(f"{opt.optimState} is not an optimState file of this program")

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pickle
+import re
 import shutil
 
 import torch
@@ -21,7 +22,12 @@ def load(path):
         raise InputError(f"File not found: {path}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        # PyTorch's text is long and says how to run the code after all; only the name is of use
+        found = re.search(r"GLOBAL (\S+)", str(error))
+        what = f"it asks for {found[1]}, which could run code" if found else "it is no such pickle"
+        raise InputError(f"{path} holds more than tensors and plain values: {what}") from None
+    except Exception as error:  # one changed byte can make the unpickler fail in any way
         reason = (str(error).strip() or "it ends too soon").splitlines()[0]
         raise InputError(f"{path} is damaged or not a file of this program: {reason}") from None
 

@@ -20,7 +20,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 HEAD = """Usage: main.py [options]
 
 ResNet / ResNeXt training script, a port of Torch-7's
-See README.md and TRAINING.md for examples
+See README.md for examples
 
 Options:"""
 
@@ -108,7 +108,7 @@ OPTIONS = (
     ("baseWidth",       64,            whole,   1,    "ResNet base width"),
     ("cardinality",     1,             whole,   1,    "ResNet cardinality"),
     ("shortcutType",    "",            str,     ("", "A", "B", "C", "none"), ""),
-    ("retrain",         "none",        str,     None, "Path to model to retrain with"),
+    ("retrain",         "none",        str,     None, "Model file to retrain with, or torchvision:NAME"),
     ("optimState",      "none",        str,     None, "Path to an optimState to reload from"),
     # ---------- Model options ----------
     ("shareGradInput",  False,         boolean, None, "Accepted; autograd frees gradInput by itself"),
@@ -220,8 +220,10 @@ def check(opt):
     if opt.resume == "none" and opt.retrain == "none" and opt.netType in depths.NETS:
         depths.stages(opt.netType, opt.stem, opt.depth)  # from a file, the file's depth holds
     for name in ("retrain", "optimState"):
-        if getattr(opt, name) != "none" and not os.path.isfile(getattr(opt, name)):
-            raise InputError(f"File not found: {getattr(opt, name)} (-{name})")
+        path = getattr(opt, name)
+        named = path == "none" or path.startswith("torchvision:")  # formats.py knows these names
+        if not named and not os.path.isfile(path):
+            raise InputError(f"File not found: {path} (-{name})")
     if opt.dataset == "imagenet":
         opt.data = opt.data or "imagenet"
         _check_folder(opt.data)

@@ -49,8 +49,7 @@ class Dataset:
 
     def get(self, i):
         """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""
-        pixels = _decode(os.path.join(self.folder, bytes(self.paths[i])))
-        return _unit(pixels), int(self.targets[i])
+        return read(os.path.join(self.folder, bytes(self.paths[i]))), int(self.targets[i])
 
     def preprocessing(self):
         """How a test image becomes input, as plain values: what a model file tells its users."""
@@ -84,8 +83,17 @@ class Dataset:
         )
 
 
+def read(source, largest=1):
+    """An image as float32 RGB (3, H, W) in 0..largest; `source` is as in load_image."""
+    pixels = _decode(source)
+    white = 65535 if pixels.dtype == np.uint16 else 255
+    # as in torch/image times the rounded reciprocal, which is not quite a division
+    image = np.empty(pixels.shape, np.float32)
+    return np.multiply(pixels, np.float32(largest / white), out=image, dtype=np.float32)
+
+
 def load_image(source):
-    """An image as uint8 RGB (3, H, W), from a path (str, bytes, Path) or an open binary file.
+    """An image as uint8 RGB (3, H, W), from a path (str, bytes, Path), an open file or Pillow.
 
     The format is told by content, not by name. Grey becomes three equal planes, a palette its
     colours; transparency is dropped and the orientation in EXIF ignored, as in the original.
@@ -99,13 +107,19 @@ def load_image(source):
 def _decode(source):
     """uint8 (3, H, W), or uint16 for 16-bit grey, in whatever memory order it came."""
     try:
+        if isinstance(source, Image.Image):
+            return _planes(source)
         with Image.open(source, formats=FORMATS) as image:
             image.load()
             return _planes(image)
     except Exception as error:  # broken files make Pillow raise a dozen kinds
-        name = getattr(source, "name", source)
-        name = os.fsdecode(name) if isinstance(name, (str, bytes, os.PathLike)) else "the data"
-        raise InputError(f"cannot read the image {name!r}: {_reason(error)}") from None
+        raise InputError(f"cannot read the image {_name(source)!r}: {_reason(error)}") from None
+
+
+def _name(source):
+    if not isinstance(source, (str, bytes, os.PathLike)):  # a file knows its name, or Pillow does
+        source = getattr(source, "name", None) or getattr(source, "filename", None)
+    return os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "the data"
 
 
 def _planes(image):
@@ -116,15 +130,10 @@ def _planes(image):
         if grey.min() < 0 or grey.max() > 65535:
             raise InputError("its pixels have 32 bits; 8 or 16 would be right")
         return np.broadcast_to(grey.astype(np.uint16), (3, *grey.shape))
-    image.info.pop("transparency", None)  # else Pillow may warn that it will be dropped
+    if "transparency" in image.info:  # Pillow may warn that it will be dropped
+        image = image.copy()
+        del image.info["transparency"]
     return np.asarray(image.convert("RGB")).transpose(2, 0, 1)
-
-
-def _unit(pixels):
-    """To 0..1 as in torch/image: times the rounded reciprocal, which is not quite a division."""
-    largest = 65535 if pixels.dtype == np.uint16 else 255
-    image = np.empty(pixels.shape, np.float32)
-    return np.multiply(pixels, np.float32(1 / largest), out=image, dtype=np.float32)
 
 
 def _reason(error):

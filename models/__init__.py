@@ -10,9 +10,10 @@ import importlib
 import torch
 from torch import nn
 
-import files
+from datasets.preprocessing import Preprocessing
 from distributed import say
 from errors import InputError
+from models import formats
 from models.blocks import init_linear
 
 
@@ -51,22 +52,34 @@ def build(opt, classes):
     return importlib.import_module(f"models.{opt.netType}").create(opt, classes)
 
 
-def load_file(path):
-    """A net from one of our model files, with its weights, class names and preprocessing."""
-    content = files.load(path)
-    try:
-        return _build(content)
-    except (KeyError, TypeError, AttributeError, RuntimeError, ModuleNotFoundError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path} is not a model file of this program: {reason}") from None
+def load(source, device="cpu"):
+    """A model ready to use: `model(model.preprocess(image)[None])` gives the scores of an image.
+
+    `source` is anything that formats.read takes: a file of ours, of Torch7 or of torchvision and
+    timm, or a name such as "torchvision:resnext50_32x4d". The model is in evaluation mode;
+    `classes` (names, or None) and `preprocess` (an image file or array to a tensor) go with it.
+    """
+    model = load_file(source).to(device).eval()
+    model.preprocess = Preprocessing(model.preprocessing)
+    return model
 
 
-def _build(content):
+def load_file(source):
+    """A net from a file, with its weights, class names and preprocessing.
+
+    The net takes the file's tensors over as they are: nothing is copied, and a configuration that
+    asks for more weights than the file has claims no memory.
+    """
+    content = formats.read(source)
     config = dict(content["config"])
     name = config.pop("net")
-    dtype = content["model"]["fc.weight"].dtype
-    model = getattr(importlib.import_module(f"models.{name}"), name)(**config).to(dtype)
-    model.load_state_dict(content["model"])
+    try:
+        with torch.device("meta"):
+            model = getattr(importlib.import_module(f"models.{name}"), name)(**config)
+        model.load_state_dict(content["model"], assign=True)
+    except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{source} holds no net of this program: {reason}") from None
     model.classes, model.preprocessing = content["classes"], content["preprocessing"]
     return model
 

@@ -135,22 +135,29 @@ class Block(nn.Module):
     convolution, and the last ReLU after the sum. Otherwise (preresnet.lua) `bn0` and a ReLU stand
     before the branch ("preact"), before branch and shortcut ("both_preact"), or are left out
     ("no_preact"), and nothing follows the last convolution. In each, bnK follows convK.
+
+    `norm` is for nets that were released before the Lua files had their last form: "each" has a
+    batch norm behind the shortcut's convolution too (so is "postact" now), "branch" has none there
+    (all others now), "sum" has the last one not in the branch but behind the sum.
     """
 
-    def __init__(self, inputs, outputs, stride, shortcut_type, activation, **layers):
+    def __init__(self, inputs, outputs, stride, shortcut_type, activation, norm=None, **layers):
         super().__init__()
         self.outputs = outputs
         self.activation = activation
+        self.norm = norm or ("each" if activation == "postact" else "branch")
         before = activation in ("preact", "both_preact")
         self.bn0 = BatchNorm2d(inputs) if before else None
         self.build(inputs, outputs, stride, **layers)
-        norm = activation == "postact"
-        self.downsample = shortcut(shortcut_type, inputs, outputs, stride, norm)
+        each = self.norm == "each"
+        self.downsample = shortcut(shortcut_type, inputs, outputs, stride, each)
+        self.bn_sum = BatchNorm2d(outputs) if self.norm == "sum" else None
         self.relu = nn.ReLU(inplace=True)
 
     def last_norm(self, channels):
         """What follows the branch's last convolution."""
-        return BatchNorm2d(channels) if self.activation == "postact" else nn.Identity()
+        own = self.activation == "postact" and self.norm != "sum"
+        return BatchNorm2d(channels) if own else nn.Identity()
 
     def forward(self, x):  # (N, inputs, H, W)
         branch = x
@@ -162,6 +169,8 @@ class Block(nn.Module):
         branch = self.branch(branch)
         if self.downsample is not None:
             branch += self.downsample(x)
+        if self.bn_sum is not None:
+            branch = self.bn_sum(branch)
         if self.activation == "postact":
             branch = self.relu(branch)
         return branch  # (N, outputs, H / stride, W / stride)
@@ -232,7 +241,9 @@ class Net(nn.Module):
         channels = width
         for i, count in enumerate(counts):
             first, other = ("both_preact", "preact") if preactivation else ("postact", "postact")
-            if preactivation and large and i == 0:
+            if preactivation and config.get("norm") == "each":
+                first = "preact"  # the first form of preresnet.lua
+            elif preactivation and large and i == 0:
                 first = "no_preact"  # the stem has just done it
             blocks = [block(channels, width * 2**i, 2 if i else 1, first)]
             channels = blocks[0].outputs

@@ -7,8 +7,12 @@ stand, a batch norm behind the last stage, and none behind the 1x1 convolution o
 from models import resnet as post
 
 
-def preresnet(depth=34, classes=1000, stem="imagenet", shortcut="B"):
-    """A pre-activated ResNet-`depth` of basic or bottleneck blocks."""
+def preresnet(depth=34, classes=1000, stem="imagenet", shortcut="B", norm="branch"):
+    """A pre-activated ResNet-`depth` of basic or bottleneck blocks.
+
+    With `norm` "each", the ResNet-200 that was released with fb.resnet.torch: the shortcut's
+    convolution has a batch norm, and every block its first batch norm and ReLU in the branch.
+    """
     return post.residual({"net": "preresnet", **locals()}, preactivation=True)
 
 

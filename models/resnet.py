@@ -6,25 +6,35 @@ and any size of image; shortcut A also works with bottlenecks (see blocks.py).
 
 import depths
 from distributed import say
+from errors import InputError
 from models.blocks import Basic, Bottleneck, Net
 
 TITLES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 
 
-def resnet(depth=34, classes=1000, stem="imagenet", shortcut="B"):
-    """A ResNet-`depth` of basic or bottleneck blocks."""
+NORMS = ("each", "branch", "sum")
+
+
+def resnet(depth=34, classes=1000, stem="imagenet", shortcut="B", norm="each"):
+    """A ResNet-`depth` of basic or bottleneck blocks.
+
+    `norm` says where batch norm stands (see blocks.py): the ResNet-18 and -34 that were released
+    with fb.resnet.torch are "branch", the ResNet-50 is "sum".
+    """
     return residual({"net": "resnet", **locals()})
 
 
 def residual(config, preactivation=False):
     """The net of a configuration; preresnet.py's too, which differs in the activation."""
     kind, counts = depths.stages(config["net"], config["stem"], config["depth"])
-    shortcut = config["shortcut"]
+    shortcut, norm = config["shortcut"], config["norm"]
+    if norm not in NORMS or (preactivation and norm == "sum"):
+        raise InputError(f"invalid place of batch norm: {norm}; it is one of {', '.join(NORMS)}")
 
     def block(inputs, planes, stride, activation):
         if kind == "basic":
-            return Basic(inputs, planes, stride, shortcut, activation)
-        return Bottleneck(inputs, planes * 4, stride, shortcut, activation, width=planes)
+            return Basic(inputs, planes, stride, shortcut, activation, norm)
+        return Bottleneck(inputs, planes * 4, stride, shortcut, activation, norm, width=planes)
 
     width = 64 if config["stem"] == "imagenet" else 16
     return Net(config, config["stem"], width, counts, block, preactivation)

@@ -1,0 +1,180 @@
+"""From one model file to another: python convert.py IN OUT.
+
+No Lua file. IN is whatever models/formats.py reads; OUT is a model file of another kind, or the
+net alone, in evaluation mode, for other programs: .onnx, or .pt2 of torch.export.
+"""
+
+import io
+import os
+import sys
+
+from depths import BOTTLENECKS
+from errors import InputError
+
+EXTENSIONS = (".pth", ".safetensors", ".t7", ".onnx", ".pt2")
+FORMS = tuple(form for form in BOTTLENECKS if form != "resnet")
+
+USAGE = f"""Usage: convert.py [-form {"|".join(FORMS)}] IN OUT
+
+IN   a model: .pth of this program, .t7 of Torch7, .pth or .safetensors of torchvision or timm,
+     or torchvision:NET, such as torchvision:resnext50_32x4d
+OUT  what it becomes, by the extension: {", ".join(EXTENSIONS)}
+
+  -form  the form, of the paper's figure 3, that the blocks of a ResNeXt get
+
+.safetensors needs the package safetensors, .onnx needs onnx and onnxscript. An .onnx or .pt2 maps
+images (N, 3, crop, crop), preprocessed, to scores (N, classes), for any N."""
+
+
+def main(argv=None):
+    """Convert as the command line says."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if any(word in ("-h", "-help", "--help") for word in words):
+        print(USAGE)
+        return
+    try:
+        source, target, form = parse(words)
+    except InputError as error:
+        print(f"convert.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        convert(source, target, form)
+    except InputError as error:
+        print(f"convert.py: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def parse(words):
+    """IN, OUT and the form or None; InputError if the command line is wrong."""
+    form, paths, words = None, [], iter(words)
+    for word in words:
+        if word in ("-form", "--form"):
+            form = next(words, None)
+            if form not in FORMS:
+                raise InputError(f"-form should be one of {', '.join(FORMS)}, not {form}")
+        elif word.startswith("-"):
+            raise InputError(f"unknown option {word} (-help lists all)")
+        else:
+            paths.append(word)
+    if len(paths) != 2:
+        raise InputError("give two files, convert.py IN OUT (-help says more)")
+    source, target = paths
+    if os.path.splitext(target)[1] not in EXTENSIONS:
+        raise InputError(f"{target} should end in one of {', '.join(EXTENSIONS)}")
+    if os.path.realpath(source) == os.path.realpath(target):
+        raise InputError(f"{source} would be replaced by itself: give another OUT")
+    return source, target, form
+
+
+def convert(source, target, form=None):
+    """Write the model `source` as `target`, in another form if one is given, and say so."""
+    # after the command line: an error or the help need not wait for torch
+    import checkpoints
+    import models
+    from distributed import say
+    from models import formats
+
+    folder = os.path.dirname(target) or "."
+    if not os.path.isdir(folder):  # or an export would find out after its minute of work
+        raise InputError(f"cannot write {target}: there is no folder {folder}")
+    model = models.load_file(source).eval()
+    if form is not None:
+        model = _in_form(model, form)
+    content = checkpoints.pack(model)
+    export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1])
+    if export is None:
+        formats.write(target, content)
+    else:
+        _write(target, export(target, model, formats.describe(content)))
+    say(f"=> {target}: {_summary(model)}, {os.path.getsize(target) / 1e6:.1f} MB")
+    if _of_facebook(source, content["config"], formats):
+        say("   If these are the weights that Facebook released: CC BY-NC 4.0, non-commercial")
+
+
+def _in_form(model, form):
+    from models import forms, preresnext, resnext
+
+    config = dict(model.config)
+    if config.get("bottleneck") not in FORMS:
+        raise InputError(f"-form {form} needs the blocks of a ResNeXt, which this net has not")
+    net = {"resnext": resnext.resnext, "preresnext": preresnext.preresnext}[config.pop("net")]
+    other = net(**{**config, "bottleneck": form})
+    state = forms.convert(model.state_dict(), form, config["cardinality"])
+    other.to(model.fc.weight.dtype).load_state_dict(state)
+    other.classes, other.preprocessing = model.classes, model.preprocessing
+    return other.eval()
+
+
+def _write(target, data):
+    import files
+
+    try:
+        with files.replacing(target) as file:
+            file.write(data)
+    except OSError as error:
+        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
+
+
+def _example(model):
+    """Two images of zeros: a batch of one would be taken for a constant."""
+    import torch
+
+    if model.preprocessing is not None:
+        side = model.preprocessing["crop"]
+    else:
+        side = 32 if model.config.get("stem") == "cifar" else 224
+    return torch.zeros(2, 3, side, side, dtype=model.fc.weight.dtype)
+
+
+def _onnx(target, model, about):
+    """The bytes of an ONNX file, with what else is known of the model as its metadata."""
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise InputError(
+            f"{target}: this format needs packages: pip install onnx onnxscript"
+        ) from None
+    import torch
+
+    program = torch.onnx.export(
+        model,
+        (_example(model),),
+        input_names=["images"],
+        output_names=["scores"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
+    )
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, about)
+    return proto.SerializeToString()
+
+
+def _pt2(target, model, about):
+    """The bytes of a torch.export archive, with what else is known of the model as extra files."""
+    import torch
+
+    batch = {0: torch.export.Dim("batch")}
+    program = torch.export.export(model, (_example(model),), dynamic_shapes=(batch,))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer, extra_files=about)
+    return buffer.getvalue()
+
+
+def _summary(model):
+    """The net in words: its arguments as far as they are numbers, and the number of parameters."""
+    shown = {name: value for name, value in model.config.items() if type(value) is int}
+    words = [f"{name.replace('_', ' ')} {value}" for name, value in shown.items()]
+    count = sum(parameter.numel() for parameter in model.parameters())
+    return ", ".join([model.config["net"], *words, f"{count} parameters"])
+
+
+def _of_facebook(source, config, formats):
+    """Whether the weights can be those of facebookresearch/ResNeXt: Torch7, ResNeXt, ImageNet."""
+    known = config["net"] == "resnext" and config["classes"] == 1000
+    return known and not source.startswith("torchvision:") and formats.is_t7(source)
+
+
+if __name__ == "__main__":
+    main()

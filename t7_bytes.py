@@ -1,0 +1,184 @@
+"""The two encodings of Torch7 files, binary and ascii: numbers, characters, elements.
+
+Port of torch7's DiskFile. What the numbers mean is t7.py's business. Reading compares every count
+with the bytes that are left before anything is taken; ValueError names file and byte.
+"""
+
+import re
+import struct
+
+import numpy as np
+import torch
+
+_KINDS = {
+    "Byte": torch.uint8,
+    "Char": torch.int8,
+    "Short": torch.int16,
+    "Int": torch.int32,
+    "Long": torch.int64,
+    "Float": torch.float32,
+    "Double": torch.float64,
+    "Half": torch.float16,
+}
+_CUDA = {f"Cuda{kind}": dtype for kind, dtype in _KINDS.items() if kind != "Float"}
+DTYPES = {  # torch.ByteTensor, torch.CudaStorage, ... -> dtype
+    f"torch.{kind}{what}": dtype
+    for kind, dtype in {**_KINDS, **_CUDA, "Cuda": torch.float32}.items()
+    for what in ("Tensor", "Storage")
+}
+WHOLE = 2**53  # every integer up to here is a double, which is Lua's only number
+NAMES = {dtype: f"torch.{kind}Tensor" for kind, dtype in _KINDS.items()}
+_INT = struct.Struct("<i")
+_TOKEN = re.compile(rb"\s{0,64}([-+.0-9A-Za-z]{1,40})(?![-+.\w])")  # scanf: blanks, a number
+
+
+def storage_name(name):
+    """The storage that goes with a tensor: torch.FloatTensor -> torch.FloatStorage."""
+    return name.replace("Tensor", "Storage")
+
+
+class Source:
+    """A cursor over the bytes. Nothing is taken before it is known to be there."""
+
+    def __init__(self, name, buffer, file):
+        self.name, self.buffer, self.file = name, buffer, file
+        self.position, self.size = 0, len(buffer)
+
+    def fail(self, problem, at=None):
+        at = self.position if at is None else at
+        raise ValueError(f"{self.name}: byte {at}: {problem}")
+
+    def expect(self, count, size, what):
+        """Refuse a count of things, each of at least `size` bytes, that cannot be there."""
+        left = self.size - self.position
+        if not 0 <= count * size <= left:
+            self.fail(f"{count} {what}, but {left} bytes are left")
+
+    def int(self):
+        return self.numbers("i", 1)[0]
+
+    def long(self):
+        return self.numbers("q", 1)[0]
+
+    def double(self):
+        """A double, as an int where nothing is lost by it; minus zero stays a float."""
+        (number,) = self.numbers("d", 1)
+        if abs(number) <= WHOLE and number.is_integer() and (number or str(number) == "0.0"):
+            return int(number)
+        return number
+
+    def text(self):
+        return self.chars(self.int()).decode("utf-8", "surrogateescape")
+
+
+class Binary(Source):
+    least, long_format, mapped = 4, "q", False  # nil, the smallest value, is 4 bytes
+
+    def numbers(self, kind, count):
+        kind = self.long_format if kind == "q" else kind
+        size = struct.calcsize(kind)
+        self.expect(count, size, "numbers")
+        self.position += count * size
+        return struct.unpack_from(f"<{count}{kind}", self.buffer, self.position - count * size)
+
+    def int(self):  # numbers("i", 1)[0], which most of the time of reading would go into
+        self.expect(1, 4, "numbers")
+        self.position += 4
+        return _INT.unpack_from(self.buffer, self.position - 4)[0]
+
+    def chars(self, count):
+        self.expect(count, 1, "characters")
+        self.position += count
+        return bytes(self.buffer[self.position - count : self.position])
+
+    def data(self, dtype, count):
+        if dtype == torch.int64 and self.long_format == "i":
+            return self.data(torch.int32, count).long()
+        self.expect(count, dtype.itemsize, "elements")
+        start, size = self.position, count * dtype.itemsize
+        self.position += size
+        if self.mapped and count and start % dtype.itemsize == 0:
+            return torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=start)
+        data = torch.empty(count, dtype=dtype)  # the kernels may rely on alignment, so copy
+        raw = data.view(torch.uint8).numpy()
+        if not self.file:
+            raw[:] = np.frombuffer(self.buffer, np.uint8, size, start)
+        elif self.file.seek(start) != start or self.file.readinto(raw) != size:
+            self.fail("the file became shorter", start)
+        return data
+
+
+class Ascii(Source):
+    least = 2
+
+    def numbers(self, kind, count):
+        values = tuple(self._tokens(float if kind == "d" else int, count))
+        self._line_end(count)
+        return values
+
+    def _tokens(self, convert, count):
+        self.expect(count, 1, "numbers")
+        for _ in range(count):
+            match = _TOKEN.match(self.buffer, self.position)
+            try:
+                value = convert(match[1] if match else b"")
+            except ValueError:
+                self.fail("no number stands here")
+            if isinstance(value, int) and not -(2**63) <= value < 2**63:
+                self.fail(f"the integer {value} is too large")
+            self.position = match.end()
+            yield value
+
+    def _line_end(self, count):
+        if count and self.buffer[self.position : self.position + 1] == b"\n":
+            self.position += 1
+
+    def chars(self, count):
+        chars = Binary.chars(self, count)
+        self._line_end(count)
+        return chars
+
+    def data(self, dtype, count):
+        if dtype.itemsize == 1:  # bytes are raw in ascii files too
+            return torch.from_numpy(np.array(bytearray(self.chars(count)))).view(dtype)
+        self.expect(count, 1, "elements")
+        start, real = self.position, dtype.is_floating_point
+        tokens = self._tokens(float if real else int, count)
+        values = torch.from_numpy(np.fromiter(tokens, float if real else np.int64, count))
+        self._line_end(count)
+        if not real and not torch.equal(values.to(dtype).long(), values):
+            self.fail(f"a storage with elements too large for {dtype}", start)
+        return values.to(dtype)
+
+
+class BinaryOut:
+    def __init__(self, write):
+        self.chars = write
+
+    def numbers(self, kind, values):
+        self.chars(struct.pack(f"<{len(values)}{kind}", *values))
+
+    def data(self, flat):
+        self.chars(flat.numpy())
+
+
+class AsciiOut:
+    def __init__(self, write):
+        self.write = write
+
+    def chars(self, chars):
+        self.write(chars + b"\n" if chars else b"")
+
+    def numbers(self, kind, values):
+        form = "%.17g" if kind == "d" else "%d"
+        self.chars(" ".join(form % value for value in values).encode())
+
+    def data(self, flat):
+        if flat.element_size() == 1:
+            self.chars(flat.numpy().tobytes())
+            return
+        form = "%d" if not flat.is_floating_point() else "%.9g"  # 9 and 17 digits lose nothing
+        form = "%.17g" if flat.dtype == torch.float64 else form
+        for i, part in enumerate(flat.split(1 << 16)):  # in parts, to hold little text at a time
+            self.write(b" " * (i > 0) + " ".join(form % value for value in part.tolist()).encode())
+        self.write(b"\n" * (len(flat) > 0))

@@ -1,0 +1,185 @@
+"""The script that classifies images: its lines, its names, its errors."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import checkpoints
+import files
+import models
+from errors import InputError
+from models.resnet import resnet
+from pretrained import classify
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+INPUT = {"scale": 40, "crop": 32, "largest": 255, "mean": (120, 120, 120), "std": (60, 60, 60)}
+ANIMALS = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+
+
+def save(path, outputs, classes=None, preprocessing=INPUT, plain=False):
+    """A random net in a file of ours; a `plain` one finds every class equally likely."""
+    torch.manual_seed(0)
+    model = resnet(8, outputs, "cifar")
+    model.classes, model.preprocessing = classes, preprocessing
+    if plain:
+        torch.nn.init.zeros_(model.fc.weight)
+    files.save(path, checkpoints.pack(model))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Files of several formats and sizes."""
+    folder, random = tmp_path_factory.mktemp("pictures"), np.random.default_rng(1)
+    paths = []
+    for i, suffix in enumerate(["png", "jpg", "webp", "gif", "bmp"]):
+        paths.append(str(folder / f"picture {i}.{suffix}"))
+        noise = random.integers(0, 256, (5 + i, 7, 3), dtype=np.uint8)
+        Image.fromarray(noise).resize((60 - i, 50)).save(paths[-1])
+    return paths
+
+
+def probabilities(path, picture):
+    """Softmax in float64 of one image's scores."""
+    model = models.load(path)
+    with torch.no_grad():
+        scores = model(model.preprocess(picture)[None])[0].double().numpy()
+    powers = np.exp(scores - scores.max())
+    return powers / powers.sum()
+
+
+def parsed(text):
+    """[(file, [(probability, name)])] from what was printed."""
+    result = []
+    for block in text.removesuffix("\n\n").split("\n\n"):
+        title, *lines = block.split("\n")
+        assert title.startswith("Classes for\t")
+        pairs = [line.split("\t") for line in lines]
+        result.append((title.split("\t")[1], [(float(p), name) for p, name in pairs]))
+    return result
+
+
+def test_five_likeliest_of_each_file_in_order(tmp_path, capsys, pictures):
+    path = save(tmp_path / "net.pth", 7, ANIMALS)
+    many = pictures * 4  # more than go through the net at once
+    assert classify.main([path, *many]) == 0
+    out, err = capsys.readouterr()
+    result = parsed(out)
+    assert [name for name, _ in result] == many and err == ""
+    for picture, lines in result:
+        expected = probabilities(path, picture)
+        order = np.argsort(-expected)[:5]
+        assert [name for _, name in lines] == [ANIMALS[i] for i in order]
+        # float32 scores that a batch of another size may sum in another order
+        np.testing.assert_allclose([p for p, _ in lines], expected[order], rtol=1e-5)
+
+
+@pytest.mark.parametrize("outputs, shown", [(2, "0.5"), (4, "0.25"), (10, "0.10000000149012")])
+def test_the_text_is_luas(tmp_path, capsys, pictures, outputs, shown):
+    # 14 digits of the float32 nearest 0.1, as Lua prints it; no more lines than classes
+    classify.main([save(tmp_path / "net.pth", outputs, plain=True), pictures[0]])
+    lines = capsys.readouterr().out.split("\n")
+    assert lines[0] == f"Classes for\t{pictures[0]}" and lines[-2:] == ["", ""]
+    names = {f"class {i}" for i in range(outputs)}
+    assert len(lines) == 3 + min(outputs, 5)
+    assert all(re.fullmatch(rf"{re.escape(shown)}\tclass \d", line) for line in lines[1:-2])
+    assert {line.split("\t")[1] for line in lines[1:-2]} <= names
+
+
+def test_names_of_classes():
+    net = resnet(8, 1000, "cifar")
+    net.classes = None
+    names = classify.class_names(net)
+    assert len(names) == 1000
+    assert (names[0], names[281], names[285], names[999]) == (
+        *("tench", "tabby", "Egyptian cat"),
+        "toilet tissue",
+    )
+    net.classes = [f"photo {i}" for i in range(1000)]
+    assert classify.class_names(net) == net.classes
+    net = resnet(8, 4, "cifar")
+    net.classes = ["cat", "dog"]  # -nClasses 4 leaves two without a name
+    assert classify.class_names(net) == ["cat", "dog", "class 2", "class 3"]
+    net.classes = None
+    assert classify.class_names(net) == ["class 0", "class 1", "class 2", "class 3"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_a_net_in_another_precision(tmp_path, capsys, pictures, dtype):
+    torch.manual_seed(0)
+    model = resnet(8, 7, "cifar")
+    model.classes, model.preprocessing = ANIMALS, INPUT
+    files.save(tmp_path / "single.pth", checkpoints.pack(model))
+    files.save(tmp_path / "other.pth", checkpoints.pack(model.to(dtype)))
+    assert classify.main([str(tmp_path / "other.pth"), pictures[0]]) == 0
+    [(_, lines)] = parsed(capsys.readouterr().out)
+    expected = -np.sort(-probabilities(str(tmp_path / "single.pth"), pictures[0]))[:5]
+    # weights of float16 have 11 bits, about 5e-4; computing in float16 would print as many digits
+    np.testing.assert_allclose([p for p, _ in lines], expected, rtol=5e-3)
+    assert all(np.float32(np.float16(p)) != np.float32(p) for p, _ in lines)
+
+
+def test_unreadable_files_are_named_and_the_others_classified(tmp_path, capsys, pictures):
+    path = save(tmp_path / "net.pth", 7, ANIMALS)
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
+    odd = [str(tmp_path / "missing.png"), str(tmp_path / "broken.jpg"), str(tmp_path)]
+    assert classify.main([path, odd[0], pictures[0], *odd[1:], pictures[1]]) == 1
+    out, err = capsys.readouterr()
+    assert [name for name, _ in parsed(out)] == pictures[:2]
+    lines = err.splitlines()
+    assert len(lines) == 3 and all(line.startswith("classify.py: cannot read ") for line in lines)
+    assert all(repr(path) in line for path, line in zip(odd, lines))
+    assert classify.main([path, odd[0]]) == 1 and capsys.readouterr().out == ""
+
+
+def test_progress_only_on_a_terminal(tmp_path, capsys, monkeypatch, pictures):
+    path = save(tmp_path / "net.pth", 7, ANIMALS)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    classify.main([path, *pictures * 4])  # 20 are few
+    assert capsys.readouterr().err == ""
+    classify.main([path, *pictures * 5])
+    assert capsys.readouterr().err == "\r16 of 25 \r25 of 25 \n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    classify.main([path, *pictures * 5])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("arguments", [[], ["net.pth"]])
+def test_usage(capsys, arguments):
+    assert classify.main(arguments) == 1
+    assert capsys.readouterr() == ("", "Usage: python classify.py MODEL FILE...\n")
+
+
+def test_a_model_that_does_not_say_its_input(tmp_path, capsys, pictures):
+    path = save(tmp_path / "net.pth", 7, ANIMALS, preprocessing=None)
+    with pytest.raises(InputError, match="how an image becomes this model's input is not known"):
+        classify.main([path, *pictures])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_as_a_command_from_anywhere(tmp_path, pictures):
+    save(tmp_path / "net.pth", 7, ANIMALS)
+    script = os.path.join(ROOT, "pretrained", "classify.py")
+    name = os.fsencode(tmp_path) + b"/\xe9\xff.png"  # names need not be UTF-8
+    os.link(pictures[0], name)
+    command = [sys.executable, script, "net.pth", name, "gone.png"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True)
+    assert result.returncode == 1
+    lines = result.stdout.split(b"\n")
+    assert lines[0] == b"Classes for\t" + name and len(lines) == 8
+    error = result.stderr.decode()
+    assert error == "classify.py: cannot read the image 'gone.png': No such file or directory\n"
+
+
+def test_a_missing_model_is_one_sentence(tmp_path):
+    script = os.path.join(ROOT, "pretrained", "classify.py")
+    command = [sys.executable, script, "gone.pth", "a.png"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 1 and result.stdout == ""
+    assert re.fullmatch(r"classify\.py: .*gone\.pth.*\n", result.stderr)

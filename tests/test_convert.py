@@ -1,0 +1,259 @@
+"""convert.py: round trips to the bit, exported nets that are run, and what it refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import torchvision
+from model_files import OWN, images, ours, shake
+
+import checkpoints
+import convert
+import files
+import models
+from models.preresnext import preresnext
+from models.resnet import resnet
+from models.resnext import resnext
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+NETS = {
+    "resnext": lambda: resnext(11, 2, 4, 3, "cifar"),
+    "forms": lambda: resnext(20, 3, 4, 3, "cifar", "C", "resnext_B"),
+    "bottleneck": lambda: resnext(11, 1, 64, 3, "cifar", "none", "resnet"),
+    "preresnext": lambda: preresnext(11, 2, 4, 3, "cifar", "A", "resnext_A"),
+    "resnet": lambda: resnet(8, 3, "cifar", "A"),
+}
+
+
+def run(*words):
+    convert.main([str(word) for word in words])
+
+
+def refused(capsys, status, *words):
+    """The one sentence on stderr of a command line that fails."""
+    with pytest.raises(SystemExit) as caught:
+        run(*words)
+    out, err = capsys.readouterr()
+    assert caught.value.code == status and out == ""
+    assert err.startswith("convert.py: ") and err.count("\n") == 1
+    return err
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """Makes a file of ours: from a net to its path."""
+
+    def save(net, counted=0):
+        net = ours(net, ["cat", "dog", "fox"], OWN)
+        for name, tensor in net.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                tensor.fill_(counted)
+        files.save(str(tmp_path / "in.pth"), checkpoints.pack(net))
+        return tmp_path / "in.pth"
+
+    return save
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_there_and_back_is_the_same_file(name, dtype, saved, tmp_path, capsys):
+    path = saved(NETS[name]().to(dtype))
+    for extension in (".t7", ".safetensors", ".pth"):
+        run(path, tmp_path / f"net{extension}")
+        run(tmp_path / f"net{extension}", tmp_path / "out.pth")
+        assert (tmp_path / "out.pth").read_bytes() == path.read_bytes()
+    run(tmp_path / "net.t7", tmp_path / "net.safetensors")
+    run(tmp_path / "net.safetensors", tmp_path / "out.pth")
+    assert (tmp_path / "out.pth").read_bytes() == path.read_bytes()
+    assert capsys.readouterr().out.count("\n") == 8
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype, saved, tmp_path):
+    path = saved(NETS["resnext"]().to(dtype))
+    run(path, tmp_path / "net.safetensors")
+    run(tmp_path / "net.safetensors", tmp_path / "out.pth")
+    assert (tmp_path / "out.pth").read_bytes() == path.read_bytes()
+    run(path, tmp_path / "net.t7")  # whose numbers are single or double
+    wider = models.load_file(tmp_path / "net.t7").state_dict()
+    for name, tensor in models.load_file(path).state_dict().items():
+        assert torch.equal(wider[name], tensor.to(wider[name].dtype))
+        assert wider[name].dtype in (torch.float32, torch.int64)
+
+
+def test_only_torch7_drops_the_number_of_batches(saved, tmp_path):
+    path = saved(NETS["resnext"](), counted=7)
+    for extension, counted in ((".safetensors", 7), (".t7", 0)):
+        run(path, tmp_path / f"net{extension}")
+        state = models.load_file(tmp_path / f"net{extension}").state_dict()
+        assert {state[name].item() for name in state if "tracked" in name} == {counted}
+
+
+def test_from_torchvision_through_torch7_and_back(tmp_path):
+    theirs = shake(torchvision.models.resnet18(num_classes=3))
+    torch.save(theirs.state_dict(), tmp_path / "in.pth")
+    run(tmp_path / "in.pth", tmp_path / "net.t7")
+    run(tmp_path / "net.t7", tmp_path / "out.pth")
+    model = models.load_file(tmp_path / "out.pth").eval()
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor) or name.endswith("tracked")
+    assert model.preprocessing["resize"] == "bilinear"  # which Torch7 would not have
+    theirs.load_state_dict(torch.load(tmp_path / "out.pth")["model"])
+    x = images(model.double(), 64)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), theirs.double()(x), rtol=1e-12, atol=1e-12)
+
+
+def test_forms(saved, tmp_path):
+    path = saved(NETS["resnext"]().double())
+    model = models.load_file(path).eval()
+    x, before = images(model, 8), path
+    for form in ("resnext_B", "resnext_A", "resnext_C"):
+        run("-form", form, before, tmp_path / f"{form}.pth")
+        before = tmp_path / f"{form}.pth"
+        other = models.load_file(before).eval()
+        assert other.config == {**model.config, "bottleneck": form}
+        # float64; the order of summation differs
+        torch.testing.assert_close(other(x), model(x), rtol=1e-11, atol=1e-12)
+    assert before.read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("name", ["resnext", "preresnext"])
+def test_onnx(name, saved, tmp_path):
+    path = saved(NETS[name]())
+    model = models.load_file(path).eval()
+    run(path, tmp_path / "net.onnx")
+    proto = onnx.load(tmp_path / "net.onnx")
+    onnx.checker.check_model(proto, full_check=True)
+    about = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
+    assert about["classes"] == ["cat", "dog", "fox"] and about["preprocessing"]["crop"] == 8
+    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    assert [place.name for place in session.get_inputs()] == ["images"]
+    for count in (1, 2, 5):
+        x = images(model, 8, count)
+        (scores,) = session.run(["scores"], {"images": x.numpy()})
+        expected = model(x).detach().numpy()
+        # float32, and batch norm is folded into the convolutions. Seen: 1e-6
+        assert np.abs(scores - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_pt2(name, saved, tmp_path):
+    path = saved(NETS[name]().double())
+    model = models.load_file(path).eval()
+    run(path, tmp_path / "net.pt2")
+    about = dict.fromkeys(("config", "classes", "preprocessing"), "")
+    program = torch.export.load(tmp_path / "net.pt2", extra_files=about).module()
+    assert json.loads(about["classes"]) == ["cat", "dog", "fox"]
+    for count in (1, 2, 5):
+        x = images(model, 8, count)
+        torch.testing.assert_close(program(x), model(x), rtol=1e-12, atol=1e-12)
+
+
+def test_the_size_that_a_net_without_preprocessing_takes(tmp_path):
+    for net, side in ((resnet(18, 2), 224), (resnet(8, 3, "cifar"), 32)):
+        files.save(str(tmp_path / "in.pth"), checkpoints.pack(ours(net)))
+        run(tmp_path / "in.pth", tmp_path / "net.pt2")
+        (node,) = torch.export.load(tmp_path / "net.pt2").graph.find_nodes(
+            op="placeholder", target="x"
+        )
+        assert node.meta["val"].shape[1:] == (3, side, side)
+
+
+def test_what_it_says(saved, tmp_path, capsys):
+    run(saved(NETS["resnext"]()), tmp_path / "net.t7")
+    run(tmp_path / "net.t7", tmp_path / "net.pth")
+    parameters = sum(parameter.numel() for parameter in NETS["resnext"]().parameters())
+    size = (tmp_path / "net.pth").stat().st_size / 1e6
+    assert capsys.readouterr().out.splitlines()[1] == (
+        f"=> {tmp_path / 'net.pth'}: resnext, depth 11, cardinality 2, base width 4, classes 3,"
+        f" {parameters} parameters, {size:.1f} MB"
+    )
+
+
+def test_the_licence_of_facebooks_weights_is_named(tmp_path, capsys):
+    for net, expected in (
+        (resnext(50, 2, 4, 1000), 1),
+        (resnext(50, 2, 4, 999), 0),
+        (resnet(18), 0),
+    ):
+        files.save(str(tmp_path / "in.pth"), checkpoints.pack(ours(net)))
+        run(tmp_path / "in.pth", tmp_path / "net.t7")
+        assert "CC BY-NC" not in capsys.readouterr().out
+        run(tmp_path / "net.t7", tmp_path / "out.pth")
+        assert capsys.readouterr().out.count("CC BY-NC 4.0") == expected
+
+
+@pytest.mark.parametrize(
+    "words, problem",
+    [
+        ((), "give two files"),
+        (("a.pth",), "give two files"),
+        (("a.pth", "b.pth", "c.pth"), "give two files"),
+        (("a.pth", "b"), "b should end in one of .pth, .safetensors, .t7, .onnx, .pt2"),
+        (("a.pth", "b.PT"), "b.PT should end"),
+        (("-what", "a.pth", "b.pth"), "unknown option -what"),
+        (("a.pth", "b.pth", "-form"), "-form should be one of resnext_A, resnext_B, resnext_C"),
+        (("a.pth", "b.pth", "-form", "resnet"), "not resnet"),
+        (("a.pth", "./a.pth"), "a.pth would be replaced by itself"),
+    ],
+)
+def test_a_wrong_command_line(words, problem, capsys):
+    assert problem in refused(capsys, 2, *words)
+
+
+def test_a_link_to_the_same_file_is_the_same_file(saved, tmp_path, capsys):
+    path, link = saved(NETS["resnet"]()), tmp_path / "link.pth"
+    link.symlink_to(path)
+    before = path.read_bytes()
+    assert "replaced by itself" in refused(capsys, 2, path, link)
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_converted(saved, tmp_path, capsys):
+    assert "File not found: none.pth" in refused(capsys, 1, "none.pth", tmp_path / "out.t7")
+    path = saved(NETS["resnet"]())
+    problem = refused(capsys, 1, path, tmp_path / "out.t7", "-form", "resnext_B")
+    assert "-form resnext_B needs the blocks of a ResNeXt" in problem
+    for extension in convert.EXTENSIONS:
+        problem = refused(capsys, 1, path, tmp_path / "none" / f"out{extension}")
+        assert f"cannot write {tmp_path / 'none' / 'out'}{extension}" in problem
+    path.write_bytes(b"\x80")
+    assert "in.pth is damaged" in refused(capsys, 1, path, tmp_path / "out.t7")
+    assert os.listdir(tmp_path) == ["in.pth"]
+
+
+def test_a_missing_package_is_named(saved, tmp_path, capsys, monkeypatch):
+    path = saved(NETS["resnet"]())
+    for module, extension, names in (
+        ("onnx", ".onnx", "pip install onnx onnxscript"),
+        ("onnxscript", ".onnx", "pip install onnx onnxscript"),
+        ("safetensors.torch", ".safetensors", "pip install safetensors"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(sys.modules, module, None)
+            assert names in refused(capsys, 1, path, tmp_path / f"out{extension}")
+    assert os.listdir(tmp_path) == ["in.pth"]
+
+
+def test_as_a_script(saved, tmp_path):
+    path = saved(NETS["resnet"]())
+    script = [sys.executable, os.path.join(ROOT, "convert.py")]
+    done = subprocess.run(
+        [*script, path.name, "out.t7"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert done.stdout.startswith("=> out.t7: resnet, depth 8, classes 3, ")
+    done = subprocess.run([*script, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout.startswith("Usage: convert.py")
+    quick = subprocess.run(
+        [sys.executable, "-X", "importtime", *script[1:], "x"], capture_output=True, text=True
+    )
+    assert quick.returncode == 2 and "torch" not in quick.stderr  # an error does not wait for it

@@ -1,0 +1,77 @@
+"""torch.hub on this folder, in processes of their own: it imports by name."""
+
+import json
+import os
+import subprocess
+import sys
+
+import checkpoints
+import files
+from models.resnet import resnet
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+LOAD = """
+import json, sys, torch
+import numpy as np
+root = sys.argv[1]
+model = torch.hub.load(root, "load", "net.pth", source="local")
+image = np.full((50, 70, 3), 180, np.uint8)
+input = model.preprocess(image)
+with torch.no_grad():
+    scores = model(input[None])
+nets = {}
+for name, arguments in {
+    "resnext": dict(depth=29, cardinality=4, base_width=8, classes=10, stem="cifar"),
+    "preresnext": dict(depth=29, cardinality=4, base_width=8, classes=10, stem="cifar"),
+    "resnet": dict(depth=18),
+    "preresnet": dict(depth=20, classes=10, stem="cifar"),
+}.items():
+    net = torch.hub.load(root, name, source="local", **arguments)
+    nets[name] = [net.config["net"], net.fc.out_features]
+print(json.dumps({
+    "training": model.training, "classes": model.classes, "shape": list(scores.shape),
+    "input": [input.min().item(), input.max().item(), *input.shape],
+    "nets": nets, "path": root in sys.path,
+}))
+"""
+
+OTHER = """
+import sys, types, torch
+sys.modules["datasets"] = types.ModuleType("datasets")
+try:
+    torch.hub.load(sys.argv[1], "load", "net.pth", source="local")
+except ImportError as error:
+    print(error)
+"""
+
+
+def run(script, folder):
+    command = [sys.executable, "-c", script, ROOT]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_load_and_the_nets(tmp_path):
+    model = resnet(8, 3, "cifar")
+    model.classes = ["ant", "bee", "cat"]
+    mean, std = (120, 120, 120), (60, 60, 60)
+    model.preprocessing = {"scale": 40, "crop": 32, "largest": 255, "mean": mean, "std": std}
+    files.save(tmp_path / "net.pth", checkpoints.pack(model))
+    result = json.loads(run(LOAD, tmp_path))
+    assert result["training"] is False and result["classes"] == ["ant", "bee", "cat"]
+    assert result["shape"] == [1, 3]
+    low, high, *shape = result["input"]
+    assert shape == [3, 32, 32] and abs(low - 1) < 1e-5 and abs(high - 1) < 1e-5  # (180 - 120) / 60
+    assert result["nets"] == {
+        "resnext": ["resnext", 10],
+        "preresnext": ["preresnext", 10],
+        "resnet": ["resnet", 1000],
+        "preresnet": ["preresnet", 10],
+    }
+    assert not result["path"]  # torch.hub takes the folder off the path again
+
+
+def test_a_package_of_the_same_name_is_explained(tmp_path):
+    assert "datasets was imported before" in run(OTHER, tmp_path)

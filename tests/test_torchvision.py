@@ -1,0 +1,267 @@
+"""Weights of torchvision and timm: recognised, the same to the last bit, downloaded by name."""
+
+import argparse
+import hashlib
+import os
+from urllib.error import URLError
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torchvision
+from model_files import V1, images, refused, same, shake
+
+import models
+from errors import InputError
+from models import formats
+from models.resnet import resnet
+from models.resnext import resnext
+from models.torchvision import NETS, infer
+
+# float64; the layers are the same, so only the order of summation may differ. Seen: 0.
+CLOSE = {"rtol": 1e-12, "atol": 1e-12}
+
+B = {"stem": "imagenet", "shortcut": "B", "classes": 1000}
+X = {**B, "net": "resnext", "bottleneck": "resnext_C"}
+TORCHVISION = {
+    "resnet18": {**B, "net": "resnet", "depth": 18},
+    "resnet34": {**B, "net": "resnet", "depth": 34},
+    "resnet50": {**B, "net": "resnet", "depth": 50},
+    "resnet101": {**B, "net": "resnet", "depth": 101},
+    "resnet152": {**B, "net": "resnet", "depth": 152},
+    "resnext50_32x4d": {**X, "depth": 50, "cardinality": 32, "base_width": 4},
+    "resnext101_32x8d": {**X, "depth": 101, "cardinality": 32, "base_width": 8},
+    "resnext101_64x4d": {**X, "depth": 101, "cardinality": 64, "base_width": 4},
+    "wide_resnet50_2": {**X, "depth": 50, "cardinality": 1, "base_width": 128},
+    "wide_resnet101_2": {**X, "depth": 101, "cardinality": 1, "base_width": 128},
+}
+
+
+@pytest.fixture(scope="module")
+def net18():
+    return shake(torchvision.models.resnet18(num_classes=5))
+
+
+def compare(theirs, path, side=64):
+    """A net of another program and what was read of its file, to and fro, in float64."""
+    model = models.load_file(path)
+    own = model.state_dict()
+    theirs.load_state_dict(own)  # back again; strict: every name and shape
+    model, theirs = model.double().eval(), theirs.double().eval()
+    with torch.inference_mode():
+        x = images(model, side)
+        torch.testing.assert_close(model(x), theirs(x), **CLOSE)
+    assert model.classes is None and model.preprocessing == V1
+    return model
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_a_net_of_torchvision_computes_the_same(name, tmp_path):
+    theirs = shake(getattr(torchvision.models, name)())
+    path = tmp_path / "net.pth"
+    torch.save(theirs.state_dict(), path)
+    model = compare(theirs, path)
+    path.unlink()  # 100 MB, which pytest would keep
+    assert model.config.items() >= TORCHVISION[name].items()
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_the_configuration_is_read_off_the_names(name):
+    with torch.device("meta"):
+        state = getattr(torchvision.models, name)().state_dict()
+        config = infer(state)
+        assert config == TORCHVISION[name]
+        net = {"resnet": resnet, "resnext": resnext}[config.pop("net")]
+        own = net(**config).state_dict()
+    assert list(own) == list(state)
+    assert all(own[name].shape == state[name].shape for name in own)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"net": "resnet", "depth": 20, "shortcut": "A", "stem": "cifar", "classes": 10},
+        {"net": "resnet", "depth": 8, "shortcut": "B", "stem": "cifar", "classes": 10},
+        {"net": "resnet", "depth": 14, "shortcut": "C", "stem": "cifar", "classes": 100},
+        {"net": "resnet", "depth": 18, "shortcut": "C", "stem": "imagenet", "classes": 2},
+        {"net": "resnet", "depth": 34, "shortcut": "A", "stem": "imagenet", "classes": 2},
+        {**X, "depth": 29, "cardinality": 8, "base_width": 64, "stem": "cifar"},
+        {**X, "depth": 20, "cardinality": 1, "base_width": 40, "stem": "cifar", "shortcut": "C"},
+        {**X, "depth": 11, "cardinality": 1, "base_width": 64, "stem": "cifar", "shortcut": "A"}
+        | {"bottleneck": "resnet"},
+    ],
+    ids=lambda config: f"{config['net']}{config['depth']}{config['shortcut']}",
+)
+def test_bare_weights_of_ours_are_recognised(config):
+    arguments = {name: value for name, value in config.items() if name != "net"}
+    with torch.device("meta"):
+        net = {"resnet": resnet, "resnext": resnext}[config["net"]](**arguments)
+    assert infer(net.state_dict()) == config
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_a_net_of_timm_computes_the_same(name, tmp_path):
+    theirs = shake(timm.create_model(name))
+    path = tmp_path / "net.bin"  # what it is, its bytes say
+    safetensors.torch.save_file(theirs.state_dict(), path, {"format": "pt"})
+    compare(theirs, path)
+    path.unlink()
+
+
+@pytest.mark.parametrize(
+    "name, first",
+    [
+        ("resnet50d", "'conv1.0.weight' has no place"),
+        ("seresnext50_32x4d", "'layer1.0.se.fc1.weight' has no place"),
+        ("ecaresnet26t", "'conv1.0.weight' has no place"),
+        ("resnet50_gn", "bn1.running_mean is missing"),
+        ("resnetv2_50", "'stem.conv.weight' has no place"),
+        ("vit_tiny_patch16_224", "'cls_token' has no place"),
+    ],
+)
+def test_a_net_that_is_not_ours_is_refused(name, first):
+    with torch.device("meta"):
+        state = timm.create_model(name).state_dict()
+    with pytest.raises(InputError, match=first):
+        infer(state)
+
+
+def test_a_refusal_names_the_file(tmp_path):
+    path = tmp_path / "net.pth"
+    torch.save(timm.create_model("resnet14t").state_dict(), path)
+    refused(path, "'conv1.0.weight' has no place")
+    torch.save(torchvision.models.resnet18(num_classes=2).state_dict() | {"x": torch.ones(1)}, path)
+    refused(path, "'x' has no place")
+
+
+@pytest.mark.parametrize(
+    "change, problem",
+    [
+        ({"layer1.0.conv1.weight": torch.ones(3, 3)}, "layer1.0.conv1.weight is of size (3, 3)"),
+        ({"layer2.0.downsample.0.weight": None}, "layer2.0.downsample.0.weight is missing"),
+        ({"layer4.2.conv1.weight": torch.ones(1)}, "for resnet"),  # no depth has as many blocks
+        ({"fc.weight": None}, "no fc.weight"),
+        ({"conv1.weight": torch.ones(64, 3, 5, 5)}, "a kernel of 5"),
+        ({"conv1.weight": torch.ones(7)}, "no conv1.weight of 4 dimensions"),
+        ({"layer1.0.conv2.weight": torch.ones(0, 0, 3, 3)}, "layer1.0.conv2.weight is of size"),
+        ({"layer1.0.conv3.weight": torch.ones(1)}, "for resnet"),
+    ],
+)
+def test_a_wrong_entry_is_named(net18, change, problem):
+    state = {**net18.state_dict(), **change}
+    state = {name: tensor for name, tensor in state.items() if tensor is not None}
+    with pytest.raises(InputError) as caught:
+        infer(state)
+    assert problem in str(caught.value)
+
+
+def test_what_training_programs_wrap_around_weights(net18, tmp_path):
+    state, path = net18.state_dict(), tmp_path / "net.pth"
+    worse = {name: tensor * 0 for name, tensor in state.items()}
+    timms = {"epoch": 3, "state_dict": worse, "state_dict_ema": state, "optimizer": {"state": {}}}
+    averaged = {"n_averaged": torch.tensor(3)} | {f"module.{k}": v for k, v in state.items()}
+    for saved in (
+        {"state_dict": state},
+        {"model": state, "args": argparse.Namespace(lr=0.1)},
+        {**timms, "args": argparse.Namespace(model="resnet18")},
+        {"model": worse, "model_ema": averaged},
+        {f"module.{name}": tensor for name, tensor in state.items()},
+        {"model": {f"_orig_mod.module.{name}": tensor for name, tensor in state.items()}},
+    ):
+        torch.save(saved, path)
+        content = formats.read(path)
+        same(content, {**content, "model": state})
+
+
+def test_an_old_file_has_no_counters_and_is_no_zip(net18, tmp_path):
+    state, path = net18.state_dict(), tmp_path / "net.pth"
+    old = {name: tensor for name, tensor in state.items() if "tracked" not in name}
+    torch.save(old, path, _use_new_zipfile_serialization=False)
+    read = formats.read(path)["model"]
+    assert read.keys() == state.keys()
+    assert all(torch.equal(read[name], tensor) for name, tensor in old.items())
+    assert all(read[name] == 0 for name in read if "tracked" in name)
+
+
+# ---------- weights by name ----------
+
+
+def weights(url, name="IMAGENET1K_V1"):
+    """An enumeration such as torchvision's, of one member with this address."""
+    transforms = torchvision.transforms._presets.ImageClassification
+    shown = lambda: transforms(crop_size=224, resize_size=232)  # noqa: E731
+    meta = {"categories": ["tench", "goldfish", "shark", "ray", "cock"]}
+    made = torchvision.models.Weights(url, shown, meta)
+    return torchvision.models.WeightsEnum("Local", {name: made, "DEFAULT": made})
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """torch.hub's folder for this test: nothing has been downloaded."""
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(str(tmp_path / "hub"))
+    yield tmp_path / "hub" / "checkpoints"
+    torch.hub.set_dir(before)
+
+
+@pytest.fixture
+def served(net18, tmp_path, monkeypatch):
+    """Serve the weights of a resnet18 as torchvision's, from a file named by its hash."""
+    torch.save(net18.state_dict(), tmp_path / "file")
+    digest = hashlib.sha256((tmp_path / "file").read_bytes()).hexdigest()
+
+    def serve(tag=digest[:8]):
+        path = (tmp_path / "file").rename(tmp_path / f"resnet18-{tag}.pth")
+        enum = weights(path.as_uri())
+        monkeypatch.setattr(torchvision.models, "get_model_weights", lambda name: enum)
+
+    return serve
+
+
+@pytest.mark.parametrize("member", ["", ":IMAGENET1K_V1", ":DEFAULT"])
+def test_download(net18, served, hub, member, capsys):
+    served()
+    content = formats.read("torchvision:resnet18" + member)
+    same(content, {**content, "model": net18.state_dict()})
+    assert content["config"] == {**TORCHVISION["resnet18"], "classes": 5}
+    assert content["classes"] == ["tench", "goldfish", "shark", "ray", "cock"]
+    assert content["preprocessing"] == {**V1, "scale": 232}
+    assert len(os.listdir(hub)) == 1
+
+
+def test_a_download_that_is_not_what_it_should_be(served, hub):
+    served("00000000")
+    refused("torchvision:resnet18", "cannot get", "hash", str(hub))
+    assert os.listdir(hub) == []
+
+
+def test_offline(hub, monkeypatch, net18):
+    def fail(*_, **__):
+        raise URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "urlopen", fail)
+    text = refused("torchvision:resnext50_32x4d", "Name or service not known", str(hub))
+    assert "https://download.pytorch.org/models/resnext50_32x4d-1a0047aa.pth" in text
+    # with a copy, which the address of the default names, no network is needed
+    url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
+    torch.save(net18.state_dict(), hub / os.path.basename(url))
+    model = models.load_file("torchvision:resnet18:IMAGENET1K_V1")
+    assert torch.equal(model.fc.weight, net18.fc.weight)
+    assert len(model.classes) == 1000 and model.preprocessing == V1
+    (hub / os.path.basename(url)).write_bytes(b"broken")
+    refused("torchvision:resnet18", "cannot get")
+
+
+def test_every_name_has_weights():
+    assert set(NETS) == set(TORCHVISION)
+    for name in TORCHVISION:
+        newest = torchvision.models.get_model_weights(name).DEFAULT
+        assert newest.transforms().interpolation.value == "bilinear"
+        assert len(newest.meta["categories"]) == 1000
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(hub):
+    refused("torchvision:vgg16", "resnet18, ", "resnext101_64x4d")
+    refused("torchvision:resnet50:V3", "IMAGENET1K_V1, IMAGENET1K_V2")
+    refused("torchvision:", "resnet18")
