@@ -7,7 +7,6 @@ this does nothing. Every function that exchanges something must be called by all
 import contextlib
 import datetime
 import os
-import signal
 import socket
 import sys
 import time
@@ -28,11 +27,6 @@ PATIENCE = datetime.timedelta(minutes=10)
 
 def join():
     """Join the group that the environment tells of, if any; returns this process's device."""
-    if launch.joined() and launch.PARENT in os.environ:
-        launch.die_with_parent()
-        if os.getppid() != int(os.environ[launch.PARENT]):
-            os._exit(1)  # the parent ended before this could be arranged
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent will speak
     device = _pick_device()
     if launch.joined():
         if device.type == "cuda":
@@ -173,6 +167,13 @@ def agents():
     with contextlib.suppress(OSError), open(f"/proc/{parent}/stat") as file:
         began = file.read().rpartition(")")[2].split()[19]  # in ticks since the machine's start
     return sorted(set(gather(f"{socket.gethostname()} {parent} {began}")))
+
+
+def wait():
+    """Wait until every process is here; if one has failed, that one speaks."""
+    if size() > 1:
+        with contextlib.suppress(RuntimeError):
+            dist.barrier()
 
 
 def _store():

@@ -16,9 +16,10 @@ import sys
 import time
 
 from errors import InputError
-from interrupts import SIGNALS
+from interrupts import SIGNALS, Stopped
 
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
+INTERRUPTED = "main.py: interrupted; -resume DIR goes on from the last checkpoint"
 
 
 def processes(opt):
@@ -129,9 +130,6 @@ def _interrupted():
     return 128 + signal.SIGINT
 
 
-INTERRUPTED = "main.py: interrupted; -resume DIR goes on from the last checkpoint"
-
-
 def _end(children):
     """At once: whoever is still here waits for one that is gone. What is on disk stays whole."""
     for child in children:
@@ -141,10 +139,42 @@ def _end(children):
         child.wait()
 
 
+def attend_parent():
+    """In a process that was started by main.py or by torchrun: end with it, let it speak."""
+    if PARENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    if PARENT in os.environ:
+        if os.getppid() != int(os.environ[PARENT]):
+            os._exit(1)  # it ended before this could be arranged
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def die_with_parent():
     """Let this process be killed when its parent ends, however that happens (Linux)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def guard(main):
+    """Run main to the end of this process; what goes wrong becomes one sentence and a status."""
+    attend_parent()
+    status, words = 0, None
+    try:
+        main()
+    except Stopped as stop:
+        import distributed
+
+        distributed.wait()  # the first may still be writing, and whoever watches ends stragglers
+        status, words = stop.status, f"main.py: {stop}"
+    except KeyboardInterrupt:
+        status, words = 130, INTERRUPTED
+    except Exception as error:
+        import distributed
+
+        distributed.fail(error)
+    if words and os.environ.get("RANK", "0") == "0":
+        print(words, file=sys.stderr)
+    leave(status)
 
 
 def leave(status):

@@ -8,7 +8,7 @@ from functools import partial
 
 import launch
 import opts
-from interrupts import Interrupts, Stopped
+from interrupts import Interrupts
 
 
 def main(argv=None):
@@ -84,24 +84,5 @@ def main(argv=None):
         say(f" * Finished top1: {best[0]:6.3f}  top5: {best[1]:6.3f}")
 
 
-def run():
-    """Run main; whatever goes wrong becomes one sentence and a status."""
-    try:
-        main()
-        status = 0
-    except Stopped as stop:
-        status = stop.status
-        if os.environ.get("RANK", "0") == "0":
-            print(f"main.py: {stop}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(launch.INTERRUPTED, file=sys.stderr)
-        status = 130
-    except Exception as error:
-        import distributed
-
-        distributed.fail(error)
-    launch.leave(status)
-
-
 if __name__ == "__main__":
-    run()
+    launch.guard(main)

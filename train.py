@@ -5,8 +5,10 @@ averaged, so that the printed means are exact; a loss that is not finite ends th
 slices of one batch instead of devices, dealt to the processes; an epoch can go on from inside.
 """
 
+import contextlib
 import copy
 import math
+import re
 import time
 
 import torch
@@ -59,7 +61,8 @@ class Trainer:
         for n, batch in enumerate(loader.run(epoch, sums["done"]), sums["done"] + 1):
             data_time = time.perf_counter() - timer
             if _count(batch.slices):
-                output, loss = self._step(batch)
+                with self._memory(batch):
+                    output, loss = self._step(batch)
                 got, asked = self._exchange(output, batch.target, loss)
                 count, wrong1, wrong5, loss = got
                 loss /= count
@@ -108,7 +111,8 @@ class Trainer:
         for n, batch in enumerate(loader.run(epoch, sums["done"]), sums["done"] + 1):
             data_time = time.perf_counter() - timer
             if _count(batch.slices):
-                output = self._scores(batch, loader.crops)
+                with self._memory(batch):
+                    output = self._scores(batch, loader.crops)
                 got, asked = self._exchange(output, batch.target)
                 _add(sums, n, got)
                 count, wrong1, wrong5, _ = got
@@ -133,6 +137,17 @@ class Trainer:
         with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
             output = self.model(batch.input)
         return score.sum_crops(output, crops)[: len(batch.target)]
+
+    @contextlib.contextmanager
+    def _memory(self, batch):
+        """Make one sentence of a want of memory: the sizes, and what helps."""
+        try:
+            yield
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, the CPU has none of its own
+            asked = re.search(r"[Tt]ried to allocate (\d[\d.]* \w+)", str(error))
+            if not asked:
+                raise
+            raise InputError(_out_of_memory(asked[1], batch, self.device)) from None
 
     def _exchange(self, output, target, loss=None):
         """The sums over all processes: (count, wrong1, wrong5, loss), and how often a signal came.
@@ -225,4 +240,17 @@ def _diverged(loss, epoch, n, size):
     return (
         f"the loss is {loss} at epoch {epoch}, iteration {n} of {size}: try a lower -LR or another "
         "-precision; checkpoints of earlier epochs are intact"
+    )
+
+
+def _out_of_memory(asked, batch, device):
+    where = "the CPU"
+    if device.type == "cuda":
+        free, all = (f"{n / 2**30:.1f} GiB" for n in torch.cuda.mem_get_info(device))
+        used = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+        where = f"{device} ({free} of {all} free, the run used up to {used})"
+    shape = " x ".join(map(str, batch.input.shape))
+    return (
+        f"out of memory on {where}: {asked} more were needed for an input of {shape}; give a "
+        "smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
     )

@@ -36,14 +36,21 @@ def finish(process, status=0, timeout=100):
 
 
 def nobody_left(group, seconds=6):
-    """Whether every process of a group has gone within so many seconds."""
+    """Whether every process of a group has ended within so many seconds."""
     for _ in range(10 * seconds):
-        try:
-            os.killpg(group, 0)
-        except ProcessLookupError:
+        if not any(_runs_in(group, pid) for pid in os.listdir("/proc") if pid.isdigit()):
             return True
         time.sleep(0.1)
     return False
+
+
+def _runs_in(group, pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            state, _, of = file.read().rpartition(")")[2].split()[:3]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return int(of) == group and state != "Z"  # dead, but nobody has asked for its status
 
 
 def log(folder):

@@ -208,3 +208,21 @@ def test_state_goes_round():
     state["momentum"]["fc.weight"] = torch.zeros(3, 64)
     with pytest.raises(InputError, match="fc.weight"):
         small().load_state(state)
+
+
+class Greedy(nn.Linear):
+    """Asks for a pebibyte."""
+
+    def forward(self, x):
+        torch.empty(2**50, dtype=torch.uint8)
+
+
+def test_out_of_memory_is_one_sentence():
+    opt = opts.parse("-dataset cifar10 -depth 29".split())
+    trainer = Trainer(Greedy(1, 1), criterion(), opt, CPU)
+    with pytest.raises(
+        InputError, match="out of memory on the CPU: 1125899906842624 bytes"
+    ) as stop:
+        trainer.train(1, Fixed(random_batch(6)))
+    for words in ("6 x 3 x 32 x 32", "-batchSize", "-optnet true", "-precision bfloat16"):
+        assert words in str(stop.value)
