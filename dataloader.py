@@ -7,7 +7,11 @@ same); a data set that is small enough stays on the device and is augmented ther
 process loads its own replicas' slices of a batch; a test batch is cut evenly.
 """
 
+import contextlib
 import math
+import multiprocessing
+import os
+import signal
 import warnings
 from typing import NamedTuple
 
@@ -64,13 +68,16 @@ class DataLoader:
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
-            self.jobs = _Jobs()
+            self.jobs, self.processes = _Jobs(), []
+            # -nThreads is for the machine, as for the Lua's one process
+            count = math.ceil(opt.nThreads / distributed.here())
+            # of each worker its process and the image that it is at
+            self.notes = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
-                _Preparation(dataset, opt),
+                _Preparation(dataset, opt, self.notes),
                 sampler=self.jobs,
                 batch_size=None,  # a job is a whole batch
-                # -nThreads is for the machine, as for the Lua's one process
-                num_workers=math.ceil(opt.nThreads / distributed.here()),
+                num_workers=count,
                 pin_memory=device.type == "cuda",
                 persistent_workers=opt.nThreads > 0,
                 worker_init_fn=_shield,
@@ -115,20 +122,51 @@ class DataLoader:
 
     def _prepared(self, epoch, dealt):
         self.jobs.list = [(epoch, indices) for indices, _ in dealt]
-        with interrupts.held_back():  # the first time, this starts the workers
-            prepared = iter(self.workers)
-        for (input, target, unreadable), (_, slices) in zip(prepared, dealt):
+        for (input, target, unreadable), (_, slices) in zip(self._results(), dealt):
+            for place, reason in unreadable:
+                if place is None:
+                    raise InputError(reason)
+                if not self.opt.skipCorrupt:
+                    raise InputError(f"{reason}; mend or remove it, or give -skipCorrupt true")
             if self.opt.skipCorrupt:
                 slices = self._skip(unreadable, slices)
-            elif unreadable:
-                reason = unreadable[0][1]
-                raise InputError(f"{reason}; mend or remove it, or give -skipCorrupt true")
             input = input if len(target) else self._black()
             yield Batch(
                 input.to(self.device, self.dtype, non_blocking=True, memory_format=LAYOUT),
                 target.to(self.device, non_blocking=True),
                 slices,
             )
+
+    def _results(self):
+        """What the workers give for the jobs; one that dies is told with the image it was at."""
+        try:
+            with interrupts.held_back():  # the first time, this starts the workers
+                results = iter(self.workers)
+            self.processes = self.processes or multiprocessing.active_children()
+            with contextlib.suppress(ValueError):  # not in the main thread
+                # torch would raise its error wherever we are; now it does in next, within 5 s
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            yield from results
+        except RuntimeError as error:
+            ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}
+            if "DataLoader worker" not in str(error) or not ended:
+                raise
+            raise InputError(self._death(ended)) from None
+
+    def _death(self, ended):
+        """A sentence on the workers that have ended, `ended` being process -> exit code."""
+        images = [
+            _named(self.dataset, index)
+            for pid, index in self.notes.tolist()
+            if pid in ended and index >= 0
+        ]
+        pid, code = next(iter(ended.items()))
+        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        hint = "perhaps for want of memory, fewer -nThreads need less"
+        if how == "SIGBUS":
+            hint = "perhaps shared memory is too small (/dev/shm; docker run --shm-size)"
+        at = f"at {', '.join(images)}" if images else "between two batches"
+        return f"a loading worker (process {pid}) was ended by {how} {at}: {hint}"
 
     def _skip(self, unreadable, slices):
         """Every process's slices without the images that could not be read, which are named."""
@@ -168,8 +206,8 @@ class _Preparation(data.Dataset):
     wrapped in the worker's traceback, and only the main process may decide and speak.
     """
 
-    def __init__(self, dataset, opt):
-        self.dataset, self.seed = dataset, opt.manualSeed
+    def __init__(self, dataset, opt, notes):
+        self.dataset, self.seed, self.notes = dataset, opt.manualSeed, notes
         self.preprocess = None
 
     def __getitem__(self, job):
@@ -178,17 +216,34 @@ class _Preparation(data.Dataset):
         self.preprocess = self.preprocess or self.dataset.preprocess()
         images, targets, unreadable = [], [], []
         for place, index in enumerate(indices):
+            self._note(index)
             try:
                 image, target = self.dataset.get(index)
+                image = self.preprocess(image, Draws(self.seed, epoch, int(index)))
             except InputError as error:
                 unreadable.append((place, str(error)))
                 continue
-            images.append(self.preprocess(image, Draws(self.seed, epoch, int(index))))
+            except MemoryError:
+                reason = f"no memory to prepare {_named(self.dataset, index)}; fewer -nThreads help"
+                return torch.empty(0), torch.empty(0), [(None, reason)]
+            images.append(image)
             targets.append(target)
+        self._note(-1)
         input = torch.from_numpy(np.stack(images)) if images else torch.empty(0)
         if input.dim() == 5:  # (N, 10, 3, H, W): the crops of an image follow one another
             input = input.flatten(0, 1)
         return input, torch.tensor(targets, dtype=torch.int64), unreadable
+
+    def _note(self, index):
+        """Where this worker is, should it be the last thing it does."""
+        worker = data.get_worker_info()
+        if worker is not None:
+            self.notes[worker.id] = torch.tensor((os.getpid(), int(index)))
+
+
+def _named(dataset, index):
+    """An image as its dataset calls it, a file mostly, else by its number."""
+    return dataset.name(index) if hasattr(dataset, "name") else f"image {index}"
 
 
 def _shield(_):

@@ -1,11 +1,18 @@
 """The loaders: every image once, the same whatever the workers, from any place on."""
 
+import os
+import re
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
 
 import dataloader
+import datasets
 import opts
+from errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -74,3 +81,46 @@ def test_double_precision_and_ten_crops(photos, tmp_path):
     assert input.dtype == torch.float64 and val.crops == 10 and train.crops == 1
     # the sixth crop is the mirrored first: the centre, flipped
     assert np.array_equal(input[5].flip(2), input[0])
+
+
+class Deadly:
+    """A dataset whose worker comes to an end at an image."""
+
+    def __init__(self, dataset, index, end):
+        self.dataset, self.index, self.end = dataset, index, end
+
+    def get(self, i):
+        if i == self.index:
+            self.end()
+        return self.dataset.get(i)
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def want_of_memory():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("end, how", [(kill, "was ended by SIGKILL at "), (want_of_memory, "no")])
+def test_a_worker_that_dies_is_told_with_its_image(photos, tmp_path, end, how):
+    opt = options("-depth 50 -batchSize 4 -nThreads 2", photos, tmp_path)
+    train, _ = datasets.create(opt)
+    loader = dataloader.DataLoader(Deadly(train, 7, end), opt, "train", CPU)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f"{how}.*{re.escape(train.name(7))}.*-nThreads"):
+        list(loader.run(1))
+    assert time.monotonic() - began < 30  # torch looks every 5 s
+
+
+def test_an_idle_worker_that_dies_is_told(photos, tmp_path):
+    opt = options("-depth 50 -batchSize 4 -nThreads 1", photos, tmp_path)
+    train, _ = dataloader.create(opt, CPU)
+    list(train.run(1))
+    os.kill(int(train.notes[0, 0]), signal.SIGKILL)
+    with pytest.raises(InputError, match="was ended by SIGKILL between two batches"):
+        list(train.run(2))
