@@ -195,8 +195,8 @@ class Trainer:
     def _go_on_from(self, state):
         """Take over the place inside an epoch, if the checkpoint is of one."""
         position = state.get("position")
-        if position is None or position["epoch"] == state.get("epoch"):
-            return  # its epoch is finished
+        if position is None or position["epoch"] in (None, state.get("epoch")):
+            return  # its epoch is finished, or there is none
         if position["order"] == self._order():
             self.position = copy.deepcopy(position)
         else:

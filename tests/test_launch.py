@@ -78,6 +78,28 @@ def test_an_error_in_one_process_ends_all(photos, tmp_path):
 
 
 @pytest.mark.slow
+def test_skipped_images_are_the_same_for_any_number_of_processes(photos, tmp_path, monkeypatch):
+    """Slices that lose images are shorter; one of these loses all of them."""
+    data = str(tmp_path / "broken")
+    shutil.copytree(photos, data)
+    for name in ("0.jpg", "2.jpg", "4.jpg"):
+        with open(os.path.join(data, "train", "plain", name), "wb") as file:
+            file.write(b"not a picture")
+    command = "-netType resnet -depth 18 -batchSize 5 -nGPU 4 -LR 0.001 -precision double "
+    command += "-skipCorrupt true -nEpochs 2 -manualSeed 4 -save "
+    found = []
+    for processes in (1, 2, 3):
+        words = f"{command}{processes} -nProcs {processes} -nThreads {processes - 1}"
+        lines, error = finish(start(words, data, tmp_path))
+        skipped = sorted(line.split("(")[0] for line in lines if line.startswith(" | skipped"))
+        assert len(skipped) == 6 and error == ""
+        found.append((results(tmp_path / str(processes), 2), skipped))
+    for result, skipped in found[1:]:
+        assert skipped == found[0][1]
+        agree(found[0][0], result)
+
+
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_is_told_once(cifar, tmp_path):
     process = start(NET + " -nGPU 2 -nProcs 2 -LR 1e30", cifar, tmp_path)
     _, error = finish(process, 1)

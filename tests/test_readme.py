@@ -37,6 +37,7 @@ def test_command(command, monkeypatch, tmp_path):
             (tmp_path / place / split).mkdir(parents=True)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "model_best.pth").touch()
+    (tmp_path / "resnext_50_32x4d.t7").touch()
     monkeypatch.chdir(tmp_path)
     opt = opts.parse(command.split())
     if opt.retrain == "none":
