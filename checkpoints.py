@@ -132,7 +132,7 @@ def _read(folder, model_file, optim_file):
     path, model = os.path.join(folder, optim_file), os.path.join(folder, model_file)
     checkpoint = state.read(path)
     if model != path:
-        files.check(model)
+        files.load(model)
         if checkpoint.get("digest", files.digest(model)) != files.digest(model):
             raise files.Damaged(f"{model} is not the model that {path} belongs to")
     for name in ("model", "config", "classes", "preprocessing"):

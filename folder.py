@@ -43,7 +43,7 @@ class Folder:
         self.unsaved = None  # why the latest state is not on disk
         self.owed = None  # the best model, where it is not on disk
         self.on_disk = "nothing"
-        self.made = not os.path.isdir(opt.save)
+        self.made = self.writes and not os.path.isdir(opt.save)
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -77,24 +77,22 @@ class Folder:
         if not self.writes:
             return
         self.lines = [_about(self.opt, device)]
-        if checkpoint is not None:
-            self.lines = checkpoint.get("log") or self.lines
-            if os.path.samefile(self.opt.resume, self.path):
-                self.on_disk = f"epoch {checkpoint['epoch']}"
         try:
-            self._begin()
+            if checkpoint is not None:
+                self.lines = checkpoint.get("log") or self.lines
+                self._continue(checkpoint)
+            # an older run's stays until this one has saved something
+            if checkpoint is not None or not os.path.exists(self._in("log.jsonl")):
+                self._write_log(self.lines)
         except OSError as error:
             raise _cannot_begin(self.path, error) from None
 
-    def _begin(self):
-        resume, best = self.opt.resume, os.path.join(self.path, "model_best.pth")
-        if resume != "none":
-            theirs = os.path.join(resume, "model_best.pth")
-            if os.path.isfile(theirs) and not os.path.exists(best):
-                files.copy(theirs, best)
-        # what an older run has left stays as it is until this one has saved something
-        if resume != "none" or not os.path.exists(os.path.join(self.path, "log.jsonl")):
-            self._write_log(self.lines)
+    def _continue(self, checkpoint):
+        if os.path.samefile(self.opt.resume, self.path):
+            self.on_disk = f"epoch {checkpoint['epoch']}"
+        theirs, ours = os.path.join(self.opt.resume, "model_best.pth"), self._in("model_best.pth")
+        if os.path.isfile(theirs) and not os.path.exists(ours):
+            files.copy(theirs, ours)
 
     def save(self, epoch, model, trainer, best, is_best, entry):
         """Save the state after an epoch; `best` is (top-1, top-5) so far, `entry` its log line."""

@@ -122,7 +122,7 @@ def test_damage_anywhere_is_noticed(tmp_path):
                     assert len(told) <= 1 and all(str(path) in line for line in told)
                     fell_back += len(told)
         path.write_bytes(whole)
-    assert fell_back > 600  # of 800; the rest are bytes without a meaning, such as times
+    assert fell_back > 500  # of 800; the rest are bytes without a meaning, such as padding
 
 
 @pytest.mark.parametrize("name", ["latest.pth", "model_2.pth", "optimState_2.pth"])
