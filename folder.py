@@ -90,6 +90,8 @@ class Folder:
     def _continue(self, checkpoint):
         if os.path.samefile(self.opt.resume, self.path):
             self.on_disk = f"epoch {checkpoint['epoch']}"
+            if os.path.basename(checkpoint["modelFile"]) != INSIDE:
+                self._end_inside()  # a kill came just before
         theirs, ours = os.path.join(self.opt.resume, "model_best.pth"), self._in("model_best.pth")
         if os.path.isfile(theirs) and not os.path.exists(ours):
             files.copy(theirs, ours)
@@ -184,8 +186,7 @@ class Folder:
         digest = files.digest(self._in(model_file))
         files.save(self._in(optim_file), {**state, "digest": digest})
         self._point(epoch, model_file, optim_file)
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self._in(INSIDE))
+        self._end_inside()
         if self.opt.keep:
             self._forget(epoch - self.opt.keep)
 
@@ -201,6 +202,10 @@ class Folder:
         if self.owed:
             files.save(self._in("model_best.pth"), self.owed)
             self.owed = None
+
+    def _end_inside(self):
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._in(INSIDE))
 
     def _point(self, epoch, model_file, optim_file):
         """Let latest.pth name these files."""

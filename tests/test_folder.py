@@ -42,6 +42,7 @@ def in_child(action):
     """Call the action in a fork of this process; returns the status that it ended with."""
     child = os.fork()
     if not child:
+        os.fsync = lambda _: None  # takes time, and no power is cut here
         with contextlib.suppress(BaseException):
             action()
             os._exit(0)
@@ -50,7 +51,7 @@ def in_child(action):
 
 
 def test_killed_at_every_operation(tmp_path):
-    """Three epochs with saves inside them; from whatever is there the rest is done, too."""
+    """Two epochs with saves inside them; from whatever is there the rest is done, too."""
 
     def work(folder, count=None):
         checkpoint = newest(folder)
@@ -58,11 +59,11 @@ def test_killed_at_every_operation(tmp_path):
             if count:
                 die_at(count)
             done = step_of(checkpoint) if checkpoint else 0
-            for n in (1, 2, 3):
+            for n in (1, 2):
                 if done < n - 0.5:
                     run.inside(n)
                 if done < n:
-                    run.epoch(n, best=n < 3)
+                    run.epoch(n, best=n < 2)
 
     count, before = 0, 0
     while True:
@@ -77,17 +78,17 @@ def test_killed_at_every_operation(tmp_path):
         assert step >= before  # later kills lose less
         before = step
         assert in_child(lambda: work(folder)) == 0  # noqa: B023
-        assert step_of(newest(folder)) == 3
-        names = [f"{kind}_{n}.pth" for kind in ("model", "optimState") for n in (1, 2, 3)]
+        assert step_of(newest(folder)) == 2
+        names = [f"{kind}_{n}.pth" for kind in ("model", "optimState") for n in (1, 2)]
         names += ["latest.pth", "log.jsonl", "model_best.pth"]
         assert sorted(os.listdir(folder)) == sorted(names)  # no temporary file, no lock
         best = files.load(folder / "model_best.pth")["model"]["weight"]
-        assert (best == 2).all()
-    assert before == 3 and count > 50
+        assert (best == 1).all()
+    assert before == 2 and count > 30
 
 
 def test_damage_anywhere_is_noticed(tmp_path):
-    """Bytes changed and files cut, at 400 places: what is read is what was written, or older."""
+    """Bytes changed and files cut, at 240 places: what is read is what was written, or older."""
     with entered(tmp_path) as run:
         for n in (1, 2, 3):
             run.epoch(n)
@@ -107,7 +108,7 @@ def test_damage_anywhere_is_noticed(tmp_path):
             files.save(tmp_path / "latest.pth", pointer)
         whole = path.read_bytes()
         newer = step_of(newest(tmp_path))
-        for place in torch.randint(0, len(whole), (100,), generator=random).tolist():
+        for place in torch.randint(0, len(whole), (60,), generator=random).tolist():
             changed = bytearray(whole)
             changed[place] ^= 1 << place % 8
             for content in (bytes(changed), whole[:place]):
@@ -122,7 +123,7 @@ def test_damage_anywhere_is_noticed(tmp_path):
                     assert len(told) <= 1 and all(str(path) in line for line in told)
                     fell_back += len(told)
         path.write_bytes(whole)
-    assert fell_back > 500  # of 800; the rest are bytes without a meaning, such as padding
+    assert fell_back > 300  # of 480; the rest are bytes without a meaning, such as padding
 
 
 @pytest.mark.parametrize("name", ["latest.pth", "model_2.pth", "optimState_2.pth"])
@@ -186,6 +187,7 @@ def test_a_full_disk(tmp_path, capsys):
     """It is said in one line, the older checkpoint stays, the next save has it all."""
     with entered(tmp_path) as run:
         run.epoch(1, best=True)
+        run.folder.wait()
         with full_disk():
             run.epoch(2, best=True)
             run.folder.wait()
@@ -203,14 +205,15 @@ def test_a_full_disk(tmp_path, capsys):
 
 def test_a_full_disk_at_the_end_is_an_error(tmp_path):
     with (
-        full_disk(),
         pytest.raises(InputError, match="at the end .*File too large; .* still holds nothing"),
         entered(tmp_path / "a") as run,
+        full_disk(),
     ):
-        run.folder.logged = 1
         run.epoch(1)
+        run.folder.wait()
     with entered(tmp_path / "b") as run:
         run.epoch(1)
+        run.folder.wait()
         with full_disk(), pytest.raises(InputError, match="told to stop .*still holds epoch 1"):
             run.inside(2, stop=True)
     assert step_of(newest(tmp_path / "b")) == 1
