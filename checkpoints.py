@@ -1,32 +1,24 @@
-"""What a run leaves on disk, and how it goes on from there. Port of checkpoints.lua.
+"""How a run goes on from what it left on disk. Port of the reading part of checkpoints.lua.
 
-The folder holds model_N.pth, optimState_N.pth, model_best.pth, log.jsonl and latest.pth. Each file
-appears whole (files.py), latest.pth last, so that the folder resumes whenever the run is killed.
-Differs from the Lua: the best error and the options travel along, so a resumed run goes on as if
-it had not stopped (order and augmentation are functions of seed and epoch and need no state).
+latest.pth names the newest checkpoint. Where it, or what it names, is missing, cut short or
+changed, the newest whole checkpoint in the folder is taken and the loss named. Of several processes
+the first looks, all read. What is written, and in what order: folder.py.
+Differs from the Lua: the best error, the options and the log travel along, so a resumed run goes on
+as if it had not stopped (order and augmentation are functions of seed and epoch, without state).
 """
 
-import contextlib
-import glob
-import json
 import math
 import os
 import re
-import subprocess
-import sys
 
-import torch
-
+import distributed
 import files
+import state
 from distributed import say
 from errors import InputError
 from models import formats, torch7
 
-# Options that decide the result: on a resume the checkpoint's hold, unless given again.
-CARRIED = (
-    *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
-    *("batchSize", "nGPU", "precision", "manualSeed", "nClasses"),
-)
+INSIDE = "inside_epoch.pth"
 
 
 def latest(opt):
@@ -35,24 +27,147 @@ def latest(opt):
     Takes over into `opt` those of the checkpoint's options that the command line does not give.
     A folder of Torch7's resumes too; one that has both goes on from ours, which is the later.
     """
+    opt.agents = distributed.agents()
+    if _written_by_us(opt):
+        opt.resume = opt.save
     if opt.resume == "none":
         return None
-    for name in ("latest.pth", "latest.t7"):
-        path = os.path.join(opt.resume, name)
-        if os.path.isfile(path):
-            say(f"=> Loading checkpoint {path}")
-            read = _ours if name.endswith(".pth") else _torch7
-            checkpoint = read(path)
-            _adopt(opt, checkpoint["options"])
-            return checkpoint
-    say(f"=> No checkpoint in {opt.resume}: starting afresh")
-    return None
+    checkpoint = _chosen(opt.resume)
+    path = os.path.join(opt.resume, "latest.t7")
+    if checkpoint is None and os.path.isfile(path):
+        say(f"=> Loading checkpoint {path}")
+        checkpoint = _torch7(path)
+    if checkpoint is None:
+        say(f"=> No checkpoint in {opt.resume}: starting afresh")
+        return None
+    _adopt(opt, checkpoint["options"])
+    return checkpoint
 
 
-def _ours(path):
-    newest, folder = files.load(path), os.path.dirname(path)
-    checkpoint = files.load(os.path.join(folder, newest["optimFile"]))
-    return {**checkpoint, "modelFile": os.path.join(folder, newest["modelFile"])}
+def _chosen(folder):
+    """The newest whole checkpoint as the first process sees it, in every process."""
+    checkpoint, names = None, None
+    if distributed.rank() == 0:
+        checkpoint, names = newest(folder, say)
+    names = distributed.gather(names)[0]
+    return _read(folder, *names) if names and checkpoint is None else checkpoint
+
+
+def newest(folder, say=lambda line: None):
+    """The newest whole checkpoint in a folder and (modelFile, optimFile), or (None, None).
+
+    None if no checkpoint was finished there. InputError if there were some and none is whole.
+    """
+    path = os.path.join(folder, "latest.pth")
+    losses, named, last = [], None, math.inf
+    try:
+        pointer = _pointer(path)
+        say(f"=> Loading checkpoint {path}")
+        named, last = (pointer["modelFile"], pointer["optimFile"]), pointer["epoch"]
+        return _read(folder, *named), named
+    except files.Damaged as error:
+        losses.append(str(error))
+    found = _finished(folder)
+    if not found and not os.path.exists(path):
+        return None, None
+    for epoch, names in found:
+        # files of a later epoch than latest.pth tells of are an older run's, written over by this
+        if names == named or epoch > last:
+            continue
+        try:
+            checkpoint = _read(folder, *names)
+        except files.Damaged as error:
+            losses.append(str(error))
+            continue
+        kept = os.path.join(folder, names[1])
+        say(f"=> {'; '.join(losses)}: going on from {kept}, {checkpoint['epoch']} epochs done")
+        return checkpoint, names
+    raise InputError(
+        f"no checkpoint in {folder} is whole: {'; '.join(losses)}; to start afresh, remove them or "
+        "give another -save"
+    )
+
+
+def _pointer(path):
+    """What latest.pth says. Names that lead out of its folder are refused."""
+    pointer = files.load(path)
+    names = (
+        [pointer.get(name) for name in ("modelFile", "optimFile")]
+        if isinstance(pointer, dict)
+        else []
+    )
+    for name in names:
+        if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+            raise InputError(f"{path} names {name!r:.80}: should be a file of the same folder")
+    if not names or not state.is_count(pointer.get("epoch")):
+        raise InputError(f"{path} names no checkpoint of this program")
+    return pointer
+
+
+def _finished(folder):
+    """(epochs done, (modelFile, optimFile)) of the checkpoints in a folder, newest first.
+
+    An optimState is written last: a model without one belongs to a save that was cut off. Several
+    are models whose optimStates got lost.
+    """
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    found = [re.fullmatch(r"(model|optimState)_(\d+)\.pth", name) for name in names]
+    models = {int(match[2]) for match in found if match and match[1] == "model"}
+    states = {int(match[2]) for match in found if match and match[1] == "optimState"}
+    if len(models) > 1 or states:
+        states |= models
+    pairs = [(n, (f"model_{n}.pth", f"optimState_{n}.pth")) for n in sorted(states, reverse=True)]
+    if INSIDE in names:
+        try:
+            epoch = state.read(os.path.join(folder, INSIDE))["epoch"]
+        except files.Damaged:
+            epoch = -1  # to be named after all others
+        pairs.append((epoch, (INSIDE, INSIDE)))
+        pairs.sort(key=lambda pair: (pair[0], pair[1][0] == INSIDE), reverse=True)
+    return pairs
+
+
+def _read(folder, model_file, optim_file):
+    """A checkpoint whose files are whole and belong together; else Damaged."""
+    path, model = os.path.join(folder, optim_file), os.path.join(folder, model_file)
+    checkpoint = state.read(path)
+    if model != path:
+        files.load(model)
+        if checkpoint.get("digest", files.digest(model)) != files.digest(model):
+            raise files.Damaged(f"{model} is not the model that {path} belongs to")
+    for name in ("model", "config", "classes", "preprocessing"):
+        checkpoint.pop(name, None)
+    return {**checkpoint, "modelFile": model}
+
+
+def _note(folder, name):
+    """Something that latest.pth says, or if it is damaged the newest whole checkpoint; or None."""
+    path = os.path.join(folder, "latest.pth")
+    try:
+        return _pointer(path).get(name)
+    except files.Damaged:
+        checkpoint, _ = newest(folder)
+    if checkpoint is None:
+        return None
+    return checkpoint.get(name, checkpoint["options"].get(name))
+
+
+def replicas(opt):
+    """-nGPU as it will be once the checkpoint that -resume names has had its say."""
+    if "nGPU" in opt.given or opt.resume == "none":
+        return opt.nGPU
+    found = _note(opt.resume, "nGPU")
+    return found if state.is_count(found) and found else opt.nGPU
+
+
+def _written_by_us(opt):
+    """Whether torchrun's agents have started this run anew: what is in -save is then its own."""
+    if not opt.agents:
+        return False
+    ours = None
+    if distributed.rank() == 0:
+        ours = _note(opt.save, "agents")
+    return not set(opt.agents).isdisjoint(distributed.gather(ours)[0] or [])
 
 
 def _torch7(path):
@@ -68,16 +183,16 @@ def _torch7(path):
 
 def _torch7_state(path, model):
     """An optimState of optim.sgd; dfdx is the momentum, flat in the order of the parameters."""
-    state = formats.load_t7(path)
+    found = formats.load_t7(path)
     return {
         "best": (math.inf, math.inf),
-        "momentum": torch7.split(state["dfdx"], formats.read(model)["model"]),
-        "options": {name: state[name] for name in ("momentum", "weightDecay")},
+        "momentum": torch7.split(found["dfdx"], formats.read(model)["model"]),
+        "options": {name: found[name] for name in ("momentum", "weightDecay")},
     }
 
 
 def _adopt(opt, saved):
-    for name in CARRIED:
+    for name in state.CARRIED:
         ours, theirs = getattr(opt, name), saved.get(name, getattr(opt, name))
         if ours == theirs:
             continue
@@ -102,50 +217,11 @@ def optim_state(opt):
         return None
     if formats.is_t7(opt.optimState):
         return _torch7_state(opt.optimState, opt.retrain)
-    state = files.load(opt.optimState)
-    if not isinstance(state, dict) or "momentum" not in state:
-        raise InputError(f"{opt.optimState} is not an optimState file of this program")
+    found = state.read(opt.optimState)
+    found.pop("position", None)  # that was on the way of another run
     if opt.resetClassifier:
-        state["momentum"] = {k: v for k, v in state["momentum"].items() if not k.startswith("fc.")}
-    return state
-
-
-def begin(opt, checkpoint, device):
-    """Make the folder of -save ready: a new log.jsonl, or the resumed run's up to its epoch."""
-    try:
-        os.makedirs(opt.save, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"unable to create checkpoint directory {opt.save}: {error.strerror}"
-        ) from None
-    lines = []
-    if checkpoint is not None:
-        lines = [
-            line for line in _read_log(opt.resume) if line.get("epoch", 0) <= checkpoint["epoch"]
-        ]
-        best = os.path.join(opt.resume, "model_best.pth")
-        if os.path.isfile(best) and not os.path.exists(os.path.join(opt.save, "model_best.pth")):
-            files.copy(best, os.path.join(opt.save, "model_best.pth"))
-    with files.replacing(os.path.join(opt.save, "log.jsonl")) as file:
-        for line in lines or [_about(opt, device)]:
-            file.write(_encoded(line))
-
-
-def save(epoch, model, trainer, best, is_best, opt, entry):
-    """Write the state after an epoch; `best` is (top-1, top-5) so far, `entry` the line to log."""
-    model_file, optim_file = f"model_{epoch}.pth", f"optimState_{epoch}.pth"
-    files.save(os.path.join(opt.save, model_file), pack(model))
-    state = {"epoch": epoch, "best": best, "options": options(opt), **trainer.state()}
-    files.save(os.path.join(opt.save, optim_file), state)
-    if is_best:
-        files.copy(os.path.join(opt.save, model_file), os.path.join(opt.save, "model_best.pth"))
-    # a line too many is dropped when resuming, a line too few would be missing for ever
-    with open(os.path.join(opt.save, "log.jsonl"), "ab") as file:
-        file.write(_encoded({"epoch": epoch, **entry}))
-    newest = {"epoch": epoch, "modelFile": model_file, "optimFile": optim_file}
-    files.save(os.path.join(opt.save, "latest.pth"), newest)
-    if opt.keep:
-        _forget(opt.save, epoch - opt.keep)
+        found["momentum"] = {k: v for k, v in found["momentum"].items() if not k.startswith("fc.")}
+    return found
 
 
 def pack(model):
@@ -156,52 +232,3 @@ def pack(model):
         "classes": model.classes,
         "preprocessing": model.preprocessing,
     }
-
-
-def options(opt):
-    """The options as plain values."""
-    return {name: value for name, value in vars(opt).items() if name != "given"}
-
-
-def _forget(save, last):
-    """Remove the files of epochs up to `last` (-keep)."""
-    for path in glob.glob(os.path.join(glob.escape(save), "*_*.pth")):
-        match = re.fullmatch(r"(?:model|optimState)_(\d+)\.pth", os.path.basename(path))
-        if match and int(match[1]) <= last:
-            os.remove(path)
-
-
-def _encoded(line):
-    return json.dumps(line).encode() + b"\n"
-
-
-def _read_log(folder):
-    """The lines of log.jsonl; a last one that was cut off by a kill is left out."""
-    lines = []
-    with (
-        contextlib.suppress(FileNotFoundError, json.JSONDecodeError),
-        open(os.path.join(folder, "log.jsonl"), "rb") as file,
-    ):
-        for line in file:
-            lines.append(json.loads(line))
-    return lines
-
-
-def _about(opt, device):
-    return {
-        "options": options(opt),
-        "python": sys.version.split()[0],
-        "torch": torch.__version__,
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "commit": _commit(),
-    }
-
-
-def _commit():
-    """The commit of this program, or None outside a clone."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    with contextlib.suppress(OSError):
-        command = ["git", "-C", here, "rev-parse", "HEAD"]
-        result = subprocess.run(command, capture_output=True, text=True)
-        return result.stdout.strip() or None
-    return None

@@ -3,21 +3,30 @@
 Port of dataloader.lua. Differs from the Lua: the order and each image's augmentation are pure
 functions of (manualSeed, epoch, index), so they do not depend on nThreads and continue after a
 resume; batches always come in order; the validation images are not shuffled (their sum is the
-same); a data set that is small enough stays on the device and is augmented there by the batch.
+same); a data set that is small enough stays on the device and is augmented there by the batch. Each
+process loads its own replicas' slices of a batch; a test batch is cut evenly.
 """
 
+import contextlib
 import math
+import multiprocessing
+import os
 import signal
 import warnings
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch.utils import data
 
 import datasets
+import distributed
+import interrupts
+import launch
 from datasets.draws import Draws, permutation, table
 from distributed import say
 from errors import InputError
+from models.blocks import split_sizes
 
 # the published recipes ask for 8 workers on any machine; torch would lecture twice a run
 warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -27,14 +36,26 @@ LAYOUT = torch.channels_last  # as the model's (models/__init__.py)
 
 def create(opt, device):
     """The loaders of both splits: (train, val)."""
-    splits = datasets.create(opt)
+    splits = distributed.in_turn(lambda: datasets.create(opt))
     return tuple(
         DataLoader(dataset, opt, split, device) for dataset, split in zip(splits, ("train", "val"))
     )
 
 
+class Batch(NamedTuple):
+    """One process's part of a batch, on its device.
+
+    Where that part has no sample there is a target of none and an input of one black image, since
+    a process without samples still takes part in exchanging gradients.
+    """
+
+    input: torch.Tensor  # (N, 3, H, W), with ten crops (10 N, 3, H, W)
+    target: torch.Tensor  # (N,)
+    slices: list  # for each process the sizes of its slices: the replicas', all together the batch
+
+
 class DataLoader:
-    """One split as batches: input (N, 3, H, W), with ten crops (10 N, 3, H, W); target (N,)."""
+    """One split as batches."""
 
     def __init__(self, dataset, opt, split, device):
         self.dataset, self.opt, self.device = dataset, opt, device
@@ -47,15 +68,19 @@ class DataLoader:
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
-            self.jobs = _Jobs()
+            self.jobs, self.processes = _Jobs(), []
+            # -nThreads is for the machine, as for the Lua's one process
+            count = math.ceil(opt.nThreads / distributed.here())
+            # of each worker its process and the image that it is at
+            self.notes = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
-                _Preparation(dataset, opt),
+                _Preparation(dataset, opt, self.notes),
                 sampler=self.jobs,
                 batch_size=None,  # a job is a whole batch
-                num_workers=opt.nThreads,
+                num_workers=count,
                 pin_memory=device.type == "cuda",
                 persistent_workers=opt.nThreads > 0,
-                worker_init_fn=_ignore_interrupt,
+                worker_init_fn=_shield,
             )
 
     def size(self):
@@ -63,35 +88,103 @@ class DataLoader:
         return math.ceil(self.dataset.size() / self.batch_size)
 
     def run(self, epoch, start=0):
-        """Yield (input, target) on the device, from batch number `start` (from 0) of the epoch."""
+        """Yield a Batch for each batch of the epoch, from number `start` (from 0) on."""
         size = self.dataset.size()
         order = permutation(self.opt.manualSeed, epoch, size) if self.training else np.arange(size)
         batches = [order[i : i + self.batch_size] for i in range(0, size, self.batch_size)][start:]
-        return self._augmented(epoch, batches) if self.in_memory else self._prepared(epoch, batches)
+        dealt = [self._deal(indices) for indices in batches]
+        return self._augmented(epoch, dealt) if self.in_memory else self._prepared(epoch, dealt)
 
-    def _augmented(self, epoch, batches):
-        for indices in batches:
+    def _deal(self, indices):
+        """This process's part of the indices, and every process's slices."""
+        count = len(indices)
+        if self.training:
+            sizes = split_sizes(count, self.opt.nGPU)
+            slices = [sizes[replicas] for replicas in distributed.shares(self.opt.nGPU)]
+        else:
+            slices = [[s.stop - s.start] for s in distributed.shares(count)]
+        start = sum(map(sum, slices[: distributed.rank()]))
+        return indices[start : start + sum(slices[distributed.rank()])], slices
+
+    def _augmented(self, epoch, dealt):
+        for indices, slices in dealt:
+            target = self.labels[torch.from_numpy(indices).to(self.device)]
+            if not len(indices):
+                yield Batch(self._black(), target, slices)
+                continue
             uniforms = None
             if self.training:
                 uniforms = table(self.opt.manualSeed, epoch, indices, self.dataset.draws)
                 uniforms = torch.from_numpy(uniforms).to(self.device)
             indices = torch.from_numpy(indices).to(self.device)
             input = self.dataset.augment(self.images[indices], uniforms, self.dtype)
-            yield input.contiguous(memory_format=LAYOUT), self.labels[indices]
+            yield Batch(input.contiguous(memory_format=LAYOUT), target, slices)
 
-    def _prepared(self, epoch, batches):
-        self.jobs.list = [(epoch, indices) for indices in batches]
-        for input, target, unreadable in self.workers:
-            for reason in unreadable:
+    def _prepared(self, epoch, dealt):
+        self.jobs.list = [(epoch, indices) for indices, _ in dealt]
+        for (input, target, unreadable), (_, slices) in zip(self._results(), dealt):
+            for place, reason in unreadable:
+                if place is None:
+                    raise InputError(reason)
                 if not self.opt.skipCorrupt:
                     raise InputError(f"{reason}; mend or remove it, or give -skipCorrupt true")
+            if self.opt.skipCorrupt:
+                slices = self._skip(unreadable, slices)
+            input = input if len(target) else self._black()
+            yield Batch(
+                input.to(self.device, self.dtype, non_blocking=True, memory_format=LAYOUT),
+                target.to(self.device, non_blocking=True),
+                slices,
+            )
+
+    def _results(self):
+        """What the workers give for the jobs; one that dies is told with the image it was at."""
+        try:
+            with interrupts.held_back():  # the first time, this starts the workers
+                results = iter(self.workers)
+            self.processes = self.processes or multiprocessing.active_children()
+            with contextlib.suppress(ValueError):  # not in the main thread
+                # torch would raise its error wherever we are; now it does in next, within 5 s
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            yield from results
+        except RuntimeError as error:
+            ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}
+            if "DataLoader worker" not in str(error) or not ended:
+                raise
+            raise InputError(self._death(ended)) from None
+
+    def _death(self, ended):
+        """A sentence on the workers that have ended, `ended` being process -> exit code."""
+        images = [
+            _named(self.dataset, index)
+            for pid, index in self.notes.tolist()
+            if pid in ended and index >= 0
+        ]
+        pid, code = next(iter(ended.items()))
+        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        hint = "perhaps for want of memory, fewer -nThreads need less"
+        if how == "SIGBUS":
+            hint = "perhaps shared memory is too small (/dev/shm; docker run --shm-size)"
+        at = f"at {', '.join(images)}" if images else "between two batches"
+        return f"a loading worker (process {pid}) was ended by {how} {at}: {hint}"
+
+    def _skip(self, unreadable, slices):
+        """Every process's slices without the images that could not be read, which are named."""
+        left = []
+        for sizes, missing in zip(slices, distributed.gather(unreadable)):
+            ends = np.cumsum(sizes)
+            sizes = list(sizes)
+            for place, reason in missing:
+                sizes[int(np.searchsorted(ends, place, "right"))] -= 1
                 self.skipped += 1
                 say(f" | skipped {reason} ({self.skipped} so far)")
-            if len(target):
-                yield (
-                    input.to(self.device, self.dtype, non_blocking=True, memory_format=LAYOUT),
-                    target.to(self.device, non_blocking=True),
-                )
+            left.append([n for n in sizes if n])
+        return left
+
+    def _black(self):
+        side = self.dataset.preprocessing()["crop"]
+        image = torch.zeros(self.crops, 3, side, side, dtype=self.dtype, device=self.device)
+        return image.contiguous(memory_format=LAYOUT)
 
 
 class _Jobs(data.Sampler):
@@ -113,8 +206,8 @@ class _Preparation(data.Dataset):
     wrapped in the worker's traceback, and only the main process may decide and speak.
     """
 
-    def __init__(self, dataset, opt):
-        self.dataset, self.seed = dataset, opt.manualSeed
+    def __init__(self, dataset, opt, notes):
+        self.dataset, self.seed, self.notes = dataset, opt.manualSeed, notes
         self.preprocess = None
 
     def __getitem__(self, job):
@@ -122,20 +215,38 @@ class _Preparation(data.Dataset):
         # made here, in the worker: transforms need not survive pickling
         self.preprocess = self.preprocess or self.dataset.preprocess()
         images, targets, unreadable = [], [], []
-        for index in indices:
+        for place, index in enumerate(indices):
+            self._note(index)
             try:
                 image, target = self.dataset.get(index)
+                image = self.preprocess(image, Draws(self.seed, epoch, int(index)))
             except InputError as error:
-                unreadable.append(str(error))
+                unreadable.append((place, str(error)))
                 continue
-            images.append(self.preprocess(image, Draws(self.seed, epoch, int(index))))
+            except MemoryError:
+                reason = f"no memory to prepare {_named(self.dataset, index)}; fewer -nThreads help"
+                return torch.empty(0), torch.empty(0), [(None, reason)]
+            images.append(image)
             targets.append(target)
+        self._note(-1)
         input = torch.from_numpy(np.stack(images)) if images else torch.empty(0)
         if input.dim() == 5:  # (N, 10, 3, H, W): the crops of an image follow one another
             input = input.flatten(0, 1)
         return input, torch.tensor(targets, dtype=torch.int64), unreadable
 
+    def _note(self, index):
+        """Where this worker is, should it be the last thing it does."""
+        worker = data.get_worker_info()
+        if worker is not None:
+            self.notes[worker.id] = torch.tensor((os.getpid(), int(index)))
 
-def _ignore_interrupt(_):
-    """Ctrl-C reaches the whole group; the main process ends the workers itself."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+def _named(dataset, index):
+    """An image as its dataset calls it, a file mostly, else by its number."""
+    return dataset.name(index) if hasattr(dataset, "name") else f"image {index}"
+
+
+def _shield(_):
+    """A worker ends with its process, and only then: schedulers signal the whole group."""
+    interrupts.obey_parent()
+    launch.die_with_parent()

@@ -4,17 +4,24 @@ import math
 import os
 import sys
 import time
+from functools import partial
 
+import launch
 import opts
-from errors import InputError
+from interrupts import Interrupts
 
 
 def main(argv=None):
     """Train or test as the command line says."""
+    argv = sys.argv[1:] if argv is None else list(argv)
     opt = opts.parse(argv)
     # Threads that wait by spinning starve each other once cores are shared, with loading workers
     # or another program: 3.3 s an iteration instead of 0.44 on two cores (undisturbed 0.24).
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+    count = launch.processes(opt)
+    if count > 1:
+        sys.exit(launch.run(argv, count))
 
     # after the options: an error or the help need not wait for torch
     import torch
@@ -22,59 +29,60 @@ def main(argv=None):
     import checkpoints
     import dataloader
     import datasets
+    import distributed
     import models
-    from distributed import pick_device, say
+    from distributed import say
+    from folder import Folder
     from train import Trainer, criterion
 
+    device = distributed.join()
     torch.manual_seed(opt.manualSeed)
-    device = pick_device()
 
-    # Load previous checkpoint, if it exists
-    checkpoint = checkpoints.latest(opt)
+    with Folder(opt) as folder:  # no other run writes to -save from here on
+        # Load previous checkpoint, if it exists
+        checkpoint = checkpoints.latest(opt)
 
-    # Create model
-    model = models.setup(opt, checkpoint, datasets.module(opt.dataset).classes(opt), device)
+        # Create model
+        model = models.setup(opt, checkpoint, datasets.module(opt.dataset).classes(opt), device)
 
-    # Data loading
-    train_loader, val_loader = dataloader.create(opt, device)
-    model.preprocessing = val_loader.dataset.preprocessing()
+        # Data loading
+        train_loader, val_loader = dataloader.create(opt, device)
+        model.preprocessing = val_loader.dataset.preprocessing()
 
-    # The trainer handles the training loop and evaluation on validation set
-    state = checkpoint or checkpoints.optim_state(opt)
-    trainer = Trainer(model, criterion(), opt, device, state)
+        # The trainer handles the training loop and evaluation on validation set
+        state = checkpoint or checkpoints.optim_state(opt)
+        trainer = Trainer(model, criterion(), opt, device, state)
 
-    if opt.testOnly:
-        top1, top5 = trainer.test(0, val_loader)
-        say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}")
-        return
+        if opt.testOnly:
+            top1, top5 = trainer.test(0, val_loader)
+            say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}")
+            return
 
-    checkpoints.begin(opt, checkpoint, device)
-    first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
-    best = checkpoint["best"] if checkpoint else (math.inf, math.inf)
-    for epoch in range(first, opt.nEpochs + 1):
-        start = time.perf_counter()
-        # Train for a single epoch
-        train = trainer.train(epoch, train_loader)
+        folder.begin(checkpoint, device)
+        first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
+        best = checkpoint["best"] if checkpoint else (math.inf, math.inf)
+        with Interrupts(opt.saveEvery, opt.save) as trainer.interrupts:
+            for epoch in range(first, opt.nEpochs + 1):
+                start = time.perf_counter()
+                trainer.interrupts.save = partial(folder.save_inside, epoch, model, trainer, best)
+                # Train for a single epoch
+                train = trainer.train(epoch, train_loader)
 
-        # Run model on validation set
-        test = trainer.test(epoch, val_loader)
+                # Run model on validation set
+                test = trainer.test(epoch, val_loader)
 
-        is_best = test[0] < best[0]
-        if is_best:
-            best = test
-            say(f" * Best model \t{best[0]:.14g}\t{best[1]:.14g}")
+                is_best = test[0] < best[0]
+                if is_best:
+                    best = test
+                    say(f" * Best model \t{best[0]:.14g}\t{best[1]:.14g}")
 
-        entry = {"train": train, "test": test, "best": best, "seconds": time.perf_counter() - start}
-        checkpoints.save(epoch, model, trainer, best, is_best, opt, entry)
+                seconds = time.perf_counter() - start
+                entry = {"train": train, "test": test, "best": best, "seconds": seconds}
+                folder.save(epoch, model, trainer, best, is_best, entry)
+            folder.wait()  # a signal now comes too late to stop anything
 
-    say(f" * Finished top1: {best[0]:6.3f}  top5: {best[1]:6.3f}")
+        say(f" * Finished top1: {best[0]:6.3f}  top5: {best[1]:6.3f}")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except InputError as error:
-        sys.exit(f"main.py: {error}")
-    except KeyboardInterrupt:
-        print("main.py: interrupted; -resume DIR goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)
+    launch.guard(main)

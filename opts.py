@@ -75,6 +75,7 @@ OPTIONS = (
     ("dataset",         "imagenet",    str,     None, "Options: imagenet | cifar10 | cifar100 | digits"),
     ("manualSeed",      0,             whole,   0,    "Manually set RNG seed"),
     ("nGPU",            1,             whole,   1,    "Number of replicas, on any number of devices"),
+    ("nProcs",          1,             whole,   1,    "Processes on the CPU; on CUDA one a device, or so many"),
     ("backend",         "cudnn",       str,     ("cudnn", "cunn"), ""),
     ("cudnn",           "fastest",     str,     ("fastest", "default", "deterministic"), ""),
     ("gen",             "gen",         str,     None, "Path to save generated files"),
@@ -93,6 +94,7 @@ OPTIONS = (
     # ---------- Checkpointing options ----------
     ("save",            "checkpoints", str,     None, "Directory in which to save checkpoints"),
     ("resume",          "none",        str,     None, "Resume from the latest checkpoint in this directory"),
+    ("saveEvery",       0.0,           real,    0,    "Also save inside an epoch, every so many minutes (0: no)"),
     ("keep",            0,             whole,   0,    "Keep the files of the last N epochs (0: all)"),
     # ---------- Optimization options ----------
     ("LR",              0.1,           real,    0,    "initial learning rate"),
@@ -138,7 +140,8 @@ def parse(argv=None):
     try:
         return check(read(argv))
     except InputError as error:
-        print(f"main.py: {error}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
+            print(f"main.py: {error}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -2,21 +2,27 @@
 
 `Trainer` is the only holder of changing state. Differs from the Lua: errors are counted, not
 averaged, so that the printed means are exact; a loss that is not finite ends the run; replicas are
-slices of one batch instead of devices.
+slices of one batch instead of devices, dealt to the processes; an epoch can go on from inside.
 """
 
+import contextlib
+import copy
 import math
+import re
 import time
 
 import torch
 from torch import nn
 
+import distributed
 import score
 from distributed import say
 from errors import InputError
-from models.blocks import set_slices, split_sizes
+from interrupts import Interrupts
+from models.blocks import set_slices
 
 MIXED = {"half": torch.float16, "bfloat16": torch.bfloat16}  # -precision -> type of the products
+ORDER = "-batchSize, -manualSeed or -tenCrop"
 
 
 class Trainer:
@@ -36,46 +42,61 @@ class Trainer:
         )
         self.mixed = MIXED.get(opt.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.precision == "half")
+        self.position = {"epoch": None}
         if state is not None:
             self.load_state(state)
+        self.parallel = distributed.parallel(model, device)  # the same model, as it is trained
+        self.interrupts = Interrupts()
 
     def train(self, epoch, loader):
-        """One epoch; returns the means (top-1 error %, top-5 error %, loss)."""
+        """One epoch, or what is left of it; returns the means (top-1 error %, top-5 %, loss)."""
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.opt, epoch)
-        say(f"=> Training epoch # {epoch}")
+        sums = self._sums(epoch, "train")
+        size = loader.size()
+        if sums["done"] < size:
+            say(f"=> Training epoch # {epoch}")
         self.model.train()
-        size, seen, sums = loader.size(), 0, [0, 0, 0.0]
         timer = time.perf_counter()
-        for n, (input, target) in enumerate(loader.run(epoch), 1):
+        for n, batch in enumerate(loader.run(epoch, sums["done"]), sums["done"] + 1):
             data_time = time.perf_counter() - timer
-            output, loss = self._step(input, target)
-            wrong1, wrong5 = (int(count) for count in score.errors(output, target))
-            loss = float(loss)
-            if not math.isfinite(loss):
-                raise InputError(_diverged(loss, epoch, n, size))
-            count = len(target)
-            say(
-                f" | Epoch: [{epoch}][{n}/{size}]    Time {time.perf_counter() - timer:.3f}  "
-                f"Data {data_time:.3f}  Err {loss:1.4f}  "
-                f"top1 {100 * wrong1 / count:7.3f}  top5 {100 * wrong5 / count:7.3f}"
-            )
-            sums = [sums[0] + wrong1, sums[1] + wrong5, sums[2] + loss * count]
-            seen += count
+            if _count(batch.slices):
+                with self._memory(batch):
+                    output, loss = self._step(batch)
+                got, asked = self._exchange(output, batch.target, loss)
+                count, wrong1, wrong5, loss = got
+                loss /= count
+                if not math.isfinite(loss):
+                    raise InputError(_diverged(loss, epoch, n, size))
+                say(
+                    f" | Epoch: [{epoch}][{n}/{size}]    "
+                    f"Time {time.perf_counter() - timer:.3f}  "
+                    f"Data {data_time:.3f}  Err {loss:1.4f}  "
+                    f"top1 {100 * wrong1 / count:7.3f}  top5 {100 * wrong5 / count:7.3f}"
+                )
+                _add(sums, n, got)
+                self.interrupts.between(asked, f"in epoch {epoch} after iteration {n} of {size}")
             timer = time.perf_counter()
+        seen = sums["seen"]
         if not seen:
             raise InputError("no training image could be read")
-        return 100 * sums[0] / seen, 100 * sums[1] / seen, sums[2] / seen
+        return 100 * sums["wrong1"] / seen, 100 * sums["wrong5"] / seen, sums["loss"] / seen
 
-    def _step(self, input, target):
-        """Forward, backward and update on one batch; returns output (N, K) and loss, detached."""
-        # the loss is the mean over the whole batch, so its gradient is DataParallelTable's sum
-        set_slices(self.model, split_sizes(len(target), self.opt.nGPU))
+    def _step(self, batch):
+        """Forward, backward and update; returns output (N, K) and the loss's sum, detached."""
+        input, target, slices = batch
+        set_slices(self.model, slices[distributed.rank()])
+        if distributed.size() > 1 and any(1 in sizes for sizes in slices):
+            # a slice of one sample is normalised by the first replica's running statistics
+            distributed.take_first(self.model.buffers())
         with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
-            output = self.model(input)
+            # a process without samples was given an image, to take part in the exchange
+            output = self.parallel(input)[: len(target)]
             loss = self.criterion(output, target)
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()
+        # The gradient is that of the mean over the whole batch, DataParallelTable's; the processes'
+        # gradients are averaged, hence their number.
+        self.scaler.scale(loss * (distributed.size() / _count(slices))).backward()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return output.detach(), loss.detach()
@@ -84,29 +105,69 @@ class Trainer:
     def test(self, epoch, loader):
         """Errors over the validation set in per cent: (top-1, top-5)."""
         self.model.eval()
-        size, seen, sums = loader.size(), 0, [0, 0]
+        distributed.take_first(self.model.buffers())
+        size, sums = loader.size(), self._sums(epoch, "test")
         timer = time.perf_counter()
-        for n, (input, target) in enumerate(loader.run(epoch), 1):
+        for n, batch in enumerate(loader.run(epoch, sums["done"]), sums["done"] + 1):
             data_time = time.perf_counter() - timer
-            with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
-                output = self.model(input)
-            output = score.sum_crops(output, loader.crops)
-            wrong = [int(count) for count in score.errors(output, target)]
-            count = len(target)
-            sums = [sums[0] + wrong[0], sums[1] + wrong[1]]
-            seen += count
-            say(
-                f" | Test: [{epoch}][{n}/{size}]    Time {time.perf_counter() - timer:.3f}  "
-                f"Data {data_time:.3f}  "
-                f"top1 {100 * wrong[0] / count:7.3f} ({100 * sums[0] / seen:7.3f})  "
-                f"top5 {100 * wrong[1] / count:7.3f} ({100 * sums[1] / seen:7.3f})"
-            )
+            if _count(batch.slices):
+                with self._memory(batch):
+                    output = self._scores(batch, loader.crops)
+                got, asked = self._exchange(output, batch.target)
+                _add(sums, n, got)
+                count, wrong1, wrong5, _ = got
+                seen = sums["seen"]
+                say(
+                    f" | Test: [{epoch}][{n}/{size}]    Time {time.perf_counter() - timer:.3f}  "
+                    f"Data {data_time:.3f}  "
+                    f"top1 {100 * wrong1 / count:7.3f} ({100 * sums['wrong1'] / seen:7.3f})  "
+                    f"top5 {100 * wrong5 / count:7.3f} ({100 * sums['wrong5'] / seen:7.3f})"
+                )
+                where = f"in the test of epoch {epoch} after batch {n} of {size}"
+                self.interrupts.between(asked, where)
             timer = time.perf_counter()
+        seen = sums["seen"]
         if not seen:
             raise InputError("no validation image could be read")
-        top1, top5 = (100 * wrong / seen for wrong in sums)
+        top1, top5 = 100 * sums["wrong1"] / seen, 100 * sums["wrong5"] / seen
         say(f" * Finished epoch # {epoch}     top1: {top1:7.3f}  top5: {top5:7.3f}\n")
         return top1, top5
+
+    def _scores(self, batch, crops):
+        with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
+            output = self.model(batch.input)
+        return score.sum_crops(output, crops)[: len(batch.target)]
+
+    @contextlib.contextmanager
+    def _memory(self, batch):
+        """Make one sentence of a want of memory: the sizes, and what helps."""
+        try:
+            yield
+        except RuntimeError as error:  # torch.OutOfMemoryError is one, the CPU has none of its own
+            asked = re.search(r"[Tt]ried to allocate (\d[\d.]* \w+)", str(error))
+            if not asked:
+                raise
+            raise InputError(_out_of_memory(asked[1], batch, self.device)) from None
+
+    def _exchange(self, output, target, loss=None):
+        """The sums over all processes: (count, wrong1, wrong5, loss), and how often a signal came.
+
+        One exchange an iteration, and one wait for the device.
+        """
+        numbers = [*score.errors(output, target), 0 if loss is None else loss]
+        here = torch.tensor([len(target), *self.interrupts.asked], dtype=torch.float64)
+        there = torch.stack([torch.as_tensor(x, device=self.device).double() for x in numbers])
+        all = distributed.total(torch.cat([there, here.to(self.device)])).tolist()
+        wrong1, wrong5, loss, count, *asked = all
+        return (int(count), int(wrong1), int(wrong5), loss), asked
+
+    def _sums(self, epoch, split):
+        """The sums so far over a split in this epoch, which `position` keeps."""
+        if self.position["epoch"] != epoch:
+            start = {"done": 0, "seen": 0, "wrong1": 0, "wrong5": 0, "loss": 0.0}
+            self.position = {"epoch": epoch, "order": self._order()}
+            self.position.update(train=start, test=dict(start))
+        return self.position[split]
 
     def state(self):
         """The optimizer as plain names and tensors: what optimState_N.pth holds."""
@@ -115,7 +176,8 @@ class Trainer:
             for name, parameter in self.model.named_parameters()
             if parameter in self.optimizer.state
         }
-        return {"momentum": momentum, "scaler": self.scaler.state_dict()}
+        position = copy.deepcopy(self.position)
+        return {"momentum": momentum, "scaler": self.scaler.state_dict(), "position": position}
 
     def load_state(self, state):
         """Take over `state()`; a momentum buffer that does not fit its parameter is refused."""
@@ -128,11 +190,26 @@ class Trainer:
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+        self._go_on_from(state)
+
+    def _go_on_from(self, state):
+        """Take over the place inside an epoch, if the checkpoint is of one."""
+        position = state.get("position")
+        if position is None or position["epoch"] in (None, state.get("epoch")):
+            return  # its epoch is finished, or there is none
+        if position["order"] == self._order():
+            self.position = copy.deepcopy(position)
+        else:
+            say(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
+
+    def _order(self):
+        """What the batches of an epoch depend on."""
+        return [self.opt.batchSize, self.opt.manualSeed, self.opt.tenCrop]
 
 
 def criterion():
-    """Cross entropy, its mean over the batch (nn.CrossEntropyCriterion)."""
-    return nn.CrossEntropyLoss()
+    """Cross entropy, its sum over the samples; the trainer makes it the mean over the batch."""
+    return nn.CrossEntropyLoss(reduction="sum")
 
 
 def learning_rate(opt, epoch):
@@ -147,8 +224,33 @@ def learning_rate(opt, epoch):
     return opt.LR * math.pow(0.1, drops)
 
 
+def _count(slices):
+    """How many samples a batch has, over all processes."""
+    return sum(map(sum, slices))
+
+
+def _add(sums, n, got):
+    """Count iteration n and what it gave."""
+    sums["done"] = n
+    for name, value in zip(("seen", "wrong1", "wrong5", "loss"), got):
+        sums[name] += value
+
+
 def _diverged(loss, epoch, n, size):
     return (
         f"the loss is {loss} at epoch {epoch}, iteration {n} of {size}: try a lower -LR or another "
         "-precision; checkpoints of earlier epochs are intact"
+    )
+
+
+def _out_of_memory(asked, batch, device):
+    where = "the CPU"
+    if device.type == "cuda":
+        free, all = (f"{n / 2**30:.1f} GiB" for n in torch.cuda.mem_get_info(device))
+        used = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
+        where = f"{device} ({free} of {all} free, the run used up to {used})"
+    shape = " x ".join(map(str, batch.input.shape))
+    return (
+        f"out of memory on {where}: {asked} more were needed for an input of {shape}; give a "
+        "smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
     )

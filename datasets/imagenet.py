@@ -49,7 +49,14 @@ class Dataset:
 
     def get(self, i):
         """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""
-        return read(os.path.join(self.folder, bytes(self.paths[i]))), int(self.targets[i])
+        return read(self._path(i)), int(self.targets[i])
+
+    def name(self, i):
+        """What to call image i in a message: its file."""
+        return os.fsdecode(self._path(i))
+
+    def _path(self, i):
+        return os.path.join(self.folder, bytes(self.paths[i]))
 
     def preprocessing(self):
         """How a test image becomes input, as plain values: what a model file tells its users."""

@@ -1,11 +1,18 @@
 """The loaders: every image once, the same whatever the workers, from any place on."""
 
+import os
+import re
+import signal
+import time
+
 import numpy as np
 import pytest
 import torch
 
 import dataloader
+import datasets
 import opts
+from errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -17,8 +24,9 @@ def options(command, data, tmp_path):
 def same(batches, others):
     batches, others = list(batches), list(others)
     assert len(batches) == len(others) > 0
-    for (input, target), (other_input, other_target) in zip(batches, others):
-        assert torch.equal(input, other_input) and torch.equal(target, other_target)
+    for one, other in zip(batches, others):
+        assert torch.equal(one.input, other.input) and torch.equal(one.target, other.target)
+        assert one.slices == other.slices
 
 
 def test_in_memory(cifar, tmp_path):
@@ -26,17 +34,18 @@ def test_in_memory(cifar, tmp_path):
     train, val = dataloader.create(opt, CPU)
     assert (train.size(), val.size()) == (5, 3)
     batches = list(train.run(1))
-    assert [len(target) for _, target in batches] == [8, 8, 8, 8, 3]
-    assert batches[0][0].shape == (8, 3, 32, 32) and batches[0][0].dtype == torch.float32
-    assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert [len(batch.target) for batch in batches] == [8, 8, 8, 8, 3]
+    input = batches[0].input
+    assert input.shape == (8, 3, 32, 32) and input.dtype == torch.float32
+    assert input.is_contiguous(memory_format=torch.channels_last)
     same(train.run(1), batches)  # again, whatever came between
     same(train.run(1, start=3), batches[3:])
-    targets = torch.cat([target for _, target in batches])
+    targets = torch.cat([batch.target for batch in batches])
     labels = train.dataset.labels
     assert torch.equal(targets.sort()[0], labels.sort()[0]) and not torch.equal(targets, labels)
-    assert not torch.equal(next(iter(train.run(2)))[1], batches[0][1])
+    assert not torch.equal(next(iter(train.run(2))).target, batches[0].target)
     # the validation images stand in the order of the file, unaugmented
-    assert torch.equal(torch.cat([target for _, target in val.run(1)]), val.dataset.labels)
+    assert torch.equal(torch.cat([batch.target for batch in val.run(1)]), val.dataset.labels)
     same(val.run(1), val.run(7))
 
 
@@ -67,8 +76,51 @@ def test_workers_change_nothing(photos, tmp_path, threads):
 def test_double_precision_and_ten_crops(photos, tmp_path):
     command = "-depth 50 -batchSize 20 -nThreads 0 -precision double -tenCrop true"
     train, val = dataloader.create(options(command, photos, tmp_path), CPU)
-    input, target = next(iter(val.run(1)))
+    input, target, _ = next(iter(val.run(1)))
     assert input.shape == (20, 3, 224, 224) and len(target) == 2
     assert input.dtype == torch.float64 and val.crops == 10 and train.crops == 1
     # the sixth crop is the mirrored first: the centre, flipped
     assert np.array_equal(input[5].flip(2), input[0])
+
+
+class Deadly:
+    """A dataset whose worker comes to an end at an image."""
+
+    def __init__(self, dataset, index, end):
+        self.dataset, self.index, self.end = dataset, index, end
+
+    def get(self, i):
+        if i == self.index:
+            self.end()
+        return self.dataset.get(i)
+
+    def __getattr__(self, name):
+        return getattr(self.dataset, name)
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def want_of_memory():
+    raise MemoryError
+
+
+@pytest.mark.parametrize("end, how", [(kill, "was ended by SIGKILL at "), (want_of_memory, "no")])
+def test_a_worker_that_dies_is_told_with_its_image(photos, tmp_path, end, how):
+    opt = options("-depth 50 -batchSize 4 -nThreads 2", photos, tmp_path)
+    train, _ = datasets.create(opt)
+    loader = dataloader.DataLoader(Deadly(train, 7, end), opt, "train", CPU)
+    began = time.monotonic()
+    with pytest.raises(InputError, match=f"{how}.*{re.escape(train.name(7))}.*-nThreads"):
+        list(loader.run(1))
+    assert time.monotonic() - began < 30  # torch looks every 5 s
+
+
+def test_an_idle_worker_that_dies_is_told(photos, tmp_path):
+    opt = options("-depth 50 -batchSize 4 -nThreads 1", photos, tmp_path)
+    train, _ = dataloader.create(opt, CPU)
+    list(train.run(1))
+    os.kill(int(train.notes[0, 0]), signal.SIGKILL)
+    with pytest.raises(InputError, match="was ended by SIGKILL between two batches"):
+        list(train.run(2))

@@ -12,7 +12,9 @@ from torch import nn
 from torch7_random import initialise
 
 import opts
+from dataloader import Batch
 from errors import InputError
+from models.blocks import split_sizes
 from models.resnet import resnet
 from train import Trainer, criterion, learning_rate
 
@@ -70,6 +72,10 @@ def test_sgd_as_optim_sgd(name):
         assert torch.allclose(momentum, recorded("dfdx", step), rtol=1e-14, atol=1e-15)
 
 
+def batch(input, target, replicas=1):
+    return Batch(input, target, [split_sizes(len(target), replicas)])
+
+
 class Recorded:
     """The batches that the original's trainer saw, in its order."""
 
@@ -85,10 +91,10 @@ class Recorded:
     def size(self):
         return len(self.names(1))
 
-    def run(self, epoch):
-        for name in self.names(epoch):
+    def run(self, epoch, start):
+        for name in self.names(epoch)[start:]:
             input = torch.from_numpy(self.arrays[name + "_input"]).to(self.dtype)
-            yield input, torch.from_numpy(self.arrays[name + "_target"]).long() - 1
+            yield batch(input, torch.from_numpy(self.arrays[name + "_target"]).long() - 1)
 
 
 def test_two_recorded_epochs(capsys):
@@ -137,8 +143,8 @@ class Fixed:
     def size(self):
         return len(self.batches)
 
-    def run(self, epoch):
-        return iter(self.batches)
+    def run(self, epoch, start):
+        return iter(self.batches[start:])
 
 
 def small(precision="single", replicas=1, **changed):
@@ -153,7 +159,7 @@ def small(precision="single", replicas=1, **changed):
 def random_batch(n, dtype=torch.float32):
     generator = torch.Generator().manual_seed(n)
     input = torch.randn(n, 3, 32, 32, generator=generator, dtype=torch.float64).to(dtype)
-    return input, torch.randint(10, (n,), generator=generator)
+    return batch(input, torch.randint(10, (n,), generator=generator))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run():
@@ -174,9 +180,9 @@ def test_reduced_precision_stays_near_single(precision):
 
 def test_replicas_are_slices_with_statistics_of_their_own():
     """nGPU 3 on a batch of 8 = the mean gradient of slices 3, 3, 2 run one by one, float64."""
-    input, target = random_batch(8, torch.float64)
+    input, target, _ = random_batch(8, torch.float64)
     together = small("double", 3)
-    output, loss = together._step(input, target)
+    output, loss = together._step(batch(input, target, 3))
     reference = small("double", 1).model.train()
     total = 0.0
     start = 0
@@ -186,7 +192,7 @@ def test_replicas_are_slices_with_statistics_of_their_own():
         part_loss = nn.functional.cross_entropy(reference(input[part]), target[part])
         (part_loss * length / 8).backward()
         total += part_loss.item() * length / 8
-    assert float(loss) == pytest.approx(total, rel=1e-13)
+    assert float(loss) / 8 == pytest.approx(total, rel=1e-13)
     for (name, ours), theirs in zip(together.model.named_parameters(), reference.parameters()):
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10, atol=1e-13), name
 
@@ -202,3 +208,21 @@ def test_state_goes_round():
     state["momentum"]["fc.weight"] = torch.zeros(3, 64)
     with pytest.raises(InputError, match="fc.weight"):
         small().load_state(state)
+
+
+class Greedy(nn.Linear):
+    """Asks for a pebibyte."""
+
+    def forward(self, x):
+        torch.empty(2**50, dtype=torch.uint8)
+
+
+def test_out_of_memory_is_one_sentence():
+    opt = opts.parse("-dataset cifar10 -depth 29".split())
+    trainer = Trainer(Greedy(1, 1), criterion(), opt, CPU)
+    with pytest.raises(
+        InputError, match="out of memory on the CPU: 1125899906842624 bytes"
+    ) as stop:
+        trainer.train(1, Fixed(random_batch(6)))
+    for words in ("6 x 3 x 32 x 32", "-batchSize", "-optnet true", "-precision bfloat16"):
+        assert words in str(stop.value)

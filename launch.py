@@ -1,0 +1,187 @@
+"""The parent of a run over several processes: starts one a device, watches them, ends them all.
+
+Takes the place of the threads of nn.DataParallelTable. The processes find each other through the
+environment variables that torchrun sets as well (distributed.py). Signals for the whole group reach
+parent and processes, signals for the parent alone are handed on; the processes end with the parent
+even if it is killed. Imports torch only where devices have to be counted.
+"""
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+
+from errors import InputError
+from interrupts import SIGNALS, Stopped
+
+PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
+INTERRUPTED = "main.py: interrupted; -resume DIR goes on from the last checkpoint"
+
+
+def processes(opt):
+    """How many processes this command has to start: 1 if this one can do it all or is one of them.
+
+    On CUDA one a visible device, on the CPU one, unless -nProcs says otherwise; never more than
+    there are replicas.
+    """
+    if joined() or (opt.nGPU == 1 and opt.nProcs == 1 and opt.resume == "none"):
+        return 1
+    import torch
+
+    import checkpoints
+
+    replicas = checkpoints.replicas(opt)
+
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = opt.nProcs if "nProcs" in opt.given or not devices else devices
+    if devices and count > devices:
+        raise InputError(f"-nProcs {count}, but there are {devices} CUDA devices")
+    if count > replicas and "nProcs" in opt.given:
+        print(f"=> -nProcs {count}: as many as there are replicas, {replicas} (-nGPU)", flush=True)
+    return min(count, replicas)
+
+
+def joined():
+    """Whether this process is one of a group, ours or torchrun's."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def run(argv, count):
+    """Start main.py `count` times with the words `argv`; returns the exit status of it all."""
+    from torch.distributed import TCPStore
+
+    # The parent keeps the store in which they meet: nobody can take its port in between, and it
+    # outlives each of them.
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    told = []
+    before = {s: signal.signal(s, lambda signum, _: told.append(signum)) for s in SIGNALS}
+    children = []
+    try:
+        for rank in range(count):
+            children.append(_start(argv, rank, count, store.port))
+        return _watch(children, told)
+    finally:
+        _end(children)
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _start(argv, rank, count, port):
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    environment = {
+        "OMP_NUM_THREADS": str(max(1, cores // count)),
+        **os.environ,
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "GROUP_RANK": "0",
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there, rank 0 need not make it
+        PARENT: str(os.getpid()),
+    }
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "main.py")
+    return subprocess.Popen([sys.executable, program, *argv], env=environment)
+
+
+def _watch(children, told):
+    """Wait until all have ended, or one has failed; returns the exit status."""
+    forwarded = 0
+    while True:
+        states = [child.poll() for child in children]
+        for rank, state in enumerate(states):
+            if state is not None and state != 0 and not _stopped(state):
+                return _failed(rank, state, told)
+        if None not in states:
+            return max(states)
+        while forwarded < len(told):
+            if told[forwarded] == signal.SIGINT and signal.SIGINT in told[:forwarded]:
+                return _interrupted()
+            for child in children:
+                child.send_signal(told[forwarded])  # twice is as good as once, see interrupts.py
+            forwarded += 1
+        time.sleep(0.05)
+
+
+def _stopped(state):
+    """Whether a process ended because the run was told to stop, having saved."""
+    return state in [128 + signum for signum in SIGNALS]
+
+
+def _failed(rank, state, told):
+    if state > 0:  # it has said why
+        return state
+    if -state in told:  # before there was anything to save
+        return _interrupted() if -state == signal.SIGINT else 128 - state
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-state).name
+        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
+        print(f"main.py: process {rank} was ended by {name}{hint}", file=sys.stderr, flush=True)
+    return 128 - state
+
+
+def _interrupted():
+    print(INTERRUPTED, file=sys.stderr, flush=True)
+    return 128 + signal.SIGINT
+
+
+def _end(children):
+    """At once: whoever is still here waits for one that is gone. What is on disk stays whole."""
+    for child in children:
+        if child.poll() is None:
+            child.kill()
+    for child in children:
+        child.wait()
+
+
+def attend_parent():
+    """In a process that was started by main.py or by torchrun: end with it, let it speak."""
+    if PARENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
+        die_with_parent()
+    if PARENT in os.environ:
+        if os.getppid() != int(os.environ[PARENT]):
+            os._exit(1)  # it ended before this could be arranged
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def die_with_parent():
+    """Let this process be killed when its parent ends, however that happens (Linux)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+
+
+def guard(main):
+    """Run main to the end of this process; what goes wrong becomes one sentence and a status."""
+    attend_parent()
+    status, words = 0, None
+    try:
+        main()
+    except Stopped as stop:
+        import distributed
+
+        distributed.wait()  # the first may still be writing, and whoever watches ends stragglers
+        status, words = stop.status, f"main.py: {stop}"
+    except KeyboardInterrupt:
+        status, words = 130, INTERRUPTED
+    except Exception as error:
+        import distributed
+
+        distributed.fail(error)
+    if words and os.environ.get("RANK", "0") == "0":
+        print(words, file=sys.stderr)
+    leave(status)
+
+
+def leave(status):
+    """End this process now, whatever still waits for signals or other processes."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error
+    for worker in multiprocessing.active_children():
+        worker.kill()
+    os._exit(status)

@@ -1,0 +1,215 @@
+"""Processes as programs: started by main.py or torchrun, killed, failing, told to stop."""
+
+import os
+import shutil
+import signal
+import sys
+import time
+
+import pytest
+from runs import NET, difference, finish, log, nobody_left, results, start
+
+import files
+import launch
+import main
+import opts
+from errors import InputError
+
+RUN = NET + " -nGPU 3 -nEpochs 2 -manualSeed 2 -precision double"
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
+
+
+@pytest.fixture
+def one(cifar, tmp_path, monkeypatch):
+    """The results of RUN in one process."""
+    monkeypatch.chdir(tmp_path)
+    main.main([*RUN.split(), "-data", cifar, "-save", "one"])
+    return results("one", 2)
+
+
+def agree(one, other):
+    # the sums of two float64 gradients, in another order: a few roundings
+    assert difference(one, other) < 1e-12
+    assert one[1] == other[1]
+    for ours, theirs in zip(one[2], other[2]):
+        assert ours["test"] == theirs["test"]
+        assert ours["train"] == pytest.approx(theirs["train"], rel=1e-12)
+
+
+def children(process):
+    path = f"/proc/{process.pid}/task/{process.pid}/children"
+    with open(path) as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+def until(process, beginning):
+    for line in process.stdout:
+        if line.startswith(beginning):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def test_stopped_in_two_processes_resumed_in_two(one, cifar, tmp_path):
+    """The parent alone is told to stop, as some schedulers do; only the first process speaks."""
+    process = start(RUN + " -nProcs 2 -save two", cifar, tmp_path)
+    until(process, " | Epoch: [1][2/5]")
+    process.terminate()
+    _, error = finish(process, 143)
+    assert error.startswith("main.py: stopped by SIGTERM in ") and error.count("\n") == 1
+    assert nobody_left(process.pid, 1)
+    lines, error = finish(start(RUN + " -nProcs 2 -save two -resume two", cifar, tmp_path))
+    assert error == "" and "=> 2 processes on cpu" in lines
+    assert sum(line.startswith(" * Finished top1") for line in lines) == 1
+    agree(one, results(tmp_path / "two", 2))
+    assert not any(name.startswith("module.") for name in one[0])
+
+
+def test_an_error_in_one_process_ends_all(photos, tmp_path):
+    data = str(tmp_path / "broken")
+    shutil.copytree(photos, data)
+    for name in os.listdir(os.path.join(data, "train", "plain")):
+        with open(os.path.join(data, "train", "plain", name), "wb") as file:
+            file.write(b"not a picture")
+    command = "-netType resnet -depth 18 -batchSize 12 -nGPU 2 -nProcs 2 -LR 0.001 -nThreads 2"
+    process = start(command, data, tmp_path)
+    _, error = finish(process, 1)
+    assert error.count("\n") == 1 and f"cannot read the image '{data}/train/plain/" in error
+    assert nobody_left(process.pid, 1)
+
+
+@pytest.mark.slow
+def test_skipped_images_are_the_same_for_any_number_of_processes(photos, tmp_path, monkeypatch):
+    """Slices that lose images are shorter; one of these loses all of them."""
+    data = str(tmp_path / "broken")
+    shutil.copytree(photos, data)
+    for name in ("0.jpg", "2.jpg", "4.jpg"):
+        with open(os.path.join(data, "train", "plain", name), "wb") as file:
+            file.write(b"not a picture")
+    command = "-netType resnet -depth 18 -batchSize 5 -nGPU 4 -LR 0.001 -precision double "
+    command += "-skipCorrupt true -nEpochs 2 -manualSeed 4 -save "
+    found = []
+    for processes in (1, 2, 3):
+        words = f"{command}{processes} -nProcs {processes} -nThreads {processes - 1}"
+        lines, error = finish(start(words, data, tmp_path))
+        skipped = sorted(line.split("(")[0] for line in lines if line.startswith(" | skipped"))
+        assert len(skipped) == 6 and error == ""
+        found.append((results(tmp_path / str(processes), 2), skipped))
+    for result, skipped in found[1:]:
+        assert skipped == found[0][1]
+        agree(found[0][0], result)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_is_told_once(cifar, tmp_path):
+    process = start(NET + " -nGPU 2 -nProcs 2 -LR 1e30", cifar, tmp_path)
+    _, error = finish(process, 1)
+    assert error.count("\n") == 1 and "iteration" in error
+    assert nobody_left(process.pid, 1)
+
+
+@pytest.mark.parametrize("victim", ["process", "parent"])
+def test_a_killed_process_ends_all(cifar, tmp_path, victim):
+    process = start(NET + " -nGPU 2 -nProcs 2 -nEpochs 100000", cifar, tmp_path)
+    until(process, " | Epoch: [2]")
+    os.kill(process.pid if victim == "parent" else children(process)[1], signal.SIGKILL)
+    killed = time.monotonic()
+    _, error = finish(process, -9 if victim == "parent" else 137)
+    assert nobody_left(process.pid, 1) and time.monotonic() - killed < 3
+    if victim == "process":
+        words = "main.py: process 1 was ended by SIGKILL, perhaps for want of memory\n"
+        assert error == words
+    assert files.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("times", [1, 2])
+def test_from_the_keyboard(cifar, tmp_path, times):
+    process = start(NET + " -nGPU 2 -nProcs 2 -nEpochs 100000", cifar, tmp_path)
+    until(process, " | Epoch: [2]")
+    for _ in range(times):
+        os.killpg(process.pid, signal.SIGINT)
+        time.sleep(0.1)
+    _, error = finish(process, 130)
+    assert error.count("\n") <= times and ("stopped by SIGINT" in error or times == 2)
+    assert nobody_left(process.pid, 1)
+
+
+def test_how_many(monkeypatch, capsys):
+    def processes(command, devices):
+        monkeypatch.setattr("torch.cuda.is_available", lambda: devices > 0)
+        monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
+        return launch.processes(opts.parse(f"-dataset cifar10 -depth 29 {command}".split()))
+
+    assert processes("", 8) == processes("-nGPU 8", 0) == processes("-nGPU 8", 1) == 1
+    assert processes("-nGPU 8", 4) == processes("-nGPU 4", 8) == 4
+    assert processes("-nGPU 8 -nProcs 2", 4) == processes("-nGPU 8 -nProcs 2", 0) == 2
+    assert processes("-nGPU 2 -nProcs 3", 0) == 2
+    assert capsys.readouterr().out.startswith("=> -nProcs 3: as many as there are replicas, 2")
+    with pytest.raises(InputError, match="-nProcs 4, but there are 2 CUDA devices"):
+        processes("-nGPU 8 -nProcs 4", 2)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert processes("-nGPU 8", 4) == 1
+
+
+def test_a_resumed_run_has_the_replicas_of_the_checkpoint(cifar, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main.main([*RUN.split(), "-data", cifar, "-nEpochs", "1"])
+    opt = opts.parse("-dataset cifar10 -depth 29 -resume checkpoints -nProcs 2".split())
+    assert launch.processes(opt) == 2
+
+
+def torchrun(folder, data, node, port, command, *more, **environment):
+    """One agent of two, with one process."""
+    agent = f"--nnodes 2 --nproc-per-node 1 --node-rank {node} --master-port {port}".split()
+    return start(command, data, folder, before=[*TORCHRUN, *(more or agent)], **environment)
+
+
+def free_port():
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def test_torchrun_on_two_nodes(one, cifar, tmp_path):
+    port = free_port()
+    nodes = [torchrun(tmp_path, cifar, node, port, RUN + " -save two") for node in (0, 1)]
+    lines, _ = finish(nodes[0])
+    others, _ = finish(nodes[1])
+    assert "=> 2 processes on cpu" in lines and others == []
+    agree(one, results(tmp_path / "two", 2))
+
+
+def test_an_option_error_is_told_once_under_torchrun(cifar, tmp_path):
+    agent = "--standalone --nproc-per-node 2".split()
+    process = torchrun(tmp_path, cifar, 0, 0, RUN + " -depht 8", *agent)
+    _, error = process.communicate(timeout=100)
+    assert error.count("main.py: unknown option -depht") == 1 and process.returncode
+
+
+@pytest.mark.slow
+def test_elastic(one, cifar, tmp_path):
+    """Two nodes of one process, one of them is lost for good: the run goes on with the other."""
+    command = RUN.replace("-nEpochs 2", "-nEpochs 60") + " -saveEvery 1e-9 -save "
+    main.main([*(command + "straight").split(), "-data", cifar])
+    rendezvous = (
+        f"--nnodes 1:2 --nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d --rdzv-id drill "
+        f"--rdzv-endpoint 127.0.0.1:{free_port()} "
+        "--rdzv-conf last_call_timeout=8,keep_alive_interval=1,keep_alive_max_attempt=2"
+    ).split()
+    first = torchrun(tmp_path, cifar, 0, 0, command + "elastic", *rendezvous)
+    time.sleep(2)
+    second = torchrun(tmp_path, cifar, 0, 0, command + "elastic", *rendezvous)
+    until(first, "=> 2 processes on cpu")
+    until(first, " | Epoch: [3]")
+    workers = children(second)
+    second.kill()
+    for worker in workers:
+        os.kill(worker, signal.SIGKILL)
+    lines, _ = finish(first, timeout=200)
+    assert "=> Loading checkpoint elastic/latest.pth" in lines
+    assert "=> 2 processes on cpu" not in lines
+    agree(results("straight", 60), results("elastic", 60))
+    assert [line["epoch"] for line in log("elastic")] == list(range(1, 61))
