@@ -1,5 +1,6 @@
 """t7.py against files that Torch7 wrote (tests/reference/t7) and bytes assembled by hand."""
 
+import gc
 import io
 import math
 import struct
@@ -382,15 +383,18 @@ def test_lies_cost_neither_time_nor_memory():
     chain = b"".join(torch_object(n, "A", i(3, n + 1, 1) + number(1)) for n in range(1, 40_000, 2))
     wide = i(3, 1, 2**28) + i(0, 0) * 1000
     tracemalloc.start()
-    started = time.process_time()
+    started, peaks = time.process_time(), []
     for data in (deep, chain, wide, *(data for data, _ in BROKEN.values())):
+        gc.collect()  # an error holds the frames it came through until the collector comes by
+        tracemalloc.reset_peak()
+        before, _ = tracemalloc.get_traced_memory()
         with pytest.raises(ValueError):
             t7.loads(data)
+        peaks.append(tracemalloc.get_traced_memory()[1] - before)
     assert t7.loads(giant).shape == (2**31, 2**31)  # expanded: four elements in memory
     assert time.process_time() - started < 10
-    _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert peak < 30e6  # the stack of 10,000 levels; the inputs are 1.4 MB
+    assert max(peaks) < 30e6  # the stack of 10,000 levels; the inputs are 1.4 MB
 
 
 def test_no_code_and_no_class_is_reached():
