@@ -192,7 +192,7 @@ def test_the_disk_is_full(cifar, tmp_path):
     """At sizes from one where nothing can be saved to one with room for nearly all."""
     finished(RUN + " -nEpochs 4 -save straight", cifar, tmp_path)
     trials = held = 0
-    for kilobytes in range(300, 2801, 500):
+    for kilobytes in range(300, 2301, 400):
         folder = str(tmp_path / f"disk{kilobytes}")
         with Disk(folder, f"{kilobytes}k") as disk:
             said, status = disk.finish(RUN + " -nEpochs 4", cifar)
@@ -243,12 +243,14 @@ def test_two_runs_on_one_folder(cifar, tmp_path):
     await_text(tmp_path / "said", "epoch # 2 ")
     os.kill(first, signal.SIGSTOP)  # for the others to find it, whatever they do
     os.mkdir(tmp_path / "second")
-    for words in ("", f" -resume {tmp_path / 'run'}", " -saveEvery 1"):
-        command = RUN + f" -nEpochs 30 -save {tmp_path / 'run'}" + words
-        said = finished(command, cifar, tmp_path / "second", 1)
-        assert f"another run writes to {tmp_path / 'run'}: process {first} on " in said
-        refused += 1
-    os.kill(first, signal.SIGCONT)
+    try:
+        for words in ("", f" -resume {tmp_path / 'run'}", " -saveEvery 1"):
+            command = RUN + f" -nEpochs 30 -save {tmp_path / 'run'}" + words
+            said = finished(command, cifar, tmp_path / "second", 1)
+            assert f"another run writes to {tmp_path / 'run'}: process {first} on " in said
+            refused += 1
+    finally:
+        os.kill(first, signal.SIGCONT)
     assert ended(first, 200) == 0
     largest = same_folders(tmp_path / "straight", tmp_path / "run", 30)
     assert len(log(tmp_path / "run")) == 30
