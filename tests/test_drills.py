@@ -64,7 +64,7 @@ def finished(command, data, folder, status=0):
     """Run to the end; returns what was said."""
     with open(folder / "said", "w"):
         pass
-    assert ended(fork(command, data, folder), 300) == status, (folder / "said").read_text()
+    assert ended(fork(command, data, folder), 300) == status, (folder / "said").read_text()[-2000:]
     return (folder / "said").read_text()
 
 
@@ -239,6 +239,7 @@ def test_two_runs_on_one_folder(cifar, tmp_path):
     """The second is refused, the first goes on undisturbed."""
     finished(RUN + " -nEpochs 30 -save straight", cifar, tmp_path)
     refused = 0
+    (tmp_path / "said").write_text("")
     first = fork(RUN + " -nEpochs 30 -save run", cifar, tmp_path)
     await_text(tmp_path / "said", "epoch # 2 ")
     os.kill(first, signal.SIGSTOP)  # for the others to find it, whatever they do
