@@ -1,0 +1,96 @@
+"""How long the training loop waits for a save, what the save takes in all, and a resume.
+
+    python benchmarks/saving.py [-depth 50 -cardinality 32 -baseWidth 4 ...]
+
+The options are main.py's. The save is that of an epoch, its writing goes on in a thread while the
+loop trains; the loop should lose less than one copy of the state in memory takes.
+"""
+
+import contextlib
+import io
+import os
+import sys
+import tempfile
+import time
+
+import torch
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import timing
+
+import checkpoints
+import models
+import opts
+from folder import Folder
+from train import Trainer, criterion
+
+NET = "-depth 50 -cardinality 32 -baseWidth 4"
+
+
+def tensors(value):
+    """Every tensor of a state."""
+    if isinstance(value, torch.Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value
+    nested = isinstance(value, (dict, list, tuple))
+    return [tensor for v in values for tensor in tensors(v)] if nested else []
+
+
+def trainer_of(opt, checkpoint, device):
+    classes = [str(i) for i in range(1000)]
+    with contextlib.redirect_stdout(io.StringIO()):
+        model = models.setup(opt, checkpoint, classes, device)
+    model.preprocessing = None
+    return Trainer(model, criterion(), opt, device, checkpoint)
+
+
+def latest(opt):
+    with contextlib.redirect_stdout(io.StringIO()):
+        return checkpoints.latest(opt)
+
+
+def main():
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    words = sys.argv[1:] or NET.split()
+    with tempfile.TemporaryDirectory() as save:
+        for split in ("train", "val"):
+            os.makedirs(os.path.join(save, "data", split))
+        words += ["-data", os.path.join(save, "data"), "-save", save]
+        opt = opts.parse(words)
+        opt.agents = []
+        trainer = trainer_of(opt, None, device)
+        for parameter in trainer.model.parameters():
+            parameter.grad = torch.zeros_like(parameter)
+        trainer.optimizer.step()  # now there is momentum
+        state = [checkpoints.pack(trainer.model), trainer.state()]
+        size = sum(t.numel() * t.element_size() for t in tensors(state))
+        entry = {"train": (1.0, 1.0, 1.0), "test": (1.0, 1.0), "best": (1.0, 1.0), "seconds": 1.0}
+
+        times = {"a copy of the state": [], "the loop waits": [], "a save in all": []}
+        with Folder(opt) as folder:
+            folder.begin(None, device)
+            for _ in range(8):
+                began = time.perf_counter()
+                copy = [tensor.to("cpu", copy=True) for tensor in tensors(state)]
+                times["a copy of the state"].append(time.perf_counter() - began)
+                del copy
+                began = time.perf_counter()
+                folder.save(1, trainer.model, trainer, (1.0, 1.0), True, entry)
+                times["the loop waits"].append(time.perf_counter() - began)
+                folder.wait()
+                times["a save in all"].append(time.perf_counter() - began)
+        times["the loop waits, first save"] = [times["the loop waits"].pop(0)]
+        del times["a copy of the state"][0], times["a save in all"][0]
+
+        opt = opts.parse([*words, "-resume", save])
+        resume = {"a resume": lambda: trainer_of(opt, latest(opt), device)}
+        times.update(timing.compare(resume, 3))
+    print(f"state: {size / 2**20:.0f} MiB; {timing.machine()}")
+    timing.table(
+        ("what", "seconds"), [(name, f"{timing.median(times, name):.3f}") for name in times]
+    )
+
+
+if __name__ == "__main__":
+    main()
