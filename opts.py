@@ -131,17 +131,20 @@ RECIPES = {
 # fmt: on
 
 
-def parse(argv=None):
-    """Read the command line into the options; print help or one sentence of error and exit."""
+def parse(argv=None, program="main.py", data=True):
+    """Read the command line into the options; print help or one sentence of error and exit.
+
+    Without `data` the run needs none: a folder of images is checked where one is named only.
+    """
     argv = sys.argv[1:] if argv is None else list(argv)
     if any(word in ("-h", "-help", "--help") for word in argv):
         print(help_text())
         sys.exit(0)
     try:
-        return check(read(argv))
+        return check(read(argv), data)
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
-            print(f"main.py: {error}", file=sys.stderr)
+            print(f"{program}: {error}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -192,7 +195,7 @@ def _value(name, text, kind, allowed):
     return value
 
 
-def check(opt):
+def check(opt, data=True):
     """Fill in the recipe's defaults and refuse what cannot work together."""
     if opt.dataset not in datasets():
         raise InputError(
@@ -224,7 +227,7 @@ def check(opt):
         named = path == "none" or path.startswith("torchvision:")  # formats.py knows these names
         if not named and not os.path.isfile(path):
             raise InputError(f"File not found: {path} (-{name})")
-    if opt.dataset == "imagenet":
+    if opt.dataset == "imagenet" and (data or opt.data):
         opt.data = opt.data or "imagenet"
         _check_folder(opt.data)
     return opt

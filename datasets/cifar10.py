@@ -3,6 +3,7 @@
 from datasets import in_memory
 
 stem = "cifar"
+side = 32  # pixels
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 
 

@@ -3,6 +3,7 @@
 from datasets import in_memory
 
 stem = "cifar"
+side = 32  # pixels
 NAMES = """
     apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle
     bowl boy bridge bus butterfly camel can castle caterpillar cattle

@@ -3,6 +3,7 @@
 from datasets import in_memory
 
 stem = "cifar"
+side = 8  # pixels
 NAMES = "zero one two three four five six seven eight nine"
 
 
