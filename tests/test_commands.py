@@ -1,0 +1,136 @@
+"""The commands in README.md and TRAINING.md parse, and their nets are as large as said."""
+
+import functools
+import os
+import re
+
+import pytest
+import torch
+
+import complexity
+import opts
+from models.resnext import resnext
+
+# weights of the nets of the paper and of pycls' model zoo (with 10 or 1000 classes)
+SIZES = {
+    ("cifar10", "resnext", 29, 8, 64, "B"): 34_426_698,
+    ("cifar10", "resnext", 29, 16, 64, "B"): 68_155_210,
+    ("imagenet", "resnext", 50, 32, 4, "B"): 25_028_904,
+    ("imagenet", "resnext", 101, 32, 4, "B"): 44_177_704,
+    ("imagenet", "resnext", 101, 64, 4, "B"): 83_455_272,
+    ("imagenet", "resnet", 50, 1, 64, "B"): 25_557_032,
+    ("imagenet", "resnet", 101, 1, 64, "B"): 44_549_160,
+}
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def read(name):
+    with open(os.path.join(ROOT, name), encoding="utf-8") as file:
+        return file.read().replace("$seed", "1")  # in the loop over seeds
+
+
+def commands(script):
+    """The options of every command of a script in the documents, each once, in order."""
+    pattern = rf"python {script}\.py((?: -\w+ [^\s`|]+)*)"
+    found = [
+        words for name in ("README.md", "TRAINING.md") for words in re.findall(pattern, read(name))
+    ]
+    return list(dict.fromkeys(found))
+
+
+@functools.cache
+def measured(dataset, *config):
+    """(parameters, multiply-adds) of a net with the documents' number of classes."""
+    *words, classes = config
+    opt = opts.parse(["-dataset", dataset, *words, "-nClasses", classes], data=False)
+    net = complexity.build(opt)
+    return complexity.total(complexity.stages(net, complexity.layers(net, complexity.side(opt))))[
+        :2
+    ]
+
+
+MODEL = ("netType", "bottleneckType", "depth", "cardinality", "baseWidth", "shortcutType")
+
+
+def size(command):
+    opt = opts.parse(command.split(), data=False)
+    classes = opt.nClasses or {"imagenet": 1000, "cifar100": 100}.get(opt.dataset, 10)
+    words = [word for name in MODEL for word in (f"-{name}", str(getattr(opt, name)))]
+    parameters, multiply_adds = measured(opt.dataset, *words, str(classes))
+    key = (opt.dataset, opt.netType, opt.depth, opt.cardinality, opt.baseWidth, opt.shortcutType)
+    assert parameters == SIZES.get(key, parameters) or opt.nClasses
+    return parameters, multiply_adds
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path):
+    """A folder with all that the commands name."""
+    for place in ("imagenet", "imagenet5k", "photos", "IMAGENET"):
+        for split in ("train", "val"):
+            (tmp_path / place / split).mkdir(parents=True)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("resnext_50_32x4d", "resnext_101_64x4d", "resnet-200"):
+        (tmp_path / f"{name}.t7").touch()
+    (tmp_path / "checkpoints/model_best.pth").touch()
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_are_commands():
+    assert len(commands("main")) > 50 and len(commands("complexity")) >= 2
+
+
+@pytest.mark.parametrize("command", [command for command in commands("main") if command])
+def test_main(command, folder):
+    opt = opts.parse(command.split())
+    if opt.retrain == "none" and opt.resume == "none":
+        size(command)
+
+
+@pytest.mark.parametrize("command", commands("complexity"))
+def test_complexity(command):
+    size(command or "-depth 50")  # without options it is tested in test_complexity.py
+
+
+def tables():
+    """{heading: cell} of every row of TRAINING.md that states the size of a net."""
+    heads = None
+    for line in read("TRAINING.md").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")] if line[:1] == "|" else None
+        if cells is None or heads is None:
+            heads = cells
+        elif "M" in heads and set(line) - set("|-"):
+            yield dict(zip(heads, cells, strict=True))
+
+
+@pytest.mark.parametrize("row", list(tables()), ids=lambda row: row["net"])
+def test_a_net_is_as_large_as_training_md_says(row, folder):
+    parameters, multiply_adds = size(row["command"].strip("`").removeprefix("python main.py "))
+    assert f"{parameters / 1e6:.1f}" == row["M"]
+    assert f"{multiply_adds / 1e9:.2f}" == row["G"]
+    assert row["here"]  # a measurement, or that there is none
+
+
+def test_every_row_of_the_papers_tables_is_a_command():
+    text = read("TRAINING.md")
+    for _, rows in complexity.TABLES:
+        for name, options, *_ in rows:
+            assert options in text, name
+
+
+def test_a_trained_net_is_a_backbone_of_torchvisions_detector(tmp_path, monkeypatch):
+    import checkpoints
+    import files
+
+    (code,) = re.findall(r"```python\n(.*?)```", read("TRAINING.md"), re.S)
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("checkpoints")
+    net = resnext(depth=50, cardinality=32, base_width=4)
+    net.classes, net.preprocessing = None, None
+    files.save("checkpoints/model_best.pth", checkpoints.pack(net))
+    names = {}
+    exec(code, names)
+    body = names["backbone"].body.eval()
+    image = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(body(image)["3"], net.eval().maps(image), rtol=1e-4, atol=1e-4)
