@@ -20,7 +20,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 HEAD = """Usage: main.py [options]
 
 ResNet / ResNeXt training script, a port of Torch-7's
-See README.md for examples
+See TRAINING.md for examples
 
 Options:"""
 
