@@ -12,8 +12,6 @@ import glob
 import json
 import os
 import re
-import subprocess
-import sys
 import threading
 
 import torch
@@ -23,9 +21,11 @@ import distributed
 import files
 import interrupts
 import lock
+import log
 from checkpoints import INSIDE
 from distributed import say
 from errors import InputError
+from events import Events
 
 PATIENCE = 2  # seconds for another run to go
 PATIENCE_ELASTIC = 60  # an agent's start anew: its predecessor may have to be killed first
@@ -38,6 +38,7 @@ class Folder:
         self.opt, self.path = opt, opt.save
         self.writes = distributed.rank() == 0 and not opt.testOnly
         self.lines, self.logged = [], 0  # of log.jsonl, and how many of them are in the file
+        self.events = Events(opt.save) if opt.tensorboard else None
         self.buffers = {}  # for the copies of tensors, kept from one save to the next
         self.thread = self.crash = None
         self.unsaved = None  # why the latest state is not on disk
@@ -72,11 +73,11 @@ class Folder:
                 with contextlib.suppress(OSError):  # unless something lies there
                     os.rmdir(self.path)
 
-    def begin(self, checkpoint, device):
+    def begin(self, checkpoint, model, device):
         """A new log.jsonl, or the resumed run's up to its epoch."""
         if not self.writes:
             return
-        self.lines = [_about(self.opt, device)]
+        self.lines = [log.about(self.opt, model, device)]
         try:
             if checkpoint is not None:
                 self.lines = checkpoint.get("log") or self.lines
@@ -116,7 +117,7 @@ class Folder:
             self._insist("when it was told to stop")
 
     def _state(self, best, trainer):
-        about = {"best": best, "options": options(self.opt), "log": self.lines}
+        about = {"best": best, "options": log.options(self.opt), "log": self.lines}
         return {**about, "agents": self.opt.agents, **trainer.state()}
 
     def _start(self, what, write, *job):
@@ -219,6 +220,8 @@ class Folder:
                 for line in lines:
                     file.write(json.dumps(line).encode() + b"\n")
             self.logged = len(lines)
+        if self.events:
+            self.events.write(lines)
 
     def _forget(self, last):
         """Remove the files of epochs up to `last` (-keep)."""
@@ -231,30 +234,5 @@ class Folder:
         return os.path.join(self.path, name)
 
 
-def options(opt):
-    """The options as plain values."""
-    return {name: value for name, value in vars(opt).items() if name not in ("given", "agents")}
-
-
 def _cannot_begin(path, error):
     return InputError(f"unable to create checkpoint directory {path}: {error.strerror or error}")
-
-
-def _about(opt, device):
-    return {
-        "options": options(opt),
-        "python": sys.version.split()[0],
-        "torch": str(torch.__version__),  # a class of its own, not plain
-        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "commit": _commit(),
-    }
-
-
-def _commit():
-    """The commit of this program, or None outside a clone."""
-    here = os.path.dirname(os.path.abspath(__file__))
-    with contextlib.suppress(OSError):
-        command = ["git", "-C", here, "rev-parse", "HEAD"]
-        result = subprocess.run(command, capture_output=True, text=True)
-        return result.stdout.strip() or None
-    return None

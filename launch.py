@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 
+import progress
 from errors import InputError
 from interrupts import SIGNALS, Stopped
 
@@ -120,23 +121,27 @@ def _failed(rank, state, told):
         return _interrupted() if -state == signal.SIGINT else 128 - state
     with contextlib.suppress(ValueError):
         name = signal.Signals(-state).name
+        progress.clear()
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
         print(f"main.py: process {rank} was ended by {name}{hint}", file=sys.stderr, flush=True)
     return 128 - state
 
 
 def _interrupted():
+    progress.clear()
     print(INTERRUPTED, file=sys.stderr, flush=True)
     return 128 + signal.SIGINT
 
 
 def _end(children):
     """At once: whoever is still here waits for one that is gone. What is on disk stays whole."""
-    for child in children:
-        if child.poll() is None:
-            child.kill()
+    killed = [child for child in children if child.poll() is None]
+    for child in killed:
+        child.kill()
     for child in children:
         child.wait()
+    if killed:
+        progress.clear()
 
 
 def attend_parent():

@@ -3,7 +3,6 @@
 import math
 import os
 import sys
-import time
 from functools import partial
 
 import launch
@@ -30,15 +29,17 @@ def main(argv=None):
     import dataloader
     import datasets
     import distributed
+    import log
     import models
     from distributed import say
     from folder import Folder
+    from progress import Clock, Terminal
     from train import Trainer, criterion
 
     device = distributed.join()
     torch.manual_seed(opt.manualSeed)
 
-    with Folder(opt) as folder:  # no other run writes to -save from here on
+    with Terminal(opt.progress), Folder(opt) as folder:  # no other run writes to -save from here on
         # Load previous checkpoint, if it exists
         checkpoint = checkpoints.latest(opt)
 
@@ -52,18 +53,18 @@ def main(argv=None):
         # The trainer handles the training loop and evaluation on validation set
         state = checkpoint or checkpoints.optim_state(opt)
         trainer = Trainer(model, criterion(), opt, device, state)
+        trainer.clock = Clock(opt.nEpochs, train_loader.size(), val_loader.size())
 
         if opt.testOnly:
             top1, top5 = trainer.test(0, val_loader)
             say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}")
             return
 
-        folder.begin(checkpoint, device)
+        folder.begin(checkpoint, model, device)
         first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
         best = checkpoint["best"] if checkpoint else (math.inf, math.inf)
         with Interrupts(opt.saveEvery, opt.save) as trainer.interrupts:
             for epoch in range(first, opt.nEpochs + 1):
-                start = time.perf_counter()
                 trainer.interrupts.save = partial(folder.save_inside, epoch, model, trainer, best)
                 # Train for a single epoch
                 train = trainer.train(epoch, train_loader)
@@ -76,8 +77,7 @@ def main(argv=None):
                     best = test
                     say(f" * Best model \t{best[0]:.14g}\t{best[1]:.14g}")
 
-                seconds = time.perf_counter() - start
-                entry = {"train": train, "test": test, "best": best, "seconds": seconds}
+                entry = log.entry(trainer, epoch, train, test, best)
                 folder.save(epoch, model, trainer, best, is_best, entry)
             folder.wait()  # a signal now comes too late to stop anything
 

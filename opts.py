@@ -96,6 +96,8 @@ OPTIONS = (
     ("resume",          "none",        str,     None, "Resume from the latest checkpoint in this directory"),
     ("saveEvery",       0.0,           real,    0,    "Also save inside an epoch, every so many minutes (0: no)"),
     ("keep",            0,             whole,   0,    "Keep the files of the last N epochs (0: all)"),
+    ("tensorboard",     False,         boolean, None, "Also write the log for TensorBoard"),
+    ("progress",        "auto",        str,     ("auto", "lines"), "auto: show the time left on a terminal"),
     # ---------- Optimization options ----------
     ("LR",              0.1,           real,    0,    "initial learning rate"),
     ("LRSteps",         (),            epochs,  None, "Epochs where the rate drops x0.1 (none: the recipe's)"),

@@ -90,7 +90,8 @@ def _are_sums(sums):
     return (
         isinstance(sums, dict)
         and all(is_count(sums.get(name)) for name in ("done", "seen", "wrong1", "wrong5"))
-        and _is_number(sums.get("loss"))
+        and all(_is_number(sums.get(name, 0)) for name in ("loss", "seconds", "data_wait"))
+        and "loss" in sums
     )
 
 
@@ -102,7 +103,8 @@ def _is_scaler(scaler):
 
 
 def _is_log(log):
-    return isinstance(log, list) and all(isinstance(line, dict) for line in log) and log != []
+    lines = isinstance(log, list) and all(isinstance(line, dict) for line in log) and log != []
+    return lines and all(is_count(line.get("epoch")) for line in log[1:])
 
 
 def _is_list(value):

@@ -20,9 +20,14 @@ from distributed import say
 from errors import InputError
 from interrupts import Interrupts
 from models.blocks import set_slices
+from progress import Clock
 
 MIXED = {"half": torch.float16, "bfloat16": torch.bfloat16}  # -precision -> type of the products
 ORDER = "-batchSize, -manualSeed or -tenCrop"
+
+# The sums over a split, in the order of `_exchange`, then seconds, of which those waited for data.
+START = {"seen": 0, "wrong1": 0, "wrong5": 0, "loss": 0.0, "seconds": 0.0, "data_wait": 0.0}
+START["done"] = 0  # iterations
 
 
 class Trainer:
@@ -46,7 +51,7 @@ class Trainer:
         if state is not None:
             self.load_state(state)
         self.parallel = distributed.parallel(model, device)  # the same model, as it is trained
-        self.interrupts = Interrupts()
+        self.interrupts, self.clock = Interrupts(), Clock()
 
     def train(self, epoch, loader):
         """One epoch, or what is left of it; returns the means (top-1 error %, top-5 %, loss)."""
@@ -64,17 +69,19 @@ class Trainer:
                 with self._memory(batch):
                     output, loss = self._step(batch)
                 got, asked = self._exchange(output, batch.target, loss)
+                elapsed = time.perf_counter() - timer
                 count, wrong1, wrong5, loss = got
                 loss /= count
                 if not math.isfinite(loss):
                     raise InputError(_diverged(loss, epoch, n, size))
                 say(
                     f" | Epoch: [{epoch}][{n}/{size}]    "
-                    f"Time {time.perf_counter() - timer:.3f}  "
+                    f"Time {elapsed:.3f}  "
                     f"Data {data_time:.3f}  Err {loss:1.4f}  "
                     f"top1 {100 * wrong1 / count:7.3f}  top5 {100 * wrong5 / count:7.3f}"
                 )
-                _add(sums, n, got)
+                _add(sums, n, (*got, elapsed, data_time))
+                self.clock.tick("train", epoch, n, elapsed)
                 self.interrupts.between(asked, f"in epoch {epoch} after iteration {n} of {size}")
             timer = time.perf_counter()
         seen = sums["seen"]
@@ -114,15 +121,17 @@ class Trainer:
                 with self._memory(batch):
                     output = self._scores(batch, loader.crops)
                 got, asked = self._exchange(output, batch.target)
-                _add(sums, n, got)
+                elapsed = time.perf_counter() - timer
+                _add(sums, n, (*got, elapsed, data_time))
                 count, wrong1, wrong5, _ = got
                 seen = sums["seen"]
                 say(
-                    f" | Test: [{epoch}][{n}/{size}]    Time {time.perf_counter() - timer:.3f}  "
+                    f" | Test: [{epoch}][{n}/{size}]    Time {elapsed:.3f}  "
                     f"Data {data_time:.3f}  "
                     f"top1 {100 * wrong1 / count:7.3f} ({100 * sums['wrong1'] / seen:7.3f})  "
                     f"top5 {100 * wrong5 / count:7.3f} ({100 * sums['wrong5'] / seen:7.3f})"
                 )
+                self.clock.tick("test", epoch, n, elapsed)
                 where = f"in the test of epoch {epoch} after batch {n} of {size}"
                 self.interrupts.between(asked, where)
             timer = time.perf_counter()
@@ -164,9 +173,8 @@ class Trainer:
     def _sums(self, epoch, split):
         """The sums so far over a split in this epoch, which `position` keeps."""
         if self.position["epoch"] != epoch:
-            start = {"done": 0, "seen": 0, "wrong1": 0, "wrong5": 0, "loss": 0.0}
             self.position = {"epoch": epoch, "order": self._order()}
-            self.position.update(train=start, test=dict(start))
+            self.position.update(train=dict(START), test=dict(START))
         return self.position[split]
 
     def state(self):
@@ -199,6 +207,8 @@ class Trainer:
             return  # its epoch is finished, or there is none
         if position["order"] == self._order():
             self.position = copy.deepcopy(position)
+            for split in ("train", "test"):  # an older file's has no times
+                self.position[split] = {**START, **self.position[split]}
         else:
             say(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
 
@@ -232,7 +242,7 @@ def _count(slices):
 def _add(sums, n, got):
     """Count iteration n and what it gave."""
     sums["done"] = n
-    for name, value in zip(("seen", "wrong1", "wrong5", "loss"), got):
+    for name, value in zip(START, got):
         sums[name] += value
 
 

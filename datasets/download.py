@@ -6,12 +6,12 @@ The Lua piped curl into tar, so that a broken download was noticed late or never
 import hashlib
 import http.client
 import os
-import sys
 import urllib.error
 import urllib.request
 
 import files
 from errors import InputError
+from progress import show
 
 CHUNK = 1 << 20  # bytes
 
@@ -19,8 +19,8 @@ CHUNK = 1 << 20  # bytes
 def fetch(url, path, md5, timeout=30):
     """Download `url` to `path`; there is nothing at `path` until the whole has the checksum `md5`.
 
-    A lost connection, a short body or a fault of the server is tried once more. Quiet but for a
-    percentage where stderr is a terminal. `timeout` is in seconds, for each wait on the network.
+    A lost connection, a short body or a fault of the server is tried once more. `timeout` is in
+    seconds, for each wait on the network.
     """
     for last in (False, True):
         try:
@@ -57,7 +57,8 @@ def _attempt(url, path, md5, timeout):
             file.write(chunk)
             digest.update(chunk)
             done += len(chunk)
-            _progress(os.path.basename(path), done, length)
+            show(f" {os.path.basename(path)}: {_share(done, length)}")
+        show("")
         if done < length:  # read(n) takes the end of a lost connection for the end of the body
             raise ConnectionError(f"the connection ended after {done} of {length} bytes")
         if digest.hexdigest() != md5:
@@ -67,8 +68,6 @@ def _attempt(url, path, md5, timeout):
             )
 
 
-def _progress(name, done, length):
-    if length and sys.stderr.isatty():
-        end = "\n" if done >= length else ""
-        sys.stderr.write(f"\r | {name}: {100 * done // length:3d} %{end}")
-        sys.stderr.flush()
+def _share(done, length):
+    megabytes = f"{done / 1e6:.1f} MB"
+    return f"{100 * done // length} %, {megabytes}" if length else megabytes

@@ -13,6 +13,7 @@ import numpy as np
 import files
 from distributed import say
 from errors import InputError
+from progress import show
 
 LAYOUT = "-data must hold train/<class>/<image> and val/<class>/<image>"
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -100,7 +101,9 @@ def _is_image(name):
 def _images(folder, numbers):
     """Paths and targets of a split, sorted: bytes (N,) and int64 (N,)."""
     paths, counts, targets = [], [], []
-    for name, is_folder in sorted(_entries(folder)):
+    entries = sorted(_entries(folder))
+    for n, (name, is_folder) in enumerate(entries):
+        show(f" {len(paths)} images in {n} of {len(entries)} folders")
         path = os.path.join(folder, name)
         if not is_folder:
             if _is_image(name):
@@ -117,6 +120,7 @@ def _images(folder, numbers):
         paths += found
         counts.append(len(found))
         targets.append(numbers[name])
+    show("")
     if not paths:
         ending = " ".join(EXTENSIONS)
         raise InputError(f"no images ({ending}) in {os.fsdecode(folder)!r}: {LAYOUT}")

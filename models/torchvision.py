@@ -6,6 +6,7 @@ configuration of its net, which is read off the names and shapes.
 
 import os
 import re
+import sys
 
 import torch
 
@@ -133,7 +134,9 @@ def download(name):
     weights = known[member] if member else known.DEFAULT
     folder = os.path.join(torch.hub.get_dir(), "checkpoints")
     try:
-        state = weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+        state = weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+        )
     except Exception as error:  # of the network, the disk, the hash or a damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(

@@ -50,7 +50,7 @@ def entered(save, *words, checkpoint=None):
     opt = options(save, *words)
     trainer = Trainer(model())
     with Folder(opt) as folder:
-        folder.begin(checkpoint, CPU)
+        folder.begin(checkpoint, trainer.model, CPU)
 
         def epoch(n, best=False):
             folder.save(n, trainer.at(n).model, trainer, (9.0 - n, 1.0), best, {"seconds": n})
