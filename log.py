@@ -30,6 +30,7 @@ def about(opt, model, device):
         "torchvision": _version("torchvision"),
         "numpy": np.__version__,
         "commit": _commit(),
+        "net": model.config,  # from a file, the options do not tell
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "processes": distributed.size(),
         "replicas": opt.nGPU,

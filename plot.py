@@ -1,0 +1,252 @@
+"""The paper's figures from the logs of runs: python plot.py RUN...
+
+No Lua file. Training curves as in figure 5, or error against parameters as in figure 7; the errors
+at the end are printed. Seeds of one command become a mean with its standard error.
+"""
+
+import io
+import os
+import sys
+
+import curves
+from errors import InputError
+
+KINDS = ("curves", "parameters")
+FORMATS = (".png", ".svg")
+
+USAGE = f"""Usage: plot.py [-kind {"|".join(KINDS)}] [-out FILE] RUN...
+
+RUN  a folder that main.py saved to (-save), or its log.jsonl
+
+  -kind  curves: top-1 error against epoch, train dashed, val solid [curves]
+         parameters: top-1 error on val after the last epoch against the net's parameters
+  -out   the picture, {" or ".join(FORMATS)} [KIND.png]
+
+Runs whose options are equal but for -manualSeed are drawn and printed as mean and standard error.
+Needs matplotlib: pip install matplotlib"""
+
+# Okabe and Ito's colours, which colour-blind people tell apart as well; yellow is too light a line
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+STYLE = {
+    **{"font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
+    **{"axes.grid": True, "grid.color": "#E5E5E5", "axes.axisbelow": True},
+    **{"legend.frameon": False, "legend.fontsize": 9.5, "axes.titlesize": 12},
+}
+
+
+def main(argv=None):
+    """Draw as the command line says; the exit status is 0, or 1 or 2 with one sentence."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if any(word in ("-h", "-help", "--help") for word in words):
+        print(USAGE)
+        return
+    try:
+        kind, out, paths = parse(words)
+    except InputError as error:
+        print(f"plot.py: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        plot(kind, out, paths)
+    except InputError as error:
+        print(f"plot.py: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def parse(words):
+    """(kind, out, paths); InputError if the command line is wrong."""
+    given, paths, words = {}, [], iter(words)
+    for word in words:
+        name = word.lstrip("-")
+        if word.startswith("-") and name in ("kind", "out"):
+            given[name] = next(words, None)
+            if given[name] is None:
+                raise InputError(f"missing argument for option -{name}")
+        elif word.startswith("-"):
+            raise InputError(f"unknown option {word} (-help lists all)")
+        else:
+            paths.append(word)
+    kind = given.get("kind", KINDS[0])
+    if kind not in KINDS:
+        raise InputError(f"-kind should be one of {', '.join(KINDS)}, not {kind}")
+    out = given.get("out", kind + FORMATS[0])
+    if os.path.splitext(out)[1] not in FORMATS:
+        raise InputError(f"-out {out} should end in one of {', '.join(FORMATS)}")
+    if not paths:
+        raise InputError("give the folder of a run or more, plot.py RUN... (-help says more)")
+    return kind, out, paths
+
+
+def plot(kind, out, paths):
+    """Draw the runs at these paths into a file, and print the errors at their ends."""
+    Figure = _figure()
+    runs = [curves.read(path, _note) for path in paths]
+    real = [os.path.realpath(run.path) for run in runs]
+    for path in real:
+        if real.count(path) > 1:
+            raise InputError(f"{path} is given more than once")
+    drawn = curves.together(runs, _note)
+    print(table(drawn))
+
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
+        axes = figure.subplots()
+        axes.set_title(_title(drawn), loc="left")
+        (draw_curves if kind == "curves" else draw_parameters)(axes, drawn)
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=os.path.splitext(out)[1][1:])
+    try:
+        with open(out, "wb") as file:
+            file.write(buffer.getvalue())
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}") from None
+    print(f"=> {out}")
+
+
+def _figure():
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise InputError(
+            "the pictures need matplotlib, which is not installed: pip install matplotlib"
+        ) from None
+    return Figure
+
+
+def _note(text):
+    print(f"plot.py: note: {text}", file=sys.stderr)
+
+
+def table(drawn):
+    """The errors on val in words: after the last epoch, and the lowest, as mean +- its error."""
+    rows = [("", "runs", "epochs", "parameters", "val top-1 %", "lowest")]
+    for curve in drawn:
+        epochs, count = curve.mean("val")[0], curve.parameters()
+        rows.append(
+            (
+                *(curve.label, str(len(curve.runs)), str(epochs[-1])),
+                f"{count:,}" if count else "not logged",
+                *(_with_error(curve, *pair) for pair in (curve.last(), curve.best())),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+    return "\n".join("  ".join(line).rstrip() for line in lines)
+
+
+def _with_error(curve, mean, error):
+    return f"{mean:.2f} +- {error:.2f}" if len(curve.runs) > 1 else f"{mean:.2f}"
+
+
+def _title(drawn):
+    """What all curves share: the data, and the net if it is one."""
+    data = {c.runs[0].options.get("data", c.runs[0].options["dataset"]) for c in drawn}
+    nets = {curve.name for curve in drawn}
+    return ", ".join(next(iter(names)) for names in (data, nets) if len(names) == 1)
+
+
+def _colours(names):
+    """A colour for each name; beyond the palette, along a scale that stays readable in grey."""
+    import matplotlib
+
+    names = list(dict.fromkeys(names))
+    if len(names) <= len(COLOURS):
+        return dict(zip(names, COLOURS))
+    scale = matplotlib.colormaps["viridis"]
+    return {name: scale(0.95 * i / (len(names) - 1)) for i, name in enumerate(names)}
+
+
+def draw_curves(axes, drawn):
+    """Figure 5: top-1 error against epoch; a band is the standard error."""
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import MaxNLocator
+
+    colours = _colours(curve.label for curve in drawn)
+    for curve in drawn:
+        for what, style in (("train", "--"), ("val", "-")):
+            epochs, means, errors = curve.mean(what)
+            alone = "o" if len(epochs) == 1 else None
+            fill = "none" if what == "train" else None
+            axes.plot(
+                *(epochs, means, style),
+                **{"color": colours[curve.label], "marker": alone, "markerfacecolor": fill},
+                linewidth=1.8 if what == "val" else 1.3,
+            )
+            if len(curve.runs) > 1:
+                low, high = ([m + s * e for m, e in zip(means, errors)] for s in (-1, 1))
+                axes.fill_between(epochs, low, high, color=colours[curve.label], alpha=0.2, lw=0)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("top-1 error (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_ylim(*limits(drawn))
+    key = [Line2D([], [], color=colours[c.label], label=_counted(c)) for c in drawn]
+    key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in _WAYS]
+    axes.legend(handles=key, loc="upper right", ncols=1 if len(key) < 12 else 2)
+
+
+_WAYS = (("--", "train"), ("-", "val"))
+
+
+def limits(drawn):
+    """The errors' range without the first tenth of the epochs, where all nets fall from chance."""
+    seen = []
+    for curve in drawn:
+        for what in ("train", "val"):
+            epochs, means, errors = curve.mean(what)
+            pairs = list(zip(means, errors))[len(epochs) // 10 :]
+            seen += [m + s * e for m, e in pairs for s in (-1, 1) if m == m]
+    low, high = min(seen, default=0), max(seen, default=100)
+    margin = 0.05 * (high - low) or 1
+    low = 0 if low < 0.25 * high else low - margin
+    return max(0, low), high + margin
+
+
+def draw_parameters(axes, drawn):
+    """Figure 7: the error on val after the last epoch against millions of parameters."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    for curve in drawn:
+        if not curve.parameters():
+            _note(f"{curve.runs[0].path} does not say how many parameters: left out")
+    drawn = [curve for curve in drawn if curve.parameters()]
+    if not drawn:
+        raise InputError("no log says how many parameters its net has: older versions' do not")
+    families = {}
+    for curve in drawn:
+        families.setdefault(curve.family, []).append(curve)
+    colours = _colours(families)
+    sizes = [curve.parameters() / 1e6 for curve in drawn]
+    for family, members in families.items():
+        members.sort(key=lambda curve: curve.parameters())
+        x = [curve.parameters() / 1e6 for curve in members]
+        y, errors = zip(*(curve.last() for curve in members))
+        axes.errorbar(
+            *(x, y), yerr=errors if any(errors) else None, fmt="o-", capsize=3, label=family,
+            color=colours[family],
+        )  # fmt: skip
+        for place, error, curve in zip(x, y, members):
+            axes.annotate(
+                _counted(curve, curve.name), (place, error),
+                xytext=(6, 6), textcoords="offset points", fontsize=8.5,
+            )  # fmt: skip
+    if max(sizes) > 5 * min(sizes):
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(0.15, 0.15)
+    axes.set_xlabel("parameters (millions)")
+    axes.set_ylabel("top-1 error on val (%)")
+    if len(families) > 1:
+        axes.legend()
+
+
+def _counted(curve, text=None):
+    """A curve's label, with how many runs it is the mean of."""
+    text, count = text or curve.label, len(curve.runs)
+    return f"{text} (mean of {count})" if count > 1 else text
+
+
+if __name__ == "__main__":
+    main()
