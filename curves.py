@@ -43,8 +43,10 @@ class Curve(NamedTuple):
     """Runs that are alike."""
 
     name: str  # of the net: ResNeXt-29 8x64d
-    label: str  # what tells it from the other curves
-    family: str  # the same without the net's size
+    label: str  # the name, and options where it alone does not tell which
+    family: str  # the same without the net's size, of which `size` is what is left
+    size: str
+    options: str  # all those that differ from some other curve's
     runs: list
 
     def mean(self, what):
@@ -58,6 +60,10 @@ class Curve(NamedTuple):
         """(mean, standard error) of the test error after the last epoch that all runs have."""
         _, means, errors = self.mean("val")
         return means[-1], errors[-1]
+
+    def data(self):
+        """The dataset, or the folder of images."""
+        return _data(self.runs[0].options)
 
     def best(self):
         """(mean, standard error) of each run's lowest test error."""
@@ -117,11 +123,10 @@ def _line(text):
 
 
 def _first(errors):
-    """The first of a list of numbers, NaN where there is null; None if it is no such list."""
-    if not isinstance(errors, list) or not errors:
+    """The first of a list of numbers, NaN if it is not finite; None if it is no such list."""
+    if not isinstance(errors, list) or not errors or type(errors[0]) not in (int, float):
         return None
-    first = math.nan if errors[0] is None else errors[0]
-    return first if type(first) in (int, float) else None
+    return errors[0] if -math.inf < errors[0] < math.inf else math.nan
 
 
 def _options(about):
@@ -154,16 +159,16 @@ def together(runs, note):
     for run in runs:
         groups.setdefault(tuple(sorted(run.options.items())), []).append(run)
     options = [alike[0].options for alike in groups.values()]
-    names = {name: None for one in options for name in one}  # in their order
-    differ = [name for name in names if len({one.get(name) for one in options}) > 1]
     for alike in groups.values():
         if len({run.epochs[-1] for run in alike}) > 1:
             note(f"{alike[0].path} and its like end at different epochs: the last that all have")
     return [
         Curve(
             net_name(alike[0].options),
-            _label(alike[0].options, differ),
-            _family(alike[0].options, differ),
+            _told(alike[0].options, options, net_name),
+            _told(alike[0].options, options, _family),
+            net_name(alike[0].options).removeprefix(_kind(alike[0].options) + "-"),
+            " ".join(_words(alike[0].options, options)),
             alike,
         )
         for alike in groups.values()
@@ -171,29 +176,47 @@ def together(runs, note):
 
 
 def net_name(options):
-    """A net as the paper calls it: ResNeXt-29 8x64d."""
-    name = f"{NAMES.get(options['netType'], options['netType'])}-{options['depth']}"
+    """A net as the paper calls it: ResNeXt-29 8x64d, with one path ResNet-29 1x64d."""
+    name = f"{_kind(options)}-{options['depth']}"
     if "cardinality" in options:
         name += f" {options['cardinality']}x{options['baseWidth']}d"
     return name
 
 
-def _label(options, differ):
-    parts = [net_name(options)] if not differ or {"netType", *SIZE} & set(differ) else []
-    return " ".join([*parts, *_words(options, differ)])
+def _kind(options):
+    name = NAMES.get(options["netType"], options["netType"])
+    return name.replace("ResNeXt", "ResNet") if options.get("cardinality") == "1" else name
 
 
-def _family(options, differ):
-    return " ".join([NAMES.get(options["netType"], options["netType"]), *_words(options, differ)])
+def _family(options):
+    name = _kind(options)
+    return f"{name}, cardinality 1" if options.get("cardinality") == "1" else name
 
 
-def _words(options, differ):
-    """The options that differ, but for those in the net's name."""
+def _told(mine, all, name):
+    """A name, after it the options that tell it from others of that name and the same data."""
+    same = [one for one in all if name(one) == name(mine) and _data(one) == _data(mine)]
+    data = [_data(mine)] if len({_data(one) for one in all}) > 1 else []
+    return " ".join([*data, name(mine), *_words(mine, same)])
+
+
+def _data(options):
+    return options.get("data", options["dataset"])
+
+
+def _words(mine, all):
+    """My options that differ somewhere in `all`, but for those that the net's name tells."""
     return [
-        f"-{name} {options[name]}"
-        for name in differ
-        if name in options and name not in ("netType", *SIZE)
+        f"-{name} {value}"
+        for name, value in mine.items()
+        if name not in ("netType", *SIZE) and len({one.get(name, value) for one in all}) > 1
     ]
+
+
+def one_way(members):
+    """Whether curves differ in one of the net's sizes only: a line may then join them."""
+    values = [{curve.runs[0].options.get(name) for curve in members} for name in SIZE]
+    return sum(len(found) > 1 for found in values) < 2
 
 
 def _mean(values):

@@ -16,7 +16,6 @@ import torch
 
 import distributed
 from models.blocks import split_sizes
-from train import learning_rate
 
 TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory")
 
@@ -48,7 +47,7 @@ def options(opt):
     return {name: value for name, value in vars(opt).items() if name not in ("given", "agents")}
 
 
-def entry(trainer, epoch, train, test, best):
+def entry(trainer, train, test, best):
     """The line of an epoch without its number; `train` and `test` are what the trainer returned.
 
     The times are of training and test together, saving left out, with what was before a stop inside
@@ -57,7 +56,7 @@ def entry(trainer, epoch, train, test, best):
     parts = trainer.position["train"], trainer.position["test"]
     training = parts[0]["seconds"]
     return {
-        "rate": learning_rate(trainer.opt, epoch),
+        "rate": trainer.optimizer.param_groups[0]["lr"],
         "train": train,  # top-1 error %, top-5 error %, loss
         "test": test,  # top-1 error %, top-5 error %
         "best": best,  # the test with the lowest top-1 error so far

@@ -77,7 +77,7 @@ def main(argv=None):
                     best = test
                     say(f" * Best model \t{best[0]:.14g}\t{best[1]:.14g}")
 
-                entry = log.entry(trainer, epoch, train, test, best)
+                entry = log.entry(trainer, train, test, best)
                 folder.save(epoch, model, trainer, best, is_best, entry)
             folder.wait()  # a signal now comes too late to stop anything
 

@@ -119,7 +119,10 @@ def _note(text):
 
 
 def table(drawn):
-    """The errors on val in words: after the last epoch, and the lowest, as mean +- its error."""
+    """The errors on val in words: after the last epoch, and the lowest, as mean +- its error.
+
+    Below a curve come its options as far as they differ.
+    """
     rows = [("", "runs", "epochs", "parameters", "val top-1 %", "lowest")]
     for curve in drawn:
         epochs, count = curve.mean("val")[0], curve.parameters()
@@ -132,7 +135,9 @@ def table(drawn):
         )
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    return "\n".join("  ".join(line).rstrip() for line in lines)
+    lines = ["  ".join(line).rstrip() for line in lines]
+    told = [f"\n    {curve.options}" if curve.options else "" for curve in drawn]
+    return "\n".join(line + more for line, more in zip(lines, ["", *told]))
 
 
 def _with_error(curve, mean, error):
@@ -141,8 +146,7 @@ def _with_error(curve, mean, error):
 
 def _title(drawn):
     """What all curves share: the data, and the net if it is one."""
-    data = {c.runs[0].options.get("data", c.runs[0].options["dataset"]) for c in drawn}
-    nets = {curve.name for curve in drawn}
+    data, nets = {curve.data() for curve in drawn}, {curve.name for curve in drawn}
     return ", ".join(next(iter(names)) for names in (data, nets) if len(names) == 1)
 
 
@@ -180,6 +184,8 @@ def draw_curves(axes, drawn):
     axes.set_ylabel("top-1 error (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(*limits(drawn))
+    if max(run.epochs[-1] for curve in drawn for run in curve.runs) == 1:
+        axes.set_xlim(0, 2)
     key = [Line2D([], [], color=colours[c.label], label=_counted(c)) for c in drawn]
     key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in _WAYS]
     axes.legend(handles=key, loc="upper right", ncols=1 if len(key) < 12 else 2)
@@ -222,14 +228,17 @@ def draw_parameters(axes, drawn):
         x = [curve.parameters() / 1e6 for curve in members]
         y, errors = zip(*(curve.last() for curve in members))
         axes.errorbar(
-            *(x, y), yerr=errors if any(errors) else None, fmt="o-", capsize=3, label=family,
+            *(x, y),
+            yerr=errors if any(errors) else None,
+            capsize=3,
+            marker="o",
+            linestyle="-" if curves.one_way(members) else "none",
             color=colours[family],
-        )  # fmt: skip
-        for place, error, curve in zip(x, y, members):
-            axes.annotate(
-                _counted(curve, curve.name), (place, error),
-                xytext=(6, 6), textcoords="offset points", fontsize=8.5,
-            )  # fmt: skip
+            label=family,
+        )
+        for place, curve in zip(zip(x, y), members):
+            near = {"xytext": (6, 6), "textcoords": "offset points"}
+            axes.annotate(curve.size, place, fontsize=9, color=colours[family], **near)
     if max(sizes) > 5 * min(sizes):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -242,10 +251,10 @@ def draw_parameters(axes, drawn):
         axes.legend()
 
 
-def _counted(curve, text=None):
+def _counted(curve):
     """A curve's label, with how many runs it is the mean of."""
-    text, count = text or curve.label, len(curve.runs)
-    return f"{text} (mean of {count})" if count > 1 else text
+    count = len(curve.runs)
+    return f"{curve.label} (mean of {count})" if count > 1 else curve.label
 
 
 if __name__ == "__main__":

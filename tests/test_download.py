@@ -3,13 +3,16 @@
 import hashlib
 import http.server
 import os
+import re
 import socket
 import threading
 
 import pytest
+import terminal
 
 from datasets import download
 from errors import InputError
+from progress import Terminal
 
 BODY = bytes(range(256)) * 9000  # more than two chunks
 MD5 = hashlib.md5(BODY).hexdigest()
@@ -109,12 +112,24 @@ def test_silence_is_not_waited_for(tmp_path, monkeypatch):
             download.fetch(url, str(tmp_path / "file"), MD5, timeout=0.1)
 
 
-def test_a_percentage_on_a_terminal(server, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+def test_a_percentage_on_a_terminal(server, tmp_path, monkeypatch):
+    ours, theirs = terminal.open_pty(40)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("progress.PAUSE", 0)
+    with os.fdopen(theirs, "w") as out:
+        monkeypatch.setattr("sys.stdout", out)
+        with Terminal():
+            download.fetch(server.url + "/good", str(tmp_path / "a.tar.gz"), MD5)
+        monkeypatch.undo()
+        shown = re.findall(r"[^\r]+", terminal.read(ours).replace("\x1b[K", ""))
+    os.close(ours)
+    assert shown[-1] == f" a.tar.gz: 100 %, {len(BODY) / 1e6:.1f} MB"
+    assert all(re.fullmatch(r" a.tar.gz: \d+ %, \d+\.\d MB", line) for line in shown)
+
+
+def test_silence_without_a_terminal(server, tmp_path, capsys):
     download.fetch(server.url + "/good", str(tmp_path / "a.tar.gz"), MD5)
-    lines = capsys.readouterr().err.split("\r")[1:]
-    assert lines[-1] == " | a.tar.gz: 100 %\n"
-    assert all(line.startswith(" | a.tar.gz: ") and line.endswith(" %") for line in lines[:-1])
+    assert capsys.readouterr() == ("", "")
 
 
 def test_checksum(tmp_path):

@@ -1,0 +1,217 @@
+"""log.jsonl against the lines that its run printed; TensorBoard reads the events back."""
+
+import importlib.metadata
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from runs import NET, ROOT
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
+from tiny import entered
+
+import files
+import main
+from interrupts import Stopped
+
+DIGITS = (
+    "-dataset digits -depth 11 -cardinality 2 -baseWidth 4 -batchSize 500 -nGPU 3 -nEpochs 3 "
+    "-LRSteps 2 -tensorboard true"
+)
+
+
+def read(folder):
+    with open(os.path.join(folder, "log.jsonl")) as file:
+        return [json.loads(line) for line in file]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """A run of main.py: (folder, its lines of text, the most memory that it had, in bytes)."""
+    folder = tmp_path_factory.mktemp("digits")
+    process = subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "main.py"), *DIGITS.split()],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0
+    return folder / "checkpoints", text, 1024 * usage.ru_maxrss
+
+
+def numbers(text, kind, epoch):
+    """The numbers of each printed line of an epoch: (lines, numbers after the brackets)."""
+    found = [line for line in text.splitlines() if line.startswith(f" | {kind}: [{epoch}]")]
+    return np.array([re.findall(r"\d+\.\d+", line) for line in found], float)
+
+
+def test_the_first_line(digits):
+    folder, _, _ = digits
+    about = read(folder)[0]
+    model = files.load(folder / "model_3.pth")
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    weights = [t for name, t in model["model"].items() if not name.endswith(statistics)]
+    commit = subprocess.run(
+        ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    assert about["parameters"] == sum(tensor.numel() for tensor in weights)
+    assert about["net"] == model["config"]
+    assert about["options"]["dataset"] == "digits" and about["options"]["LRSteps"] == [2]
+    assert about["python"] == sys.version.split()[0] and about["commit"] == (commit or None)
+    for name in ("torch", "torchvision", "numpy"):
+        assert about[name].split("+")[0] == importlib.metadata.version(name).split("+")[0]
+    assert (about["replicas"], about["processes"]) == (3, 1)
+    assert about["images_per_statistic"] == [167, 167, 166]
+    if not torch.cuda.is_available():
+        assert (about["device"], about["threads"]) == ("cpu", 1)
+
+
+def test_epochs_are_what_was_printed(digits):
+    """Printed numbers have 3 decimals, the loss 4: each is off by half of the last at most."""
+    folder, text, memory = digits
+    sizes, val_sizes = np.array([500, 500, 500, 1]), np.array([296])
+    lines = read(folder)[1:]
+    assert [line["epoch"] for line in lines] == [1, 2, 3]
+    best = []
+    for line in lines:
+        time, waited, loss, top1, top5 = numbers(text, "Epoch", line["epoch"]).T
+        test_time, test_waited = numbers(text, "Test", line["epoch"]).T[:2]
+        means = [float((x * sizes).sum() / 1501) for x in (top1, top5, loss)]
+        assert line["train"] == pytest.approx(means, abs=5.1e-4)
+        tested = re.search(rf"# {line['epoch']} +top1: +(\S+)  top5: +(\S+)", text).groups()
+        assert line["test"] == pytest.approx([float(x) for x in tested], abs=5.1e-4)
+        assert line["test"][0] / 100 * val_sizes[0] == pytest.approx(
+            round(line["test"][0] / 100 * 296)
+        )
+        best.append(line["test"])
+        assert line["best"] == min(best, key=lambda pair: pair[0])
+        assert line["rate"] == pytest.approx(0.02 if line["epoch"] < 2 else 0.002, rel=1e-12)
+        assert line["seconds"] == pytest.approx(time.sum() + test_time.sum(), abs=5 * 5.1e-4)
+        assert line["data_wait"] == pytest.approx(waited.sum() + test_waited.sum(), abs=2.6e-3)
+        assert line["images_per_second"] == pytest.approx(1501 / time.sum(), rel=0.01)
+        assert memory / 2 < line["peak_memory"] <= memory or torch.cuda.is_available()
+    assert lines[0]["peak_memory"] <= lines[-1]["peak_memory"]
+
+
+def check_events(folder):
+    """The events are the log's numbers, each once, in float32, as TensorBoard reads them."""
+    lines = read(folder)[1:]
+    (path,) = [os.path.join(folder, name) for name in os.listdir(folder) if "tfevents" in name]
+    events = [Event.FromString(record) for record in RawEventFileLoader(path).Load()]
+    assert events[0].file_version == "brain.Event:2"
+    assert [event.step for event in events[1:]] == [line["epoch"] for line in lines]
+    times = [event.wall_time for event in events[1:]]
+    assert times == sorted(times)
+    accumulator = EventAccumulator(str(folder))
+    accumulator.Reload()
+    parts = {"train": ("top1", "top5", "loss"), "test": ("top1", "top5"), "best": ("top1", "top5")}
+    wanted = {f"{kind}/{name}" for kind, names in parts.items() for name in names}
+    singles = {"rate", "seconds", "images_per_second", "data_wait", "peak_memory"}
+    assert set(accumulator.Tags()["scalars"]) == wanted | singles
+    for tag in wanted | singles:
+        kind, _, name = tag.partition("/")
+        values = [line[kind][parts[kind].index(name)] if name else line[kind] for line in lines]
+        found = [(event.step, event.value) for event in accumulator.Scalars(tag)]
+        assert found == [(n, float(np.float32(v))) for n, v in enumerate(values, 1)]
+
+
+def test_events(digits):
+    check_events(digits[0])
+
+
+def test_a_resumed_run_counts_the_time_before_the_stop(tmp_path, monkeypatch, capsys, cifar):
+    """Stopped inside an epoch and inside a test: the times are the sums of all printed lines."""
+    monkeypatch.chdir(tmp_path)
+    command = [*(NET + " -nEpochs 3 -tensorboard true -data").split(), cifar]
+    places = ["in epoch 2 after iteration 3 of 5", "in the test of epoch 2 after batch 1 of 3"]
+
+    def between(self, asked, where):
+        if where in places:
+            places.remove(where)
+            self.save(stop=True)
+            raise Stopped(15, where, self.folder)
+
+    monkeypatch.setattr("interrupts.Interrupts.between", between)
+    for _ in range(2):
+        with pytest.raises(Stopped):
+            main.main(command)
+        command += ["-resume", "checkpoints"]
+    main.main(command)
+    text = capsys.readouterr().out
+    lines = read("checkpoints")[1:]
+    assert [line["epoch"] for line in lines] == [1, 2, 3] and not places
+    for line in lines:
+        train, test = (numbers(text, kind, line["epoch"]) for kind in ("Epoch", "Test"))
+        assert (len(train), len(test)) == (5, 3)
+        printed = train[:, 0].sum() + test[:, 0].sum()
+        assert line["seconds"] == pytest.approx(printed, abs=8 * 5.1e-4)
+        printed = train[:, 1].sum() + test[:, 1].sum()
+        assert line["data_wait"] == pytest.approx(printed, abs=8 * 5.1e-4)
+    check_events("checkpoints")
+
+
+def test_a_place_of_an_older_version_has_no_times(tmp_path, monkeypatch, capsys, cifar):
+    monkeypatch.chdir(tmp_path)
+    command = [*(NET + " -nEpochs 1 -data").split(), cifar]
+
+    def between(self, asked, where):
+        if where == "in epoch 1 after iteration 5 of 5":
+            self.save(stop=True)
+            raise Stopped(15, where, self.folder)
+
+    monkeypatch.setattr("interrupts.Interrupts.between", between)
+    with pytest.raises(Stopped):
+        main.main(command)
+    path = os.path.join("checkpoints", "inside_epoch.pth")
+    saved = files.load(path)
+    for split in ("train", "test"):
+        del saved["position"][split]["seconds"], saved["position"][split]["data_wait"]
+    files.save(path, saved)
+    main.main([*command, "-resume", "checkpoints"])
+    assert read("checkpoints")[1]["images_per_second"] is None
+    assert "=> Training epoch" not in capsys.readouterr().out.partition("=> Loading")[2]
+
+
+def test_events_are_appended_and_others_stay(tmp_path):
+    """TensorBoard follows a growing file; files of other programs in the folder are not ours."""
+    other = tmp_path / "events.out.tfevents.1.host.2.3"
+    other.write_bytes(b"of another program")
+    with entered(tmp_path, "-tensorboard", "true") as run:
+        inodes, sizes = set(), []
+        for n in (1, 2, 3):
+            run.epoch(n)
+            run.folder.wait()
+            (path,) = [p for p in tmp_path.iterdir() if p.name.endswith(".main")]
+            inodes.add(path.stat().st_ino)
+            sizes.append(path.stat().st_size)
+    assert len(inodes) == 1 and sizes == sorted(set(sizes))
+    assert other.read_bytes() == b"of another program"
+
+
+def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
+    """Events that cannot be written are one line; the next save writes them all."""
+    with entered(tmp_path, "-tensorboard", "true") as run:
+        run.epoch(1)
+        run.folder.wait()
+        (path,) = [p for p in tmp_path.iterdir() if p.name.endswith(".main")]
+        path.unlink()
+        path.symlink_to("/dev/full")
+        run.epoch(2)
+        run.folder.wait()
+        assert "=> epoch 2 could not be saved: No space left on device" in capsys.readouterr().out
+        run.epoch(3)
+    (path,) = [p for p in tmp_path.iterdir() if p.name.endswith(".main")]
+    events = [Event.FromString(record) for record in RawEventFileLoader(str(path)).Load()]
+    assert [event.step for event in events] == [0, 1, 2, 3]
+    seconds = [value.simple_value for event in events for value in event.summary.value]
+    assert seconds == [1, 2, 3]

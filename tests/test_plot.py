@@ -1,0 +1,260 @@
+"""plot.py: what it draws and prints from logs that are written here, and bad logs."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+from runs import ROOT
+
+import curves
+import opts
+import plot
+from errors import InputError
+
+WORDS = "-dataset cifar10 -depth 29 -cardinality 8 -baseWidth 64 -nEpochs 4"
+
+
+@pytest.fixture
+def log(tmp_path):
+    """log(name, options, val errors...) writes a log in today's form; returns its folder."""
+
+    def write(name, words, *val, parameters=1000, train=None, first=None):
+        (tmp_path / name).mkdir()
+        opt = vars(opts.parse(f"{WORDS} {words} -save {name}".split()))
+        opt = {key: value for key, value in opt.items() if key != "given"}
+        lines = [first or {"options": opt, "parameters": parameters}]
+        for epoch, error in enumerate(val, 1):
+            ours = train[epoch - 1] if train else error / 2
+            lines.append({"epoch": epoch, "train": [ours, 1.0, 0.1], "test": [error, 1.0]})
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / name / "log.jsonl").write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def together(*paths):
+    notes = []
+    return curves.together([curves.read(path, notes.append) for path in paths], notes.append), notes
+
+
+def draw(how, drawn):
+    axes = Figure().subplots()
+    how(axes, drawn)
+    return axes
+
+
+def test_one_run_is_drawn_as_it_is(log):
+    drawn, notes = together(log("a", "", 80.0, 40.0, 20.0, 10.0, train=[90.0, 30.0, 12.0, 4.0]))
+    axes = draw(plot.draw_curves, drawn)
+    train, val = axes.get_lines()
+    assert list(train.get_ydata()) == [90, 30, 12, 4] and train.get_linestyle() == "--"
+    assert list(val.get_ydata()) == [80, 40, 20, 10] and val.get_linestyle() == "-"
+    assert train.get_color() == val.get_color() and list(val.get_xdata()) == [1, 2, 3, 4]
+    assert axes.get_xlabel() == "epoch" and axes.get_ylabel() == "top-1 error (%)"
+    texts = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert texts == ["ResNeXt-29 8x64d", "train", "val"] and not notes
+
+
+def test_seeds_are_a_mean_with_its_standard_error(log):
+    rng = np.random.default_rng(0)
+    errors = rng.uniform(1, 90, (4, 3))
+    places = ["-nThreads 1", "-data elsewhere", "-gen x", "-keep 3"]  # which decide nothing
+    paths = [
+        log(str(i), f"-manualSeed {i} {places[i]}", *errors[i].tolist(), parameters=7)
+        for i in range(4)
+    ]
+    (curve,), _ = together(*paths)
+    epochs, means, spread = curve.mean("val")
+    assert epochs == [1, 2, 3]
+    np.testing.assert_allclose(means, errors.mean(0), rtol=1e-14)
+    np.testing.assert_allclose(spread, errors.std(0, ddof=1) / 2, rtol=1e-12)
+    lowest = errors.min(1)
+    printed = plot.table([curve]).splitlines()[1].split()
+    mean, last = errors.mean(0)[-1], errors[:, -1].std(ddof=1) / 2
+    assert (
+        printed[2:]
+        == (
+            f"4 3 7 {mean:.2f} +- {last:.2f} {lowest.mean():.2f} +- {lowest.std(ddof=1) / 2:.2f}"
+        ).split()
+    )
+    axes = draw(plot.draw_curves, [curve])
+    band = axes.collections[1].get_paths()[0].vertices  # after that of train
+    np.testing.assert_allclose(band[:, 1].max(), max(np.add(means, spread)), rtol=1e-12)
+    assert axes.get_legend().get_texts()[0].get_text() == "ResNeXt-29 8x64d (mean of 4)"
+
+
+def test_the_legend_tells_what_differs(log):
+    drawn, _ = together(
+        log("a", "", 9.0),
+        log("b", "-LR 0.05 -LRSteps 2,3", 8.0),
+        log("c", "-cardinality 16", 7.0),
+        log("d", "-cardinality 1", 6.0),
+        log("e", "-netType resnet -depth 20", 5.0),
+    )
+    labels = [curve.label for curve in drawn]
+    assert labels[:2] == [
+        "ResNeXt-29 8x64d -LR 0.1 -LRSteps none",
+        "ResNeXt-29 8x64d -LR 0.05 -LRSteps 2,3",
+    ]
+    assert labels[2:] == ["ResNeXt-29 16x64d", "ResNet-29 1x64d", "ResNet-20"]  # as in the paper
+    assert "-shortcutType A" in drawn[4].options and "-shortcutType" not in drawn[4].label
+    drawn, _ = together(log("f", "", 9.0), log("g", "-dataset cifar100", 20.0))
+    assert [c.label for c in drawn] == ["cifar10 ResNeXt-29 8x64d", "cifar100 ResNeXt-29 8x64d"]
+
+
+def test_a_net_from_a_file_is_that_of_the_file(log, tmp_path):
+    net = {"net": "resnet", "depth": 56, "shortcut": "A"}
+    options = {"dataset": "cifar10", "netType": "resnext", "depth": 34}
+    path = log("a", "", 5.0, first={"options": options, "net": net, "parameters": 3})
+    (curve,), _ = together(path)
+    assert curve.label == "ResNet-56"
+
+
+def test_error_against_parameters(log):
+    rows = [("a", "-cardinality 2", 6.0, 5_000_000), ("b", "-cardinality 8", 5.0, 34_000_000)]
+    rows += [("c", "-cardinality 1 -baseWidth 128", 7.0, 9_000_000)]
+    paths = [log(name, words, 50.0, error, parameters=n) for name, words, error, n in rows]
+    paths.append(log("d", "-cardinality 8 -manualSeed 1", 50.0, 6.0, parameters=34_000_000))
+    axes = draw(plot.draw_parameters, together(*paths)[0])
+    joined, single = [c.lines[0] for c in axes.containers]
+    assert list(joined.get_xdata()) == [5, 34] and list(joined.get_ydata()) == [6, 5.5]
+    assert (list(single.get_xdata()), list(single.get_ydata())) == ([9], [7])
+    assert [text.get_text() for text in axes.texts] == ["29 2x64d", "29 8x64d", "29 1x128d"]
+    assert axes.get_legend().get_texts()[1].get_text() == "ResNet, cardinality 1"
+    assert axes.get_xscale() == "log" and joined.get_linestyle() == "-"
+    # widths and cardinalities together are no curve
+    other = log("e", "-cardinality 16 -baseWidth 4", 50.0, 6.0, parameters=6_000_000)
+    axes = draw(plot.draw_parameters, together(*paths, other)[0])
+    assert axes.containers[0].lines[0].get_linestyle() == "None"
+
+
+@pytest.mark.parametrize("kind", ["curves", "parameters"])
+@pytest.mark.parametrize(
+    "val", [[50.0], [50.0, math.nan, 30.0], [math.nan] * 3, [0.0, 0.0], [50.0, math.inf]]
+)
+def test_pictures_of_odd_logs(log, tmp_path, kind, val, capsys):
+    for suffix in ("png", "svg"):
+        plot.main(["-kind", kind, "-out", str(tmp_path / f"out.{suffix}"), log(suffix, "", *val)])
+    with Image.open(tmp_path / "out.png") as image:
+        assert image.size == (1125, 750) and len(set(image.convert("L").tobytes())) > 10
+    assert (tmp_path / "out.svg").read_text().rstrip().endswith("</svg>")
+    assert f"=> {tmp_path / 'out.png'}" in capsys.readouterr().out
+
+
+def test_the_fall_from_chance_does_not_flatten_the_rest(log):
+    val = [90.0, 50.0, 30.0, *np.linspace(12, 10, 37).tolist()]
+    (curve,), _ = together(log("a", "", *val, train=val))
+    low, high = plot.limits([curve])
+    assert low <= 10 and 12 <= high < 14
+
+
+def test_logs_of_different_lengths(log):
+    (curve,), notes = together(log("a", "", 9.0, 8.0, 7.0), log("b", "-manualSeed 1", 5.0, 4.0))
+    assert curve.last() == (6, 2) and len(notes) == 1 and "different epochs" in notes[0]
+
+
+def test_a_log_of_a_first_version(log, tmp_path):
+    """Fewer options, no number of parameters: drawn with the defaults, left out of figure 7."""
+    options = {"dataset": "cifar10", "netType": "resnet", "depth": 20, "LRSteps": [6, 8]}
+    old = log("old", "", 43.7, 40.3, first={"options": options, "python": "3.11.7"})
+    drawn, _ = together(old)
+    assert drawn[0].label == "ResNet-20" and "not logged" in plot.table(drawn)
+    with pytest.raises(InputError, match="no log says how many parameters"):
+        plot.plot("parameters", str(tmp_path / "out.png"), [old])
+    plot.plot("parameters", str(tmp_path / "out.png"), [old, log("new", "", 30.0)])
+
+
+def test_a_cut_last_line_is_left_out(log, tmp_path):
+    path = log("a", "", 9.0, 8.0)
+    with open(tmp_path / "a" / "log.jsonl", "a") as file:
+        file.write('{"epoch": 3, "train": [4.')
+    drawn, notes = together(path)
+    assert drawn[0].mean("val")[1] == [9, 8]
+    assert notes == [f"{path}/log.jsonl: its last line is cut short and left out"]
+
+
+GOOD = json.dumps({"options": {"dataset": "cifar10"}})
+EPOCH = json.dumps({"epoch": 1, "train": [3.0, 1.0, 0.1], "test": [4.0, 1.0]})
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("", "is empty"),
+        ("garbage\n", "no log of this program"),
+        ("[1, 2]\n", "no log of this program"),
+        ('{"options": 3}\n', "no log of this program"),
+        (GOOD, "no finished epoch"),
+        (f"{GOOD}\n{EPOCH}\nrubbish\n{EPOCH}\n", "line 3 is not"),
+        (f"{GOOD}\n{EPOCH}\n{EPOCH}\n", "line 3 is not that of a next epoch"),
+        (f'{GOOD}\n{{"epoch": 1}}\n', "line 2 is not"),
+        (f'{GOOD}\n{{"epoch": 1, "train": ["x"], "test": [1]}}\n', "line 2 is not"),
+        (f'{GOOD}\n{{"epoch": "one", "train": [1], "test": [1]}}\n', "line 2 is not"),
+        ("\xff\xfe", "not text"),
+    ],
+)
+def test_bad_logs_are_refused_in_one_sentence(tmp_path, text, words, capsys):
+    path = tmp_path / "log.jsonl"
+    path.write_bytes(text.encode("latin1"))
+    with pytest.raises(SystemExit) as stop:
+        plot.main(["-out", str(tmp_path / "x.png"), str(path)])
+    error = capsys.readouterr().err
+    assert stop.value.code == 1 and words in error and str(path) in error
+    assert error.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+@pytest.mark.parametrize(
+    "argv, words, status",
+    [
+        ([], "give the folder", 2),
+        (["-kind", "pie", "a"], "-kind should be one of curves, parameters", 2),
+        (["-out", "x.jpg", "a"], "should end in one of .png, .svg", 2),
+        (["-colour", "a"], "unknown option -colour", 2),
+        (["a", "-out"], "missing argument for option -out", 2),
+        (["nowhere"], "cannot read nowhere: No such file", 1),
+    ],
+)
+def test_a_bad_command(argv, words, status, capsys):
+    with pytest.raises(SystemExit) as stop:
+        plot.main(argv)
+    error = capsys.readouterr().err
+    assert stop.value.code == status and words in error and error.count("\n") == 1
+
+
+def test_twice_the_same_run_is_refused(log, tmp_path):
+    path = log("a", "", 9.0)
+    with pytest.raises(InputError, match="more than once"):
+        plot.plot("curves", str(tmp_path / "out.png"), [path, path + "/log.jsonl"])
+
+
+def test_without_matplotlib(log, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(SystemExit):
+        plot.main([log("a", "", 9.0)])
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
+def test_the_script_needs_neither_torch_nor_a_screen(log, tmp_path):
+    code = "import sys; sys.modules['torch'] = None; import plot; plot.main(sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", code, "-out", "x.png", log("a", "", 9.0, 8.0)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "DISPLAY"} | {"PYTHONPATH": ROOT},
+    )
+    assert done.returncode == 0 and (tmp_path / "x.png").exists(), done.stderr
+
+
+def test_help():
+    done = subprocess.run(
+        [sys.executable, os.path.join(ROOT, "plot.py"), "-help"], capture_output=True, text=True
+    )
+    assert done.returncode == 0 and done.stdout.startswith("Usage: plot.py")
