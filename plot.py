@@ -247,8 +247,7 @@ def draw_parameters(axes, drawn):
     axes.margins(0.15, 0.15)
     axes.set_xlabel("parameters (millions)")
     axes.set_ylabel("top-1 error on val (%)")
-    if len(families) > 1:
-        axes.legend()
+    axes.legend()
 
 
 def _counted(curve):
