@@ -64,6 +64,7 @@ def main(argv=None):
         first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
         best = checkpoint["best"] if checkpoint else (math.inf, math.inf)
         with Interrupts(opt.saveEvery, opt.save) as trainer.interrupts:
+            distributed.wait()  # from here on every process hears signals
             for epoch in range(first, opt.nEpochs + 1):
                 trainer.interrupts.save = partial(folder.save_inside, epoch, model, trainer, best)
                 # Train for a single epoch
