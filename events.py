@@ -1,17 +1,19 @@
 """-tensorboard true: the numbers of log.jsonl once more, as a file of events for TensorBoard.
 
 No Lua file. It is written at the end of an epoch from the log's lines; a resumed run makes it anew
-from them, so that no step is there twice and none is missing. Written here by hand, for the format
-is four kinds of fields: torch's writer needs tensorboard, and tells of a full disk in a thread.
+from them, so that no step is there twice and none is missing. By the parts that torch's writer is
+made of, and not by it, because it tells of a full disk with a traceback from a thread of its own.
 """
 
 import glob
+import io
 import os
 import socket
-import struct
 import time
+import types
 
 import log
+from errors import InputError
 
 SUFFIX = ".main"  # of our files: others that lie in the folder stay
 
@@ -20,6 +22,7 @@ class Events:
     """The file of events in a folder, kept up with the lines of the log."""
 
     def __init__(self, folder):
+        library()  # better now than after an epoch
         self.folder, self.path, self.written = folder, None, 0
 
     def write(self, lines):
@@ -47,58 +50,30 @@ class Events:
         name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}{SUFFIX}"
         path = os.path.join(self.folder, name)
         with open(path, "wb") as file:
-            file.write(_record(_double(1, now) + _bytes(3, b"brain.Event:2")))
+            event = library().event_pb2.Event(wall_time=now, file_version="brain.Event:2")
+            file.write(_record(event))
         self.path, self.written = path, 0
 
 
 def _event(moment, step, numbers):
-    """An Event in protocol-buffer form: wall_time 1, step 2, summary 5 of values 1."""
-    values = [
-        _bytes(1, _bytes(1, name.encode()) + _float(2, number)) for name, number in numbers.items()
-    ]
-    return _double(1, moment) + _integer(2, step) + _bytes(5, b"".join(values))
+    values = [{"tag": name, "simple_value": number} for name, number in numbers.items()]
+    return library().event_pb2.Event(wall_time=moment, step=step, summary={"value": values})
 
 
-# The fields of protocol buffers: number and kind, then the value.
+def _record(event):
+    """An event as the bytes of the file."""
+    buffer = io.BytesIO()
+    library().RecordWriter(buffer).write(event.SerializeToString())
+    return buffer.getvalue()
 
 
-def _integer(field, value):
-    return _varint(field << 3) + _varint(value)
-
-
-def _double(field, value):
-    return _varint(field << 3 | 1) + struct.pack("<d", value)
-
-
-def _bytes(field, value):
-    return _varint(field << 3 | 2) + _varint(len(value)) + value
-
-
-def _float(field, value):
-    return _varint(field << 3 | 5) + struct.pack("<f", value)
-
-
-def _varint(value):
-    """Seven bits a byte, the lowest first; all but the last byte have the eighth set."""
-    out = bytearray()
-    while value > 0x7F:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _record(data):
-    """A TFRecord: length, its checksum, data, its checksum."""
-    length = struct.pack("<Q", len(data))
-    return length + _checksum(length) + data + _checksum(data)
-
-
-def _checksum(data):
-    """CRC-32C, masked as TensorFlow does; bit by bit, for an epoch has 500 bytes."""
-    crc = 0xFFFFFFFF
-    for byte in data:
-        crc ^= byte
-        for _ in range(8):
-            crc = crc >> 1 ^ (0x82F63B78 if crc & 1 else 0)
-    crc ^= 0xFFFFFFFF
-    return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+def library():
+    """What torch's writer takes from tensorboard: the form of an event, the form of the file."""
+    try:
+        from tensorboard.compat.proto import event_pb2
+        from tensorboard.summary.writer.record_writer import RecordWriter
+    except ImportError:
+        raise InputError(
+            "-tensorboard true needs a package that is missing: pip install tensorboard"
+        ) from None
+    return types.SimpleNamespace(event_pb2=event_pb2, RecordWriter=RecordWriter)

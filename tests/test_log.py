@@ -18,6 +18,7 @@ from tiny import entered
 
 import files
 import main
+from errors import InputError
 from interrupts import Stopped
 
 DIGITS = (
@@ -215,3 +216,10 @@ def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
     assert [event.step for event in events] == [0, 1, 2, 3]
     seconds = [value.simple_value for event in events for value in event.summary.value]
     assert seconds == [1, 2, 3]
+
+
+def test_a_missing_package_is_told_before_training(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    missing = pytest.raises(InputError, match="pip install tensorboard")
+    with missing, entered(tmp_path, "-tensorboard", "true"):
+        raise AssertionError("the run has begun")
