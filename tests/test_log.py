@@ -219,7 +219,7 @@ def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
 
 
 def test_a_missing_package_is_told_before_training(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)  # as if missing
     missing = pytest.raises(InputError, match="pip install tensorboard")
     with missing, entered(tmp_path, "-tensorboard", "true"):
         raise AssertionError("the run has begun")
