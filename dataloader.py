@@ -87,12 +87,12 @@ class DataLoader:
         """Batches in an epoch, the short last one included."""
         return math.ceil(self.dataset.size() / self.batch_size)
 
-    def run(self, epoch, start=0):
-        """Yield a Batch for each batch of the epoch, from number `start` (from 0) on."""
+    def run(self, epoch, start=0, stop=None):
+        """Yield a Batch for each batch of the epoch, numbers `start` to `stop` as in a slice."""
         size = self.dataset.size()
         order = permutation(self.opt.manualSeed, epoch, size) if self.training else np.arange(size)
-        batches = [order[i : i + self.batch_size] for i in range(0, size, self.batch_size)][start:]
-        dealt = [self._deal(indices) for indices in batches]
+        batches = [order[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
+        dealt = [self._deal(indices) for indices in batches[start:stop]]
         return self._augmented(epoch, dealt) if self.in_memory else self._prepared(epoch, dealt)
 
     def _deal(self, indices):
@@ -131,11 +131,15 @@ class DataLoader:
             if self.opt.skipCorrupt:
                 slices = self._skip(unreadable, slices)
             input = input if len(target) else self._black()
-            yield Batch(
-                input.to(self.device, self.dtype, non_blocking=True, memory_format=LAYOUT),
-                target.to(self.device, non_blocking=True),
-                slices,
-            )
+            yield Batch(self._moved(input), target.to(self.device, non_blocking=True), slices)
+
+    def _moved(self, input):
+        """Images on the device in the run's type; in lists if the dataset has its own `stack`."""
+        if isinstance(input, (list, tuple)):
+            return [self._moved(part) for part in input]
+        if input.dtype == torch.int64:
+            return input.to(self.device, non_blocking=True)
+        return input.to(self.device, self.dtype, non_blocking=True, memory_format=LAYOUT)
 
     def _results(self):
         """What the workers give for the jobs; one that dies is told with the image it was at."""
@@ -209,6 +213,7 @@ class _Preparation(data.Dataset):
     def __init__(self, dataset, opt, notes):
         self.dataset, self.seed, self.notes = dataset, opt.manualSeed, notes
         self.preprocess = None
+        self.stack = getattr(dataset, "stack", _stack)
 
     def __getitem__(self, job):
         epoch, indices = job
@@ -229,9 +234,7 @@ class _Preparation(data.Dataset):
             images.append(image)
             targets.append(target)
         self._note(-1)
-        input = torch.from_numpy(np.stack(images)) if images else torch.empty(0)
-        if input.dim() == 5:  # (N, 10, 3, H, W): the crops of an image follow one another
-            input = input.flatten(0, 1)
+        input = self.stack(images) if images else torch.empty(0)
         return input, torch.tensor(targets, dtype=torch.int64), unreadable
 
     def _note(self, index):
@@ -239,6 +242,12 @@ class _Preparation(data.Dataset):
         worker = data.get_worker_info()
         if worker is not None:
             self.notes[worker.id] = torch.tensor((os.getpid(), int(index)))
+
+
+def _stack(images):
+    """One tensor (N, 3, H, W); of ten crops each, (10 N, 3, H, W), which follow one another."""
+    input = torch.from_numpy(np.stack(images))
+    return input.flatten(0, 1) if input.dim() == 5 else input
 
 
 def _named(dataset, index):

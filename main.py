@@ -56,6 +56,7 @@ def main(argv=None):
         trainer.clock = Clock(opt.nEpochs, train_loader.size(), val_loader.size())
 
         if opt.testOnly:
+            trainer.recompute(0, train_loader)
             top1, top5 = trainer.test(0, val_loader)
             say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}")
             return
@@ -71,6 +72,7 @@ def main(argv=None):
                 train = trainer.train(epoch, train_loader)
 
                 # Run model on validation set
+                trainer.recompute(epoch, train_loader)
                 test = trainer.test(epoch, val_loader)
 
                 is_best = test[0] < best[0]

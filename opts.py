@@ -52,6 +52,15 @@ def boolean(text):
 
 def epochs(text):
     """Epochs separated by commas, ascending: 150,225."""
+    return ascending(text)
+
+
+def scales(text):
+    """Lengths in pixels, likewise: 224,256."""
+    return ascending(text)
+
+
+def ascending(text):
     steps = tuple(whole(step) for step in text.split(",")) if text else ()
     if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
         raise ValueError
@@ -63,6 +72,7 @@ WANTED = {
     real: "a number",
     boolean: "true or false",
     epochs: "ascending epochs such as 150,225",
+    scales: "ascending lengths such as 224,256,320",
 }
 
 PRECISIONS = ("single", "double", "half", "bfloat16", "tf32")
@@ -91,6 +101,7 @@ OPTIONS = (
     ("tenCrop",         False,         boolean, None, "Ten-crop testing"),
     ("testScale",       256,           whole,   1,    "Shorter side of the test image (ImageNet)"),
     ("testCrop",        224,           whole,   1,    "Side of the crop of the test image (ImageNet)"),
+    ("recomputeBN",     0,             whole,   0,    "Batches to re-estimate batch norm over before a test (0: no)"),
     # ---------- Checkpointing options ----------
     ("save",            "checkpoints", str,     None, "Directory in which to save checkpoints"),
     ("resume",          "none",        str,     None, "Resume from the latest checkpoint in this directory"),
@@ -150,18 +161,23 @@ def parse(argv=None, program="main.py", data=True):
         sys.exit(2)
 
 
-def read(argv):
+def read(argv, options=OPTIONS, others=None):
     """The words of the command line as a namespace; `given` holds the names that were given.
+
+    Words that are not of an option are refused, or appended to the list `others`.
 
     Not by argparse: with single-dash names it takes -dep for -depth even where abbreviations are
     off, and refuses values that start with a dash.
     """
-    names = {row[0] for row in OPTIONS}
+    names = {row[0] for row in options}
     given = {}
     words = iter(argv)
     for word in words:
         if not word.startswith("-"):
-            raise InputError(f"unexpected word {word!r}: an option starts with a dash (-help)")
+            if others is None:
+                raise InputError(f"unexpected word {word!r}: an option starts with a dash (-help)")
+            others.append(word)
+            continue
         name, joined, text = word.lstrip("-").partition("=")
         if name not in names:
             raise InputError(f"unknown option -{name}{_nearest(name, names)}")
@@ -171,7 +187,7 @@ def read(argv):
             raise InputError(f"missing argument for option -{name}")
         given[name] = text
     opt = types.SimpleNamespace(given=frozenset(given))
-    for name, default, kind, allowed, _ in OPTIONS:
+    for name, default, kind, allowed, _ in options:
         setattr(opt, name, _value(name, given[name], kind, allowed) if name in given else default)
     return opt
 
@@ -199,14 +215,10 @@ def _value(name, text, kind, allowed):
 
 def check(opt, data=True):
     """Fill in the recipe's defaults and refuse what cannot work together."""
-    if opt.dataset not in datasets():
-        raise InputError(
-            f"unknown dataset {opt.dataset!r}: should be one of {', '.join(datasets())}"
-        )
+    check_dataset(opt)
     nets = sorted(_nets())
     if opt.netType not in nets:
         raise InputError(f"unknown netType {opt.netType!r}: should be one of {', '.join(nets)}")
-    opt.stem = _stem(opt.dataset)
     family = "resnet" if opt.netType in ("resnet", "preresnet") else "resnext"
     recipe = RECIPES.get((family, opt.dataset)) or RECIPES[family, opt.stem]
     last, rate, drops, shortcut = recipe
@@ -222,6 +234,11 @@ def check(opt, data=True):
         raise InputError("-tenCrop true needs -dataset imagenet: small images are not cropped")
     if opt.testCrop > opt.testScale:
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
+    if opt.recomputeBN and opt.batchSize <= opt.nGPU:
+        raise InputError(
+            f"-recomputeBN needs two images a replica: -batchSize {opt.batchSize} has one for each "
+            f"of -nGPU {opt.nGPU}"
+        )
     if opt.resume == "none" and opt.retrain == "none" and opt.netType in depths.NETS:
         depths.stages(opt.netType, opt.stem, opt.depth)  # from a file, the file's depth holds
     for name in ("retrain", "optimState"):
@@ -229,13 +246,25 @@ def check(opt, data=True):
         named = path == "none" or path.startswith("torchvision:")  # formats.py knows these names
         if not named and not os.path.isfile(path):
             raise InputError(f"File not found: {path} (-{name})")
-    if opt.dataset == "imagenet" and (data or opt.data):
-        opt.data = opt.data or "imagenet"
-        _check_folder(opt.data)
+    if data or opt.data:
+        check_folder(opt)
     return opt
 
 
-def _check_folder(data):
+def check_dataset(opt):
+    """Refuse a dataset that does not exist; sets the stem that it asks for."""
+    if opt.dataset not in datasets():
+        raise InputError(
+            f"unknown dataset {opt.dataset!r}: should be one of {', '.join(datasets())}"
+        )
+    opt.stem = _stem(opt.dataset)
+
+
+def check_folder(opt):
+    """Refuse a folder that is not laid out as ImageNet's."""
+    if opt.dataset != "imagenet":
+        return
+    opt.data = data = opt.data or "imagenet"
     held = "must hold train/<class>/<image> and val/<class>/<image>"
     if not os.path.isdir(data):
         raise InputError(f"missing ImageNet data directory {data!r}: give -data DIR; it {held}")
@@ -267,11 +296,11 @@ def _stem(dataset):
     raise InputError(f'{path} does not say which stem its nets take: stem = "imagenet" or "cifar"')
 
 
-def help_text():
+def help_text(head=HEAD, options=OPTIONS):
     """The table of options in the original's layout."""
-    width = max(len(row[0]) for row in OPTIONS)
-    rows = [HEAD]
-    for name, default, _, allowed, text in OPTIONS:
+    width = max(len(row[0]) for row in options)
+    rows = [head]
+    for name, default, _, allowed, text in options:
         text = text or "Options: " + " | ".join(filter(None, allowed))
         rows.append(f"  -{name:<{width}} {text} [{_shown(default)}]")
     return "\n".join(rows)

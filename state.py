@@ -15,7 +15,7 @@ from opts import OPTIONS
 # Options that decide the result: on a resume the checkpoint's hold, unless given again.
 CARRIED = (
     *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
-    *("batchSize", "nGPU", "precision", "manualSeed", "nClasses"),
+    *("batchSize", "nGPU", "precision", "manualSeed", "nClasses", "recomputeBN"),
 )
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 import distributed
+import norms
 import score
 from distributed import say
 from errors import InputError
@@ -108,6 +109,14 @@ class Trainer:
         self.scaler.update()
         return output.detach(), loss.detach()
 
+    def recompute(self, epoch, loader):
+        """Set the running statistics to means over the epoch's first -recomputeBN batches."""
+        count = self.opt.recomputeBN
+        if not count or self._sums(epoch, "test")["done"]:
+            return  # not asked for, or done before a part of the test that is done as well
+        self.model.train()
+        norms.recompute(self.model, loader, epoch, count, self._running, self.interrupts)
+
     @torch.inference_mode()
     def test(self, epoch, loader):
         """Errors over the validation set in per cent: (top-1, top-5)."""
@@ -123,14 +132,8 @@ class Trainer:
                 got, asked = self._exchange(output, batch.target)
                 elapsed = time.perf_counter() - timer
                 _add(sums, n, (*got, elapsed, data_time))
-                count, wrong1, wrong5, _ = got
-                seen = sums["seen"]
-                say(
-                    f" | Test: [{epoch}][{n}/{size}]    Time {elapsed:.3f}  "
-                    f"Data {data_time:.3f}  "
-                    f"top1 {100 * wrong1 / count:7.3f} ({100 * sums['wrong1'] / seen:7.3f})  "
-                    f"top5 {100 * wrong5 / count:7.3f} ({100 * sums['wrong5'] / seen:7.3f})"
-                )
+                so_far = (sums["seen"], sums["wrong1"], sums["wrong5"])
+                say(test_line(f"[{epoch}][{n}/{size}]", elapsed, data_time, got, so_far))
                 self.clock.tick("test", epoch, n, elapsed)
                 where = f"in the test of epoch {epoch} after batch {n} of {size}"
                 self.interrupts.between(asked, where)
@@ -146,6 +149,13 @@ class Trainer:
         with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
             output = self.model(batch.input)
         return score.sum_crops(output, crops)[: len(batch.target)]
+
+    @contextlib.contextmanager
+    def _running(self, batch):
+        """What a forward pass runs in."""
+        mixed = torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None)
+        with self._memory(batch), mixed:
+            yield
 
     @contextlib.contextmanager
     def _memory(self, batch):
@@ -232,6 +242,16 @@ def learning_rate(opt, epoch):
     else:
         drops = sum(epoch >= step for step in where)
     return opt.LR * math.pow(0.1, drops)
+
+
+def test_line(place, seconds, waited, batch, so_far):
+    """A line of a test; `batch` and `so_far` begin with images, wrong in top-1, wrong in top-5."""
+    (n, wrong1, wrong5), (all, all1, all5) = batch[:3], so_far[:3]
+    return (
+        f" | Test: {place}    Time {seconds:.3f}  Data {waited:.3f}  "
+        f"top1 {100 * wrong1 / n:7.3f} ({100 * all1 / all:7.3f})  "
+        f"top5 {100 * wrong5 / n:7.3f} ({100 * all5 / all:7.3f})"
+    )
 
 
 def _count(slices):

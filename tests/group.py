@@ -20,16 +20,16 @@ DPT = [(1, 8), (2, 8), (3, 8), (3, 7), (3, 2)]  # replicas, batch
 RUNS = [(15, "false"), (15, "true"), (16, "false")]  # last batches of 5, 5, 3 for 8 replicas
 
 
-def together(count, data, folder):
-    """What `experiments` gives in `count` processes."""
+def together(count, data, folder, experiment=None):
+    """What `experiments`, or another function of (data, folder), gives in `count` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
     answer = os.path.join(folder, f"{count}.pth")
+    words = (count, port, data, answer, experiment)
     processes = [
-        spawn.Process(target=_process, args=(rank, count, port, data, answer), daemon=True)
-        for rank in range(count)
+        spawn.Process(target=_process, args=(rank, *words), daemon=True) for rank in range(count)
     ]
     for process in processes:
         process.start()
@@ -39,12 +39,12 @@ def together(count, data, folder):
     return torch.load(answer)
 
 
-def _process(rank, count, port, data, answer):
+def _process(rank, count, port, data, answer, experiment):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_WORLD_SIZE=str(count))
     distributed.join()
-    result = experiments(data, os.path.dirname(answer))
+    result = (experiment or experiments)(data, os.path.dirname(answer))
     if rank == 0:
         torch.save(result, answer)
 
