@@ -193,7 +193,7 @@ def fail(error):
     elif not isinstance(error, InputError):
         words = "".join(traceback.format_exception(error)).rstrip()
     if _first_to_fail():
-        print(f"main.py: {words}", file=sys.stderr, flush=True)
+        print(f"{launch.program()}: {words}", file=sys.stderr, flush=True)
     launch.leave(1)
 
 

@@ -20,30 +20,35 @@ from errors import InputError
 from interrupts import SIGNALS, Stopped
 
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
-INTERRUPTED = "main.py: interrupted; -resume DIR goes on from the last checkpoint"
+HERE = os.path.dirname(os.path.abspath(__file__))
 
 
 def processes(opt):
-    """How many processes this command has to start: 1 if this one can do it all or is one of them.
+    """How many processes main.py has to start: 1 if this one can do it all or is one of them.
 
-    On CUDA one a visible device, on the CPU one, unless -nProcs says otherwise; never more than
-    there are replicas.
+    As many as `wanted`; never more than there are replicas.
     """
     if joined() or (opt.nGPU == 1 and opt.nProcs == 1 and opt.resume == "none"):
         return 1
-    import torch
-
     import checkpoints
 
-    replicas = checkpoints.replicas(opt)
+    replicas, count = checkpoints.replicas(opt), wanted(opt)
+    if count > replicas and "nProcs" in opt.given:
+        print(f"=> -nProcs {count}: as many as there are replicas, {replicas} (-nGPU)", flush=True)
+    return min(count, replicas)
+
+
+def wanted(opt):
+    """On CUDA one process a visible device, on the CPU one, unless -nProcs says otherwise."""
+    if joined():
+        return 1
+    import torch
 
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
     count = opt.nProcs if "nProcs" in opt.given or not devices else devices
     if devices and count > devices:
         raise InputError(f"-nProcs {count}, but there are {devices} CUDA devices")
-    if count > replicas and "nProcs" in opt.given:
-        print(f"=> -nProcs {count}: as many as there are replicas, {replicas} (-nGPU)", flush=True)
-    return min(count, replicas)
+    return count
 
 
 def joined():
@@ -52,7 +57,7 @@ def joined():
 
 
 def run(argv, count):
-    """Start main.py `count` times with the words `argv`; returns the exit status of it all."""
+    """Start this program `count` times with the words `argv`; returns the exit status of it all."""
     from torch.distributed import TCPStore
 
     # The parent keeps the store in which they meet: nobody can take its port in between, and it
@@ -86,8 +91,7 @@ def _start(argv, rank, count, port):
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there, rank 0 need not make it
         PARENT: str(os.getpid()),
     }
-    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "main.py")
-    return subprocess.Popen([sys.executable, program, *argv], env=environment)
+    return subprocess.Popen([sys.executable, os.path.join(HERE, program()), *argv], env=environment)
 
 
 def _watch(children, told):
@@ -123,13 +127,25 @@ def _failed(rank, state, told):
         name = signal.Signals(-state).name
         progress.clear()
         hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
-        print(f"main.py: process {rank} was ended by {name}{hint}", file=sys.stderr, flush=True)
+        print(f"{program()}: process {rank} was ended by {name}{hint}", file=sys.stderr, flush=True)
     return 128 - state
+
+
+def program():
+    """The name of the script that runs: main.py, or one that borrows its processes."""
+    name = os.path.basename(sys.argv[0])
+    return name if os.path.exists(os.path.join(HERE, name)) and name.endswith(".py") else "main.py"
+
+
+def interrupted():
+    """What is said after Ctrl-C."""
+    hint = "; -resume DIR goes on from the last checkpoint" if program() == "main.py" else ""
+    return f"{program()}: interrupted{hint}"
 
 
 def _interrupted():
     progress.clear()
-    print(INTERRUPTED, file=sys.stderr, flush=True)
+    print(interrupted(), file=sys.stderr, flush=True)
     return 128 + signal.SIGINT
 
 
@@ -170,9 +186,9 @@ def guard(main):
         import distributed
 
         distributed.wait()  # the first may still be writing, and whoever watches ends stragglers
-        status, words = stop.status, f"main.py: {stop}"
+        status, words = stop.status, f"{program()}: {stop}"
     except KeyboardInterrupt:
-        status, words = 130, INTERRUPTED
+        status, words = 130, interrupted()
     except Exception as error:
         import distributed
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from datasets import imagenet
-from datasets.transforms import CenterCrop, ColorNormalize, Compose, Scale
+from datasets.transforms import CenterCrop, ColorNormalize, Scale
 from errors import InputError
 
 _NEEDED = ("scale", "crop", "largest", "mean", "std")
@@ -36,7 +36,8 @@ class Preprocessing:
         self.check()
         if isinstance(image, np.ndarray):
             image = _picture(image)
-        return self._as_torchvision(image) if self.values.get("resize") else self._as_torch7(image)
+        image = self.scaled(imagenet.read(image, self.values["largest"]), self.values["scale"])
+        return torch.from_numpy(self.cropped(image, self.values["crop"]))
 
     def check(self):
         """InputError if the values are unknown or incomplete."""
@@ -55,25 +56,29 @@ class Preprocessing:
                 f"invalid resize in the preprocessing: {self.values['resize']}; it is {known}"
             )
 
-    def _as_torch7(self, image):
+    def scaled(self, image, scale):
+        """An image, float32 (3, H, W) in 0..largest, scaled by its shorter side and normalised."""
         values = self.values
-        transform = Compose(  # the crop last, as in the Lua
-            [
-                Scale(values["scale"]),
-                ColorNormalize(values["mean"], values["std"]),
-                CenterCrop(values["crop"]),
-            ]
-        )
-        return torch.from_numpy(transform(imagenet.read(image, values["largest"])))
+        if values.get("resize"):
+            return self._resized(image, scale)
+        return ColorNormalize(values["mean"], values["std"])(Scale(scale)(image))
 
-    def _as_torchvision(self, image):
+    def cropped(self, image, crop):
+        """The middle of a scaled image: (3, crop, crop)."""
+        if not self.values.get("resize"):
+            return CenterCrop(crop)(image)
         from torchvision import transforms as tv  # a second that other nets need not wait
 
+        return tv.CenterCrop(crop)(torch.from_numpy(image)).numpy()  # rounds in another way
+
+    def _resized(self, image, scale):
+        from torchvision import transforms as tv
+
         values = self.values
-        image = Image.fromarray(imagenet.load_image(image).transpose(1, 2, 0).copy())
-        image = tv.Resize(values["scale"], tv.InterpolationMode(values["resize"]))(image)
-        image = tv.ToTensor()(tv.CenterCrop(values["crop"])(image))  # 0..1
-        return tv.Normalize(values["mean"], values["std"])(image * values["largest"])
+        pixels = np.rint(image * np.float32(255 / values["largest"])).astype(np.uint8)
+        image = Image.fromarray(pixels.transpose(1, 2, 0).copy())
+        image = tv.ToTensor()(tv.Resize(scale, tv.InterpolationMode(values["resize"]))(image))
+        return tv.Normalize(values["mean"], values["std"])(image * values["largest"]).numpy()
 
 
 def _picture(pixels):

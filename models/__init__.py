@@ -41,7 +41,7 @@ def setup(opt, checkpoint, classes, device):
         )
     model.classes = list(classes)
     _set_memory(opt, model)
-    _set_backend(opt)
+    set_backend(opt)
     dtype = torch.float64 if opt.precision == "double" else torch.float32
     # channels last is at least as fast for every net here, on the CPU by up to 1.7 times
     return model.to(device, dtype, memory_format=torch.channels_last)
@@ -98,7 +98,8 @@ def _set_memory(opt, model):
         say("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
 
 
-def _set_backend(opt):
+def set_backend(opt):
+    """How cuDNN chooses its kernels and rounds, for this whole process."""
     if opt.backend == "cunn":
         say("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     torch.backends.cudnn.benchmark = opt.cudnn == "fastest"

@@ -1,0 +1,130 @@
+"""Tests trained models in other ways: larger, ten crops, dense at several scales, as an ensemble.
+
+No Lua file: the tests of the paper's Tables 5 and 6 and of its text, for model files of any kind.
+Every image counts once, in any number of processes.
+"""
+
+import os
+import sys
+
+import launch
+import opts
+from errors import InputError
+
+HEAD = """Usage: evaluate.py MODEL... [options]
+
+Tests models on the validation images of a dataset. MODEL is a file (.pth, .t7, .safetensors),
+torchvision:NAME, or the folder of a run, whose model_best.pth is taken. Several are an ensemble.
+
+Where an image has several outputs (of crops, places, mirror images, scales, models), the mean of
+the outputs is ranked and, apart, the mean of their softmax. Scales and models have equal weights.
+
+Options:"""
+
+# As in opts.py, from which most are
+_SHARED = (
+    *("data", "dataset", "nProcs", "cudnn", "gen", "precision"),
+    *("nThreads", "skipCorrupt", "batchSize", "tenCrop"),
+)
+# fmt: off
+OPTIONS = (
+    *(row for row in opts.OPTIONS if row[0] in _SHARED),
+    ("testScale",   0,     opts.whole,   0,    "Shorter side of the test image (0: as the model says)"),
+    ("testCrop",    0,     opts.whole,   0,    "Side of the crop of the test image (0: as the model says)"),
+    ("dense",       (),    opts.scales,  None, "Test whole images at these scales: 224,256,288,320,352"),
+    ("flip",        False, opts.boolean, None, "Test the mirror images as well"),
+    ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
+    ("recomputeBN", 0,     opts.whole,   0,    "Batches to re-estimate batch norm over before (0: no)"),
+)
+# fmt: on
+
+
+def main(argv=None):
+    """Evaluate as the command line says; returns what ensemble.test does."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    opt = parse(argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see main.py
+    count = launch.wanted(opt)
+    if count > 1:
+        sys.exit(launch.run(argv, count))
+
+    # after the options: an error or the help need not wait for torch
+    import dataloader
+    import datasets
+    import distributed
+    import ensemble
+    import models
+    from datasets.views import Views
+    from models import classes
+
+    device = distributed.join()
+    models.set_backend(opt)
+    nets = [ensemble.load(source, opt, device) for source in opt.models]
+
+    train, val = distributed.in_turn(lambda: datasets.create(opt))
+    data = list(datasets.module(opt.dataset).classes(opt))
+    names = [classes.outputs(source, net, data) for source, net in zip(opt.models, nets)]
+    listed = opt.classes or None
+    tested = classes.read(listed) if listed else names[0]
+    columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]
+    indices, targets = classes.targets(val, data, tested, listed)
+
+    if opt.recomputeBN:
+        ensemble.recompute(nets, dataloader.DataLoader(train, opt, "train", device), opt)
+    views = [ensemble.views(net, val, opt) for net in nets]
+    images = Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
+    opt.batchSize = max(1, opt.batchSize // images.crops())
+    loader = dataloader.DataLoader(images, opt, "val", device)
+    members = [
+        ensemble.Member(net, images.places(own), outputs.to(device), ensemble.window(net, val, opt))
+        for net, own, outputs in zip(nets, views, columns)
+    ]
+    return ensemble.test(members, loader, opt)
+
+
+def parse(argv):
+    """The options, `models` among them; help or one sentence of error ends the program."""
+    if any(word in ("-h", "-help", "--help") for word in argv):
+        print(opts.help_text(HEAD, OPTIONS))
+        sys.exit(0)
+    try:
+        return _checked(argv)
+    except InputError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
+            print(f"evaluate.py: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _checked(argv):
+    words = []
+    opt = opts.read(argv, OPTIONS, words)
+    if not words:
+        raise InputError("give a model: evaluate.py MODEL... [options] (-help says more)")
+    opt.models = [_file(word) for word in words]
+    # how the nets are tested; what datasets and their loader are told is as in training
+    opt.scale, opt.crop, opt.ten = opt.testScale, opt.testCrop, opt.tenCrop
+    opt.testScale, opt.testCrop, opt.tenCrop = 256, 224, False
+    opt.nGPU, opt.manualSeed, opt.backend = 1, 0, "cudnn"
+    opts.check_dataset(opt)
+    if opt.dense and (opt.ten or opt.scale or opt.crop):
+        raise InputError("-dense tests whole images: without -tenCrop, -testScale and -testCrop")
+    if opt.ten and opt.flip:
+        raise InputError("-tenCrop true has mirror images already: without -flip")
+    if opt.recomputeBN and opt.batchSize < 2:
+        raise InputError("-recomputeBN needs a -batchSize of at least two images")
+    if opt.classes and not os.path.isfile(opt.classes):
+        raise InputError(f"File not found: {opt.classes} (-classes)")
+    opts.check_folder(opt)
+    return opt
+
+
+def _file(word):
+    """The model that a word of the command line names."""
+    path = os.path.join(word, "model_best.pth") if os.path.isdir(word) else word
+    if not word.startswith("torchvision:") and not os.path.isfile(path):
+        raise InputError(f"File not found: {path}")
+    return path
+
+
+if __name__ == "__main__":
+    launch.guard(main)
