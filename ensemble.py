@@ -81,7 +81,8 @@ def window(net, dataset, opt):
         return 0
     if not hasattr(net, "maps"):
         raise InputError("-dense needs a net with last maps; this one has no function `maps`")
-    side = dataset.preprocessing()["crop"]
+    # a net that was trained on smaller images says so; a larger crop only says how it was tested
+    side = min(p["crop"] for p in (dataset.preprocessing(), net.preprocessing) if p)
     image = net.fc.weight.new_zeros(1, 3, side, side)
     with torch.inference_mode():
         return net.maps(image).shape[-1]
@@ -119,7 +120,7 @@ def _wrong(members, batch, opt):
     count = len(batch.target)
     wrong = []
     if count:
-        scores = sum(_score(member, batch.input, count, opt) for member in members)
+        scores = sum(_score(member, batch.input, count, opt) for member in members) / len(members)
         wrong = [n for reading in scores for n in score.errors(reading, batch.target)]
     # one exchange, and one wait for the device
     here = [torch.as_tensor(n, device=batch.target.device) for n in (count, *(wrong or [0] * 4))]

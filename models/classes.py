@@ -36,10 +36,9 @@ def outputs(source, model, data):
     names, count = list(model.classes or ()), model.fc.out_features
     if not set(names) & set(data):
         if count != len(data):
-            what = f"calls its {count} classes otherwise" if names else f"has {count} classes"
             raise InputError(
-                f"{source} {what} and the data has {len(data)}, such as {data[0]}: which is which "
-                "cannot be told"
+                f"{source} has {count} classes, not those of the data ({len(data)}, {data[0]} and "
+                "others), and which is which cannot be told"
             )
         if names:
             say(f"=> {source} calls its classes otherwise than the data: they are taken in order")
@@ -55,8 +54,10 @@ def columns(source, names, tested, listed=None):
         return torch.arange(len(names))
     missing = [name for name in tested if name not in places]
     if missing:
-        where = f"{listed}, which {source} does not know" if listed else f"not in {source}"
-        raise InputError(f"{len(missing)} classes are {where}: the first is {missing[0]}")
+        where = f"are not among those of {source}"
+        if listed:
+            where = f"in {listed} are unknown to {source}"
+        raise InputError(f"{len(missing)} classes {where}: the first is {missing[0]}")
     return torch.tensor([places[name] for name in tested])
 
 

@@ -212,6 +212,10 @@ def test_validation_chain():
     np.testing.assert_array_equal(ten[0], chain(image))
     small = dataset("val", testScale=100, testCrop=64).preprocess()
     assert small(image).shape == (3, 64, 64)
+    image = np.random.default_rng(3).random((3, 405, 320), dtype=np.float32)
+    large = dataset("val", testScale=320, testCrop=320).preprocess()  # as in the paper's Table 5
+    expected = ((image - mean) / std)[:, 43:363]  # (405 - 320) / 2 rounded up
+    np.testing.assert_allclose(large(image), expected, rtol=0, atol=1e-6)
 
 
 def dataset(split, **more):

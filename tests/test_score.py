@@ -1,6 +1,7 @@
 """Error counts against what Trainer:computeScore returned under Torch7."""
 
 import json
+import math
 import os
 
 import numpy as np
@@ -37,3 +38,25 @@ def test_fewer_than_five_classes(classes):
 def test_what_is_not_a_number_is_wrong():
     output = torch.tensor([[0.0, 1.0], [float("nan"), 1.0]])
     assert [int(n) for n in score.errors(output, torch.tensor([1, 1]))] == [1, 1]
+
+
+@pytest.mark.parametrize("height, width, window", [(7, 7, 7), (9, 12, 7), (8, 3, 4), (2, 2, 8)])
+def test_dense_is_the_classifier_at_each_place(height, width, window):
+    torch.manual_seed(1)
+    maps, fc = torch.randn(2, 6, height, width, dtype=torch.float64), torch.nn.Linear(6, 4).double()
+    tall, wide = min(window, height), min(window, width)
+    expected = [
+        fc(maps[:, :, y : y + tall, x : x + wide].mean((2, 3)))
+        for y in range(height - tall + 1)
+        for x in range(width - wide + 1)
+    ]
+    assert torch.allclose(score.dense(maps, fc, window), torch.stack(expected, 1), rtol=1e-12)
+
+
+def test_two_readings():
+    outputs = torch.tensor([[[4.0, 0.0], [0.0, 2.0], [0.0, 1.5]]], dtype=torch.float64)
+    plain, soft = score.readings(outputs)
+    assert plain[0].tolist() == pytest.approx([4 / 3, 3.5 / 3])  # here the first class wins
+    shares = [1 / (1 + math.exp(x)) for x in (-4, 2, 1.5)]
+    assert soft[0].tolist() == pytest.approx([sum(shares) / 3, 1 - sum(shares) / 3])
+    assert sum(shares) / 3 < 0.5  # and here the second
