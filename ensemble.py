@@ -158,7 +158,9 @@ def _running(opt, x):
     try:
         with torch.autocast(x.device.type, mixed, enabled=mixed is not None):
             yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:  # torch.OutOfMemoryError is one, the CPU has none of its own
+        if "tried to allocate" not in str(error).lower():
+            raise
         shape = " x ".join(map(str, x.shape))
         raise InputError(
             f"out of memory for an input of {shape} ({str(error).splitlines()[0]}); give a smaller "

@@ -41,7 +41,9 @@ def test_columns():
     assert classes.columns("a", [*DATA, None], [*DATA, None]).tolist() == [0, 1, 2, 3]
     with pytest.raises(InputError, match="1 classes are not among those of a: the first is emu"):
         classes.columns("a", names, ["owl", "emu"])
-    with pytest.raises(InputError, match="1 classes in list.txt are unknown to a: the first is emu"):
+    with pytest.raises(
+        InputError, match="1 classes in list.txt are unknown to a: the first is emu"
+    ):
         classes.columns("a", names, ["emu"], "list.txt")
 
 

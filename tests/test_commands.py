@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import complexity
+import evaluate
 import opts
 from models.resnext import resnext
 
@@ -32,7 +33,8 @@ def read(name):
 
 def commands(script):
     """The options of every command of a script in the documents, each once, in order."""
-    pattern = rf"python {script}\.py((?: -\w+ [^\s`|]+)*)"
+    word = r"[^\s`|]+" if script == "evaluate" else r"-\w+ [^\s`|]+"  # that names files as well
+    pattern = rf"python {script}\.py((?: {word})*)"
     found = [
         words for name in ("README.md", "TRAINING.md") for words in re.findall(pattern, read(name))
     ]
@@ -73,11 +75,13 @@ def folder(monkeypatch, tmp_path):
     for name in ("resnext_50_32x4d", "resnext_101_64x4d", "resnet-200"):
         (tmp_path / f"{name}.t7").touch()
     (tmp_path / "checkpoints/model_best.pth").touch()
+    (tmp_path / "1000.txt").touch()
     monkeypatch.chdir(tmp_path)
 
 
 def test_there_are_commands():
     assert len(commands("main")) > 50 and len(commands("complexity")) >= 2
+    assert len(commands("evaluate")) >= 5
 
 
 @pytest.mark.parametrize("command", [command for command in commands("main") if command])
@@ -90,6 +94,11 @@ def test_main(command, folder):
 @pytest.mark.parametrize("command", commands("complexity"))
 def test_complexity(command):
     size(command or "-depth 50")  # without options it is tested in test_complexity.py
+
+
+@pytest.mark.parametrize("command", commands("evaluate"))
+def test_evaluate(command, folder):
+    assert evaluate.parse(command.split()).models
 
 
 def tables():
