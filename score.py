@@ -32,7 +32,6 @@ def readings(outputs):
     First the mean of the raw outputs, whose ranking is that of their sum, as the Lua has it for ten
     crops; then the mean of their softmax.
     """
-    outputs = outputs.float() if outputs.dtype in (torch.half, torch.bfloat16) else outputs
     return torch.stack([outputs.mean(1), outputs.softmax(2).mean(1)])
 
 

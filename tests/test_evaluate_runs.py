@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from runs import ROOT
 
 import evaluate
 import main
+from errors import InputError
 from models import formats
 
 
@@ -48,6 +50,21 @@ def test_processes_count_each_image_once(photos, tmp_path, count, words, capsys,
     assert done.returncode == 0, done.stderr
     assert f"=> {count} processes on cpu" in done.stdout
     assert len(alone) == 2 and alone[0][2] == "8" and wrong(done.stdout) == alone
+
+
+def test_unreadable_images_are_left_out(photos, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(photos, "photos")
+    with open("photos/val/plain/2.jpg", "wb") as file:
+        file.write(b"no picture")
+    (path, _), _ = pair(tmp_path, photos).values()
+    words = [path, "-dense", "32,48", "-precision", "double"]
+    with pytest.raises(InputError, match="photos/val/plain/2.jpg.*-skipCorrupt true"):
+        evaluated(*words, data="photos")
+    _, whole, _ = evaluated(*words, data=photos)
+    _, plain, _ = evaluated(*words, "-skipCorrupt", "true", "-batchSize", "6", data="photos")
+    assert torch.allclose(plain, whole[[0, 1, 3, 4, 5, 6, 7]], rtol=1e-9)
+    assert wrong(capsys.readouterr().out)[-1][2] == "7"
 
 
 def test_as_main_tests(photos, tmp_path, monkeypatch):
