@@ -12,6 +12,7 @@ import dataloader
 import distributed
 import files
 import main
+import norms
 import opts
 import train
 from errors import InputError
@@ -54,14 +55,14 @@ def restated(trainer, loader, replicas, batches):
 
         return hook
 
-    norms = {n: m for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    handles = [norm.register_forward_pre_hook(look(name)) for name, norm in norms.items()]
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    handles = [norm.register_forward_pre_hook(look(name)) for name, norm in layers.items()]
     net.train()
     with torch.no_grad():
         for batch in list(loader.run(3))[:batches]:
             for part in batch.input.tensor_split(replicas):  # the first have one more
                 if len(part) > 1:
-                    for module in norms.values():
+                    for module in layers.values():
                         module.slices = None
                     net(part)
     for handle in handles:
@@ -127,7 +128,8 @@ def test_a_stopped_run_is_the_straight_run(run, monkeypatch, line):
 
     told = []
     with monkeypatch.context() as patched:
-        patched.setattr(train, "say", say)
+        for module in (norms, train):
+            patched.setattr(module, "say", say)
         with pytest.raises(Stopped):
             run("-nEpochs 2 -save stopped -recomputeBN 3")
     assert files.load("stopped/latest.pth")["modelFile"] == "inside_epoch.pth"
