@@ -1,6 +1,7 @@
 """evaluate.py against plain loops: an image, a view, a place and a model at a time, in float64."""
 
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from evaluations import TORCH7, evaluated, pair, pictures
 from PIL import Image
 from torchvision.transforms import functional as tv
 
+import ensemble
 import evaluate
 import launch
 from datasets.transforms import Scale
@@ -201,6 +203,16 @@ def test_what_does_not_fit_is_refused(files, run):
         names = [files.get(word, [word])[0] for word in words]
         with pytest.raises(InputError, match=message):
             run(*names)
+
+
+def test_out_of_memory_is_one_sentence():
+    opt = types.SimpleNamespace(precision="bfloat16")
+    with (
+        pytest.raises(InputError, match="for an input of 2 x 3 .*-batchSize") as stop,
+        ensemble._running(opt, torch.zeros(2, 3)),
+    ):
+        torch.empty(2**50, dtype=torch.uint8)
+    assert "\n" not in str(stop.value)
 
 
 def test_it_speaks_in_its_own_name(monkeypatch):
