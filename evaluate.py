@@ -31,7 +31,7 @@ OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),
     ("testScale",   0,     opts.whole,   0,    "Shorter side of the test image (0: as the model says)"),
     ("testCrop",    0,     opts.whole,   0,    "Side of the crop of the test image (0: as the model says)"),
-    ("dense",       (),    opts.scales,  None, "Test whole images at these scales: 224,256,288,320,352"),
+    ("dense",       (),    opts.series,  None, "Test whole images at these scales: 224,256,288,320,352"),
     ("flip",        False, opts.boolean, None, "Test the mirror images as well"),
     ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
     ("recomputeBN", 0,     opts.whole,   0,    "Batches to re-estimate batch norm over before (0: no)"),

@@ -50,17 +50,8 @@ def boolean(text):
     return {"true": True, "false": False}[text.lower()]
 
 
-def epochs(text):
-    """Epochs separated by commas, ascending: 150,225."""
-    return ascending(text)
-
-
-def scales(text):
-    """Lengths in pixels, likewise: 224,256."""
-    return ascending(text)
-
-
-def ascending(text):
+def series(text):
+    """Whole numbers separated by commas: epochs, or lengths in pixels."""
     steps = tuple(whole(step) for step in text.split(",")) if text else ()
     if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
         raise ValueError
@@ -71,8 +62,7 @@ WANTED = {
     whole: "a whole number",
     real: "a number",
     boolean: "true or false",
-    epochs: "ascending epochs such as 150,225",
-    scales: "ascending lengths such as 224,256,320",
+    series: "ascending numbers such as 150,225",
 }
 
 PRECISIONS = ("single", "double", "half", "bfloat16", "tf32")
@@ -111,7 +101,7 @@ OPTIONS = (
     ("progress",        "auto",        str,     ("auto", "lines"), "auto: show the time left on a terminal"),
     # ---------- Optimization options ----------
     ("LR",              0.1,           real,    0,    "initial learning rate"),
-    ("LRSteps",         (),            epochs,  None, "Epochs where the rate drops x0.1 (none: the recipe's)"),
+    ("LRSteps",         (),            series,  None, "Epochs where the rate drops x0.1 (none: the recipe's)"),
     ("momentum",        0.9,           real,    0,    "momentum"),
     ("weightDecay",     1e-4,          real,    0,    "weight decay"),
     # ---------- Model options ----------

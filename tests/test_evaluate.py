@@ -179,7 +179,7 @@ def test_help_and_wrong_options(files, photos, tmp_path, capsys, monkeypatch):
         ("gone.pth", "File not found: gone.pth"),
         (str(tmp_path), f"File not found: {tmp_path}/model_best.pth"),
         (f"{model} -dence 224", "unknown option -dence; did you mean -dense or"),
-        (f"{model} -dense 256,224", "should be ascending lengths such as 224,256,320"),
+        (f"{model} -dense 256,224", "should be ascending numbers such as 150,225"),
         (f"{model} -dense 224 -testCrop 200", "-dense tests whole images"),
         (f"{model} -tenCrop true -flip true", "mirror images already"),
         (f"{model} -classes gone.txt", "File not found: gone.txt (-classes)"),
