@@ -21,6 +21,7 @@ from datasets.views import View
 from distributed import say
 from errors import InputError
 from interrupts import Interrupts
+from progress import Clock
 from train import MIXED, test_line
 
 
@@ -91,14 +92,16 @@ def window(net, dataset, opt):
 def test(members, loader, opt):
     """Test and print the errors; returns (top-1, top-5) in per cent in each reading."""
     size, sums = loader.size(), np.zeros(5)
+    clock = Clock(test=size)
     timer = time.perf_counter()
     for n, batch in enumerate(loader.run(0), 1):
         data_time = time.perf_counter() - timer
         got = np.array(_wrong(members, batch, opt).tolist())
         sums += got
         if got[0]:
-            place, seconds = f"[0][{n}/{size}]", time.perf_counter() - timer
-            say(test_line(place, seconds, data_time, got, sums))
+            elapsed = time.perf_counter() - timer
+            say(test_line(f"[0][{n}/{size}]", elapsed, data_time, got, sums))
+            clock.tick("test", 0, n, elapsed)
         timer = time.perf_counter()
     seen, *wrong = (int(number) for number in sums)
     if not seen:

@@ -24,7 +24,7 @@ Options:"""
 # As in opts.py, from which most are
 _SHARED = (
     *("data", "dataset", "nProcs", "cudnn", "gen", "precision"),
-    *("nThreads", "skipCorrupt", "batchSize", "tenCrop"),
+    *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
 )
 # fmt: off
 OPTIONS = (
@@ -56,6 +56,7 @@ def main(argv=None):
     import models
     from datasets.views import Views
     from models import classes
+    from progress import Terminal
 
     device = distributed.join()
     models.set_backend(opt)
@@ -79,7 +80,8 @@ def main(argv=None):
         ensemble.Member(net, images.places(own), outputs.to(device), ensemble.window(net, val, opt))
         for net, own, outputs in zip(nets, views, columns)
     ]
-    return ensemble.test(members, loader, opt)
+    with Terminal(opt.progress):
+        return ensemble.test(members, loader, opt)
 
 
 def parse(argv):

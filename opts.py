@@ -225,10 +225,7 @@ def check(opt, data=True):
     if opt.testCrop > opt.testScale:
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
-        raise InputError(
-            f"-recomputeBN needs two images a replica: -batchSize {opt.batchSize} has one for each "
-            f"of -nGPU {opt.nGPU}"
-        )
+        raise InputError("-recomputeBN needs two images a replica: a -batchSize above -nGPU")
     if opt.resume == "none" and opt.retrain == "none" and opt.netType in depths.NETS:
         depths.stages(opt.netType, opt.stem, opt.depth)  # from a file, the file's depth holds
     for name in ("retrain", "optimState"):
