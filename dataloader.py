@@ -212,19 +212,19 @@ class _Preparation(data.Dataset):
 
     def __init__(self, dataset, opt, notes):
         self.dataset, self.seed, self.notes = dataset, opt.manualSeed, notes
-        self.preprocess = None
         self.stack = getattr(dataset, "stack", _stack)
+        self.prepare = None
+        _preparation(dataset)  # compiles what it needs: once, before the workers are forked
 
     def __getitem__(self, job):
         epoch, indices = job
         # made here, in the worker: transforms need not survive pickling
-        self.preprocess = self.preprocess or self.dataset.preprocess()
+        self.prepare = self.prepare or _preparation(self.dataset)
         images, targets, unreadable = [], [], []
         for place, index in enumerate(indices):
             self._note(index)
             try:
-                image, target = self.dataset.get(index)
-                image = self.preprocess(image, Draws(self.seed, epoch, int(index)))
+                image, target = self.prepare(index, Draws(self.seed, epoch, int(index)))
             except InputError as error:
                 unreadable.append((place, str(error)))
                 continue
@@ -248,6 +248,19 @@ def _stack(images):
     """One tensor (N, 3, H, W); of ten crops each, (10 N, 3, H, W), which follow one another."""
     input = torch.from_numpy(np.stack(images))
     return input.flatten(0, 1) if input.dim() == 5 else input
+
+
+def _preparation(dataset):
+    """A function (i, draws) that gives an image, ready for the net, and its target."""
+    if hasattr(dataset, "prepare"):
+        return dataset.prepare()
+    preprocess = dataset.preprocess()
+
+    def prepared(i, draws):
+        image, target = dataset.get(i)
+        return preprocess(image, draws), target
+
+    return prepared
 
 
 def _named(dataset, index):

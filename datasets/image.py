@@ -116,12 +116,17 @@ def scale(image, width, height, interpolation="bicubic"):
 def crop(image, x, y, width, height):
     """A copy of the pixels x..x+width-1, y..y+height-1."""
     rows, columns = image.shape[1:]
+    check_crop(columns, rows, x, y, width, height)
+    return image[:, y : y + height, x : x + width].copy()
+
+
+def check_crop(columns, rows, x, y, width, height):
+    """InputError if the crop leaves the image of columns x rows pixels."""
     if x < 0 or y < 0 or x + width > columns or y + height > rows:
         raise InputError(
             f"a crop of {width}x{height} pixels does not fit into an image of {columns}x{rows} "
             "(width x height); scale the image up or crop less"
         )
-    return image[:, y : y + height, x : x + width].copy()
 
 
 def hflip(image):

@@ -4,6 +4,8 @@ Takes the place of the class that datasets/cifar10.lua and cifar100.lua each had
 Lua: targets count from 0, and the images can also be augmented by the batch, on any device.
 """
 
+import functools
+
 import numpy as np
 import torch
 
@@ -75,9 +77,26 @@ class Images:
 
         Gives the same bits as preprocess does with the same draws, for dtype float32.
         """
+        if self.split == "train" and batch.device.type == "cpu":
+            return self._augment_here(batch, uniforms).to(dtype)
         batch = batched.normalize(batch, self.mean, self.std, dtype)
         if self.split == "val":
             return batch
         if self.mirror:
             batch = batched.flip(batch, uniforms[:, 0])
         return batched.crop(batch, uniforms[:, -2], uniforms[:, -1], self.padding)
+
+    def _augment_here(self, batch, uniforms):
+        """The same in one compiled pass over the batch, in channels_last memory."""
+        from datasets import kernels  # numba takes half a second: only for those who need it
+
+        n, c, h, w = batch.shape
+        out = np.empty((n, h, w, c), np.float32)
+        kernels.augment(batch.numpy(), uniforms.numpy(), self._values, self.padding, out)
+        return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    @functools.cached_property
+    def _values(self):
+        """What each byte becomes in each colour, float32 (3, 256)."""
+        levels = np.broadcast_to(np.arange(256, dtype=np.float32), (3, 1, 256))
+        return ColorNormalize(self.mean, self.std)(levels)[:, 0]

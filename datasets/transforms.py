@@ -56,10 +56,14 @@ class Scale:
         h, w = image.shape[1:]
         if min(w, h) == self.size:
             return image
+        return scale(image, *self.lengths(w, h), self.interpolation)
+
+    def lengths(self, w, h):
+        """The new width and height."""
         # h / w * size in this order: it can fall below a whole number (10x408 at 100 gives 4079)
         if w < h:
-            return scale(image, self.size, int(h / w * self.size), self.interpolation)
-        return scale(image, int(w / h * self.size), self.size, self.interpolation)
+            return self.size, int(h / w * self.size)
+        return int(w / h * self.size), self.size
 
 
 @dataclass(frozen=True)
@@ -70,8 +74,11 @@ class CenterCrop:
 
     def __call__(self, image, draws=None):
         h, w = image.shape[1:]
-        x, y = math.ceil((w - self.size) / 2), math.ceil((h - self.size) / 2)
-        return crop(image, x, y, self.size, self.size)
+        return crop(image, *self.place(w, h), self.size, self.size)
+
+    def place(self, w, h):
+        """x and y of the crop."""
+        return math.ceil((w - self.size) / 2), math.ceil((h - self.size) / 2)
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,14 @@ class RandomSizedCrop:
 
     def __call__(self, image, draws):
         rows, columns = image.shape[1:]
+        region = self.region(columns, rows, draws)
+        if region is None:
+            return CenterCrop(self.size)(Scale(self.size)(image))
+        x, y, w, h = region
+        return scale(image[:, y : y + h, x : x + w], self.size, self.size)
+
+    def region(self, columns, rows, draws):
+        """x, y, width and height of the part to take; None if no attempt fits."""
         for _ in range(10):
             area = draws.uniform(0.08, 1.0) * (rows * columns)
             aspect = draws.uniform(3 / 4, 4 / 3)  # uniform, not log-uniform
@@ -150,8 +165,8 @@ class RandomSizedCrop:
                 w, h = h, w
             if h <= rows and w <= columns:
                 y, x = draws.random(0, rows - h), draws.random(0, columns - w)
-                return scale(image[:, y : y + h, x : x + w], self.size, self.size)
-        return CenterCrop(self.size)(Scale(self.size)(image))
+                return x, y, w, h
+        return None
 
 
 @dataclass(frozen=True)
@@ -161,7 +176,11 @@ class HorizontalFlip:
     prob: float
 
     def __call__(self, image, draws):
-        return hflip(image) if draws.uniform() < self.prob else image
+        return hflip(image) if self.drawn(draws) else image
+
+    def drawn(self, draws):
+        """Whether this image is to be mirrored."""
+        return draws.uniform() < self.prob
 
 
 @dataclass(frozen=True)
@@ -190,14 +209,28 @@ class Lighting:
     def __call__(self, image, draws):
         if self.alphastd == 0:
             return image
+        return image + self.shift(draws).astype(np.float32)[:, None, None]
+
+    def shift(self, draws):
+        """What to add to each colour, float64 (3,)."""
         alpha = np.array([draws.normal(0, self.alphastd) for _ in range(3)])
-        shift = np.sum(np.array(self.eigvec) * alpha * np.array(self.eigval), axis=1)
-        return image + shift.astype(np.float32)[:, None, None]
+        return np.sum(np.array(self.eigvec) * alpha * np.array(self.eigval), axis=1)
 
 
 def _blend(image, other, alpha):
     """alpha image + (1 - alpha) other."""
     return image * np.float32(alpha) + np.float32(1 - alpha) * other
+
+
+@dataclass(frozen=True)
+class _Blend:
+    """A blend with something in which the image's weight is 1 - var to 1 + var; one draw."""
+
+    var: float
+
+    def alpha(self, draws):
+        """The weight of the image."""
+        return 1 + draws.uniform(-self.var, self.var)
 
 
 def _grayscale(image):
@@ -209,35 +242,25 @@ def _grayscale(image):
     return gray
 
 
-@dataclass(frozen=True)
-class Saturation:
-    """A blend with the gray image; one draw."""
-
-    var: float
+class Saturation(_Blend):
+    """A blend with the gray image."""
 
     def __call__(self, image, draws):
-        alpha = 1 + draws.uniform(-self.var, self.var)
-        return _blend(image, _grayscale(image), alpha)
+        return _blend(image, _grayscale(image), self.alpha(draws))
 
 
-@dataclass(frozen=True)
-class Brightness:
-    """A blend with black; one draw."""
-
-    var: float
+class Brightness(_Blend):
+    """A blend with black."""
 
     def __call__(self, image, draws):
-        return image * np.float32(1 + draws.uniform(-self.var, self.var))
+        return image * np.float32(self.alpha(draws))
 
 
-@dataclass(frozen=True)
-class Contrast:
-    """A blend with the mean of the gray image, as the image is when its turn comes; one draw."""
-
-    var: float
+class Contrast(_Blend):
+    """A blend with the mean of the gray image, as the image is when its turn comes."""
 
     def __call__(self, image, draws):
-        alpha = 1 + draws.uniform(-self.var, self.var)
+        alpha = self.alpha(draws)
         mean = np.float32(_grayscale(image).mean(dtype=np.float64))
         return _blend(image, mean, alpha)
 
@@ -249,11 +272,15 @@ class RandomOrder:
     transforms: list
 
     def __call__(self, image, draws):
-        if not self.transforms:
-            return image
-        for k in draws.randperm(len(self.transforms)):
-            image = self.transforms[k](image, draws)
+        for transform in self.order(draws):
+            image = transform(image, draws)
         return image
+
+    def order(self, draws):
+        """The transforms as they follow one another."""
+        if not self.transforms:
+            return []
+        return [self.transforms[k] for k in draws.randperm(len(self.transforms))]
 
 
 class ColorJitter(RandomOrder):

@@ -89,10 +89,15 @@ class Deadly:
     def __init__(self, dataset, index, end):
         self.dataset, self.index, self.end = dataset, index, end
 
-    def get(self, i):
-        if i == self.index:
-            self.end()
-        return self.dataset.get(i)
+    def prepare(self):
+        prepare = self.dataset.prepare()
+
+        def deadly(i, draws):
+            if i == self.index:
+                self.end()
+            return prepare(i, draws)
+
+        return deadly
 
     def __getattr__(self, name):
         return getattr(self.dataset, name)

@@ -1,0 +1,119 @@
+"""How fast one core makes training input of photos, beside torchvision, timm and decoding alone.
+
+    taskset -c 0 python benchmarks/imagenet_input.py [FOLDER] [-all]
+
+FOLDER holds photos, in subfolders or not, such as ImageNet's. Of each photo the file is read and
+made a float32 tensor (3, 224, 224). Unless -all is given, photos with sides above 640 pixels are
+left out: ImageNet has few, and they are all decoding.
+"""
+
+import os
+import sys
+from types import SimpleNamespace
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import numpy as np
+import simplejpeg
+import timing
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torchvision import transforms as tv
+
+from datasets import imagenet
+from datasets.draws import Draws
+
+NORMALIZE = [tv.ToTensor(), tv.Normalize(imagenet.MEAN, imagenet.STD)]
+
+
+def files(folder, everything):
+    """Paths of the photos."""
+    paths = sorted(os.path.join(place, n) for place, _, names in os.walk(folder) for n in names)
+    paths = [p for p in paths if p.lower().endswith((".jpg", ".jpeg"))]
+    if not everything:
+        paths = [p for p in paths if max(Image.open(p).size) <= 640]
+    if not paths:
+        sys.exit(f"{folder} holds no photos (.jpg, .jpeg)")
+    return paths
+
+
+def dataset(paths):
+    """Ours, of these files."""
+    info = {"train_paths": np.array([os.fsencode(os.path.abspath(p)) for p in paths])}
+    info["train_targets"] = np.zeros(len(paths), np.int64)
+    options = SimpleNamespace(data="", tenCrop=False, testScale=256, testCrop=224)
+    return imagenet.Dataset(info, options, "train")
+
+
+def check(ours):
+    """The largest difference between our fast way and the plain transforms."""
+    prepare, preprocess = ours.prepare(), ours.preprocess()
+    worst = 0
+    for i in range(ours.size()):
+        plain = preprocess(ours.get(i)[0], Draws(1, 1, i))
+        worst = max(worst, float(abs(prepare(i, Draws(1, 1, i))[0] - plain).max()))
+    if worst > 1e-5:
+        sys.exit(f"our fast input differs from the plain transforms by {worst}")
+    return worst
+
+
+def with_pillow(transform):
+    """What a data set of torchvision does."""
+
+    def prepare(path):
+        with open(path, "rb") as file:
+            return transform(Image.open(file).convert("RGB"))
+
+    return prepare
+
+
+class Lighting:
+    """The PCA noise as ports of this recipe write it; torchvision has none."""
+
+    values, vectors = torch.tensor(imagenet.EIGVAL), torch.tensor(imagenet.EIGVEC)
+
+    def __call__(self, image):
+        return image + (self.vectors * torch.randn(3) * 0.1 * self.values).sum(1)[:, None, None]
+
+
+def peers():
+    """{name: function of a path}."""
+    same = [tv.RandomResizedCrop(224, interpolation=tv.InterpolationMode.BICUBIC)]
+    same += [tv.ColorJitter(0.4, 0.4, 0.4), NORMALIZE[0], Lighting(), NORMALIZE[1]]
+    plain = [tv.RandomResizedCrop(224), tv.RandomHorizontalFlip(), *NORMALIZE]
+    timms = create_transform(
+        224, is_training=True, color_jitter=0.4, mean=imagenet.MEAN, std=imagenet.STD
+    )
+    return {
+        "torchvision, the same operations": tv.Compose([*same, tv.RandomHorizontalFlip()]),
+        "torchvision, bilinear crop and flip": tv.Compose(plain),
+        "timm create_transform": timms,
+        "decoding by Pillow": np.asarray,
+    }
+
+
+def decode(path):
+    """The least that must be done, by libjpeg-turbo without Pillow."""
+    with open(path, "rb") as file:
+        return simplejpeg.decode_jpeg(file.read(), "RGB")
+
+
+def main():
+    torch.set_num_threads(1)
+    folders = [a for a in sys.argv[1:] if a != "-all"] or ["."]
+    paths = files(folders[0], "-all" in sys.argv)
+    ours = dataset(paths)
+    print(f"{len(paths)} photos; ours differs from the plain transforms by {check(ours):.1e}\n")
+    prepare = ours.prepare()
+    ways = {"ours": lambda: [prepare(i, Draws(1, 1, i)) for i in range(len(paths))]}
+    for name, function in peers().items():
+        ways[name] = lambda prepare=with_pillow(function): [prepare(p) for p in paths]
+    ways["decoding by simplejpeg"] = lambda: [decode(p) for p in paths]
+    rounds = max(3, min(15, 4000 // (len(paths) * len(ways))))
+    timing.rate_table(timing.compare(ways, rounds), "ours", len(paths), "images")
+    print(timing.machine("torchvision", "timm", "pillow", "simplejpeg", "numba", "numpy"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""The chains of ImageNet from the decoder's bytes to the net's input: fast, one image at a time.
+
+No Lua file. They draw what the chains of transforms.py draw, in the same order, and give the same
+numbers: scaling to the last bit, colour up to the rounding of float32. Only the part of an image
+that reaches the result is computed.
+"""
+
+import numpy as np
+
+from datasets import kernels
+from datasets import transforms as t
+from datasets.image import check_crop
+
+_KINDS = {
+    t.Contrast: kernels.CONTRAST,
+    t.Saturation: kernels.SATURATION,
+    t.Brightness: kernels.BRIGHTNESS,
+}
+
+
+class Training:
+    """RandomSizedCrop, ColorJitter, Lighting, ColorNormalize and HorizontalFlip, in this order."""
+
+    def __init__(self, chain):
+        self.crop, self.jitter, self.lighting, normalize, self.flip = chain.transforms
+        self.mean, self.std = np.array(normalize.mean), np.array(normalize.std)
+
+    def __call__(self, pixels, unit, draws):
+        """uint8 (H, W, 4), the fourth unused, to float32 (3, size, size); unit is 1 of 255."""
+        rows, columns, _ = pixels.shape
+        size = self.crop.size
+        region = self.crop.region(columns, rows, draws)
+        blends = [(_KINDS[type(b)], b.alpha(draws)) for b in self.jitter.order(draws)]
+        shift = self.lighting.shift(draws)
+        mirror = self.flip.drawn(draws)
+        if region is None:
+            region, window = _middle(columns, rows, t.Scale(size), t.CenterCrop(size))
+        else:
+            window = (size, size, 0, 0)
+        out = _scaled(pixels, region, (*window, mirror), unit, size)
+        kernels.color(out, np.array(blends).reshape(-1, 2), shift, self.mean, self.std)
+        return out
+
+
+class Testing:
+    """Scale, ColorNormalize and CenterCrop, in this order."""
+
+    def __init__(self, chain):
+        self.scale, normalize, self.crop = chain.transforms
+        self.mean, self.std = np.float32(normalize.mean), np.float32(normalize.std)
+
+    def __call__(self, pixels, unit, draws=None):
+        """uint8 (H, W, 4), the fourth unused, to float32 (3, size, size); unit is 1 of 255."""
+        rows, columns, _ = pixels.shape
+        region, window = _middle(columns, rows, self.scale, self.crop)
+        out = _scaled(pixels, region, (*window, False), unit, self.crop.size)
+        kernels.normalize(out, self.mean, self.std)
+        return out
+
+
+def _middle(columns, rows, scale, crop):
+    """The whole image as region, and the window that `scale` and `crop` leave of it."""
+    width, height = scale.lengths(columns, rows)
+    x, y = crop.place(width, height)
+    check_crop(width, height, x, y, crop.size, crop.size)
+    return (0, 0, columns, rows), (height, width, y, x)
+
+
+def _scaled(pixels, region, window, unit, size):
+    x, y, w, h = region
+    out = np.empty((3, size, size), np.float32)
+    words = pixels.view("<u4")[:, :, 0]  # (H, W): the colours from the lowest byte on
+    kernels.bicubic(words, (y, x, h, w), window, unit, out)
+    return out
