@@ -90,8 +90,10 @@ class Dataset:
         else:
             fast = fused.Testing(chain)
 
+        room = np.empty(1 << 22, np.uint8)  # a million pixels: fresh memory would cost time
+
         def prepared(i, draws):
-            pixels = _decode(self._path(i))
+            pixels = _decode(self._path(i), room)
             if pixels.dtype == np.uint16:
                 image = chain(_floats(pixels, 1), draws)
             else:
@@ -152,8 +154,11 @@ def _planes(pixels):
     return pixels[:, :, :3].transpose(2, 0, 1)
 
 
-def _decode(source):
-    """uint8 (H, W, 4), red, green, blue and nothing; of 16-bit grey uint16 (H, W, 3)."""
+def _decode(source, room=None):
+    """uint8 (H, W, 4), red, green, blue and nothing; of 16-bit grey uint16 (H, W, 3).
+
+    It may lie in `room`, bytes that the caller does not need any more.
+    """
     try:
         if isinstance(source, Image.Image):
             return _pixels(source)
@@ -161,7 +166,7 @@ def _decode(source):
         if isinstance(source, (str, bytes, os.PathLike)):
             with open(source, "rb", buffering=0) as opened:
                 data = opened.read()
-            pixels = _jpeg(data)
+            pixels = _jpeg(data, room)
             if pixels is not None:
                 return pixels
             file = io.BytesIO(data)
@@ -178,7 +183,7 @@ def _name(source):
     return os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "the data"
 
 
-def _jpeg(data):
+def _jpeg(data, room=None):
     """A colour or grey JPEG through libjpeg-turbo, or None for Pillow to see to.
 
     Pillow decodes by the same library, to the same bytes, but copies them twice. What is damaged in
@@ -189,7 +194,9 @@ def _jpeg(data):
     with contextlib.suppress(ValueError, RuntimeError):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         if colors in ("YCbCr", "Gray") and height * width <= Image.MAX_IMAGE_PIXELS:
-            return simplejpeg.decode_jpeg(data, "RGBX", strict=True)
+            if room is not None and 4 * height * width > len(room):
+                room = None
+            return simplejpeg.decode_jpeg(data, "RGBX", buffer=room, strict=True)
     return None
 
 

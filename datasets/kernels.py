@@ -70,7 +70,7 @@ def _edge(row, left, x, unit, shift):
 def _gather(row, left, t0, t1, t2, t3):
     """The four pixels around each sample."""
     for i in range(len(left)):
-        k = _U(left[i])
+        k = left[i]
         t0[i], t1[i], t2[i], t3[i] = row[k - _U(1)], row[k], row[k + _U(1)], row[k + _U(2)]
 
 
@@ -92,10 +92,11 @@ def _scale_row(row, left, x, inner, unit, taps, out):
             p0, p1 = _value(t0[i], shift, unit), _value(t1[i], shift, unit)
             p2, p3 = _value(t2[i], shift, unit), _value(t3[i], shift, unit)
             line[i] = _cubic(p0, p1, p2, p3, between[i])
-    for i in range(len(left)):
-        if i < begin or i >= end:
-            for c in range(3):
-                out[c, i] = _edge(row, left[i], x[i], unit, _U(8 * c))
+    for c in range(3):
+        for i in range(begin):
+            out[c, i] = _edge(row, np.int64(left[i]), x[i], unit, _U(8 * c))
+        for i in range(end, len(left)):
+            out[c, i] = _edge(row, np.int64(left[i]), x[i], unit, _U(8 * c))
 
 
 @numba.njit
@@ -143,7 +144,7 @@ def bicubic(pixels, region, window, unit, out):
             if begin == end:
                 begin = i
             end = i + 1
-    taps = np.empty((4, columns), np.uint32)
+    cells, taps = left.astype(np.uint32), np.empty((4, columns), np.uint32)
     ring = np.empty((4, 3, columns), np.float32)  # row r of the image lies in ring[r % 4]
     before, after = np.empty((3, columns), np.float32), np.empty((3, columns), np.float32)
     done = -1
@@ -151,7 +152,7 @@ def bicubic(pixels, region, window, unit, out):
         t, fraction = top[first + j], down[first + j]
         for r in range(max(t - 1, done + 1), min(t + 3, h)):
             row = pixels[y + r, x : x + w]
-            _scale_row(row, left, right, (begin, end), unit, taps, ring[r % 4])
+            _scale_row(row, cells, right, (begin, end), unit, taps, ring[r % 4])
             done = r
         p1, p2 = ring[t % 4], ring[min(t + 1, h - 1) % 4]
         p0 = ring[(t - 1) % 4] if t > 0 else _extended(p1, p2, before)
