@@ -3,7 +3,7 @@
 No Lua file. What they compute is said by image.py, transforms.py and batched.py, which the tests
 hold them against. They run on the calling thread alone and let others run meanwhile.
 
-Importing this takes half a second, and half a minute the first time, when all is compiled: into
+Importing this takes half a second, and some 10 s the first time, when all is compiled: into
 the cache that numba keeps beside this file or in the user's folder; where it may write to neither,
 each process compiles for itself.
 """
