@@ -108,17 +108,24 @@ class DataLoader:
 
     def _augmented(self, epoch, dealt):
         for indices, slices in dealt:
-            target = self.labels[torch.from_numpy(indices).to(self.device)]
+            places = self._sent(indices)
+            target = self.labels[places]
             if not len(indices):
                 yield Batch(self._black(), target, slices)
                 continue
             uniforms = None
             if self.training:
                 uniforms = table(self.opt.manualSeed, epoch, indices, self.dataset.draws)
-                uniforms = torch.from_numpy(uniforms).to(self.device)
-            indices = torch.from_numpy(indices).to(self.device)
-            input = self.dataset.augment(self.images[indices], uniforms, self.dtype)
+                uniforms = self._sent(uniforms)
+            input = self.dataset.augment(self.images[places], uniforms, self.dtype)
             yield Batch(input.contiguous(memory_format=LAYOUT), target, slices)
+
+    def _sent(self, array):
+        """An array on the device; from pinned memory a GPU fetches it when its turn comes."""
+        tensor = torch.from_numpy(array)
+        if self.device.type == "cuda":
+            tensor = tensor.pin_memory()
+        return tensor.to(self.device, non_blocking=True)
 
     def _prepared(self, epoch, dealt):
         self.jobs.list = [(epoch, indices) for indices, _ in dealt]
@@ -139,7 +146,8 @@ class DataLoader:
             return [self._moved(part) for part in input]
         if input.dtype == torch.int64:
             return input.to(self.device, non_blocking=True)
-        return input.to(self.device, self.dtype, non_blocking=True, memory_format=LAYOUT)
+        # first as it is, for only that needs no copy on the CPU
+        return input.to(self.device, non_blocking=True).to(self.dtype, memory_format=LAYOUT)
 
     def _results(self):
         """What the workers give for the jobs; one that dies is told with the image it was at."""
