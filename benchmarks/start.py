@@ -32,7 +32,9 @@ print(time.perf_counter() - began, len(found["train_paths"]))
 def main():
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--classes", type=int, default=160, help="of the tree; ImageNet has 1000; 0: none")
+    parser.add_argument(
+        "--classes", type=int, default=160, help="of the tree; ImageNet has 1000; 0: none"
+    )
     parser.add_argument("--repetitions", type=int, default=5)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
