@@ -52,14 +52,22 @@ class Interrupts:
             raise KeyboardInterrupt
         self.asked[place] += 1
 
-    def between(self, asked, where):
-        """Save if it is time; if `asked`, the sum over all processes, says so, save and stop."""
+    def between(self, asked, where, settle=lambda: None):
+        """Save if it is time; if `asked`, the sum over all processes, says so, save and stop.
+
+        `settle` is called before a save; an error there comes instead of the save. Returns whether
+        there was one.
+        """
+        saved = False
         told = next((signum for signum, count in zip(SIGNALS, asked) if count), None)
         if self.save and (told or self.seconds and time.monotonic() - self.last >= self.seconds):
+            settle()
             self.save(stop=told is not None)
             self.last = time.monotonic()
+            saved = True
         if told:
             raise Stopped(told, where, self.folder)
+        return saved
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import copy
 import math
 import re
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -21,7 +22,9 @@ from distributed import say
 from errors import InputError
 from interrupts import Interrupts
 from models.blocks import set_slices
+from models.fold import folded
 from progress import Clock
+from results import Results
 
 MIXED = {"half": torch.float16, "bfloat16": torch.bfloat16}  # -precision -> type of the products
 ORDER = "-batchSize, -manualSeed or -tenCrop"
@@ -52,7 +55,8 @@ class Trainer:
         if state is not None:
             self.load_state(state)
         self.parallel = distributed.parallel(model, device)  # the same model, as it is trained
-        self.interrupts, self.clock = Interrupts(), Clock()
+        self.interrupts, self.clock, self.results = Interrupts(), Clock(), Results(device)
+        self.slices = None  # those that the model was given last
 
     def train(self, epoch, loader):
         """One epoch, or what is left of it; returns the means (top-1 error %, top-5 %, loss)."""
@@ -63,28 +67,19 @@ class Trainer:
         if sums["done"] < size:
             say(f"=> Training epoch # {epoch}")
         self.model.train()
+        self.slices = None  # -recomputeBN gives it others
+        self.results.start()
         timer = time.perf_counter()
         for n, batch in enumerate(loader.run(epoch, sums["done"]), sums["done"] + 1):
             data_time = time.perf_counter() - timer
             if _count(batch.slices):
                 with self._memory(batch):
                     output, loss = self._step(batch)
-                got, asked = self._exchange(output, batch.target, loss)
-                elapsed = time.perf_counter() - timer
-                count, wrong1, wrong5, loss = got
-                loss /= count
-                if not math.isfinite(loss):
-                    raise InputError(_diverged(loss, epoch, n, size))
-                say(
-                    f" | Epoch: [{epoch}][{n}/{size}]    "
-                    f"Time {elapsed:.3f}  "
-                    f"Data {data_time:.3f}  Err {loss:1.4f}  "
-                    f"top1 {100 * wrong1 / count:7.3f}  top5 {100 * wrong5 / count:7.3f}"
-                )
-                _add(sums, n, (*got, elapsed, data_time))
-                self.clock.tick("train", epoch, n, elapsed)
-                self.interrupts.between(asked, f"in epoch {epoch} after iteration {n} of {size}")
+                tell = partial(self._tell_train, sums, epoch, n, size, data_time, batch.slices)
+                self._exchange(tell, output, batch.target, loss)
+                self._between(f"in epoch {epoch} after iteration {n} of {size}")
             timer = time.perf_counter()
+        self._between(f"in epoch {epoch} after iteration {size} of {size}", lag=0)
         seen = sums["seen"]
         if not seen:
             raise InputError("no training image could be read")
@@ -93,7 +88,9 @@ class Trainer:
     def _step(self, batch):
         """Forward, backward and update; returns output (N, K) and the loss's sum, detached."""
         input, target, slices = batch
-        set_slices(self.model, slices[distributed.rank()])
+        if self.slices != slices[distributed.rank()]:
+            self.slices = slices[distributed.rank()]
+            set_slices(self.model, self.slices)  # a walk over all modules
         if distributed.size() > 1 and any(1 in sizes for sizes in slices):
             # a slice of one sample is normalised by the first replica's running statistics
             distributed.take_first(self.model.buffers())
@@ -117,27 +114,41 @@ class Trainer:
         self.model.train()
         norms.recompute(self.model, loader, epoch, count, self._running, self.interrupts)
 
+    def _tell_train(self, sums, epoch, n, size, data_time, slices, numbers, seconds):
+        """An iteration's line. Time: since the line before. Data: waited for its batch.
+
+        On a GPU, where lines come an iteration late, the times still add up to the epoch's.
+        """
+        wrong1, wrong5, loss = numbers
+        count = _count(slices)
+        if not math.isfinite(loss / count):
+            raise InputError(_diverged(loss / count, epoch, n, size))
+        _add(sums, n, (count, int(wrong1), int(wrong5), loss, seconds, data_time))
+        say(
+            f" | Epoch: [{epoch}][{n}/{size}]    Time {seconds:.3f}  Data {data_time:.3f}  "
+            f"Err {loss / count:1.4f}  "
+            f"top1 {100 * wrong1 / count:7.3f}  top5 {100 * wrong5 / count:7.3f}"
+        )
+        self.clock.tick("train", epoch, n, seconds)
+
     @torch.inference_mode()
     def test(self, epoch, loader):
         """Errors over the validation set in per cent: (top-1, top-5)."""
-        self.model.eval()
         distributed.take_first(self.model.buffers())
+        model = folded(self.model, self.mixed)
         size, sums = loader.size(), self._sums(epoch, "test")
+        self.results.start()
         timer = time.perf_counter()
         for n, batch in enumerate(loader.run(epoch, sums["done"]), sums["done"] + 1):
             data_time = time.perf_counter() - timer
             if _count(batch.slices):
                 with self._memory(batch):
-                    output = self._scores(batch, loader.crops)
-                got, asked = self._exchange(output, batch.target)
-                elapsed = time.perf_counter() - timer
-                _add(sums, n, (*got, elapsed, data_time))
-                so_far = (sums["seen"], sums["wrong1"], sums["wrong5"])
-                say(test_line(f"[{epoch}][{n}/{size}]", elapsed, data_time, got, so_far))
-                self.clock.tick("test", epoch, n, elapsed)
-                where = f"in the test of epoch {epoch} after batch {n} of {size}"
-                self.interrupts.between(asked, where)
+                    output = self._scores(model, batch, loader.crops)
+                tell = partial(self._tell_test, sums, epoch, n, size, data_time, batch.slices)
+                self._exchange(tell, output, batch.target)
+                self._between(f"in the test of epoch {epoch} after batch {n} of {size}")
             timer = time.perf_counter()
+        self._between(f"in the test of epoch {epoch} after batch {size} of {size}", lag=0)
         seen = sums["seen"]
         if not seen:
             raise InputError("no validation image could be read")
@@ -145,10 +156,18 @@ class Trainer:
         say(f" * Finished epoch # {epoch}     top1: {top1:7.3f}  top5: {top5:7.3f}\n")
         return top1, top5
 
-    def _scores(self, batch, crops):
+    def _scores(self, model, batch, crops):
         with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
-            output = self.model(batch.input)
+            output = model(batch.input)
         return score.sum_crops(output, crops)[: len(batch.target)]
+
+    def _tell_test(self, sums, epoch, n, size, data_time, slices, numbers, seconds):
+        """A test batch's line; its times are those of `_tell_train`."""
+        got = (_count(slices), *map(int, numbers), 0.0)
+        _add(sums, n, (*got, seconds, data_time))
+        so_far = (sums["seen"], sums["wrong1"], sums["wrong5"])
+        say(test_line(f"[{epoch}][{n}/{size}]", seconds, data_time, got, so_far))
+        self.clock.tick("test", epoch, n, seconds)
 
     @contextlib.contextmanager
     def _running(self, batch):
@@ -168,17 +187,16 @@ class Trainer:
                 raise
             raise InputError(_out_of_memory(asked[1], batch, self.device)) from None
 
-    def _exchange(self, output, target, loss=None):
-        """The sums over all processes: (count, wrong1, wrong5, loss), and how often a signal came.
+    def _exchange(self, tell, output, target, *loss):
+        """Send the errors, the loss if any, and how often a signal came: `tell` gets the sums."""
+        numbers = [*score.errors(output, target), *loss]
+        self.results.send(numbers, self.interrupts.asked, tell)
 
-        One exchange an iteration, and one wait for the device.
-        """
-        numbers = [*score.errors(output, target), 0 if loss is None else loss]
-        here = torch.tensor([len(target), *self.interrupts.asked], dtype=torch.float64)
-        there = torch.stack([torch.as_tensor(x, device=self.device).double() for x in numbers])
-        all = distributed.total(torch.cat([there, here.to(self.device)])).tolist()
-        wrong1, wrong5, loss, count, *asked = all
-        return (int(count), int(wrong1), int(wrong5), loss), asked
+    def _between(self, where, lag=None):
+        """Tell what has come, heed signals and save, after an iteration."""
+        asked = self.results.heed(lag)
+        if asked and self.interrupts.between(asked, where, self.results.settle):
+            self.results.start()  # no iteration took the time of saving
 
     def _sums(self, epoch, split):
         """The sums so far over a split in this epoch, which `position` keeps."""

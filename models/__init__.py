@@ -71,17 +71,22 @@ def load_file(source):
     asks for more weights than the file has claims no memory.
     """
     content = formats.read(source)
-    config = dict(content["config"])
-    name = config.pop("net")
     try:
         with torch.device("meta"):
-            model = getattr(importlib.import_module(f"models.{name}"), name)(**config)
+            model = from_config(content["config"])
         model.load_state_dict(content["model"], assign=True)
     except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{source} holds no net of this program: {reason}") from None
     model.classes, model.preprocessing = content["classes"], content["preprocessing"]
     return model
+
+
+def from_config(config):
+    """The net that `model.config` is of, with new weights."""
+    arguments = dict(config)
+    name = arguments.pop("net")
+    return getattr(importlib.import_module(f"models.{name}"), name)(**arguments)
 
 
 def reset_classifier(model, count):

@@ -28,12 +28,14 @@ def main(arguments):
 
     import models
     from datasets.preprocessing import batches
+    from models.fold import folded
 
     source, *paths = arguments
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE's
     # in float32 whatever the file holds, as the Lua's :cuda() had it
     model = models.load(source, device).to(torch.float32, memory_format=torch.channels_last)
+    model = folded(model)
     names = class_names(model)
     # on a terminal the results show how far it is
     progress = len(paths) > 20 and sys.stderr.isatty() and not sys.stdout.isatty()

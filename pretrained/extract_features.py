@@ -35,11 +35,13 @@ def main(arguments):
     import torch
 
     import models
+    from models.fold import folded
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE's
     # in float32 whatever the file holds, as the Lua's :cuda() had it
     model = models.load(words[0], device).to(torch.float32, memory_format=torch.channels_last)
+    model = folded(model)
     read, features = extract(model, paths, size)
     if not read:
         raise InputError("none of the files could be read as an image: nothing is saved")
