@@ -56,6 +56,8 @@ def main(argv=None):
     import models
     from datasets.views import Views
     from models import classes
+    from models.fold import folded
+    from train import MIXED
     from progress import Terminal
 
     device = distributed.join()
@@ -77,7 +79,12 @@ def main(argv=None):
     opt.batchSize = max(1, opt.batchSize // images.crops())
     loader = dataloader.DataLoader(images, opt, "val", device)
     members = [
-        ensemble.Member(net, images.places(own), outputs.to(device), ensemble.window(net, val, opt))
+        ensemble.Member(
+            folded(net, MIXED.get(opt.precision)),
+            images.places(own),
+            outputs.to(device),
+            ensemble.window(net, val, opt),
+        )
         for net, own, outputs in zip(nets, views, columns)
     ]
     with Terminal(opt.progress):
