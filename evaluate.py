@@ -7,6 +7,7 @@ Every image counts once, in any number of processes.
 import os
 import sys
 
+import heap
 import launch
 import opts
 from errors import InputError
@@ -57,10 +58,12 @@ def main(argv=None):
     from datasets.views import Views
     from models import classes
     from models.fold import folded
-    from train import MIXED
     from progress import Terminal
+    from train import MIXED
 
     device = distributed.join()
+    if device.type == "cpu":
+        heap.keep()
     models.set_backend(opt)
     nets = [ensemble.load(source, opt, device) for source in opt.models]
 

@@ -5,6 +5,7 @@ import os
 import sys
 from functools import partial
 
+import heap
 import launch
 import opts
 from interrupts import Interrupts
@@ -37,6 +38,8 @@ def main(argv=None):
     from train import Trainer, criterion
 
     device = distributed.join()
+    if device.type == "cpu":
+        heap.keep()
     torch.manual_seed(opt.manualSeed)
 
     with Terminal(opt.progress), Folder(opt) as folder:  # no other run writes to -save from here on

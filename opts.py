@@ -80,6 +80,7 @@ OPTIONS = (
     ("cudnn",           "fastest",     str,     ("fastest", "default", "deterministic"), ""),
     ("gen",             "gen",         str,     None, "Path to save generated files"),
     ("precision",       "single",      str,     PRECISIONS, ""),
+    ("compile",         False,         boolean, None, "Compile the training step (torch.compile)"),
     # ---------- Data options ----------
     ("nThreads",        2,             whole,   0,    "number of data loading workers"),
     ("skipCorrupt",     False,         boolean, None, "Count and leave out unreadable images"),

@@ -18,6 +18,7 @@ from torch import nn
 import distributed
 import norms
 import score
+from compiling import compiled
 from distributed import say
 from errors import InputError
 from interrupts import Interrupts
@@ -48,6 +49,7 @@ class Trainer:
             dampening=0,
             nesterov=True,
             weight_decay=opt.weightDecay,
+            fused=True,  # one pass over each parameter
         )
         self.mixed = MIXED.get(opt.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.precision == "half")
@@ -55,6 +57,7 @@ class Trainer:
         if state is not None:
             self.load_state(state)
         self.parallel = distributed.parallel(model, device)  # the same model, as it is trained
+        self.compiled = compiled(self.parallel, device) if opt.compile else self.parallel
         self.interrupts, self.clock, self.results = Interrupts(), Clock(), Results(device)
         self.slices = None  # those that the model was given last
 
@@ -88,15 +91,19 @@ class Trainer:
     def _step(self, batch):
         """Forward, backward and update; returns output (N, K) and the loss's sum, detached."""
         input, target, slices = batch
-        if self.slices != slices[distributed.rank()]:
-            self.slices = slices[distributed.rank()]
-            set_slices(self.model, self.slices)  # a walk over all modules
+        own = slices[distributed.rank()]
+        if self.slices != own:
+            self.slices = own
+            set_slices(self.model, own)  # a walk over all modules
         if distributed.size() > 1 and any(1 in sizes for sizes in slices):
             # a slice of one sample is normalised by the first replica's running statistics
             distributed.take_first(self.model.buffers())
+        # Compiled, the backward pass of a slice of one sample, which is normalised by the running
+        # statistics, would see them as the first slice has moved them.
+        run = self.parallel if len(input) == 1 or 1 in own else self.compiled
         with torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None):
             # a process without samples was given an image, to take part in the exchange
-            output = self.parallel(input)[: len(target)]
+            output = run(input)[: len(target)]
             loss = self.criterion(output, target)
         self.optimizer.zero_grad(set_to_none=True)
         # The gradient is that of the mean over the whole batch, DataParallelTable's; the processes'
@@ -221,8 +228,12 @@ class Trainer:
         for name, buffer in state["momentum"].items():
             if name not in parameters or parameters[name].shape != buffer.shape:
                 raise InputError(f"the optimState does not belong to this net: {name} differs")
-            parameter = parameters[name]
-            buffer = buffer.to(parameter.device, parameter.dtype, copy=True)
+        for name, parameter in parameters.items() if state["momentum"] else ():
+            # In the parameter's memory layout, which fused SGD takes for granted, and 0 for a new
+            # classifier: with dampening 0 the first step is the same.
+            buffer = torch.zeros_like(parameter, requires_grad=False)
+            if name in state["momentum"]:
+                buffer.copy_(state["momentum"][name])
             self.optimizer.state[parameter]["momentum_buffer"] = buffer
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])

@@ -197,6 +197,50 @@ def test_replicas_are_slices_with_statistics_of_their_own():
         assert torch.allclose(ours.grad, theirs.grad, rtol=1e-10, atol=1e-13), name
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("optnet", [False, True])
+def test_compiled_is_the_same_training(optnet):
+    """Replicas, slices of one sample in a short last batch, the test; in float64."""
+    batches = Fixed(
+        *[random_batch(n, torch.float64)._replace(slices=[split_sizes(n, 3)]) for n in (8, 8, 4)]
+    )
+    found = {}
+    for compiled in (False, True):
+        trainer = small("double", 3, compile=compiled)
+        trainer.model.recompute = optnet
+        found[compiled] = [*trainer.train(1, batches), *trainer.test(1, batches)]
+        found[compiled] += [tensor.clone() for tensor in trainer.model.state_dict().values()]
+    for ours, theirs in zip(found[True], found[False]):
+        # only the order of sums differs
+        assert torch.allclose(torch.as_tensor(ours), torch.as_tensor(theirs), rtol=1e-9, atol=1e-12)
+
+
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(InputError, match="no-such-compiler"):
+        small(compile=True)
+
+
+def test_momentum_in_another_layout():
+    """As in Torch7's files: fused SGD would take its numbers in the order of the memory."""
+    first = small()
+    first.model.to(memory_format=torch.channels_last)
+    first.train(1, Fixed(random_batch(6)))
+    found = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        trainer = small()
+        trainer.model.load_state_dict(first.model.state_dict())
+        trainer.model.to(memory_format=torch.channels_last)
+        state = first.state()
+        for name, buffer in state["momentum"].items():
+            if buffer.dim() == 4:
+                state["momentum"][name] = buffer.clone(memory_format=layout)
+        trainer.load_state(state)
+        trainer.train(2, Fixed(random_batch(6)))
+        found.append(trainer.model.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_state_goes_round():
     first = small()
     first.train(1, Fixed(random_batch(6)))
