@@ -136,7 +136,7 @@ def test_a_resumed_run_counts_the_time_before_the_stop(tmp_path, monkeypatch, ca
     command = [*(NET + " -nEpochs 3 -tensorboard true -data").split(), cifar]
     places = ["in epoch 2 after iteration 3 of 5", "in the test of epoch 2 after batch 1 of 3"]
 
-    def between(self, asked, where):
+    def between(self, asked, where, settle):
         if where in places:
             places.remove(where)
             self.save(stop=True)
@@ -165,7 +165,7 @@ def test_a_place_of_an_older_version_has_no_times(tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     command = [*(NET + " -nEpochs 1 -data").split(), cifar]
 
-    def between(self, asked, where):
+    def between(self, asked, where, settle):
         if where == "in epoch 1 after iteration 5 of 5":
             self.save(stop=True)
             raise Stopped(15, where, self.folder)
