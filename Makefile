@@ -17,10 +17,10 @@ demo: .venv/installed
 	.venv/bin/python main.py -dataset digits -depth 11 -cardinality 4 -baseWidth 8 -save checkpoints/digits
 
 test: .venv/tested
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n 2 --dist loadfile
 
 slow: .venv/tested
-	.venv/bin/python -m pytest -q -m slow
+	.venv/bin/python -m pytest -q -m slow -rP -n 2 --dist loadfile
 
 lint: .venv/tested
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'ruff>=0.17,<0.18'
