@@ -38,9 +38,9 @@ class Interrupts:
         return self
 
     def __exit__(self, kind, *_):
-        # A process that has saved and ends is told by the group and again by its parent, however
-        # late: that must not look as if it had been killed.
-        deaf = kind is Stopped and "RANK" in os.environ
+        # Of several processes, one that is done, or has saved because it was told to, may get the
+        # signal still while the first one writes: that must not look as if it had been killed.
+        deaf = kind in (None, Stopped) and "RANK" in os.environ
         for signum, handler in zip(SIGNALS, self.before):
             signal.signal(signum, signal.SIG_IGN if deaf else handler)
 

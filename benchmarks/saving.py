@@ -69,7 +69,7 @@ def main():
 
         times = {"a copy of the state": [], "the loop waits": [], "a save in all": []}
         with Folder(opt) as folder:
-            folder.begin(None, device)
+            folder.begin(None, trainer.model, device)
             for _ in range(8):
                 began = time.perf_counter()
                 copy = [tensor.to("cpu", copy=True) for tensor in tensors(state)]
