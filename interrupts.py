@@ -26,8 +26,9 @@ class Stopped(Exception):
 class Interrupts:
     """While entered, signals are counted; `between` acts on them. The run sets `save(stop)`."""
 
-    def __init__(self, minutes=0, folder=None):
-        self.folder = folder
+    def __init__(self, minutes=0, folder=None, program=False):
+        """`program`: whether the process ends with the run."""
+        self.folder, self.program = folder, program
         self.asked = [0] * len(SIGNALS)  # how often each signal came to this process
         self.seconds = 60 * minutes  # 0: only signals save
         self.last = time.monotonic()
@@ -38,9 +39,9 @@ class Interrupts:
         return self
 
     def __exit__(self, kind, *_):
-        # Of several processes, one that is done, or has saved because it was told to, may get the
-        # signal still while the first one writes: that must not look as if it had been killed.
-        deaf = kind in (None, Stopped) and "RANK" in os.environ
+        # A process that is done, or has saved because it was told to, may get a signal still, once
+        # more from its parent, too: that must not look as if it had been killed.
+        deaf = self.program and kind in (None, Stopped)
         for signum, handler in zip(SIGNALS, self.before):
             signal.signal(signum, signal.SIG_IGN if deaf else handler)
 

@@ -64,7 +64,8 @@ def run(argv, count):
     # outlives each of them.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     told = []
-    before = {s: signal.signal(s, lambda signum, _: told.append(signum)) for s in SIGNALS}
+    for signum in SIGNALS:
+        signal.signal(signum, lambda signum, _: told.append(signum))
     children = []
     try:
         for rank in range(count):
@@ -72,8 +73,8 @@ def run(argv, count):
         return _watch(children, told)
     finally:
         _end(children)
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)  # what comes now comes too late
 
 
 def _start(argv, rank, count, port):
