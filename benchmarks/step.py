@@ -276,7 +276,7 @@ def shares(net, input, seconds, most, args):
     width = 2 if args.precision in MIXED else 4
     moved = 14 * width * sum(sizes) / seconds
     return (
-        f"ours at best: {flops / 1e12:.4g} TFLOP/s, {flops / most.product:.2f} of the product's; "
+        f"ours: {flops / 1e12:.4g} TFLOP/s, {flops / most.product:.2f} of the product's; "
         f"at least {moved / 1e9:.4g} GB/s, {moved / most.copy:.2f} of the copy's"
     )
 
