@@ -21,7 +21,7 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms as tv
 
-from datasets import imagenet
+from datasets import imagenet, turbojpeg
 from datasets.draws import Draws
 
 NORMALIZE = [tv.ToTensor(), tv.Normalize(imagenet.MEAN, imagenet.STD)]
@@ -46,10 +46,20 @@ def dataset(paths):
     return imagenet.Dataset(info, options, "train")
 
 
-def check(ours):
+def fast(ours):
+    """{name: ours.prepare()}: as it is here, and as it is without libturbojpeg."""
+    if turbojpeg.decoder() is None:
+        return {"ours": ours.prepare()}
+    found, ways = turbojpeg.decoder, {"ours": ours.prepare()}
+    turbojpeg.decoder = lambda: None
+    ways["ours, without libturbojpeg"] = ours.prepare()
+    turbojpeg.decoder = found
+    return ways
+
+
+def check(ours, prepare):
     """The largest difference between our fast way and the plain transforms."""
-    prepare, preprocess = ours.prepare(), ours.preprocess()
-    worst = 0
+    preprocess, worst = ours.preprocess(), 0
     for i in range(ours.size()):
         plain = preprocess(ours.get(i)[0], Draws(1, 1, i))
         worst = max(worst, float(abs(prepare(i, Draws(1, 1, i))[0] - plain).max()))
@@ -114,9 +124,11 @@ def main():
     folders = [a for a in sys.argv[1:] if a != "-all"] or ["."]
     paths = files(folders[0], "-all" in sys.argv)
     ours = dataset(paths)
-    print(f"{len(paths)} photos; ours differs from the plain transforms by {check(ours):.1e}\n")
-    prepare = ours.prepare()
-    ways = {"ours": each(range(len(paths)), lambda i: prepare(i, Draws(1, 1, i)))}
+    ways = {}
+    for name, prepare in fast(ours).items():
+        print(f"{name}: {check(ours, prepare):.1e} off the plain transforms, {len(paths)} photos")
+        ways[name] = each(range(len(paths)), lambda i, p=prepare: p(i, Draws(1, 1, i)))
+    print()
     ways |= {name: each(paths, with_pillow(function)) for name, function in peers().items()}
     ways["decoding by simplejpeg"] = each(paths, decode)
     rounds = max(3, min(15, 4000 // (len(paths) * len(ways))))

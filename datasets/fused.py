@@ -1,8 +1,7 @@
 """The chains of ImageNet from the decoder's bytes to the net's input: fast, one image at a time.
 
 No Lua file. They draw what the chains of transforms.py draw, in the same order, and give the same
-numbers: scaling to the last bit, colour up to the rounding of float32. Only the part of an image
-that reaches the result is computed.
+numbers up to the rounding of float32. Only what reaches the result is computed.
 """
 
 import numpy as np
@@ -25,9 +24,9 @@ class Training:
         self.crop, self.jitter, self.lighting, normalize, self.flip = chain.transforms
         self.mean, self.std = np.array(normalize.mean), np.array(normalize.std)
 
-    def __call__(self, pixels, unit, draws):
-        """uint8 (H, W, 4), the fourth unused, to float32 (3, size, size); unit is 1 of 255."""
-        rows, columns, _ = pixels.shape
+    def __call__(self, photo, unit, draws):
+        """A decoding.Photo of 8 bits to float32 (3, size, size); unit is what 1 of 255 becomes."""
+        rows, columns = photo.shape
         size = self.crop.size
         region = self.crop.region(columns, rows, draws)
         blends = [(_KINDS[type(b)], b.alpha(draws)) for b in self.jitter.order(draws)]
@@ -37,7 +36,7 @@ class Training:
             region, window = _middle(columns, rows, t.Scale(size), t.CenterCrop(size))
         else:
             window = (size, size, 0, 0)
-        out = _scaled(pixels, region, (*window, mirror), unit, size)
+        out = _scaled(photo, region, (*window, mirror), unit, size)
         kernels.color(out, np.array(blends).reshape(-1, 2), shift, self.mean, self.std)
         return out
 
@@ -49,11 +48,11 @@ class Testing:
         self.scale, normalize, self.crop = chain.transforms
         self.mean, self.std = np.float32(normalize.mean), np.float32(normalize.std)
 
-    def __call__(self, pixels, unit, draws=None):
-        """uint8 (H, W, 4), the fourth unused, to float32 (3, size, size); unit is 1 of 255."""
-        rows, columns, _ = pixels.shape
+    def __call__(self, photo, unit, draws=None):
+        """A decoding.Photo of 8 bits to float32 (3, size, size); unit is what 1 of 255 becomes."""
+        rows, columns = photo.shape
         region, window = _middle(columns, rows, self.scale, self.crop)
-        out = _scaled(pixels, region, (*window, False), unit, self.crop.size)
+        out = _scaled(photo, region, (*window, False), unit, self.crop.size)
         kernels.normalize(out, self.mean, self.std)
         return out
 
@@ -66,8 +65,8 @@ def _middle(columns, rows, scale, crop):
     return (0, 0, columns, rows), (height, width, y, x)
 
 
-def _scaled(pixels, region, window, unit, size):
-    x, y, w, h = region
+def _scaled(photo, region, window, unit, size):
+    pixels, (x, y, w, h) = photo.part(region)
     out = np.empty((3, size, size), np.float32)
     words = pixels.view("<u4")[:, :, 0]  # (H, W): the colours from the lowest byte on
     kernels.bicubic(words, (y, x, h, w), window, unit, out)

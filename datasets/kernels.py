@@ -12,7 +12,6 @@ import numba
 import numpy as np
 
 _F, _U = np.float32, np.uint32
-_HALF = np.float32(0.5)
 
 CONTRAST, SATURATION, BRIGHTNESS = 0.0, 1.0, 2.0  # kinds of blends
 
@@ -30,92 +29,67 @@ def _compiled(signature):
 
 
 @numba.njit
-def _positions(size, length):
-    """image._positions, for all samples at once: int64 and float32, (length,) each."""
-    step = _F(size - 1) / _F(max(length - 1, 1))
-    left, fraction = np.empty(length, np.int64), np.empty(length, np.float32)
-    for i in range(length):
-        where = _F(i) * step
-        left[i] = min(int(where), size - 1)
-        fraction[i] = where - _F(left[i])
-    left[length - 1], fraction[length - 1] = size - 1, 0
-    return left, fraction
+def _taps(size, length, first, count):
+    """What samples first..first+count-1 of `length` are made of: four pixels each, of `size`.
 
-
-@numba.njit(inline="always")
-def _cubic(p0, p1, p2, p3, x):
-    """Catmull-Rom between p1 and p2, each operation rounded as in image._bicubic."""
-    cube = (p1 - p2) * _F(3) + p3 - p0
-    square = _F(2) * p0 - _F(5) * p1 + _F(4) * p2 - p3
-    slope = (cube * x + square) * x + (p2 - p0)
-    return _F(np.float64(p1) + np.float64(slope) * np.float64(_HALF * x))
-
-
-@numba.njit(inline="always")
-def _value(pixel, shift, unit):
-    return _F(np.int32((pixel >> shift) & _U(255))) * unit
-
-
-@numba.njit
-def _edge(row, left, x, unit, shift):
-    """A sample whose four pixels do not all exist: beyond the border a straight line goes on."""
-    last = len(row) - 1
-    p1, p2 = _value(row[left], shift, unit), _value(row[min(left + 1, last)], shift, unit)
-    p0 = _value(row[left - 1], shift, unit) if left > 0 else _F(2) * p1 - p2
-    p3 = _value(row[left + 2], shift, unit) if left + 2 <= last else _F(2) * p2 - p1
-    return _cubic(p0, p1, p2, p3, x)
-
-
-@numba.njit
-def _gather(row, left, t0, t1, t2, t3):
-    """The four pixels around each sample."""
-    for i in range(len(left)):
-        k = left[i]
-        t0[i], t1[i], t2[i], t3[i] = row[k - _U(1)], row[k], row[k + _U(1)], row[k + _U(2)]
-
-
-@numba.njit
-def _scale_row(row, left, x, inner, unit, taps, out):
-    """One row of pixels (w,) to the new width: out (3, n).
-
-    inner: samples inner[0]..inner[1]-1 have all four pixels. taps: room, uint32 (4, n). Gathering
-    whole pixels first leaves to the arithmetic what the processor can do 16 at a time.
+    Their places (4, count), uint32, and weights, float32: Catmull-Rom with image._positions.
+    The straight line beyond a border is a matter of weights, so places are never outside.
     """
-    begin, end = inner
-    t0, t1 = taps[0, begin:end], taps[1, begin:end]
-    t2, t3 = taps[2, begin:end], taps[3, begin:end]
-    _gather(row, left[begin:end], t0, t1, t2, t3)
-    between = x[begin:end]
-    for c in range(3):  # alone in its loop, so that each shift is a constant
-        shift, line = _U(8 * c), out[c, begin:end]
-        for i in range(len(between)):
-            p0, p1 = _value(t0[i], shift, unit), _value(t1[i], shift, unit)
-            p2, p3 = _value(t2[i], shift, unit), _value(t3[i], shift, unit)
-            line[i] = _cubic(p0, p1, p2, p3, between[i])
-    for c in range(3):
-        for i in range(begin):
-            out[c, i] = _edge(row, np.int64(left[i]), x[i], unit, _U(8 * c))
-        for i in range(end, len(left)):
-            out[c, i] = _edge(row, np.int64(left[i]), x[i], unit, _U(8 * c))
+    cells, weights = np.empty((4, count), np.uint32), np.empty((4, count), np.float32)
+    step = _F(size - 1) / _F(max(length - 1, 1))
+    for n in range(count):
+        where = _F(first + n) * step
+        left = min(int(where), size - 1)
+        x = np.float64(where - _F(left))
+        if first + n == length - 1:
+            left, x = size - 1, 0.0
+        w0 = x * (-1 + x * (2 - x)) / 2
+        w1 = 1 + x * x * (3 * x - 5) / 2
+        w2 = x * (1 + x * (4 - 3 * x)) / 2
+        w3 = x * x * (x - 1) / 2
+        if left == 0:  # the first pixel would be 2 p1 - p2
+            w0, w1, w2 = 0.0, w1 + 2 * w0, w2 - w0
+        if left + 2 >= size:  # the last one 2 p2 - p1
+            w1, w2, w3 = w1 - w3, w2 + 2 * w3, 0.0
+        for k in range(4):
+            cells[k, n] = min(max(left - 1 + k, 0), size - 1)
+        weights[0, n], weights[1, n], weights[2, n], weights[3, n] = w0, w1, w2, w3
+    return cells, weights
 
 
-@numba.njit
-def _scale_rows(rows, x, out, j):
-    """Four scaled rows, each (3, n), to row j of `out`, between the middle two."""
-    p0, p1, p2, p3 = rows
-    for c in range(3):
-        a, b, d, e, line = p0[c], p1[c], p2[c], p3[c], out[c, j]
+@numba.njit(inline="always")
+def _value(pixel, shift):
+    return _F(np.int32((pixel >> _U(shift)) & _U(255)))
+
+
+@numba.njit(fastmath={"contract"})
+def _scale_row(row, cells, weights, taps, out):
+    """One row of pixels (w,) to the new width: out (3, n). taps: room, uint32 (4, n).
+
+    Gathering whole pixels first leaves to the arithmetic what the processor can do 16 at a time.
+    """
+    c0, c1, c2, c3 = cells[0], cells[1], cells[2], cells[3]
+    t0, t1, t2, t3 = taps[0], taps[1], taps[2], taps[3]
+    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
+    red, green, blue = out[0], out[1], out[2]
+    for i in range(len(t0)):
+        t0[i], t1[i], t2[i], t3[i] = row[c0[i]], row[c1[i]], row[c2[i]], row[c3[i]]
+    for i in range(len(t0)):
+        p, q, r, s = t0[i], t1[i], t2[i], t3[i]
+        a, b, c, d = w0[i], w1[i], w2[i], w3[i]
+        red[i] = a * _value(p, 0) + b * _value(q, 0) + c * _value(r, 0) + d * _value(s, 0)
+        green[i] = a * _value(p, 8) + b * _value(q, 8) + c * _value(r, 8) + d * _value(s, 8)
+        blue[i] = a * _value(p, 16) + b * _value(q, 16) + c * _value(r, 16) + d * _value(s, 16)
+
+
+@numba.njit(fastmath={"contract"})
+def _join_rows(rows, weights, out, j):
+    """Four scaled rows, each (3, n), to row j of `out`."""
+    (w0, w1, w2, w3), (r0, r1, r2, r3) = weights, rows
+    for k in range(3):
+        p, q, r, s, line = r0[k], r1[k], r2[k], r3[k], out[k, j]
         for i in range(len(line)):
-            line[i] = _cubic(a[i], b[i], d[i], e[i], x)
-
-
-@numba.njit
-def _extended(near, far, out):
-    """The row that lies beyond `near` on the line from `far`."""
-    for c in range(3):
-        for i in range(out.shape[1]):
-            out[c, i] = _F(2) * near[c, i] - far[c, i]
-    return out
+            line[i] = w0 * p[i] + w1 * q[i] + w2 * r[i] + w3 * s[i]
 
 
 _pixels = numba.types.Array(numba.uint32, 2, "C", readonly=True)  # takes writable ones as well
@@ -124,7 +98,7 @@ _four, _five = (numba.types.UniTuple(numba.int64, n) for n in (4, 5))
 
 @_compiled(numba.void(_pixels, _four, _five, numba.float32, numba.float32[:, :, ::1]))
 def bicubic(pixels, region, window, unit, out):
-    """image.scale of a part of an image, equal to the last bit: fills `out`, (3, rows, columns).
+    """image.scale of a part of an image, but for rounding: fills `out`, (3, rows, columns).
 
     pixels: (H, W), each red + 256 green + 65536 blue. region: (y, x, height, width), what to scale.
     window: (height, width, y, x, mirror), the size it is scaled to, where in that `out` begins, and
@@ -133,31 +107,21 @@ def bicubic(pixels, region, window, unit, out):
     y, x, h, w = region
     height, width, first, start, mirror = window
     rows, columns = out.shape[1:]
-    top, down = _positions(h, height)
-    left, right = _positions(w, width)
-    left, right = left[start : start + columns], right[start : start + columns]
+    down, lower = _taps(h, height, first, rows)
+    across, weights = _taps(w, width, start, columns)
     if mirror:
-        left, right = left[::-1].copy(), right[::-1].copy()
-    begin = end = 0
-    for i in range(columns):
-        if left[i] >= 1 and left[i] <= w - 3:
-            if begin == end:
-                begin = i
-            end = i + 1
-    cells, taps = left.astype(np.uint32), np.empty((4, columns), np.uint32)
+        across, weights = across[:, ::-1].copy(), weights[:, ::-1].copy()
+    taps = np.empty((4, columns), np.uint32)
     ring = np.empty((4, 3, columns), np.float32)  # row r of the image lies in ring[r % 4]
-    before, after = np.empty((3, columns), np.float32), np.empty((3, columns), np.float32)
     done = -1
     for j in range(rows):
-        t, fraction = top[first + j], down[first + j]
-        for r in range(max(t - 1, done + 1), min(t + 3, h)):
-            row = pixels[y + r, x : x + w]
-            _scale_row(row, cells, right, (begin, end), unit, taps, ring[r % 4])
+        a, b, c, d = down[0, j], down[1, j], down[2, j], down[3, j]
+        for r in range(max(np.int64(a), done + 1), np.int64(d) + 1):
+            _scale_row(pixels[y + r, x : x + w], across, weights, taps, ring[r % 4])
             done = r
-        p1, p2 = ring[t % 4], ring[min(t + 1, h - 1) % 4]
-        p0 = ring[(t - 1) % 4] if t > 0 else _extended(p1, p2, before)
-        p3 = ring[(t + 2) % 4] if t + 2 < h else _extended(p2, p1, after)
-        _scale_rows((p0, p1, p2, p3), fraction, out, j)
+        four = (ring[a % 4], ring[b % 4], ring[c % 4], ring[d % 4])
+        shares = (lower[0, j] * unit, lower[1, j] * unit, lower[2, j] * unit, lower[3, j] * unit)
+        _join_rows(four, shares, out, j)
 
 
 @numba.njit

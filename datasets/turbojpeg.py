@@ -1,0 +1,124 @@
+"""The part of a JPEG image that is needed, decoded alone: by libturbojpeg 3, where it is installed.
+
+No Lua file. libjpeg-turbo leaves out colour and inverse DCT of what lies outside a region and stops
+below it; simplejpeg and Pillow, which have it built in, always decode whole images. The bytes are
+the same.
+"""
+
+import contextlib
+import ctypes
+import os
+import sys
+from importlib import metadata
+
+import numpy as np
+
+# turbojpeg.h, version 3
+_DECOMPRESS, _RGBX = 1, 2
+_STOP_ON_WARNING, _SAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORS = 0, 4, 5, 6, 7, 8
+_YCBCR, _GRAY = 1, 2
+# Width and height in pixels of what is coded together: 4:4:4, 4:2:2, 4:2:0, grey. The rest is rare
+_UNITS = {0: (8, 8), 1: (16, 8), 2: (16, 16), 3: (8, 8)}
+
+
+class _Region(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "width", "height")]
+
+
+def decoder():
+    """A Decoder, or None where there is no libturbojpeg, or one older than 3."""
+    for path in _candidates():
+        with contextlib.suppress(OSError):
+            library = ctypes.CDLL(path)
+            if hasattr(library, "tj3SetCroppingRegion"):
+                return Decoder(library)
+    return None
+
+
+def _candidates():
+    """The system's library, the environment's (conda), the one in PyPI's package turbojpeg."""
+    name = "libturbojpeg.dylib" if sys.platform == "darwin" else "libturbojpeg.so.0"
+    yield name
+    for folder in (os.path.join(sys.prefix, "lib"), "/opt/homebrew/lib", "/usr/local/lib"):
+        yield os.path.join(folder, name)
+    try:
+        files = metadata.files("turbojpeg") or ()
+    except metadata.PackageNotFoundError:
+        return
+    yield from (str(f.locate()) for f in files if f.name.startswith("libturbojpeg"))
+
+
+class Decoder:
+    """One handle of the library; for one thread at a time."""
+
+    def __init__(self, library):
+        self.turbo = library
+        handle, pointer = ctypes.c_void_p, ctypes.c_void_p
+        data = (handle, ctypes.c_char_p, ctypes.c_size_t)
+        library.tj3Init.restype = handle
+        library.tj3Destroy.argtypes = (handle,)
+        library.tj3Get.argtypes = (handle, ctypes.c_int)
+        library.tj3Set.argtypes = (handle, ctypes.c_int, ctypes.c_int)
+        library.tj3DecompressHeader.argtypes = data
+        library.tj3SetCroppingRegion.argtypes = (handle, _Region)
+        library.tj3Decompress8.argtypes = (*data, pointer, ctypes.c_int, ctypes.c_int)
+        self.handle = None
+        self._begin()
+
+    def _begin(self):
+        """Take a fresh handle: one that has met a broken file may refuse whole ones after it."""
+        self.__del__()
+        self.handle = self.turbo.tj3Init(_DECOMPRESS)
+        if not self.handle:
+            raise MemoryError("libturbojpeg")
+        self.turbo.tj3Set(self.handle, _STOP_ON_WARNING, 1)
+
+    def __del__(self):
+        if self.handle:
+            self.turbo.tj3Destroy(self.handle)
+
+    def shape(self, data):
+        """(rows, columns) of a JPEG file that `part` can decode, else None.
+
+        One that does not end as it should may be cut short, and no part of it would tell.
+        """
+        if not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9"):
+            return None
+        if self.turbo.tj3DecompressHeader(self.handle, data, len(data)):
+            self._begin()
+            return None
+        known = self._get(_SAMPLING) in _UNITS and self._get(_COLORS) in (_YCBCR, _GRAY)
+        if not known or self._get(_PRECISION) != 8:
+            return None
+        return self._get(_HEIGHT), self._get(_WIDTH)
+
+    def part(self, data, region, room):
+        """(pixels, region within them) for a region (x, y, width, height); None if it is damaged.
+
+        `data` is what `shape` was asked about last. pixels: uint8 (H, W, 4), red, green, blue and
+        nothing, in `room` (bytes) if they fit.
+        """
+        left, top, right, bottom = self._around(*region)
+        rows, columns = bottom - top, right - left
+        if 4 * rows * columns > len(room):
+            room = np.empty(4 * rows * columns, np.uint8)
+        pixels = room[: 4 * rows * columns].reshape(rows, columns, 4)
+        area, to = _Region(left, top, columns, rows), pixels.ctypes.data
+        if self.turbo.tj3SetCroppingRegion(self.handle, area) or self.turbo.tj3Decompress8(
+            self.handle, data, len(data), to, 4 * columns, _RGBX
+        ):
+            self._begin()
+            return None
+        x, y, width, height = region
+        return pixels, (x - left, y - top, width, height)
+
+    def _around(self, x, y, width, height):
+        """left, top, right, bottom: a unit more on each side, for colours are smoothed across."""
+        wide, high = _UNITS[self._get(_SAMPLING)]
+        rows, columns = self._get(_HEIGHT), self._get(_WIDTH)
+        left, top = max(x // wide - 1, 0) * wide, max(y // high - 1, 0) * high
+        right, bottom = ((x + width - 1) // wide + 2) * wide, ((y + height - 1) // high + 2) * high
+        return left, top, min(right, columns), min(bottom, rows)
+
+    def _get(self, what):
+        return self.turbo.tj3Get(self.handle, what)
