@@ -7,6 +7,7 @@ may hold any byte; .pgm, .tif, .tiff and .webp are images too (as for torchvisio
 
 import hashlib
 import os
+import struct
 
 import numpy as np
 
@@ -118,7 +119,7 @@ def _images(folder, numbers):
                 raise _misplaced(path)
             continue
         images = _class_images(folder, name)
-        if not images:
+        if not len(images):
             continue
         if name not in numbers:
             raise InputError(
@@ -137,7 +138,10 @@ def _images(folder, numbers):
 
 
 def _class_images(folder, name):
-    """The names of the images of one class, sorted; none may lie deeper."""
+    """The names of the images of one class, sorted, bytes (N,); none may lie deeper.
+
+    An array at once: while they are in the processor's cache all this takes half as long.
+    """
     path = os.path.join(folder, name)
     try:
         names = os.listdir(path)
@@ -153,21 +157,23 @@ def _class_images(folder, name):
             if stray is not None:
                 raise _misplaced(stray)
         names = [n for n in names if _is_image(n) and not _is_hidden(n) and n not in folders]
-    return sorted(names)
+    width = len(max(names, key=len, default=b"-"))
+    packed = struct.pack(f"{width}s" * len(names), *names)  # np.array looks at each name twice
+    names = np.frombuffer(packed, f"S{width}")
+    return names[np.argsort(names)]
 
 
 def _are_plain(names):
-    """Whether all are names of images and none is hidden, without a look at each."""
-    text = b"\0" + b"\0".join(names).lower() + b"\0"
-    left = len(names)
-    for ending in _ENDINGS:
-        left -= text.count(ending + b"\0") if left else 0
-    return not left and b"\0." not in text
+    """Whether all are names of images of one kind and none is hidden, without a look at each."""
+    ending = os.path.splitext(names[0])[1] if names else b""
+    text = b"\0" + b"\0".join(names) + b"\0"
+    same = ending.lower() in _ENDINGS and text.count(ending + b"\0") == len(names)
+    return same and b"\0." not in text
 
 
 def _paths(classes):
-    """(name, its sorted images) of each class as "class/image": bytes (N,)."""
-    parts = [(name + b"/", np.array(images)) for name, images in classes]
+    """(name, its images) of each class as "class/image": bytes (N,)."""
+    parts = [(name + b"/", images) for name, images in classes]
     width = max(len(start) + images.itemsize for start, images in parts)
     paths = np.zeros(sum(len(images) for _, images in parts), f"S{width}")
     letters, at = paths.view(np.uint8).reshape(-1, width), 0
