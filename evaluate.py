@@ -10,6 +10,7 @@ import sys
 import heap
 import launch
 import opts
+import waiting
 from errors import InputError
 
 HEAD = """Usage: evaluate.py MODEL... [options]
@@ -44,7 +45,7 @@ def main(argv=None):
     """Evaluate as the command line says; returns what ensemble.test does."""
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # see main.py
+    waiting.briefly()
     count = launch.wanted(opt)
     if count > 1:
         sys.exit(launch.run(argv, count))

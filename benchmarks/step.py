@@ -30,6 +30,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import heap
+import waiting
 from dataloader import Batch
 from models.resnet import resnet
 from models.resnext import resnext
@@ -177,11 +178,13 @@ class Apart:
     def __init__(self, way):
         self.pipe, theirs = multiprocessing.Pipe()
         process = multiprocessing.get_context("spawn").Process
+        before = dict(os.environ)
         if way.who == "ours":
-            os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # as main.py
+            waiting.briefly()  # as main.py
         self.process = process(target=serve, args=(theirs, way), daemon=True)
         self.process.start()
-        os.environ.pop("OMP_WAIT_POLICY", None)
+        os.environ.clear()
+        os.environ.update(before)
 
     def __call__(self):
         self.pipe.send("step")
