@@ -79,7 +79,7 @@ def same_folders(one, other, epoch):
 
 def test_kill_9_at_a_hundred_moments(cifar, tmp_path):
     random.seed(1)
-    epochs, kills, torn, said = 60, 0, 0, tmp_path / "said"
+    epochs, kills, torn, said = 150, 0, 0, tmp_path / "said"
     command = RUN + f" -nEpochs {epochs} -keep 3"
     finished(command + " -save straight", cifar, tmp_path)
     command += " -saveEvery 1e-9 -save run -resume run"
