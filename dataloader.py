@@ -10,7 +10,6 @@ process loads its own replicas' slices of a batch; a test batch is cut evenly.
 import contextlib
 import math
 import multiprocessing
-import os
 import signal
 import warnings
 from typing import NamedTuple
@@ -22,8 +21,8 @@ from torch.utils import data
 import datasets
 import distributed
 import interrupts
-import launch
-from datasets.draws import Draws, permutation, table
+import workers
+from datasets.draws import permutation, table
 from distributed import say
 from errors import InputError
 from models.blocks import split_sizes
@@ -32,7 +31,6 @@ from models.blocks import split_sizes
 warnings.filterwarnings("ignore", "This DataLoader will create")
 
 LAYOUT = torch.channels_last  # as the model's (models/__init__.py)
-AHEAD = 2  # batches that each worker prepares in advance
 
 
 def create(opt, device):
@@ -69,20 +67,20 @@ class DataLoader:
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
-            self.jobs, self.processes = _Jobs(), []
+            self.jobs, self.processes, self.rooms = workers.Jobs(), [], {}
             # -nThreads is for the machine, as for the Lua's one process
             count = math.ceil(opt.nThreads / distributed.here())
             # of each worker its process and the image that it is at
             self.notes = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
-                _Preparation(dataset, opt, self.notes),
+                workers.Preparation(dataset, opt, self.notes),
                 sampler=self.jobs,
                 batch_size=None,  # a job is a whole batch
                 num_workers=count,
-                prefetch_factor=AHEAD if count else None,
+                prefetch_factor=workers.AHEAD if count else None,
                 pin_memory=device.type == "cuda",
                 persistent_workers=opt.nThreads > 0,
-                worker_init_fn=_shield,
+                worker_init_fn=workers.shield,
             )
 
     def size(self):
@@ -140,8 +138,19 @@ class DataLoader:
                     raise InputError(f"{reason}; mend or remove it, or give -skipCorrupt true")
             if self.opt.skipCorrupt:
                 slices = self._skip(unreadable, slices)
-            input = input if len(target) else self._black()
+            input = self._received(input) if len(target) else self._black()
             yield Batch(self._moved(input), target.to(self.device, non_blocking=True), slices)
+
+    def _received(self, input):
+        """A batch that a worker handed over; what has lain in its room stays mapped here.
+
+        torch maps such memory anew unless it is still in use, and doing so page by page takes
+        longer than a copy.
+        """
+        if not isinstance(input, workers.Room):
+            return input
+        self.rooms[input.shared.untyped_storage().data_ptr()] = input.shared
+        return input.shared if input.pinned is None else input.pinned
 
     def _moved(self, input):
         """Images on the device in the run's type; in lists if the dataset has its own `stack`."""
@@ -172,7 +181,7 @@ class DataLoader:
     def _death(self, ended):
         """A sentence on the workers that have ended, `ended` being process -> exit code."""
         images = [
-            _named(self.dataset, index)
+            workers.named(self.dataset, index)
             for pid, index in self.notes.tolist()
             if pid in ended and index >= 0
         ]
@@ -201,104 +210,3 @@ class DataLoader:
         side = self.dataset.preprocessing()["crop"]
         image = torch.zeros(self.crops, 3, side, side, dtype=self.dtype, device=self.device)
         return image.contiguous(memory_format=LAYOUT)
-
-
-class _Jobs(data.Sampler):
-    """What the workers are to do in this epoch: (epoch, indices) of each batch."""
-
-    list = ()
-
-    def __iter__(self):
-        return iter(self.list)
-
-    def __len__(self):
-        return len(self.list)
-
-
-class _Preparation(data.Dataset):
-    """A worker's part: read and transform the images of one job.
-
-    An unreadable image is handed to the main process as a sentence: an exception would come out
-    wrapped in the worker's traceback, and only the main process may decide and speak.
-    """
-
-    def __init__(self, dataset, opt, notes):
-        self.dataset, self.seed, self.notes = dataset, opt.manualSeed, notes
-        self.stack = getattr(dataset, "stack", None)
-        self.prepare = None
-        self.rooms, self.turn = [torch.empty(0)] * (AHEAD + 1), 0
-        _preparation(dataset)  # compiles what it needs: once, before the workers are forked
-
-    def __getitem__(self, job):
-        epoch, indices = job
-        # made here, in the worker: transforms need not survive pickling
-        self.prepare = self.prepare or _preparation(self.dataset)
-        input, images, targets, unreadable = None, [], [], []
-        for place, index in enumerate(indices):
-            self._note(index)
-            try:
-                image, target = self.prepare(index, Draws(self.seed, epoch, int(index)))
-            except InputError as error:
-                unreadable.append((place, str(error)))
-                continue
-            except MemoryError:
-                reason = f"no memory to prepare {_named(self.dataset, index)}; fewer -nThreads help"
-                return torch.empty(0), torch.empty(0), [(None, reason)]
-            if self.stack:
-                images.append(image)
-            else:
-                input = self._room(len(indices), image.shape) if input is None else input
-                input[len(targets)] = torch.from_numpy(image)
-            targets.append(target)
-        self._note(-1)
-        if self.stack:
-            input = self.stack(images) if images else torch.empty(0)
-            return input, torch.tensor(targets, dtype=torch.int64), unreadable
-        input = torch.empty(0) if input is None else input[: len(targets)]
-        if input.dim() == 5:  # (N, 10, 3, H, W): the crops of an image follow one another
-            input = input.flatten(0, 1)
-        return input, torch.tensor(targets, dtype=torch.int64), unreadable
-
-    def _room(self, count, shape):
-        """Memory for so many images: shared, and used again, since fresh pages cost as a copy does.
-
-        A worker has AHEAD batches in hand; when it begins another one, the main process is at most
-        at work on one more, and has copied all before.
-        """
-        if data.get_worker_info() is None:
-            return torch.empty(count, *shape)
-        self.turn = (self.turn + 1) % len(self.rooms)
-        room = self.rooms[self.turn]
-        if room.shape[1:] != shape or len(room) < count:
-            room = self.rooms[self.turn] = torch.empty(count, *shape).share_memory_()
-        return room[:count]
-
-    def _note(self, index):
-        """Where this worker is, should it be the last thing it does."""
-        worker = data.get_worker_info()
-        if worker is not None:
-            self.notes[worker.id] = torch.tensor((os.getpid(), int(index)))
-
-
-def _preparation(dataset):
-    """A function (i, draws) that gives an image, ready for the net, and its target."""
-    if hasattr(dataset, "prepare"):
-        return dataset.prepare()
-    preprocess = dataset.preprocess()
-
-    def prepared(i, draws):
-        image, target = dataset.get(i)
-        return preprocess(image, draws), target
-
-    return prepared
-
-
-def _named(dataset, index):
-    """An image as its dataset calls it, a file mostly, else by its number."""
-    return dataset.name(index) if hasattr(dataset, "name") else f"image {index}"
-
-
-def _shield(_):
-    """A worker ends with its process, and only then: schedulers signal the whole group."""
-    interrupts.obey_parent()
-    launch.die_with_parent()

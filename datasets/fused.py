@@ -24,7 +24,7 @@ class Training:
         self.crop, self.jitter, self.lighting, normalize, self.flip = chain.transforms
         self.mean, self.std = np.array(normalize.mean), np.array(normalize.std)
 
-    def __call__(self, photo, unit, draws):
+    def __call__(self, photo, unit, draws, out=None):
         """A decoding.Photo of 8 bits to float32 (3, size, size); unit is what 1 of 255 becomes."""
         rows, columns = photo.shape
         size = self.crop.size
@@ -36,7 +36,7 @@ class Training:
             region, window = _middle(columns, rows, t.Scale(size), t.CenterCrop(size))
         else:
             window = (size, size, 0, 0)
-        out = _scaled(photo, region, (*window, mirror), unit, size)
+        out = _scaled(photo, region, (*window, mirror), unit, size, out)
         kernels.color(out, np.array(blends).reshape(-1, 2), shift, self.mean, self.std)
         return out
 
@@ -48,11 +48,11 @@ class Testing:
         self.scale, normalize, self.crop = chain.transforms
         self.mean, self.std = np.float32(normalize.mean), np.float32(normalize.std)
 
-    def __call__(self, photo, unit, draws=None):
+    def __call__(self, photo, unit, draws=None, out=None):
         """A decoding.Photo of 8 bits to float32 (3, size, size); unit is what 1 of 255 becomes."""
         rows, columns = photo.shape
         region, window = _middle(columns, rows, self.scale, self.crop)
-        out = _scaled(photo, region, (*window, False), unit, self.crop.size)
+        out = _scaled(photo, region, (*window, False), unit, self.crop.size, out)
         kernels.normalize(out, self.mean, self.std)
         return out
 
@@ -65,9 +65,9 @@ def _middle(columns, rows, scale, crop):
     return (0, 0, columns, rows), (height, width, y, x)
 
 
-def _scaled(photo, region, window, unit, size):
+def _scaled(photo, region, window, unit, size, out):
     pixels, (x, y, w, h) = photo.part(region)
-    out = np.empty((3, size, size), np.float32)
+    out = np.empty((3, size, size), np.float32) if out is None else out
     words = pixels.view("<u4")[:, :, 0]  # (H, W): the colours from the lowest byte on
     kernels.bicubic(words, (y, x, h, w), window, unit, out)
     return out

@@ -64,6 +64,7 @@ class Dataset:
         """A function (i, draws) that gives preprocess()(get(i)[0], draws), sooner, and the class.
 
         But for rounding: scaling is a sum of four products a direction, colour one affine map.
+        It writes the image into its third argument, if it is given one.
         """
         from datasets import fused  # numba takes half a second: only for those who need it
 
@@ -71,19 +72,19 @@ class Dataset:
         if self.split == "train":
             fast = fused.Training(chain)
         elif self.opt.tenCrop:
-            return lambda i, draws: (chain(self.get(i)[0], draws), int(self.targets[i]))
+            return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
         else:
             fast = fused.Testing(chain)
 
         room = np.empty(1 << 22, np.uint8)  # a million pixels
         decoder = turbojpeg.decoder() if self.split == "train" else None
 
-        def prepared(i, draws):
+        def prepared(i, draws, out=None):
             photo = decoding.Photo(self._path(i), room, decoder)
             if photo.deep:
                 image = chain(_floats(photo.pixels, 1), draws)
             else:
-                image = fast(photo, np.float32(1 / 255), draws)
+                image = fast(photo, np.float32(1 / 255), draws, out)
             return image, int(self.targets[i])
 
         return prepared

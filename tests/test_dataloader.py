@@ -2,12 +2,14 @@
 
 import os
 import re
+import resource
 import signal
 import time
 
 import numpy as np
 import pytest
 import torch
+from torch.utils.data._utils.pin_memory import pin_memory
 
 import dataloader
 import datasets
@@ -73,6 +75,42 @@ def test_workers_change_nothing(photos, tmp_path, threads):
     same(alone[0].run(2, start=1), list(others[0].run(2))[1:])
 
 
+def test_a_workers_memory_is_mapped_once(photos, tmp_path, monkeypatch):
+    """Else each of a batch's pages would be a fault, in every batch."""
+    opt = options("-depth 50 -batchSize 5 -nThreads 1", photos, tmp_path)
+    train, _ = dataloader.create(opt, CPU)
+    monkeypatch.setattr(train, "_moved", lambda input: input.sum())  # reads all, needs no memory
+    list(train.run(1))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    count = sum(len(batch.target) for epoch in (2, 3) for batch in train.run(epoch))
+    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+    pages = count * 3 * 224 * 224 * 4 / resource.getpagesize()
+    assert faults < pages / 10
+
+
+def test_batches_are_pinned_on_the_way_to_a_gpu(photos, tmp_path, monkeypatch):
+    """What torch's loader does there with each batch, a copy standing in for pinned memory."""
+    opt = options("-depth 50 -batchSize 5 -nThreads 1", photos, tmp_path)
+    expected = list(dataloader.create(opt, CPU)[0].run(1))
+    train, _ = dataloader.create(opt, CPU)
+    workers, moved, arrived = train.workers, train._moved, []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    monkeypatch.setattr(train, "workers", Pinning(workers))
+    monkeypatch.setattr(train, "_moved", lambda input: arrived.append(input) or moved(input))
+    same(train.run(1), expected)
+    assert arrived and not any(input.is_shared() for input in arrived)
+
+
+class Pinning:
+    """Torch's loader as if it had been asked for pinned memory."""
+
+    def __init__(self, workers):
+        self.workers = workers
+
+    def __iter__(self):
+        return map(pin_memory, self.workers)
+
+
 def test_double_precision_and_ten_crops(photos, tmp_path):
     command = "-depth 50 -batchSize 20 -nThreads 0 -precision double -tenCrop true"
     train, val = dataloader.create(options(command, photos, tmp_path), CPU)
@@ -92,10 +130,10 @@ class Deadly:
     def prepare(self):
         prepare = self.dataset.prepare()
 
-        def deadly(i, draws):
+        def deadly(i, draws, out):
             if i == self.index:
                 self.end()
-            return prepare(i, draws)
+            return prepare(i, draws, out)
 
         return deadly
 
