@@ -4,8 +4,8 @@
 
 FOLDER is as for imagenet_input.py, which times the same work without a loader. Here images come
 from workers, in batches, to a main process that does nothing but bring them into channels_last, as
-ours always are; what that and receiving them costs it is in the last column. The peers' loader keeps
-its workers between epochs as ours does.
+ours always are; what that and receiving them costs it is in the last column. The loader of the
+peers keeps its workers between epochs as ours does.
 """
 
 import os
