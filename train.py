@@ -51,6 +51,12 @@ class Trainer:
             weight_decay=opt.weightDecay,
             fused=True,  # one pass over each parameter
         )
+        # From 0 on, in the parameters' memory layout: with dampening 0 the first step is the same.
+        # Fused SGD would begin with memory as it found it, and leave it so where a first step with
+        # -precision half overflows; and it takes equal layouts for granted.
+        for parameter in model.parameters():
+            buffer = torch.zeros_like(parameter, requires_grad=False)
+            self.optimizer.state[parameter]["momentum_buffer"] = buffer
         self.mixed = MIXED.get(opt.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=opt.precision == "half")
         self.position = {"epoch": None}
@@ -217,7 +223,6 @@ class Trainer:
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
             for name, parameter in self.model.named_parameters()
-            if parameter in self.optimizer.state
         }
         position = copy.deepcopy(self.position)
         return {"momentum": momentum, "scaler": self.scaler.state_dict(), "position": position}
@@ -228,13 +233,7 @@ class Trainer:
         for name, buffer in state["momentum"].items():
             if name not in parameters or parameters[name].shape != buffer.shape:
                 raise InputError(f"the optimState does not belong to this net: {name} differs")
-        for name, parameter in parameters.items() if state["momentum"] else ():
-            # In the parameter's memory layout, which fused SGD takes for granted, and 0 for a new
-            # classifier: with dampening 0 the first step is the same.
-            buffer = torch.zeros_like(parameter, requires_grad=False)
-            if name in state["momentum"]:
-                buffer.copy_(state["momentum"][name])
-            self.optimizer.state[parameter]["momentum_buffer"] = buffer
+            self.optimizer.state[parameters[name]]["momentum_buffer"].copy_(buffer)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self._go_on_from(state)

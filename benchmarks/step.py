@@ -187,8 +187,11 @@ class Apart:
         os.environ.update(before)
 
     def __call__(self):
-        self.pipe.send("step")
-        return self.pipe.recv()
+        try:
+            self.pipe.send("step")
+            return self.pipe.recv()
+        except (OSError, EOFError):
+            sys.exit("a way's process has ended, perhaps for want of memory: try a smaller --batch")
 
     def end(self):
         self.process.kill()

@@ -12,7 +12,7 @@ from torch import nn
 from torch7_random import initialise
 
 import opts
-from dataloader import Batch
+from dataloader import LAYOUT, Batch
 from errors import InputError
 from models.blocks import split_sizes
 from models.resnet import resnet
@@ -152,7 +152,7 @@ def small(precision="single", replicas=1, **changed):
     opt.precision, opt.nGPU = precision, replicas
     vars(opt).update(changed)
     torch.manual_seed(3)
-    model = resnet(depth=8, classes=10, stem="cifar", shortcut="A")
+    model = resnet(depth=8, classes=10, stem="cifar", shortcut="A").to(memory_format=LAYOUT)
     return Trainer(model.double() if precision == "double" else model, criterion(), opt, CPU)
 
 
@@ -176,6 +176,24 @@ def test_reduced_precision_stays_near_single(precision):
         losses[name] = small(name, LR=0.01).train(1, Fixed(*[random_batch(16)] * 4))[2]
     # bfloat16 keeps 8 bits: products are right to 0.4 %, a loss near 2 to a few per cent
     assert losses[precision] == pytest.approx(losses["single"], rel=3e-2)
+
+
+def test_a_first_step_that_overflows_is_left_out():
+    """-precision half: it changes neither the weights nor, as fused SGD did, the momentum."""
+    overflows = {"momentum": {}, "scaler": {**small("half").scaler.state_dict(), "scale": 2.0**120}}
+    skipped, straight = small("half"), small("half")
+    torch.use_deterministic_algorithms(True)  # what is not set to anything is nan then
+    try:
+        skipped.load_state(overflows)
+        skipped.train(1, Fixed(random_batch(6)))
+        skipped.load_state({**overflows, "scaler": straight.scaler.state_dict()})
+        for trainer in (skipped, straight):
+            trainer.model.load_state_dict(small().model.state_dict())  # running statistics, too
+            trainer.train(2, Fixed(random_batch(7)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    weights = (trainer.model.state_dict().values() for trainer in (skipped, straight))
+    assert all(torch.equal(one, other) for one, other in zip(*weights))
 
 
 def test_replicas_are_slices_with_statistics_of_their_own():
@@ -224,13 +242,11 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
 def test_momentum_in_another_layout():
     """As in Torch7's files: fused SGD would take its numbers in the order of the memory."""
     first = small()
-    first.model.to(memory_format=torch.channels_last)
     first.train(1, Fixed(random_batch(6)))
     found = []
     for layout in (torch.contiguous_format, torch.channels_last):
         trainer = small()
         trainer.model.load_state_dict(first.model.state_dict())
-        trainer.model.to(memory_format=torch.channels_last)
         state = first.state()
         for name, buffer in state["momentum"].items():
             if buffer.dim() == 4:
