@@ -31,7 +31,9 @@ def join():
     if launch.joined():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+            dist.init_process_group("nccl", timeout=PATIENCE, device_id=device)
+        else:
+            dist.init_process_group("gloo", timeout=PATIENCE)
         if rank() == 0:
             for key in ("failed", "prepared"):
                 _store().set(key, "0")

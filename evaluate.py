@@ -117,7 +117,7 @@ def _checked(argv):
     # how the nets are tested; what datasets and their loader are told is as in training
     opt.scale, opt.crop, opt.ten = opt.testScale, opt.testCrop, opt.tenCrop
     opt.testScale, opt.testCrop, opt.tenCrop = 256, 224, False
-    opt.nGPU, opt.manualSeed, opt.backend = 1, 0, "cudnn"
+    opt.nGPU, opt.manualSeed, opt.backend, opt.testOnly = 1, 0, "cudnn", True
     opts.check_dataset(opt)
     if opt.dense and (opt.ten or opt.scale or opt.crop):
         raise InputError("-dense tests whole images: without -tenCrop, -testScale and -testCrop")

@@ -249,14 +249,14 @@ def check_dataset(opt):
 
 
 def check_folder(opt):
-    """Refuse a folder that is not laid out as ImageNet's."""
+    """Refuse a folder that is not laid out as ImageNet's; a test alone needs no train/."""
     if opt.dataset != "imagenet":
         return
     opt.data = data = opt.data or "imagenet"
     held = "must hold train/<class>/<image> and val/<class>/<image>"
     if not os.path.isdir(data):
         raise InputError(f"missing ImageNet data directory {data!r}: give -data DIR; it {held}")
-    for split in ("train", "val"):
+    for split in ("val",) if opt.testOnly and not opt.recomputeBN else ("train", "val"):
         if not os.path.isdir(os.path.join(data, split)):
             raise InputError(
                 f"ImageNet missing `{split}` directory: {os.path.join(data, split)}; -data {held}"

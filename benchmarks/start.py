@@ -21,7 +21,7 @@ import contextlib, io, sys, time, types
 sys.path.insert(0, {root!r})
 import datasets
 from datasets import imagenet, imagenet_gen
-opt = types.SimpleNamespace(data={data!r}, gen={gen!r}, dataset="imagenet")
+opt = types.SimpleNamespace(data={data!r}, gen={gen!r}, dataset="imagenet", testOnly=False)
 began = time.perf_counter()
 with contextlib.redirect_stdout(io.StringIO()):
     found = datasets._info(opt)

@@ -2,7 +2,8 @@
 
 Port of datasets/imagenet-gen.lua. Differs from the Lua: the list is sorted, where the file system
 gave the order; hidden files and folders are left out; an image in the wrong place is named; names
-may hold any byte; .pgm, .tif, .tiff and .webp are images too (as for torchvision's ImageFolder).
+may hold any byte; .pgm, .tif, .tiff and .webp are images too (as for torchvision's ImageFolder); to
+test a model, val alone will do.
 """
 
 import hashlib
@@ -22,8 +23,11 @@ _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
 def classes(opt):
-    """Names of the class folders of the training images in order; their places are the targets."""
-    folder = _split(opt, "train")
+    """Names of the class folders of the training images in order; their places are the targets.
+
+    Of the validation images, if there are no others and only a test is to be made.
+    """
+    folder = _split(opt, _splits(opt)[0])
     names = sorted(name for name, is_folder in _entries(folder) if is_folder)
     if not names:
         raise InputError(f"no class folders in {os.fsdecode(folder)!r}: {LAYOUT}")
@@ -36,7 +40,7 @@ def signature(opt):
     All of this changes the time of a class folder, so that no image need be looked at.
     """
     digest, count = hashlib.sha256(), 0
-    for split in ("train", "val"):
+    for split in _splits(opt):
         folder = _split(opt, split)
         for name, is_folder in sorted(_entries(folder)):
             if is_folder:
@@ -58,8 +62,10 @@ def exec(opt, cache_file):
     numbers = {name: number for number, name in enumerate(names)}
     say(" | finding all validation images")
     val_paths, val_targets = _images(_split(opt, "val"), numbers)
-    say(" | finding all training images")
-    train_paths, train_targets = _images(_split(opt, "train"), numbers)
+    train_paths, train_targets = np.zeros(0, "S1"), np.zeros(0, np.int64)
+    if "train" in _splits(opt):
+        say(" | finding all training images")
+        train_paths, train_targets = _images(_split(opt, "train"), numbers)
     say(f" | saving list of images to {cache_file}")
     with files.replacing(cache_file) as file:
         np.savez(  # 40 bytes an image; to compress them takes as long as to find them
@@ -71,6 +77,12 @@ def exec(opt, cache_file):
             val_paths=val_paths,
             val_targets=val_targets,
         )
+
+
+def _splits(opt):
+    """The splits that are listed."""
+    alone = opt.testOnly and opt.data and not os.path.isdir(os.path.join(opt.data, "train"))
+    return ("val",) if alone else ("train", "val")
 
 
 def _split(opt, split):

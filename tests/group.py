@@ -10,6 +10,7 @@ import torch7
 
 import dataloader
 import distributed
+import launch
 import opts
 from dataloader import Batch
 from models.blocks import split_sizes
@@ -47,6 +48,9 @@ def _process(rank, count, port, data, answer, experiment):
     result = (experiment or experiments)(data, os.path.dirname(answer))
     if rank == 0:
         torch.save(result, answer)
+    launch.leave(
+        0
+    )  # as main.py's processes do: the group's threads may not outlast the interpreter
 
 
 def experiments(data, folder):

@@ -87,6 +87,22 @@ def test_as_main_tests(photos, tmp_path, monkeypatch):
             assert torch.allclose(ours.softmax(1), soft, rtol=1e-4, atol=1e-6)
 
 
+def test_without_training_images(photos, tmp_path, monkeypatch, capsys):
+    """To test, main.py and evaluate.py need val/ only; other things need train/."""
+    monkeypatch.chdir(tmp_path)
+    (path, _), _ = pair(tmp_path, photos).values()
+    os.mkdir("alone")
+    os.symlink(os.path.join(photos, "val"), "alone/val")
+    test = f"-testOnly true -retrain {path} -batchSize 3 -nThreads 0"
+    whole, alone = (scored(main.main, [*test.split(), "-data", d])[1] for d in (photos, "alone"))
+    assert torch.equal(torch.cat(whole), torch.cat(alone))
+    assert torch.equal(evaluated(path, data=photos)[1], evaluated(path, data="alone")[1])
+    for command in "-netType resnet -depth 18", test + " -recomputeBN 1":
+        with pytest.raises(SystemExit):
+            main.main([*command.split(), "-data", "alone"])
+        assert "missing `train` directory: alone/train" in capsys.readouterr().err
+
+
 def test_cifar_as_main_tests(cifar, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main.main(f"-netType resnet -dataset cifar10 -depth 8 -nEpochs 1 -data {cifar}".split())

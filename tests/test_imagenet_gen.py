@@ -13,8 +13,8 @@ from errors import InputError
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)  # (H, W, 3)
 
 
-def options(data):
-    return types.SimpleNamespace(data=str(data))
+def options(data, test_only=False):
+    return types.SimpleNamespace(data=str(data), testOnly=test_only)
 
 
 def make(folder, *names):
@@ -51,6 +51,22 @@ def test_the_list(tmp_path, capsys):
         f" | saving list of images to {tmp_path / 'list.npz'}",
     ]
     assert sorted(os.listdir(tmp_path)) == ["data", "list.npz"]  # nothing temporary is left
+
+
+def test_validation_images_alone(tmp_path):
+    make(tmp_path / "val", "b/9.png", "a/3.bmp")
+    alone, cache = options(tmp_path, test_only=True), tmp_path / "list.npz"
+    with pytest.raises(InputError, match="train' is not a folder"):
+        imagenet_gen.classes(options(tmp_path))
+    assert imagenet.classes(alone) == ["a", "b"]
+    imagenet_gen.exec(alone, str(cache))
+    info = dict(np.load(cache, allow_pickle=False))
+    assert info["val_paths"].tolist() == [b"a/3.bmp", b"b/9.png"] and not len(info["train_paths"])
+    # with training images, their classes count, and the list is another one
+    make(tmp_path / "train", "0/1.png", "a/1.png", "b/1.png")
+    assert imagenet.classes(alone) == ["0", "a", "b"]
+    assert imagenet_gen.signature(alone) == imagenet_gen.signature(options(tmp_path))
+    assert imagenet_gen.signature(alone) != str(info["signature"])
 
 
 def test_classes(tmp_path):
