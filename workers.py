@@ -80,11 +80,11 @@ class Preparation(data.Dataset):
         self._note(-1)
         if self.stack:
             input = self.stack(images) if images else torch.empty(0)
-            return input, torch.tensor(targets, dtype=torch.int64), unreadable
-        input = torch.empty(0) if input is None else input[: len(targets)]
-        if input.dim() == 5:  # (N, 10, 3, H, W): the crops of an image follow one another
-            input = input.flatten(0, 1)
-        input = Room(input) if input.is_shared() else input
+        else:
+            input = torch.empty(0) if input is None else input[: len(targets)]
+            if input.dim() == 5:  # (N, 10, 3, H, W): the crops of an image follow one another
+                input = input.flatten(0, 1)
+            input = Room(input) if input.is_shared() else input
         return input, torch.tensor(targets, dtype=torch.int64), unreadable
 
     def _room(self, count, shape):

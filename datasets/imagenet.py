@@ -24,7 +24,7 @@ EIGVEC = (
 
 
 def classes(opt):
-    """Names of the classes in the order of the targets: the folders in opt.data/train."""
+    """Names of the classes in the order of the targets: the folders of the images."""
     return imagenet_gen.classes(opt)
 
 
