@@ -1,8 +1,8 @@
-"""How a run goes on from what it left on disk. Port of the reading part of checkpoints.lua.
+"""How a run resumes from what it left on disk. Port of the reading part of checkpoints.lua.
 
 latest.pth names the newest checkpoint. Where it, or what it names, is missing, cut short or
 changed, the newest whole checkpoint in the folder is taken and the loss named. Of several processes
-the first looks, all read. What is written, and in what order: folder.py.
+the first looks, all read. What is written, and in what order: storage/run_folder.py.
 Differs from the Lua: the best error, the options and the log travel along, so a resumed run goes on
 as if it had not stopped (order and augmentation are functions of seed and epoch, without state).
 """
@@ -11,14 +11,19 @@ import math
 import os
 import re
 
-import distributed
-import files
-import state
-from distributed import say
-from errors import InputError
-from models import formats, torch7
+import opts
+from formats import model_files, torch7
+from parallel import group
+from runtime.errors import InputError
+from runtime.terminal import say
+from storage import atomic, schema
+from storage.run_folder import INSIDE
 
-INSIDE = "inside_epoch.pth"
+# Options that decide the result: on a resume the checkpoint's hold, unless given again.
+CARRIED = (
+    *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
+    *("batchSize", "nGPU", "precision", "manualSeed", "nClasses", "recomputeBN"),
+)
 
 
 def latest(opt):
@@ -27,7 +32,7 @@ def latest(opt):
     Takes over into `opt` those of the checkpoint's options that the command line does not give.
     A folder of Torch7's resumes too; one that has both goes on from ours, which is the later.
     """
-    opt.agents = distributed.agents()
+    opt.agents = group.agents()
     if _written_by_us(opt):
         opt.resume = opt.save
     if opt.resume == "none":
@@ -47,9 +52,9 @@ def latest(opt):
 def _chosen(folder):
     """The newest whole checkpoint as the first process sees it, in every process."""
     checkpoint, names = None, None
-    if distributed.rank() == 0:
+    if group.rank() == 0:
         checkpoint, names = newest(folder, say)
-    names = distributed.gather(names)[0]
+    names = group.all_gather(names)[0]
     return _read(folder, *names) if names and checkpoint is None else checkpoint
 
 
@@ -65,7 +70,7 @@ def newest(folder, say=lambda line: None):
         say(f"=> Loading checkpoint {path}")
         named, last = (pointer["modelFile"], pointer["optimFile"]), pointer["epoch"]
         return _read(folder, *named), named
-    except files.Damaged as error:
+    except atomic.Damaged as error:
         losses.append(str(error))
     found = _finished(folder)
     if not found and not os.path.exists(path):
@@ -76,7 +81,7 @@ def newest(folder, say=lambda line: None):
             continue
         try:
             checkpoint = _read(folder, *names)
-        except files.Damaged as error:
+        except atomic.Damaged as error:
             losses.append(str(error))
             continue
         kept = os.path.join(folder, names[1])
@@ -88,9 +93,19 @@ def newest(folder, say=lambda line: None):
     )
 
 
+def _state(path):
+    """The state in a file, its options looked at too."""
+    found = schema.read(path)
+    for name in CARRIED:
+        if name in found["options"] and not opts.fits(name, found["options"][name]):
+            value = f"{found['options'][name]!r:.80}"
+            raise InputError(f"{path} is no checkpoint of this program: its -{name} is {value}")
+    return found
+
+
 def _pointer(path):
     """What latest.pth says. Names that lead out of its folder are refused."""
-    pointer = files.load(path)
+    pointer = atomic.load(path)
     names = (
         [pointer.get(name) for name in ("modelFile", "optimFile")]
         if isinstance(pointer, dict)
@@ -99,7 +114,7 @@ def _pointer(path):
     for name in names:
         if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
             raise InputError(f"{path} names {name!r:.80}: should be a file of the same folder")
-    if not names or not state.is_count(pointer.get("epoch")):
+    if not names or not schema.is_count(pointer.get("epoch")):
         raise InputError(f"{path} names no checkpoint of this program")
     return pointer
 
@@ -119,8 +134,8 @@ def _finished(folder):
     pairs = [(n, (f"model_{n}.pth", f"optimState_{n}.pth")) for n in sorted(states, reverse=True)]
     if INSIDE in names:
         try:
-            epoch = state.read(os.path.join(folder, INSIDE))["epoch"]
-        except files.Damaged:
+            epoch = _state(os.path.join(folder, INSIDE))["epoch"]
+        except atomic.Damaged:
             epoch = -1  # to be named after all others
         pairs.append((epoch, (INSIDE, INSIDE)))
         pairs.sort(key=lambda pair: (pair[0], pair[1][0] == INSIDE), reverse=True)
@@ -130,11 +145,11 @@ def _finished(folder):
 def _read(folder, model_file, optim_file):
     """A checkpoint whose files are whole and belong together; else Damaged."""
     path, model = os.path.join(folder, optim_file), os.path.join(folder, model_file)
-    checkpoint = state.read(path)
+    checkpoint = _state(path)
     if model != path:
-        files.load(model)
-        if checkpoint.get("digest", files.digest(model)) != files.digest(model):
-            raise files.Damaged(f"{model} is not the model that {path} belongs to")
+        atomic.load(model)
+        if checkpoint.get("digest", atomic.digest(model)) != atomic.digest(model):
+            raise atomic.Damaged(f"{model} is not the model that {path} belongs to")
     for name in ("model", "config", "classes", "preprocessing"):
         checkpoint.pop(name, None)
     return {**checkpoint, "modelFile": model}
@@ -145,7 +160,7 @@ def _note(folder, name):
     path = os.path.join(folder, "latest.pth")
     try:
         return _pointer(path).get(name)
-    except files.Damaged:
+    except atomic.Damaged:
         checkpoint, _ = newest(folder)
     if checkpoint is None:
         return None
@@ -157,7 +172,7 @@ def replicas(opt):
     if "nGPU" in opt.given or opt.resume == "none":
         return opt.nGPU
     found = _note(opt.resume, "nGPU")
-    return found if state.is_count(found) and found else opt.nGPU
+    return found if schema.is_count(found) and found else opt.nGPU
 
 
 def _written_by_us(opt):
@@ -165,14 +180,14 @@ def _written_by_us(opt):
     if not opt.agents:
         return False
     ours = None
-    if distributed.rank() == 0:
+    if group.rank() == 0:
         ours = _note(opt.save, "agents")
-    return not set(opt.agents).isdisjoint(distributed.gather(ours)[0] or [])
+    return not set(opt.agents).isdisjoint(group.all_gather(ours)[0] or [])
 
 
 def _torch7(path):
     """What checkpoints.lua wrote: it knows no best error, and the rate is the command line's."""
-    newest, folder = formats.load_t7(path), os.path.dirname(path)
+    newest, folder = model_files.load_t7(path), os.path.dirname(path)
     try:
         model = os.path.join(folder, newest["modelFile"])
         checkpoint = _torch7_state(os.path.join(folder, newest["optimFile"]), model)
@@ -183,16 +198,16 @@ def _torch7(path):
 
 def _torch7_state(path, model):
     """An optimState of optim.sgd; dfdx is the momentum, flat in the order of the parameters."""
-    found = formats.load_t7(path)
+    found = model_files.load_t7(path)
     return {
         "best": (math.inf, math.inf),
-        "momentum": torch7.split(found["dfdx"], formats.read(model)["model"]),
+        "momentum": torch7.split(found["dfdx"], model_files.read(model)["model"]),
         "options": {name: found[name] for name in ("momentum", "weightDecay")},
     }
 
 
 def _adopt(opt, saved):
-    for name in state.CARRIED:
+    for name in CARRIED:
         ours, theirs = getattr(opt, name), saved.get(name, getattr(opt, name))
         if ours == theirs:
             continue
@@ -215,20 +230,10 @@ def optim_state(opt):
     """The state that -optimState names, or None; without a classifier that is being replaced."""
     if opt.optimState == "none":
         return None
-    if formats.is_t7(opt.optimState):
+    if model_files.is_t7(opt.optimState):
         return _torch7_state(opt.optimState, opt.retrain)
-    found = state.read(opt.optimState)
+    found = _state(opt.optimState)
     found.pop("position", None)  # that was on the way of another run
     if opt.resetClassifier:
         found["momentum"] = {k: v for k, v in found["momentum"].items() if not k.startswith("fc.")}
     return found
-
-
-def pack(model):
-    """What a model file holds: weights, how to build the net, its classes and its input."""
-    return {
-        "model": model.state_dict(),
-        "config": model.config,
-        "classes": model.classes,
-        "preprocessing": model.preprocessing,
-    }

@@ -1,6 +1,6 @@
 """How large a net is: parameters, multiply-adds and activations, by stage; the paper's tables.
 
-No Lua file. `python complexity.py OPTIONS` takes main.py's options and measures the net that they
+`python complexity.py OPTIONS` takes main.py's options and measures the net that they
 build; no data and no memory are needed for it. Without options it prints the sizes in the paper's
 Tables 1, 2, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5's nets are Table 4's).
 
@@ -20,7 +20,7 @@ import sys
 from typing import NamedTuple
 
 import opts
-from errors import InputError
+from runtime.errors import InputError
 
 USAGE = """Usage: complexity.py [options]
 

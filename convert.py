@@ -1,42 +1,39 @@
 """From one model file to another: python convert.py IN OUT.
 
-No Lua file. IN is whatever models/formats.py reads; OUT is a model file of another kind, or the
+IN is whatever formats/model_files.py reads; OUT is a model file of another kind, or the
 net alone, in evaluation mode, for other programs: .onnx, or .pt2 of torch.export.
 """
 
+import functools
 import io
 import os
 import sys
 
-from depths import BOTTLENECKS
-from errors import InputError
+import opts
+from models.depths import BOTTLENECKS
+from runtime.errors import InputError
 
 EXTENSIONS = (".pth", ".safetensors", ".t7", ".onnx", ".pt2")
 FORMS = tuple(form for form in BOTTLENECKS if form != "resnet")
 
-USAGE = f"""Usage: convert.py [-form {"|".join(FORMS)}] IN OUT
+HEAD = f"""Usage: convert.py IN OUT [options]
 
 IN   a model: .pth of this program, .t7 of Torch7, .pth or .safetensors of torchvision or timm,
      or torchvision:NET, such as torchvision:resnext50_32x4d
 OUT  what it becomes, by the extension: {", ".join(EXTENSIONS)}
 
-  -form  the form, of the paper's figure 3, that the blocks of a ResNeXt get
-
 .safetensors needs the package safetensors, .onnx needs onnx and onnxscript. An .onnx or .pt2 maps
-images (N, 3, crop, crop), preprocessed, to scores (N, classes), for any N."""
+transformed images (N, 3, crop, crop) to scores (N, classes), for any N.
+
+Options:"""
+OPTIONS = (
+    ("form", "", str, ("", *FORMS), "Form of the paper's figure 3 for the blocks of a ResNeXt"),
+)
 
 
 def main(argv=None):
-    """Convert as the command line says."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if any(word in ("-h", "-help", "--help") for word in words):
-        print(USAGE)
-        return
-    try:
-        source, target, form = parse(words)
-    except InputError as error:
-        print(f"convert.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Convert as the command line says; the exit status is 0, or 1 or 2 with one sentence."""
+    source, target, form = parse(sys.argv[1:] if argv is None else list(argv))
     try:
         convert(source, target, form)
     except InputError as error:
@@ -44,35 +41,30 @@ def main(argv=None):
         sys.exit(1)
 
 
-def parse(words):
-    """IN, OUT and the form or None; InputError if the command line is wrong."""
-    form, paths, words = None, [], iter(words)
-    for word in words:
-        if word in ("-form", "--form"):
-            form = next(words, None)
-            if form not in FORMS:
-                raise InputError(f"-form should be one of {', '.join(FORMS)}, not {form}")
-        elif word.startswith("-"):
-            raise InputError(f"unknown option {word} (-help lists all)")
-        else:
-            paths.append(word)
-    if len(paths) != 2:
+def parse(argv):
+    """IN, OUT and the form or None; help or one sentence of error ends the program."""
+    words = []
+    check = functools.partial(_checked, words)
+    return opts.command_line(argv, "convert.py", HEAD, OPTIONS, check, words)
+
+
+def _checked(words, opt):
+    if len(words) != 2:
         raise InputError("give two files, convert.py IN OUT (-help says more)")
-    source, target = paths
+    source, target = words
     if os.path.splitext(target)[1] not in EXTENSIONS:
         raise InputError(f"{target} should end in one of {', '.join(EXTENSIONS)}")
     if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"{source} would be replaced by itself: give another OUT")
-    return source, target, form
+    return source, target, opt.form or None
 
 
 def convert(source, target, form=None):
     """Write the model `source` as `target`, in another form if one is given, and say so."""
     # after the command line: an error or the help need not wait for torch
-    import checkpoints
     import models
-    from distributed import say
-    from models import formats
+    from formats import model_files
+    from runtime.terminal import say
 
     folder = os.path.dirname(target) or "."
     if not os.path.isdir(folder):  # or an export would find out after its minute of work
@@ -80,14 +72,14 @@ def convert(source, target, form=None):
     model = models.load_file(source).eval()
     if form is not None:
         model = _in_form(model, form)
-    content = checkpoints.pack(model)
+    content = models.pack(model)
     export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1])
     if export is None:
-        formats.write(target, content)
+        model_files.write(target, content)
     else:
-        _write(target, export(target, model, formats.describe(content)))
+        _write(target, export(target, model, model_files.describe(content)))
     say(f"=> {target}: {_summary(model)}, {os.path.getsize(target) / 1e6:.1f} MB")
-    if _of_facebook(source, content["config"], formats):
+    if _of_facebook(source, content["config"]):
         say("   If these are the weights that Facebook released: CC BY-NC 4.0, non-commercial")
 
 
@@ -101,15 +93,15 @@ def _in_form(model, form):
     other = net(**{**config, "bottleneck": form})
     state = forms.convert(model.state_dict(), form, config["cardinality"])
     other.to(model.fc.weight.dtype).load_state_dict(state)
-    other.classes, other.preprocessing = model.classes, model.preprocessing
+    other.classes, other.input_spec = model.classes, model.input_spec
     return other.eval()
 
 
 def _write(target, data):
-    import files
+    from storage import atomic
 
     try:
-        with files.replacing(target) as file:
+        with atomic.replacing(target) as file:
             file.write(data)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error.strerror or error}") from None
@@ -119,8 +111,8 @@ def _example(model):
     """Two images of zeros: a batch of one would be taken for a constant."""
     import torch
 
-    if model.preprocessing is not None:
-        side = model.preprocessing["crop"]
+    if model.input_spec is not None:
+        side = model.input_spec["crop"]
     else:
         side = 32 if model.config.get("stem") == "cifar" else 224
     return torch.zeros(2, 3, side, side, dtype=model.fc.weight.dtype)
@@ -170,10 +162,12 @@ def _summary(model):
     return ", ".join([model.config["net"], *words, f"{count} parameters"])
 
 
-def _of_facebook(source, config, formats):
+def _of_facebook(source, config):
     """Whether the weights can be those of facebookresearch/ResNeXt: Torch7, ResNeXt, ImageNet."""
+    from formats import model_files
+
     known = config["net"] == "resnext" and config["classes"] == 1000
-    return known and not source.startswith("torchvision:") and formats.is_t7(source)
+    return known and not source.startswith("torchvision:") and model_files.is_t7(source)
 
 
 if __name__ == "__main__":

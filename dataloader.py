@@ -19,13 +19,13 @@ import torch
 from torch.utils import data
 
 import datasets
-import distributed
-import interrupts
-import workers
+from datasets import workers
 from datasets.draws import permutation, table
-from distributed import say
-from errors import InputError
-from models.blocks import split_sizes
+from parallel import group, signals
+from parallel.replicas import split, split_sizes
+from runtime.errors import InputError
+from runtime.precision import Precision
+from runtime.terminal import say
 
 # the published recipes ask for 8 workers on any machine; torch would lecture twice a run
 warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -35,7 +35,7 @@ LAYOUT = torch.channels_last  # as the model's (models/__init__.py)
 
 def create(opt, device):
     """The loaders of both splits: (train, val)."""
-    splits = distributed.in_turn(lambda: datasets.create(opt))
+    splits = group.rank_0_first(lambda: datasets.create(opt))
     return tuple(
         DataLoader(dataset, opt, split, device) for dataset, split in zip(splits, ("train", "val"))
     )
@@ -52,6 +52,11 @@ class Batch(NamedTuple):
     target: torch.Tensor  # (N,)
     slices: list  # for each process the sizes of its slices: the replicas', all together the batch
 
+    @property
+    def count(self):
+        """How many samples the batch has, over all processes."""
+        return sum(map(sum, self.slices))
+
 
 class DataLoader:
     """One split as batches."""
@@ -61,7 +66,7 @@ class DataLoader:
         self.training = split == "train"
         self.crops = 10 if opt.tenCrop and not self.training else 1
         self.batch_size = max(1, opt.batchSize // self.crops)  # in images, not in crops
-        self.dtype = torch.float64 if opt.precision == "double" else torch.float32
+        self.dtype = Precision(opt.precision, device).dtype
         self.in_memory = hasattr(dataset, "augment")
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
         if self.in_memory:
@@ -69,11 +74,11 @@ class DataLoader:
         else:
             self.jobs, self.processes, self.rooms = workers.Jobs(), [], {}
             # -nThreads is for the machine, as for the Lua's one process
-            count = math.ceil(opt.nThreads / distributed.here())
+            count = math.ceil(opt.nThreads / group.local_world_size())
             # of each worker its process and the image that it is at
             self.notes = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
-                workers.Preparation(dataset, opt, self.notes),
+                workers.BatchReader(dataset, opt, self.notes),
                 sampler=self.jobs,
                 batch_size=None,  # a job is a whole batch
                 num_workers=count,
@@ -100,11 +105,11 @@ class DataLoader:
         count = len(indices)
         if self.training:
             sizes = split_sizes(count, self.opt.nGPU)
-            slices = [sizes[replicas] for replicas in distributed.shares(self.opt.nGPU)]
+            slices = [sizes[replicas] for replicas in split(self.opt.nGPU, group.world_size())]
         else:
-            slices = [[s.stop - s.start] for s in distributed.shares(count)]
-        start = sum(map(sum, slices[: distributed.rank()]))
-        return indices[start : start + sum(slices[distributed.rank()])], slices
+            slices = [[s.stop - s.start] for s in split(count, group.world_size())]
+        start = sum(map(sum, slices[: group.rank()]))
+        return indices[start : start + sum(slices[group.rank()])], slices
 
     def _augmented(self, epoch, dealt):
         for indices, slices in dealt:
@@ -165,7 +170,7 @@ class DataLoader:
     def _results(self):
         """What the workers give for the jobs; one that dies is told with the image it was at."""
         try:
-            with interrupts.held_back():  # the first time, this starts the workers
+            with signals.blocked():  # the first time, this starts the workers
                 results = iter(self.workers)
             self.processes = self.processes or multiprocessing.active_children()
             with contextlib.suppress(ValueError):  # not in the main thread
@@ -196,7 +201,7 @@ class DataLoader:
     def _skip(self, unreadable, slices):
         """Every process's slices without the images that could not be read, which are named."""
         left = []
-        for sizes, missing in zip(slices, distributed.gather(unreadable)):
+        for sizes, missing in zip(slices, group.all_gather(unreadable)):
             ends = np.cumsum(sizes)
             sizes = list(sizes)
             for place, reason in missing:
@@ -207,6 +212,6 @@ class DataLoader:
         return left
 
     def _black(self):
-        side = self.dataset.preprocessing()["crop"]
+        side = self.dataset.input_spec()["crop"]
         image = torch.zeros(self.crops, 3, side, side, dtype=self.dtype, device=self.device)
         return image.contiguous(memory_format=LAYOUT)

@@ -1,17 +1,18 @@
 """Tests trained models in other ways: larger, ten crops, dense at several scales, as an ensemble.
 
-No Lua file: the tests of the paper's Tables 5 and 6 and of its text, for model files of any kind.
-Every image counts once, in any number of processes.
+The tests of the paper's Tables 5 and 6 and of its text, for model files of any kind. Every image
+counts once, in any number of processes.
 """
 
+import functools
 import os
 import sys
 
-import heap
-import launch
 import opts
-import waiting
-from errors import InputError
+from parallel import launch
+from parallel.guard import guard
+from runtime import memory, threads
+from runtime.errors import InputError
 
 HEAD = """Usage: evaluate.py MODEL... [options]
 
@@ -45,30 +46,30 @@ def main(argv=None):
     """Evaluate as the command line says; returns what ensemble.test does."""
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
-    waiting.briefly()
-    count = launch.wanted(opt)
+    threads.spin_briefly()
+    count = launch.available(opt)
     if count > 1:
         sys.exit(launch.run(argv, count))
 
     # after the options: an error or the help need not wait for torch
     import dataloader
     import datasets
-    import distributed
-    import ensemble
     import models
-    from datasets.views import Views
-    from models import classes
+    from evaluation import classes, ensemble
+    from evaluation.views import Views
     from models.fold import folded
-    from progress import Terminal
-    from train import MIXED
+    from parallel import group
+    from runtime.precision import Precision
+    from runtime.terminal import Terminal
 
-    device = distributed.join()
+    device = group.join()
     if device.type == "cpu":
-        heap.keep()
+        memory.keep_freed()
     models.set_backend(opt)
-    nets = [ensemble.load(source, opt, device) for source in opt.models]
+    precision = Precision(opt.precision, device)
+    nets = [ensemble.load(source, precision) for source in opt.models]
 
-    train, val = distributed.in_turn(lambda: datasets.create(opt))
+    train, val = group.rank_0_first(lambda: datasets.create(opt))
     data = list(datasets.module(opt.dataset).classes(opt))
     names = [classes.outputs(source, net, data) for source, net in zip(opt.models, nets)]
     listed = opt.classes or None
@@ -77,14 +78,15 @@ def main(argv=None):
     indices, targets = classes.targets(val, data, tested, listed)
 
     if opt.recomputeBN:
-        ensemble.recompute(nets, dataloader.DataLoader(train, opt, "train", device), opt)
+        loader = dataloader.DataLoader(train, opt, "train", device)
+        ensemble.recompute(nets, loader, opt, precision)
     views = [ensemble.views(net, val, opt) for net in nets]
     images = Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
     opt.batchSize = max(1, opt.batchSize // images.crops())
     loader = dataloader.DataLoader(images, opt, "val", device)
     members = [
         ensemble.Member(
-            folded(net, MIXED.get(opt.precision)),
+            folded(net, precision.mixed),
             images.places(own),
             outputs.to(device),
             ensemble.window(net, val, opt),
@@ -92,25 +94,17 @@ def main(argv=None):
         for net, own, outputs in zip(nets, views, columns)
     ]
     with Terminal(opt.progress):
-        return ensemble.test(members, loader, opt)
+        return ensemble.test(members, loader, opt, precision)
 
 
 def parse(argv):
     """The options, `models` among them; help or one sentence of error ends the program."""
-    if any(word in ("-h", "-help", "--help") for word in argv):
-        print(opts.help_text(HEAD, OPTIONS))
-        sys.exit(0)
-    try:
-        return _checked(argv)
-    except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
-            print(f"evaluate.py: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _checked(argv):
     words = []
-    opt = opts.read(argv, OPTIONS, words)
+    check = functools.partial(_checked, words)
+    return opts.command_line(argv, "evaluate.py", HEAD, OPTIONS, check, words)
+
+
+def _checked(words, opt):
     if not words:
         raise InputError("give a model: evaluate.py MODEL... [options] (-help says more)")
     opt.models = [_file(word) for word in words]
@@ -140,4 +134,4 @@ def _file(word):
 
 
 if __name__ == "__main__":
-    launch.guard(main)
+    guard(main)

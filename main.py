@@ -1,47 +1,58 @@
 """The run, in order: options, checkpoint, model, data, trainer, epochs. Port of main.lua."""
 
-import math
 import sys
-from functools import partial
 
-import heap
-import launch
 import opts
-import waiting
-from interrupts import Interrupts
+from parallel import launch
+from parallel.guard import guard
+from runtime import memory, threads
 
 
 def main(argv=None):
     """Train or test as the command line says."""
-    program = argv is None
-    argv = sys.argv[1:] if program else list(argv)
+    ends_process = argv is None
+    argv = sys.argv[1:] if argv is None else list(argv)
     opt = opts.parse(argv)
-    waiting.briefly()
+    threads.spin_briefly()
 
-    count = launch.processes(opt)
+    count = launch.processes(opt, replicas(opt))
     if count > 1:
         sys.exit(launch.run(argv, count))
+    run(opt, ends_process)
 
-    # after the options: an error or the help need not wait for torch
+
+def replicas(opt):
+    """-nGPU, which on a resume is the checkpoint's unless it is given."""
+    if opt.resume == "none" or "nGPU" in opt.given or launch.joined():
+        return opt.nGPU
+    import checkpoints
+
+    return checkpoints.replicas(opt)
+
+
+def run(opt, ends_process):
+    """One process's part of the run; `ends_process`: whether the process ends with it."""
+    # not at the top: an error in the options or the help need not wait for torch
     import torch
 
     import checkpoints
     import dataloader
     import datasets
-    import distributed
-    import log
     import models
-    from distributed import say
-    from folder import Folder
-    from progress import Clock, Terminal
+    from evaluation.reporter import Reporter
+    from parallel import group
+    from parallel.signals import Interrupts
+    from runtime.progress import Clock
+    from runtime.terminal import Terminal, say
+    from storage.run_folder import RunFolder
     from train import Trainer, criterion
 
-    device = distributed.join()
+    device = group.join()
     if device.type == "cpu":
-        heap.keep()
+        memory.keep_freed()
     torch.manual_seed(opt.manualSeed)
 
-    with Terminal(opt.progress), Folder(opt) as folder:  # no other run writes to -save from here on
+    with Terminal(opt.progress), RunFolder(opt) as folder:  # from here on no other run writes there
         # Load previous checkpoint, if it exists
         checkpoint = checkpoints.latest(opt)
 
@@ -49,13 +60,17 @@ def main(argv=None):
         model = models.setup(opt, checkpoint, datasets.module(opt.dataset).classes(opt), device)
 
         # Data loading
-        train_loader, val_loader = dataloader.create(opt, device)
-        model.preprocessing = val_loader.dataset.preprocessing()
+        train_loader, val_loader = loaders = dataloader.create(opt, device)
+        model.input_spec = val_loader.dataset.input_spec()
 
         # The trainer handles the training loop and evaluation on validation set
+        def save_inside(final):
+            folder.save_inside(models.pack(model), trainer.state(), final)
+
+        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, ends_process)
+        reporter = Reporter(Clock(opt.nEpochs, train_loader.size(), val_loader.size()))
         state = checkpoint or checkpoints.optim_state(opt)
-        trainer = Trainer(model, criterion(), opt, device, state)
-        trainer.clock = Clock(opt.nEpochs, train_loader.size(), val_loader.size())
+        trainer = Trainer(model, criterion(), opt, device, state, reporter, interrupts)
 
         if opt.testOnly:
             trainer.recompute(0, train_loader)
@@ -65,29 +80,36 @@ def main(argv=None):
 
         folder.begin(checkpoint, model, device)
         first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
-        best = checkpoint["best"] if checkpoint else (math.inf, math.inf)
-        with Interrupts(opt.saveEvery, opt.save, program) as trainer.interrupts:
-            distributed.wait()  # from here on every process hears signals
+        with interrupts:
+            group.barrier()  # from here on every process hears signals
             for epoch in range(first, opt.nEpochs + 1):
-                trainer.interrupts.save = partial(folder.save_inside, epoch, model, trainer, best)
-                # Train for a single epoch
-                train = trainer.train(epoch, train_loader)
+                train_epoch(epoch, trainer, loaders, folder)
+            folder.wait()  # a signal now comes too late to interrupt anything
+        best1, best5 = folder.best
+        say(f" * Finished top1: {best1:6.3f}  top5: {best5:6.3f}")
 
-                # Run model on validation set
-                trainer.recompute(epoch, train_loader)
-                test = trainer.test(epoch, val_loader)
 
-                is_best = test[0] < best[0]
-                if is_best:
-                    best = test
-                    say(f" * Best model \t{best[0]:.14g}\t{best[1]:.14g}")
+def train_epoch(epoch, trainer, loaders, folder):
+    """Train for a single epoch, run the model on the validation set, save."""
+    import models
+    from runtime.terminal import say
+    from storage import log
 
-                entry = log.entry(trainer, train, test, best)
-                folder.save(epoch, model, trainer, best, is_best, entry)
-            folder.wait()  # a signal now comes too late to stop anything
+    train_loader, val_loader = loaders
+    trainer.train(epoch, train_loader)
 
-        say(f" * Finished top1: {best[0]:6.3f}  top5: {best[1]:6.3f}")
+    trainer.recompute(epoch, train_loader)
+    test = trainer.test(epoch, val_loader)
+
+    is_best = test[0] < folder.best[0]
+    if is_best:
+        folder.best = test
+        say(f" * Best model \t{test[0]:.14g}\t{test[1]:.14g}")
+
+    position = trainer.position
+    entry = log.entry(trainer.rate, position.train, position.test, folder.best, trainer.device)
+    folder.save(epoch, models.pack(trainer.model), trainer.state(), is_best, entry)
 
 
 if __name__ == "__main__":
-    launch.guard(main)
+    guard(main)

@@ -1,21 +1,19 @@
-"""The options: one table, the defaults by net and dataset, the cross-checks. Port of opts.lua.
+"""The options: one table, the recipes by net and dataset, the cross-checks. Port of opts.lua.
 
 Imports nothing heavy, so that -help and every option error answer at once. Differs from the Lua:
 names may be given with two dashes, values are checked against what exists, errors are one sentence
 and exit status 2, and the options of ResNeXt and of fb.resnet.torch are one set.
 """
 
-import ast
 import difflib
 import math
 import os
 import sys
 import types
 
-import depths
-from errors import InputError
-
-HERE = os.path.dirname(os.path.abspath(__file__))
+import datasets
+from models import depths
+from runtime.errors import InputError
 
 HEAD = """Usage: main.py [options]
 
@@ -23,12 +21,6 @@ ResNet / ResNeXt training script, a port of Torch-7's
 See TRAINING.md for examples
 
 Options:"""
-
-
-def datasets():
-    """Names of the datasets: every datasets/NAME.py that has a twin NAME_gen.py."""
-    files = set(os.listdir(os.path.join(HERE, "datasets")))
-    return sorted(f[:-7] for f in files if f.endswith("_gen.py") and f[:-7] + ".py" in files)
 
 
 def whole(text):
@@ -121,17 +113,19 @@ OPTIONS = (
     ("nClasses",        0,             whole,   0,    "Number of classes (0: as many as are found)"),
 )
 
-# Recipes, each as its own repository has it: epochs, rate, where it drops x0.1, shortcut type.
-# By dataset name, else by the stem that its file names; "every" counts epochs, "at" names them,
-# "after" is a share of nEpochs. The digits are few and small: a lower rate, found by trial.
+# Recipes, each as its own repository has it: epochs, rate, where it drops x0.1, shortcut type. By
+# net and dataset. A net or dataset without a line of its own takes that of LIKE, or of its stem.
+# "every" counts epochs, "at" names them, "after" is a share of nEpochs. The digits are few and
+# small: a lower rate, found by trial.
 RECIPES = {
     ("resnext", "imagenet"): (100, 0.1,  ("every", 30), "B"),
     ("resnext", "cifar"):    (300, 0.1,  ("after", (0.49, 0.74)), "B"),
+    ("resnext", "digits"):   (15,  0.02, ("after", (0.49, 0.74)), "B"),
     ("resnet", "imagenet"):  (90,  0.1,  ("every", 30), "B"),
     ("resnet", "cifar"):     (164, 0.1,  ("at", (81, 122)), "A"),
-    ("resnext", "digits"):   (15,  0.02, ("after", (0.49, 0.74)), "B"),
     ("resnet", "digits"):    (15,  0.02, ("after", (0.49, 0.74)), "A"),
 }
+LIKE = {"preresnet": "resnet"}  # all others: resnext
 # fmt: on
 
 
@@ -141,11 +135,20 @@ def parse(argv=None, program="main.py", data=True):
     Without `data` the run needs none: a folder of images is checked where one is named only.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
+    return command_line(argv, program, HEAD, OPTIONS, lambda opt: check(opt, data))
+
+
+def command_line(argv, program, head, options, check, words=None):
+    """check(the options in `argv`); help, or one sentence of error, ends the program.
+
+    `head` stands above the table of options in the help. Words that are not of an option are
+    refused, or appended to the list `words`.
+    """
     if any(word in ("-h", "-help", "--help") for word in argv):
-        print(help_text())
+        print(help_text(head, options))
         sys.exit(0)
     try:
-        return check(read(argv), data)
+        return check(read(argv, options, words))
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
             print(f"{program}: {error}", file=sys.stderr)
@@ -189,6 +192,18 @@ def _nearest(name, names):
     return "; did you mean -" + " or -".join(near) + "?" if near else " (-help lists all)"
 
 
+def fits(name, value):
+    """Whether an option can have a value, which a file holds."""
+    default, kind, allowed = next(row[1:4] for row in OPTIONS if row[0] == name)
+    if kind is series:
+        return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
+    if type(value) is not type(default):
+        return False
+    if isinstance(allowed, tuple):
+        return value in allowed
+    return not isinstance(allowed, int) or allowed <= value < math.inf
+
+
 def _value(name, text, kind, allowed):
     try:
         value = kind(text)
@@ -207,13 +222,13 @@ def _value(name, text, kind, allowed):
 def check(opt, data=True):
     """Fill in the recipe's defaults and refuse what cannot work together."""
     check_dataset(opt)
-    nets = sorted(_nets())
-    if opt.netType not in nets:
-        raise InputError(f"unknown netType {opt.netType!r}: should be one of {', '.join(nets)}")
-    family = "resnet" if opt.netType in ("resnet", "preresnet") else "resnext"
-    recipe = RECIPES.get((family, opt.dataset)) or RECIPES[family, opt.stem]
-    last, rate, drops, shortcut = recipe
-    opt.nEpochs = opt.nEpochs or last
+    if opt.netType not in depths.NETS and not depths.is_own(opt.netType):
+        nets = ", ".join(depths.NETS)
+        raise InputError(
+            f"unknown netType {opt.netType!r}: should be one of {nets}, or a file models/NAME.py"
+        )
+    epochs, rate, drops, shortcut = recipe(opt.netType, opt.dataset, opt.stem)
+    opt.nEpochs = opt.nEpochs or epochs
     opt.LR = opt.LR if "LR" in opt.given else rate
     opt.drops = ("at", opt.LRSteps) if opt.LRSteps else drops
     opt.shortcutType = opt.shortcutType or shortcut
@@ -231,7 +246,7 @@ def check(opt, data=True):
         depths.stages(opt.netType, opt.stem, opt.depth)  # from a file, the file's depth holds
     for name in ("retrain", "optimState"):
         path = getattr(opt, name)
-        named = path == "none" or path.startswith("torchvision:")  # formats.py knows these names
+        named = path == "none" or path.startswith("torchvision:")  # formats/ knows these names
         if not named and not os.path.isfile(path):
             raise InputError(f"File not found: {path} (-{name})")
     if data or opt.data:
@@ -239,13 +254,18 @@ def check(opt, data=True):
     return opt
 
 
+def recipe(net, dataset, stem):
+    """The line of RECIPES for a net and a dataset."""
+    for name in (net, LIKE.get(net, "resnext")):
+        for data in (dataset, stem):
+            if (name, data) in RECIPES:
+                return RECIPES[name, data]
+    raise InputError(f"opts.RECIPES has no line for {net} on {dataset}")
+
+
 def check_dataset(opt):
     """Refuse a dataset that does not exist; sets the stem that it asks for."""
-    if opt.dataset not in datasets():
-        raise InputError(
-            f"unknown dataset {opt.dataset!r}: should be one of {', '.join(datasets())}"
-        )
-    opt.stem = _stem(opt.dataset)
+    opt.stem = datasets.module(opt.dataset).stem
 
 
 def check_folder(opt):
@@ -261,27 +281,6 @@ def check_folder(opt):
             raise InputError(
                 f"ImageNet missing `{split}` directory: {os.path.join(data, split)}; -data {held}"
             )
-
-
-def _nets():
-    """Nets that were added as a file models/NAME.py with a create(opt, classes)."""
-    found = set()
-    for file in os.listdir(os.path.join(HERE, "models")):
-        if file.endswith(".py") and file != "__init__.py":
-            with open(os.path.join(HERE, "models", file), encoding="utf-8") as lines:
-                if any(line.startswith("def create(") for line in lines):
-                    found.add(file[:-3])
-    return found
-
-
-def _stem(dataset):
-    """Which stem the nets take for a dataset: the plain `stem = ...` of its file, unimported."""
-    path = os.path.join(HERE, "datasets", dataset + ".py")
-    with open(path, encoding="utf-8") as file:
-        for node in ast.parse(file.read()).body:
-            if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "stem":
-                return ast.literal_eval(node.value)
-    raise InputError(f'{path} does not say which stem its nets take: stem = "imagenet" or "cifar"')
 
 
 def help_text(head=HEAD, options=OPTIONS):

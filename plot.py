@@ -1,29 +1,34 @@
 """The paper's figures from the logs of runs: python plot.py RUN...
 
-No Lua file. Training curves as in figure 5, or error against parameters as in figure 7; the errors
+Training curves as in figure 5, or error against parameters as in figure 7; the errors
 at the end are printed. Seeds of one command become a mean with its standard error.
 """
 
+import functools
 import io
 import os
 import sys
 
-import curves
-from errors import InputError
+import opts
+from runtime.errors import InputError
+from storage import curves
 
 KINDS = ("curves", "parameters")
 FORMATS = (".png", ".svg")
 
-USAGE = f"""Usage: plot.py [-kind {"|".join(KINDS)}] [-out FILE] RUN...
+HEAD = """Usage: plot.py RUN... [options]
 
 RUN  a folder that main.py saved to (-save), or its log.jsonl
 
-  -kind  curves: top-1 error against epoch, train dashed, val solid [curves]
-         parameters: top-1 error on val after the last epoch against the net's parameters
-  -out   the picture, {" or ".join(FORMATS)} [KIND.png]
+curves: top-1 error against epoch, train dashed, val solid. parameters: top-1 error on val after the
+last epoch against the net's parameters. Runs whose options are equal but for -manualSeed are drawn
+and printed as mean and standard error. Needs matplotlib: pip install matplotlib
 
-Runs whose options are equal but for -manualSeed are drawn and printed as mean and standard error.
-Needs matplotlib: pip install matplotlib"""
+Options:"""
+OPTIONS = (
+    ("kind", KINDS[0], str, KINDS, ""),
+    ("out", "", str, None, f"The picture, {' or '.join(FORMATS)} (none: KIND.png)"),
+)
 
 # Okabe and Ito's colours, which colour-blind people tell apart as well; yellow is too light a line
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -36,15 +41,7 @@ STYLE = {
 
 def main(argv=None):
     """Draw as the command line says; the exit status is 0, or 1 or 2 with one sentence."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if any(word in ("-h", "-help", "--help") for word in words):
-        print(USAGE)
-        return
-    try:
-        kind, out, paths = parse(words)
-    except InputError as error:
-        print(f"plot.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    kind, out, paths = parse(sys.argv[1:] if argv is None else list(argv))
     try:
         plot(kind, out, paths)
     except InputError as error:
@@ -52,39 +49,32 @@ def main(argv=None):
         sys.exit(1)
 
 
-def parse(words):
-    """(kind, out, paths); InputError if the command line is wrong."""
-    given, paths, words = {}, [], iter(words)
-    for word in words:
-        name = word.lstrip("-")
-        if word.startswith("-") and name in ("kind", "out"):
-            given[name] = next(words, None)
-            if given[name] is None:
-                raise InputError(f"missing argument for option -{name}")
-        elif word.startswith("-"):
-            raise InputError(f"unknown option {word} (-help lists all)")
-        else:
-            paths.append(word)
-    kind = given.get("kind", KINDS[0])
-    if kind not in KINDS:
-        raise InputError(f"-kind should be one of {', '.join(KINDS)}, not {kind}")
-    out = given.get("out", kind + FORMATS[0])
+def parse(argv):
+    """(kind, out, paths); help or one sentence of error ends the program."""
+    paths = []
+    check = functools.partial(_checked, paths)
+    return opts.command_line(argv, "plot.py", HEAD, OPTIONS, check, paths)
+
+
+def _checked(paths, opt):
+    out = opt.out or opt.kind + FORMATS[0]
     if os.path.splitext(out)[1] not in FORMATS:
         raise InputError(f"-out {out} should end in one of {', '.join(FORMATS)}")
     if not paths:
         raise InputError("give the folder of a run or more, plot.py RUN... (-help says more)")
-    return kind, out, paths
+    return opt.kind, out, paths
 
 
 def plot(kind, out, paths):
     """Draw the runs at these paths into a file, and print the errors at their ends."""
     Figure = _figure()
-    runs = [curves.read(path, _note) for path in paths]
+    defaults = {row[0]: row[1] for row in opts.OPTIONS}
+    runs = [curves.read(path, defaults, _warn) for path in paths]
     real = [os.path.realpath(run.path) for run in runs]
     for path in real:
         if real.count(path) > 1:
             raise InputError(f"{path} is given more than once")
-    drawn = curves.together(runs, _note)
+    drawn = curves.together(runs, _warn)
     print(table(drawn))
 
     import matplotlib
@@ -114,7 +104,7 @@ def _figure():
     return Figure
 
 
-def _note(text):
+def _warn(text):
     print(f"plot.py: note: {text}", file=sys.stderr)
 
 
@@ -214,7 +204,7 @@ def draw_parameters(axes, drawn):
 
     for curve in drawn:
         if not curve.parameters():
-            _note(f"{curve.runs[0].path} does not say how many parameters: left out")
+            _warn(f"{curve.runs[0].path} does not say how many parameters: left out")
     drawn = [curve for curve in drawn if curve.parameters()]
     if not drawn:
         raise InputError("no log says how many parameters its net has: older versions' do not")

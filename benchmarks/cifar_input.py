@@ -20,12 +20,13 @@ from torchvision import transforms as tv
 
 import dataloader
 import opts
-from datasets import batched, cifar10
+from datasets import cifar10
 from datasets.draws import Draws
+from datasets.image import batched
 from models import resnet
 
-MEAN = tuple(v / 255 for v in cifar10.Dataset.mean)
-STD = tuple(v / 255 for v in cifar10.Dataset.std)
+MEAN = tuple(v / 255 for v in cifar10.mean)
+STD = tuple(v / 255 for v in cifar10.std)
 BATCH = 128
 
 
@@ -72,7 +73,7 @@ def drain(batches):
 
 def check(loader):
     """End if a batch is not what the transforms of one image give."""
-    dataset, chain = loader.dataset, loader.dataset.preprocess()
+    dataset, chain = loader.dataset, loader.dataset.transform()
     order = dataloader.permutation(loader.opt.manualSeed, 1, dataset.size())
     input = next(iter(loader.run(1))).input
     for index, result in zip(order[:BATCH], input):
@@ -103,7 +104,7 @@ def main():
     images = random.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     labels = random.integers(0, 10, count)
     opt = opts.parse(f"-dataset cifar10 -depth 29 -batchSize {BATCH} -manualSeed 1".split())
-    dataset = cifar10.Dataset({"train_images": images, "train_labels": labels}, opt, "train")
+    dataset = cifar10.create({"train_images": images, "train_labels": labels}, opt, "train")
     loader = dataloader.DataLoader(dataset, opt, "train", torch.device("cpu"))
     check(loader)
     pictures = data.DataLoader(Pictures(dataset.images, dataset.labels), BATCH, shuffle=True)

@@ -21,10 +21,11 @@ from PIL import Image
 from timm.data import create_transform
 from torchvision import transforms as tv
 
-from datasets import imagenet, turbojpeg
+from datasets import image_folder, imagenet
 from datasets.draws import Draws
+from datasets.image import turbojpeg
 
-NORMALIZE = [tv.ToTensor(), tv.Normalize(imagenet.MEAN, imagenet.STD)]
+NORMALIZE = [tv.ToTensor(), tv.Normalize(imagenet.mean, imagenet.std)]
 
 
 def files(folder, everything):
@@ -43,23 +44,23 @@ def dataset(paths):
     info = {"train_paths": np.array([os.fsencode(os.path.abspath(p)) for p in paths])}
     info["train_targets"] = np.zeros(len(paths), np.int64)
     options = SimpleNamespace(data="", tenCrop=False, testScale=256, testCrop=224)
-    return imagenet.Dataset(info, options, "train")
+    return imagenet.create(info, options, "train")
 
 
 def fast(ours):
-    """{name: ours.prepare()}: as it is here, and as it is without libturbojpeg."""
+    """{name: ours.fast_path()}: as it is here, and as it is without libturbojpeg."""
     if turbojpeg.decoder() is None:
-        return {"ours": ours.prepare()}
-    found, ways = turbojpeg.decoder, {"ours": ours.prepare()}
+        return {"ours": ours.fast_path()}
+    found, ways = turbojpeg.decoder, {"ours": ours.fast_path()}
     turbojpeg.decoder = lambda: None
-    ways["ours, without libturbojpeg"] = ours.prepare()
+    ways["ours, without libturbojpeg"] = ours.fast_path()
     turbojpeg.decoder = found
     return ways
 
 
 def check(ours, prepare):
     """The largest difference between our fast way and the plain transforms."""
-    preprocess, worst = ours.preprocess(), 0
+    preprocess, worst = ours.transform(), 0
     for i in range(ours.size()):
         plain = preprocess(ours.get(i)[0], Draws(1, 1, i))
         worst = max(worst, float(abs(prepare(i, Draws(1, 1, i))[0] - plain).max()))
@@ -81,7 +82,7 @@ def with_pillow(transform):
 class Lighting:
     """The PCA noise as ports of this recipe write it; torchvision has none."""
 
-    values, vectors = torch.tensor(imagenet.EIGVAL), torch.tensor(imagenet.EIGVEC)
+    values, vectors = torch.tensor(image_folder.EIGVAL), torch.tensor(image_folder.EIGVEC)
 
     def __call__(self, image):
         return image + (self.vectors * torch.randn(3) * 0.1 * self.values).sum(1)[:, None, None]
@@ -93,7 +94,7 @@ def peers():
     same += [tv.ColorJitter(0.4, 0.4, 0.4), NORMALIZE[0], Lighting(), NORMALIZE[1]]
     plain = [tv.RandomResizedCrop(224), tv.RandomHorizontalFlip(), *NORMALIZE]
     timms = create_transform(
-        224, is_training=True, color_jitter=0.4, mean=imagenet.MEAN, std=imagenet.STD
+        224, is_training=True, color_jitter=0.4, mean=imagenet.mean, std=imagenet.std
     )
     return {
         "torchvision, the same operations": tv.Compose([*same, tv.RandomHorizontalFlip()]),

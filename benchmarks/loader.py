@@ -78,7 +78,7 @@ def main():
     workers = int(sys.argv[2]) if len(sys.argv) > 2 else 1
     found = imagenet_input.files(sys.argv[1], False)
     paths = (found * (BATCH * BATCHES // len(found) + 1))[: BATCH * BATCHES]
-    prepare = imagenet_input.dataset(paths).prepare()
+    prepare = imagenet_input.dataset(paths).fast_path()
     alone = imagenet_input.each(range(len(paths)), lambda i: prepare(i, Draws(1, 1, i)))
     ways = {"ours": ours(paths, workers), ALONE: alone}
     peers = imagenet_input.peers()

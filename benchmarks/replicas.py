@@ -18,9 +18,10 @@ import timing
 import torch
 import torch.nn.functional as F
 
-from models.blocks import set_slices, split_sizes
+from models.blocks import set_slices
 from models.resnet import resnet
 from models.resnext import resnext
+from parallel.replicas import split_sizes
 
 # name: net, side of the image, classes, batch on the CPU and on a GPU
 NETS = {

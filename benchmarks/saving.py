@@ -22,7 +22,7 @@ import timing
 import checkpoints
 import models
 import opts
-from folder import Folder
+from storage.run_folder import Folder
 from train import Trainer, criterion
 
 NET = "-depth 50 -cardinality 32 -baseWidth 4"
@@ -41,7 +41,7 @@ def trainer_of(opt, checkpoint, device):
     classes = [str(i) for i in range(1000)]
     with contextlib.redirect_stdout(io.StringIO()):
         model = models.setup(opt, checkpoint, classes, device)
-    model.preprocessing = None
+    model.input_spec = None
     return Trainer(model, criterion(), opt, device, checkpoint)
 
 

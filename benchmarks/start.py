@@ -24,7 +24,7 @@ from datasets import imagenet, imagenet_gen
 opt = types.SimpleNamespace(data={data!r}, gen={gen!r}, dataset="imagenet", testOnly=False)
 began = time.perf_counter()
 with contextlib.redirect_stdout(io.StringIO()):
-    found = datasets._info(opt)
+    found = cache.info(opt)
 print(time.perf_counter() - began, len(found["train_paths"]))
 """
 

@@ -29,11 +29,10 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import heap
-import waiting
 from dataloader import Batch
 from models.resnet import resnet
 from models.resnext import resnext
+from runtime import memory, threads
 from train import MIXED, Trainer, criterion
 
 # name: ours, side, classes, name at torchvision and timm, batch on the CPU and on a GPU
@@ -180,7 +179,7 @@ class Apart:
         process = multiprocessing.get_context("spawn").Process
         before = dict(os.environ)
         if way.who == "ours":
-            waiting.briefly()  # as main.py
+            threads.briefly()  # as main.py
         self.process = process(target=serve, args=(theirs, way), daemon=True)
         self.process.start()
         os.environ.clear()
@@ -201,7 +200,7 @@ class Apart:
 def serve(pipe, way):
     """The process's part: a step for each message."""
     if way.who == "ours":
-        heap.keep()  # as main.py
+        memory.keep()  # as main.py
     step = start(way)
     while pipe.recv():
         pipe.send(step().item())

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets import cifar_files, download, in_memory
-from distributed import say
-from errors import InputError
+from runtime.errors import InputError
+from runtime.terminal import say
 
 
 class Version(NamedTuple):

@@ -12,7 +12,7 @@ import zlib
 
 import numpy as np
 
-from errors import InputError
+from runtime.errors import InputError
 
 PIXELS = 3 * 32 * 32
 LARGEST = 1 << 28  # bytes; the largest real file has 154 million

@@ -7,8 +7,8 @@ C. Kaynak, UCI), 8 x 8 pixels of 17 greys, and work offline.
 import numpy as np
 
 from datasets import in_memory
-from distributed import say
-from errors import InputError
+from runtime.errors import InputError
+from runtime.terminal import say
 
 EVERY = 6  # each sixth image of a class is for the test
 

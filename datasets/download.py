@@ -9,9 +9,9 @@ import os
 import urllib.error
 import urllib.request
 
-import files
-from errors import InputError
-from progress import show
+from runtime.errors import InputError
+from runtime.terminal import show
+from storage import atomic
 
 CHUNK = 1 << 20  # bytes
 
@@ -51,7 +51,7 @@ def _md5():
 
 def _attempt(url, path, md5, timeout):
     digest, done = _md5(), 0
-    with urllib.request.urlopen(url, timeout=timeout) as body, files.replacing(path) as file:
+    with urllib.request.urlopen(url, timeout=timeout) as body, atomic.replacing(path) as file:
         length = int(body.headers.get("Content-Length", 0))  # 0: the server does not say
         while chunk := body.read(CHUNK):
             file.write(chunk)

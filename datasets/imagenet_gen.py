@@ -12,10 +12,9 @@ import struct
 
 import numpy as np
 
-import files
-from distributed import say
-from errors import InputError
-from progress import show
+from runtime.errors import InputError
+from runtime.terminal import say, show
+from storage import atomic
 
 LAYOUT = "-data must hold train/<class>/<image> and val/<class>/<image>"
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -67,7 +66,7 @@ def exec(opt, cache_file):
         say(" | finding all training images")
         train_paths, train_targets = _images(_split(opt, "train"), numbers)
     say(f" | saving list of images to {cache_file}")
-    with files.replacing(cache_file) as file:
+    with atomic.replacing(cache_file) as file:
         np.savez(  # 40 bytes an image; to compress them takes as long as to find them
             file,
             signature=np.array(mark),

@@ -9,9 +9,9 @@ import functools
 import numpy as np
 import torch
 
-import files
-from datasets import batched
+from datasets.image import batched
 from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop
+from storage import atomic
 
 
 def save(cache_file, signature, train, val):
@@ -19,7 +19,7 @@ def save(cache_file, signature, train, val):
 
     Images are uint8 (N, 3, H, W), labels int64 (N,) from 0; `signature` says what they come from.
     """
-    with files.replacing(cache_file) as file:
+    with atomic.replacing(cache_file) as file:
         np.savez(
             file,
             signature=np.array(signature),
@@ -31,26 +31,25 @@ def save(cache_file, signature, train, val):
 
 
 class Images:
-    """One split, "train" or "val". A dataset is this with its own constants.
+    """One split, "train" or "val".
 
     mean, std: of the training images, for each colour, in bytes (0..255).
     padding: pixels on each side, of which training crops take the size of the image again.
     mirror: whether training images are mirrored half of the time.
     """
 
-    mean = std = padding = mirror = None
-
-    def __init__(self, info, opt, split):
+    def __init__(self, info, split, mean, std, padding, mirror):
         self.split = split
         self.images = torch.from_numpy(info[f"{split}_images"])  # uint8 (N, 3, H, W)
         self.labels = torch.from_numpy(info[f"{split}_labels"])  # int64 (N,)
+        self.mean, self.std, self.padding, self.mirror = mean, std, padding, mirror
 
     def get(self, i):
         """Image i, float32 (3, H, W) in 0..255, and its target."""
         return self.images[i].numpy().astype(np.float32), int(self.labels[i])
 
-    def preprocessing(self):
-        """How any image becomes a test image, as plain values (see datasets/imagenet.py)."""
+    def input_spec(self):
+        """How any image becomes a test image (see input_spec.py)."""
         side = self.images.shape[-1]
         return {"scale": side, "crop": side, "largest": 255, "mean": self.mean, "std": self.std}
 
@@ -63,7 +62,7 @@ class Images:
         """How many uniforms a training image takes: the flip if any, x, y."""
         return 3 if self.mirror else 2
 
-    def preprocess(self):
+    def transform(self):
         """The transform of one image, called as t(image, draws)."""
         normalize = ColorNormalize(self.mean, self.std)
         if self.split == "val":
@@ -73,9 +72,9 @@ class Images:
         return Compose([normalize, *flip, RandomCrop(self.images.shape[-1], self.padding)])
 
     def augment(self, batch, uniforms=None, dtype=torch.float32):
-        """get and preprocess for a uint8 batch (N, 3, H, W); uniforms are float64 (N, draws).
+        """get and transform for a uint8 batch (N, 3, H, W); uniforms are float64 (N, draws).
 
-        Gives the same bits as preprocess does with the same draws, for dtype float32.
+        Gives the same bits as the transform does with the same draws, for dtype float32.
         """
         if self.split == "train" and batch.device.type == "cpu":
             return self._augment_here(batch, uniforms).to(dtype)
@@ -88,7 +87,7 @@ class Images:
 
     def _augment_here(self, batch, uniforms):
         """The same in one compiled pass over the batch, in channels_last memory."""
-        from datasets import kernels  # numba takes half a second: only for those who need it
+        from datasets.image import kernels
 
         n, c, h, w = batch.shape
         out = np.empty((n, h, w, c), np.float32)

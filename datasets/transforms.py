@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datasets.image import crop, hflip, rotate, scale
+from datasets.image.resize import crop, hflip, rotate, scale
 
 
 def _round(value):

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from errors import InputError
+from runtime.errors import InputError
 
 
 def conv(inputs, outputs, size, stride=1, groups=1):
@@ -48,15 +48,6 @@ def initialise(net):
             nn.init.normal_(module.weight, 0, std)
         elif isinstance(module, nn.Linear):
             init_linear(module)
-
-
-def split_sizes(batch, replicas):
-    """How DataParallelTable cuts a batch: the first `batch % replicas` slices have one more.
-
-    With fewer samples than replicas the rest are idle: the list is shorter, no slice is empty.
-    """
-    each, longer = divmod(batch, replicas)
-    return [each + 1] * longer + [each] * (replicas - longer if each else 0)
 
 
 def set_slices(model, sizes):

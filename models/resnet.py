@@ -4,10 +4,10 @@ Port of models/resnet.lua, with the stride in the 3x3 convolution as there. Any 
 and any size of image; shortcut A also works with bottlenecks (see blocks.py).
 """
 
-import depths
-from distributed import say
-from errors import InputError
+from models import depths
 from models.blocks import Basic, Bottleneck, Net
+from runtime.errors import InputError
+from runtime.terminal import say
 
 TITLES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
 

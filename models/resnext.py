@@ -7,10 +7,10 @@ preresnext.py), any number of classes and any size of image.
 import torch
 from torch import nn
 
-import depths
-from distributed import say
-from errors import InputError
+from models import depths
 from models.blocks import BatchNorm2d, Block, Bottleneck, Net, conv
+from runtime.errors import InputError
+from runtime.terminal import say
 
 
 class Path(nn.Module):

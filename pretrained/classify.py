@@ -11,7 +11,7 @@ import sys
 # The program's modules lie one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from errors import InputError
+from runtime.errors import InputError
 
 USAGE = "Usage: python classify.py MODEL FILE..."
 TOP = 5
@@ -27,7 +27,7 @@ def main(arguments):
     import torch
 
     import models
-    from datasets.preprocessing import batches
+    from datasets.input_spec import batches
     from models.fold import folded
 
     source, *paths = arguments
@@ -41,7 +41,7 @@ def main(arguments):
     progress = len(paths) > 20 and sys.stderr.isatty() and not sys.stdout.isatty()
     begin = "\r" if progress else ""  # an error takes the place of the progress
     failed = done = 0
-    for read, images, errors in batches(paths, model.preprocess, AT_ONCE):
+    for read, images, errors in batches(paths, model.transform, AT_ONCE):
         for error in errors:
             print(f"{begin}classify.py: {error}", file=sys.stderr)
         for path, probabilities in zip(read, classify(model, images) if read else ()):

@@ -15,7 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 import numpy as np
 
-from errors import InputError
+from runtime.errors import InputError
 
 USAGE = """\
 Usage (Single file mode): python extract_features.py MODEL FILE... [-t7]
@@ -67,13 +67,13 @@ def extract(model, paths, size):
     """The paths that could be read, n of them, and the features, float32 (n, D)."""
     import torch
 
-    from datasets.preprocessing import batches
+    from datasets.input_spec import batches
 
     progress = len(paths) > 20 and sys.stderr.isatty()
     begin = "\r" if progress else ""  # an error takes the place of the progress
     features = np.empty((len(paths), model.fc.in_features), np.float32)
     names, done = [], 0
-    for read, images, errors in batches(paths, model.preprocess, size):
+    for read, images, errors in batches(paths, model.transform, size):
         for error in errors:
             print(f"{begin}extract_features.py: {error}", file=sys.stderr)
         if read:
@@ -90,18 +90,18 @@ def extract(model, paths, size):
 
 def save(names, features, as_t7=False):
     """Write features.npz, and features.t7 where asked for."""
-    import files
+    from storage import atomic
 
     try:
-        with files.replacing("features.npz") as file:
+        with atomic.replacing("features.npz") as file:
             np.savez(file, features=features, image_list=np.array(names, dtype=np.str_))
         print("saved features to features.npz")
         if as_t7:
             import torch
 
-            import t7
+            from formats import t7
 
-            with files.replacing("features.t7") as file:
+            with atomic.replacing("features.t7") as file:
                 t7.dump(file, {"features": torch.from_numpy(features), "image_list": names})
             print("saved features to features.t7")
     except OSError as error:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import batched
 from datasets import transforms as t
 from datasets.draws import Draws, table
+from datasets.image import batched
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)

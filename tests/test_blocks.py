@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torch7
+from support import torch7
 
-from models.blocks import BatchNorm2d, StridedIdentity, set_slices, split_sizes
+from models.blocks import BatchNorm2d, StridedIdentity, set_slices
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
+from parallel.replicas import split_sizes
 
 SINGLE = {"rtol": 1e-5, "atol": 1e-6}  # stored in float32
 DOUBLE = {"rtol": 1e-9, "atol": 1e-12}  # order of summation only

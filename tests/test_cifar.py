@@ -5,7 +5,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from torch7_random import Generator
+from support.torch7_random import Generator
 
 import datasets
 from datasets import cifar10, cifar100
@@ -60,8 +60,8 @@ def test_batches_of_the_original():
         seen = dict(file)
     draws = Torch7Draws(8)  # the only worker was seeded with manualSeed + 1
     for kind in ("train1", "train2", "test1", "test2"):
-        dataset = cifar10.Dataset(info, None, "train" if "train" in kind else "val")
-        preprocess, found = dataset.preprocess(), []
+        dataset = cifar10.create(info, None, "train" if "train" in kind else "val")
+        preprocess, found = dataset.transform(), []
         keys = [key for key in sorted(seen) if f"_{kind}_" in key]
         inputs = np.concatenate([seen[key] for key in keys if key.endswith("input")])
         targets = np.concatenate([seen[key] for key in keys if key.endswith("target")]) - 1
@@ -85,13 +85,13 @@ def test_augment_is_preprocess_by_the_batch(name):
             "train_labels": np.zeros(500, np.int64)}  # fmt: skip
     info.update(val_images=info["train_images"], val_labels=info["train_labels"])
     for split in ("train", "val"):
-        dataset = datasets.module(name).Dataset(info, None, split)
+        dataset = datasets.module(name).create(info, None, split)
         assert dataset.draws == 3
         indices = random.permutation(500)
         uniforms = torch.from_numpy(table(7, 2, indices, dataset.draws))
         uniforms = uniforms if split == "train" else None
         batch = dataset.augment(dataset.images[indices], uniforms, torch.float32)
-        single = dataset.preprocess()
+        single = dataset.transform()
         for row, i in zip(batch, indices):
             assert np.array_equal(row, single(dataset.get(i)[0], Draws(7, 2, int(i))))
 
@@ -101,7 +101,7 @@ def test_all_81_shifts_and_both_sides_occur():
     image = np.zeros((3, 32, 32), np.uint8)
     image[0], image[1] = np.arange(32) * 8, np.arange(32)[:, None] * 8
     info = {"train_images": np.repeat(image[None], 4000, 0), "train_labels": np.zeros(4000, int)}
-    dataset = cifar10.Dataset(info, None, "train")
+    dataset = cifar10.create(info, None, "train")
     uniforms = torch.from_numpy(table(1, 1, np.arange(4000), 3))
     batch = dataset.augment(dataset.images, uniforms, torch.float64)
     x, y, _ = (batch[:, :, 16, 16] * torch.tensor(dataset.std) + torch.tensor(dataset.mean)).T / 8
@@ -126,9 +126,9 @@ def test_the_stated_preprocessing_is_what_val_does(name):
     side = {"digits": 8}.get(name, 32)
     white = np.full((1, 3, side, side), 255, np.uint8)
     info = {"val_images": white, "val_labels": np.zeros(1, int)}
-    val = datasets.module(name).Dataset(info, None, "val")
-    stated = val.preprocessing()
+    val = datasets.module(name).create(info, None, "val")
+    stated = val.input_spec()
     assert stated["scale"] == stated["crop"] == side
     expected = (stated["largest"] - np.array(stated["mean"])) / np.array(stated["std"])
     # float32 rounds a difference and a quotient
-    assert np.allclose(val.preprocess()(val.get(0)[0], None)[:, 0, 0], expected, rtol=3e-7)
+    assert np.allclose(val.transform()(val.get(0)[0], None)[:, 0, 0], expected, rtol=3e-7)

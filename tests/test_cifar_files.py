@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from datasets import cifar_files
-from errors import InputError
+from runtime.errors import InputError
 
 PIXELS = np.arange(2 * 3072).astype(np.uint8).reshape(2, 3072)
 

@@ -12,7 +12,7 @@ import torch
 
 import datasets
 from datasets import cifar10, cifar10_gen, cifar100_gen, download
-from errors import InputError
+from runtime.errors import InputError
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference", "mainrun")
 TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
@@ -201,9 +201,7 @@ def test_download(tmp_path, published, lua, capsys):
     for attempt in range(2):
         cifar10_gen.exec(opt, path, source)
         with np.load(path) as info:
-            assert_as_in_lua(
-                *(cifar10.Dataset(info, opt, split) for split in ("train", "val")), lua
-            )
+            assert_as_in_lua(*(cifar10.create(info, opt, split) for split in ("train", "val")), lua)
         os.remove(path)
         lines = capsys.readouterr().out.splitlines()
         if attempt == 0:

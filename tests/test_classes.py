@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from torch import nn
 
-from errors import InputError
-from models import classes
+from evaluation import classes
+from runtime.errors import InputError
 
 DATA = ["cat", "dog", "fox"]
 

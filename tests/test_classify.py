@@ -10,12 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoints
-import files
 import models
-from errors import InputError
 from models.resnet import resnet
 from pretrained import classify
+from runtime.errors import InputError
+from storage import atomic
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 INPUT = {"scale": 40, "crop": 32, "largest": 255, "mean": (120, 120, 120), "std": (60, 60, 60)}
@@ -26,10 +25,10 @@ def save(path, outputs, classes=None, preprocessing=INPUT, plain=False):
     """A random net in a file of ours; a `plain` one finds every class equally likely."""
     torch.manual_seed(0)
     model = resnet(8, outputs, "cifar")
-    model.classes, model.preprocessing = classes, preprocessing
+    model.classes, model.input_spec = classes, preprocessing
     if plain:
         torch.nn.init.zeros_(model.fc.weight)
-    files.save(path, checkpoints.pack(model))
+    atomic.save(path, models.pack(model))
     return str(path)
 
 
@@ -49,7 +48,7 @@ def probabilities(path, picture):
     """Softmax in float64 of one image's scores."""
     model = models.load(path)
     with torch.no_grad():
-        scores = model(model.preprocess(picture)[None])[0].double().numpy()
+        scores = model(model.transform(picture)[None])[0].double().numpy()
     powers = np.exp(scores - scores.max())
     return powers / powers.sum()
 
@@ -114,9 +113,9 @@ def test_names_of_classes():
 def test_a_net_in_another_precision(tmp_path, capsys, pictures, dtype):
     torch.manual_seed(0)
     model = resnet(8, 7, "cifar")
-    model.classes, model.preprocessing = ANIMALS, INPUT
-    files.save(tmp_path / "single.pth", checkpoints.pack(model))
-    files.save(tmp_path / "other.pth", checkpoints.pack(model.to(dtype)))
+    model.classes, model.input_spec = ANIMALS, INPUT
+    atomic.save(tmp_path / "single.pth", models.pack(model))
+    atomic.save(tmp_path / "other.pth", models.pack(model.to(dtype)))
     assert classify.main([str(tmp_path / "other.pth"), pictures[0]]) == 0
     [(_, lines)] = parsed(capsys.readouterr().out)
     expected = -np.sort(-probabilities(str(tmp_path / "single.pth"), pictures[0]))[:5]

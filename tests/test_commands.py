@@ -9,6 +9,7 @@ import torch
 
 import complexity
 import evaluate
+import models
 import opts
 from models.resnext import resnext
 
@@ -128,15 +129,14 @@ def test_every_row_of_the_papers_tables_is_a_command():
 
 
 def test_a_trained_net_is_a_backbone_of_torchvisions_detector(tmp_path, monkeypatch):
-    import checkpoints
-    import files
+    from storage import atomic
 
     (code,) = re.findall(r"```python\n(.*?)```", read("TRAINING.md"), re.S)
     monkeypatch.chdir(tmp_path)
     os.mkdir("checkpoints")
     net = resnext(depth=50, cardinality=32, base_width=4)
-    net.classes, net.preprocessing = None, None
-    files.save("checkpoints/model_best.pth", checkpoints.pack(net))
+    net.classes, net.input_spec = None, None
+    atomic.save("checkpoints/model_best.pth", models.pack(net))
     names = {}
     exec(code, names)
     body = names["backbone"].body.eval()

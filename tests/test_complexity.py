@@ -6,15 +6,15 @@ import pytest
 import torch
 import torchvision
 
-import checkpoints
 import complexity
 import datasets
-import files
+import models
 import opts
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
+from storage import atomic
 
 
 def meta(net, *arguments, **named):
@@ -183,9 +183,9 @@ def test_a_line_of_options(capsys, photos):
 
 def test_a_net_from_a_file(capsys, tmp_path):
     net = resnext(11, 2, 8, 5, "cifar")
-    net.classes, net.preprocessing = None, None
+    net.classes, net.input_spec = None, None
     path = str(tmp_path / "net.pth")
-    files.save(path, checkpoints.pack(net))
+    atomic.save(path, models.pack(net))
     expected = f"{sum(p.numel() for p in net.parameters()):,}"
     assert re.search(
         rf"^total +{expected} ", run(capsys, "-dataset", "cifar10", "-retrain", path), re.M

@@ -11,15 +11,14 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
-from model_files import OWN, images, ours, shake
+from support.nets import OWN, images, ours, shake
 
-import checkpoints
 import convert
-import files
 import models
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
+from storage import atomic
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -55,7 +54,7 @@ def saved(tmp_path):
         for name, tensor in net.state_dict().items():
             if name.endswith("num_batches_tracked"):
                 tensor.fill_(counted)
-        files.save(str(tmp_path / "in.pth"), checkpoints.pack(net))
+        atomic.save(str(tmp_path / "in.pth"), models.pack(net))
         return tmp_path / "in.pth"
 
     return save
@@ -104,7 +103,7 @@ def test_from_torchvision_through_torch7_and_back(tmp_path):
     model = models.load_file(tmp_path / "out.pth").eval()
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor) or name.endswith("tracked")
-    assert model.preprocessing["resize"] == "bilinear"  # which Torch7 would not have
+    assert model.input_spec["resize"] == "bilinear"  # which Torch7 would not have
     theirs.load_state_dict(torch.load(tmp_path / "out.pth")["model"])
     x = images(model.double(), 64)
     with torch.inference_mode():
@@ -159,7 +158,7 @@ def test_pt2(name, saved, tmp_path):
 
 def test_the_size_that_a_net_without_preprocessing_takes(tmp_path):
     for net, side in ((resnet(18, 2), 224), (resnet(8, 3, "cifar"), 32)):
-        files.save(str(tmp_path / "in.pth"), checkpoints.pack(ours(net)))
+        atomic.save(str(tmp_path / "in.pth"), models.pack(ours(net)))
         run(tmp_path / "in.pth", tmp_path / "net.pt2")
         (node,) = torch.export.load(tmp_path / "net.pt2").graph.find_nodes(
             op="placeholder", target="x"
@@ -184,7 +183,7 @@ def test_the_licence_of_facebooks_weights_is_named(tmp_path, capsys):
         (resnext(50, 2, 4, 999), 0),
         (resnet(18), 0),
     ):
-        files.save(str(tmp_path / "in.pth"), checkpoints.pack(ours(net)))
+        atomic.save(str(tmp_path / "in.pth"), models.pack(ours(net)))
         run(tmp_path / "in.pth", tmp_path / "net.t7")
         assert "CC BY-NC" not in capsys.readouterr().out
         run(tmp_path / "net.t7", tmp_path / "out.pth")

@@ -7,11 +7,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from errors import InputError
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
+from runtime.errors import InputError
 
 NETS = [
     resnext(29, 2, 4, 10, "cifar", "C", "resnext_B"),

@@ -14,7 +14,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 import dataloader
 import datasets
 import opts
-from errors import InputError
+from runtime.errors import InputError
 
 CPU = torch.device("cpu")
 
@@ -127,8 +127,8 @@ class Deadly:
     def __init__(self, dataset, index, end):
         self.dataset, self.index, self.end = dataset, index, end
 
-    def prepare(self):
-        prepare = self.dataset.prepare()
+    def fast_path(self):
+        prepare = self.dataset.fast_path()
 
         def deadly(i, draws, out):
             if i == self.index:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import datasets
-from errors import InputError
+from runtime.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -52,7 +52,7 @@ def test_changed_data_are_noticed(opt, capsys):
     later = os.stat(path).st_mtime_ns + 1_000_000
     os.utime(path, ns=(later, later))  # the clock of a file system may be coarse
     second, new, text = made(opt, capsys)
-    assert new and "describes other data than there are now: making it anew" in text
+    assert new and "describes other data than there are now: making it again" in text
     assert second.images[0, 0, 0, 0] == 255 - first.images[0, 0, 0, 0]
     assert not made(opt, capsys)[1]
 
@@ -62,7 +62,7 @@ def test_another_folder_is_noticed(opt, capsys):
     os.rename(opt.data, opt.data + "2")
     opt.data += "2"
     _, new, text = made(opt, capsys)
-    assert new and "making it anew" in text
+    assert new and "making it again" in text
 
 
 @pytest.mark.parametrize("damage", ["half", "byte", "empty", "text", "npy", "pickle", "unsigned"])
@@ -83,7 +83,7 @@ def test_a_damaged_cache_is_made_anew(opt, capsys, damage):
     if damage == "unsigned":
         np.savez(path, train_images=np.zeros(3))
     again, new, text = made(opt, capsys)
-    assert new and f"=> {path} is damaged: making it anew" in text
+    assert new and f"=> {path} is damaged: making it again" in text
     assert np.array_equal(first.images, again.images)
     assert not made(opt, capsys)[1]
 
@@ -112,7 +112,7 @@ def test_names_are_those_of_the_files():
     for name in datasets.names():
         module = datasets.module(name)
         assert module.stem in ("cifar", "imagenet")
-        assert callable(module.classes) and callable(module.Dataset)
+        assert callable(module.classes) and callable(module.create)
 
 
 @pytest.mark.parametrize("name", ["mnist", "", "transforms", "cifar10_gen", "../opts", "cifar10."])

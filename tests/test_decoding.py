@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets import decoding, imagenet, turbojpeg
+from datasets import imagenet
 from datasets.draws import Draws
-from errors import InputError
+from datasets.image import decoding, turbojpeg
+from runtime.errors import InputError
 
 
 def saved(kind, size, **how):
@@ -152,9 +153,9 @@ def test_prepare_equals_get_and_preprocess(tmp_path, monkeypatch, split, parts):
     info = {f"{split}_paths": np.array(names, "S"), f"{split}_targets": np.arange(4)}
     for ten in (False, True):
         opt = types.SimpleNamespace(**{**vars(OPT), "tenCrop": ten})
-        dataset = imagenet.Dataset(info, opt, split)
+        dataset = imagenet.create(info, opt, split)
         dataset.folder = bytes(tmp_path)
-        prepare, chain = dataset.prepare(), dataset.preprocess()
+        prepare, chain = dataset.fast_path(), dataset.transform()
         for i in range(4):
             result, target = prepare(i, Draws(2, 3, i))
             expected = chain(dataset.get(i)[0], Draws(2, 3, i))

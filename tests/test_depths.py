@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from depths import NETS, stages
-from errors import InputError
+from models.depths import NETS, stages
+from runtime.errors import InputError
 
 
 @pytest.mark.parametrize("net", NETS)
@@ -76,5 +76,5 @@ def test_what_does_not_exist_is_told_in_one_sentence(arguments, words):
 
 
 def test_the_tables_need_no_pytorch():
-    code = "import sys, depths; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    code = "import sys, models.depths; assert not {'torch', 'numpy'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -10,7 +10,7 @@ import torch
 import datasets
 from datasets import digits
 from datasets.draws import Draws, table
-from errors import InputError
+from runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -54,8 +54,8 @@ def test_the_split_is_the_same_every_time(splits, tmp_path):
 def test_recorded_mean_and_std(splits):
     images = splits[0].images.double()
     for c in range(3):  # recorded with one decimal
-        assert abs(images[:, c].mean() - digits.Dataset.mean[c]) <= 0.05
-        assert abs(images[:, c].std(correction=0) - digits.Dataset.std[c]) <= 0.05
+        assert abs(images[:, c].mean() - digits.mean[c]) <= 0.05
+        assert abs(images[:, c].std(correction=0) - digits.std[c]) <= 0.05
 
 
 def test_augment_is_preprocess_by_the_batch(splits):
@@ -64,7 +64,7 @@ def test_augment_is_preprocess_by_the_batch(splits):
         indices = np.random.default_rng(0).permutation(dataset.size())
         uniforms = torch.from_numpy(table(3, 5, indices, 2)) if dataset is splits[0] else None
         batch = dataset.augment(dataset.images[indices], uniforms, torch.float32)
-        preprocess = dataset.preprocess()
+        preprocess = dataset.transform()
         for row, i in zip(batch, indices):
             assert np.array_equal(row, preprocess(dataset.get(i)[0], Draws(3, 5, int(i))))
 
@@ -75,7 +75,7 @@ def test_digits_are_shifted_and_never_mirrored(splits):
     plain = (image - np.float32(77.8)) / np.float32(95.9)
     padded = np.pad(plain, ((0, 0), (1, 1), (1, 1)))
     shifts = [padded[:, y : y + 8, x : x + 8] for y in range(3) for x in range(3)]
-    seen = [train.preprocess()(image, Draws(1, epoch, 0)) for epoch in range(200)]
+    seen = [train.transform()(image, Draws(1, epoch, 0)) for epoch in range(200)]
     places = [[np.allclose(one, shift, atol=1e-6) for shift in shifts] for one in seen]
     assert np.all(np.sum(places, 1) == 1)  # each is one of the nine
     assert np.all(np.sum(places, 0) > 0)  # and all nine occur

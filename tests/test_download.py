@@ -8,11 +8,11 @@ import socket
 import threading
 
 import pytest
-import terminal
+from support import ptys
 
 from datasets import download
-from errors import InputError
-from progress import Terminal
+from runtime.errors import InputError
+from runtime.terminal import Terminal
 
 BODY = bytes(range(256)) * 9000  # more than two chunks
 MD5 = hashlib.md5(BODY).hexdigest()
@@ -113,7 +113,7 @@ def test_silence_is_not_waited_for(tmp_path, monkeypatch):
 
 
 def test_a_percentage_on_a_terminal(server, tmp_path, monkeypatch):
-    ours, theirs = terminal.open_pty(40)
+    ours, theirs = ptys.open_pty(40)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("progress.PAUSE", 0)
     with os.fdopen(theirs, "w") as out:
@@ -121,7 +121,7 @@ def test_a_percentage_on_a_terminal(server, tmp_path, monkeypatch):
         with Terminal():
             download.fetch(server.url + "/good", str(tmp_path / "a.tar.gz"), MD5)
         monkeypatch.undo()
-        shown = re.findall(r"[^\r]+", terminal.read(ours).replace("\x1b[K", ""))
+        shown = re.findall(r"[^\r]+", ptys.read(ours).replace("\x1b[K", ""))
     os.close(ours)
     assert shown[-1] == f" a.tar.gz: 100 %, {len(BODY) / 1e6:.1f} MB"
     assert all(re.fullmatch(r" a.tar.gz: \d+ %, \d+\.\d MB", line) for line in shown)

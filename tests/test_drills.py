@@ -1,7 +1,7 @@
 """Drills: a run is killed, its disk fills, its files are damaged; it ends as if nothing had been.
 
 Long, so only with -m slow. Every drill prints a line with its counts. The runs are forks of this
-process, which has loaded torch already. SIGTERM at random moments: test_interrupts.py.
+process, which has loaded torch already. SIGTERM at random moments: test_signals.py.
 """
 
 import os
@@ -15,15 +15,15 @@ import time
 
 import pytest
 import torch._dynamo  # noqa: F401  what a run loads, for its forks to begin at once
-from runs import NET, ROOT, difference, log, results, same
+from support.runs import NET, ROOT, difference, log, results, same
 
 import checkpoints  # noqa: F401
 import dataloader  # noqa: F401
-import files
-import folder as _folder  # noqa: F401
-import launch
 import main
 import train  # noqa: F401
+from parallel import guard
+from storage import atomic
+from storage import run_folder as _folder  # noqa: F401
 
 pytestmark = pytest.mark.slow
 RUN = NET + " -manualSeed 3 -nGPU 2 -LRSteps 3"
@@ -43,7 +43,7 @@ def fork(command, data, folder):
         os.dup2(said, 2)
         sys.stdout = sys.stderr = open(said, "w", buffering=1)  # noqa: SIM115
         sys.argv = ["main.py", *command.split(), "-data", str(data)]
-        launch.guard(main.main)
+        guard.guard(main.main)
     finally:
         os._exit(99)
 
@@ -71,7 +71,7 @@ def finished(command, data, folder, status=0):
 def same_folders(one, other, epoch):
     """Assert that two runs ended with the same files and numbers; the largest difference, 0."""
     same(results(one, epoch), results(other, epoch))
-    best = [files.load(folder / "model_best.pth")["model"] for folder in (one, other)]
+    best = [atomic.load(folder / "model_best.pth")["model"] for folder in (one, other)]
     assert all((best[0][name] == best[1][name]).all() for name in best[0])
     assert sorted(os.listdir(one)) == sorted(os.listdir(other))
     return difference(results(one, epoch), results(other, epoch))
@@ -95,7 +95,7 @@ def test_kill_9_at_a_hundred_moments(cifar, tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         kills += 1
-        torn += bool(files.left_over(tmp_path / "run")) if (tmp_path / "run").exists() else 0
+        torn += bool(atomic.left_over(tmp_path / "run")) if (tmp_path / "run").exists() else 0
     assert kills == 100 and torn, f"ended after {kills} kills: {said.read_text()}"
     finished(command, cifar, tmp_path)
     largest = same_folders(tmp_path / "straight", tmp_path / "run", epochs)
@@ -199,7 +199,7 @@ def test_the_disk_is_full(cifar, tmp_path):
             assert status == 1 and "Traceback" not in said
             assert re.search(r"=> epoch \d could not be saved: No space left on device; ", said)
             assert said.splitlines()[-1].startswith("main.py: at the end of the run its state")
-            assert not files.left_over(disk.inside) and not os.path.exists(disk.inside + "/lock")
+            assert not atomic.left_over(disk.inside) and not os.path.exists(disk.inside + "/lock")
             held += os.path.exists(disk.inside + "/latest.pth")
             disk.do(f"mount -o remount,size=50m {folder}")
             said, status = disk.finish(RUN + f" -nEpochs 4 -resume {folder}", cifar)

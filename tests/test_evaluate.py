@@ -6,15 +6,15 @@ import types
 import numpy as np
 import pytest
 import torch
-from evaluations import TORCH7, evaluated, pair, pictures
 from PIL import Image
+from support.evaluations import TORCH7, evaluated, pair, pictures
 from torchvision.transforms import functional as tv
 
-import ensemble
 import evaluate
-import launch
 from datasets.transforms import Scale
-from errors import InputError
+from evaluation import ensemble
+from runtime import exit
+from runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def single(scale=None, crop=None, mirrored=False):
     """The outputs of one crop, or of it and its mirror image."""
 
     def outputs(net, pixels):
-        values = net.preprocessing
+        values = net.input_spec
         image = scaled(pixels, values, scale or values["scale"])
         views = [centre(image, crop or values["crop"], values)]
         views += [views[0].flip(2)] if mirrored else []
@@ -95,10 +95,10 @@ def dense(scales, mirrored=False):
     def outputs(net, pixels):
         found = []
         for scale in scales:
-            image = scaled(pixels, net.preprocessing, scale)
+            image = scaled(pixels, net.input_spec, scale)
             for view in (image, image.flip(2)) if mirrored else (image,):
                 maps = net.maps(view[None])[0]
-                side = -(-net.preprocessing["crop"] // 4)
+                side = -(-net.input_spec["crop"] // 4)
                 height, width = (min(side, length) for length in maps.shape[1:])
                 places = []
                 for y in range(maps.shape[1] - height + 1):
@@ -217,6 +217,6 @@ def test_out_of_memory_is_one_sentence():
 
 def test_it_speaks_in_its_own_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/evaluate.py", "-help"])
-    assert launch.program() == "evaluate.py"
+    assert exit.program() == "evaluate.py"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
-    assert launch.program() == "main.py"
+    assert exit.program() == "main.py"

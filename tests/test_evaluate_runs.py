@@ -9,14 +9,14 @@ import sys
 import numpy as np
 import pytest
 import torch
-from evaluations import evaluated, pair, scored
 from PIL import Image
-from runs import ROOT
+from support.evaluations import evaluated, pair, scored
+from support.runs import ROOT
 
 import evaluate
 import main
-from errors import InputError
-from models import formats
+from formats import model_files
+from runtime.errors import InputError
 
 
 def wrong(text):
@@ -143,7 +143,7 @@ def many(tmp_path, monkeypatch, capsys):
 
 def test_five_thousand_classes(many):
     """Trained on 5,000, tested among all and among a listed three: the paper's Table 6."""
-    content = formats.read("checkpoints/model_1.pth")
+    content = model_files.read("checkpoints/model_1.pth")
     assert content["classes"] == many and content["config"]["classes"] == 5000
     with open("three.txt", "w") as file:
         file.write("\n".join([many[4999], many[7], many[4000]]))

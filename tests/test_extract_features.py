@@ -9,13 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
-import checkpoints
-import files
 import models
-import t7
-from errors import InputError
+from formats import t7
 from models.resnet import resnet
 from pretrained import extract_features
+from runtime.errors import InputError
+from storage import atomic
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 INPUT = {"scale": 40, "crop": 32, "largest": 255, "mean": (120, 120, 120), "std": (60, 60, 60)}
@@ -26,8 +25,8 @@ def net(tmp_path, monkeypatch):
     """The file of a random net; the current folder is an empty one."""
     torch.manual_seed(0)
     model = resnet(8, 3, "cifar")
-    model.classes, model.preprocessing = None, INPUT
-    files.save(tmp_path / "net.pth", checkpoints.pack(model))
+    model.classes, model.input_spec = None, INPUT
+    atomic.save(tmp_path / "net.pth", models.pack(model))
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     return str(tmp_path / "net.pth")
@@ -53,7 +52,7 @@ def expected(net, paths):
     model.fc.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     with torch.no_grad():
         for path in paths:
-            model(model.preprocess(path)[None])
+            model(model.transform(path)[None])
     return torch.cat(caught).numpy()
 
 

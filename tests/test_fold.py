@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from model_files import images, ours, shake, small
+from support.nets import images, ours, shake, small
 from torch import nn
 
 import models
@@ -84,7 +84,7 @@ def check(net, left, side):
 @pytest.mark.parametrize("form", ["resnext_A", "resnext_B"])
 def test_paths_are_joined(form):
     net = small()
-    net.preprocess = "kept"
+    net.transform = "kept"
     wide = folded(net)
     paths = ours(resnext(11, 2, 4, 3, "cifar", "B", form), net.classes)
     paths.load_state_dict(forms.convert(net.state_dict(), form, 2))

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-import torch7
+from support import torch7
 
 from models.forms import convert
 from models.preresnext import preresnext

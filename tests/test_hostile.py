@@ -6,13 +6,12 @@ import pickle
 
 import pytest
 import torch
-from tiny import entered
+from support.tiny import entered
 
 import checkpoints
-import files
 import opts
-import state
-from errors import InputError
+from runtime.errors import InputError
+from storage import atomic, schema
 
 
 @pytest.fixture
@@ -35,7 +34,7 @@ def refused(folder):
 def crafted(folder, name, **changes):
     """A file with some of its values changed."""
     path = folder / name
-    files.save(path, files.load(path) | changes)
+    atomic.save(path, atomic.load(path) | changes)
     return str(path)
 
 
@@ -51,7 +50,7 @@ def test_latest_names_files_of_its_folder(folder, key, name):
 
 @pytest.mark.parametrize("value", [None, 3, [], {}, "text", {"epoch": 1}, torch.zeros(2)])
 def test_latest_of_other_types(folder, value):
-    files.save(folder / "latest.pth", value)
+    atomic.save(folder / "latest.pth", value)
     assert "latest.pth names" in refused(folder)
 
 
@@ -110,9 +109,9 @@ def test_states(folder, name, value):
 @pytest.mark.parametrize("name", ["epoch", "best", "options", "momentum"])
 def test_what_must_be_there(folder, name):
     path = folder / "optimState_2.pth"
-    content = files.load(path)
+    content = atomic.load(path)
     del content[name]
-    files.save(path, content)
+    atomic.save(path, content)
     assert "optimState_2.pth is " in refused(folder)
 
 
@@ -132,6 +131,6 @@ def test_code_is_refused_and_no_older_file_taken_instead(folder, monkeypatch, na
 
 
 def test_what_the_program_writes_is_right(folder):
-    assert state.read(folder / "optimState_2.pth")["epoch"] == 2
+    assert schema.read(folder / "optimState_2.pth")["epoch"] == 2
     for n in range(3):
-        assert (n > 0) == state.is_count(n - 1)
+        assert (n > 0) == schema.is_count(n - 1)

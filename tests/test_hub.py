@@ -5,9 +5,9 @@ import os
 import subprocess
 import sys
 
-import checkpoints
-import files
+import models
 from models.resnet import resnet
+from storage import atomic
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -17,7 +17,7 @@ import numpy as np
 root = sys.argv[1]
 model = torch.hub.load(root, "load", "net.pth", source="local")
 image = np.full((50, 70, 3), 180, np.uint8)
-input = model.preprocess(image)
+input = model.transform(image)
 with torch.no_grad():
     scores = model(input[None])
 nets = {}
@@ -57,8 +57,8 @@ def test_load_and_the_nets(tmp_path):
     model = resnet(8, 3, "cifar")
     model.classes = ["ant", "bee", "cat"]
     mean, std = (120, 120, 120), (60, 60, 60)
-    model.preprocessing = {"scale": 40, "crop": 32, "largest": 255, "mean": mean, "std": std}
-    files.save(tmp_path / "net.pth", checkpoints.pack(model))
+    model.input_spec = {"scale": 40, "crop": 32, "largest": 255, "mean": mean, "std": std}
+    atomic.save(tmp_path / "net.pth", models.pack(model))
     result = json.loads(run(LOAD, tmp_path))
     assert result["training"] is False and result["classes"] == ["ant", "bee", "cat"]
     assert result["shape"] == [1, 3]

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from datasets import imagenet
-from errors import InputError
+from datasets.image import decoding
+from runtime.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8)  # (H, W, 3)
 GREY = PIXELS[:, :, 0]
@@ -55,7 +56,7 @@ def test_lossless_kinds(tmp_path, name):
         expected = np.stack([GREY] * 3)
     if name.startswith("bilevel"):
         expected = np.stack([np.where(GREY > 127, 255, 0)] * 3).astype(np.uint8)
-    result = imagenet.load_image(tmp_path / name)
+    result = decoding.load_image(tmp_path / name)
     np.testing.assert_array_equal(result, expected, strict=True)
     assert result.flags.c_contiguous
 
@@ -72,7 +73,7 @@ def test_palette(tmp_path, extra):
         picture.save(tmp_path / name, **extra)
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # one line for every such image would be a nuisance
-            result = imagenet.load_image(tmp_path / name)
+            result = decoding.load_image(tmp_path / name)
         np.testing.assert_array_equal(result, colours[numbers].transpose(2, 0, 1))
 
 
@@ -86,7 +87,7 @@ def test_lossy_kinds(tmp_path, kind):
         picture, expected = Image.fromarray(cmyk, "CMYK"), expected * (255 - 64) / 255
     suffix = "webp" if kind == "webp" else "jpeg"
     picture.save(tmp_path / "picture", suffix, quality=98, progressive=kind == "progressive")
-    result = imagenet.load_image(tmp_path / "picture").transpose(1, 2, 0).astype(float)
+    result = decoding.load_image(tmp_path / "picture").transpose(1, 2, 0).astype(float)
     assert result.shape == (40, 50, 3)
     assert abs(result - expected).mean() < 3  # the loss; another orientation or inversion: > 50
     if kind == "grey":
@@ -105,13 +106,13 @@ def test_sixteen_bits_of_grey(tmp_path, suffix):
     expected = np.stack([values.astype(np.float32) * np.float32(1 / 65535)] * 3)
     np.testing.assert_array_equal(get(path), expected, strict=True)
     rounded = np.stack([np.floor(values / 65535 * 255 + 0.5)] * 3)
-    np.testing.assert_array_equal(imagenet.load_image(path), rounded)
+    np.testing.assert_array_equal(decoding.load_image(path), rounded)
 
 
 def get(path):
     """What the dataset returns for this file."""
     info = {"val_paths": np.array([os.fsencode(path.name)]), "val_targets": np.array([4])}
-    dataset = imagenet.Dataset(info, options(path.parent), "val")
+    dataset = imagenet.create(info, options(path.parent), "val")
     dataset.folder = os.fsencode(path.parent)
     image, target = dataset.get(0)
     assert target == 4 and type(target) is int and image.flags.c_contiguous
@@ -130,24 +131,24 @@ def test_get_multiplies_by_the_rounded_reciprocal(tmp_path):
 
 def test_content_decides_not_the_name(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "really_png.jpg", "png")
-    np.testing.assert_array_equal(imagenet.load_image(tmp_path / "really_png.jpg"), PLANES)
+    np.testing.assert_array_equal(decoding.load_image(tmp_path / "really_png.jpg"), PLANES)
 
 
 @pytest.mark.parametrize("how", [str, os.fsencode, lambda path: io.BytesIO(path.read_bytes())])
 def test_kinds_of_source(tmp_path, how):
     path = tmp_path / "a.png"
     Image.fromarray(PIXELS).save(path)
-    np.testing.assert_array_equal(imagenet.load_image(how(path)), PLANES)
+    np.testing.assert_array_equal(decoding.load_image(how(path)), PLANES)
     path.write_bytes(path.read_bytes()[:500])
     with pytest.raises(InputError, match="cannot read the image '(.*a.png|the data)': "):
-        imagenet.load_image(how(path))
+        decoding.load_image(how(path))
 
 
 def test_exif_orientation_is_ignored(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.fromarray(PIXELS).save(tmp_path / "turned.jpg", exif=exif)
-    assert imagenet.load_image(tmp_path / "turned.jpg").shape == (3, 40, 50)
+    assert decoding.load_image(tmp_path / "turned.jpg").shape == (3, 40, 50)
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "ppm"])
@@ -156,7 +157,7 @@ def test_truncated_images_are_named(tmp_path, suffix):
     Image.fromarray(PIXELS).save(path)
     path.write_bytes(path.read_bytes()[:-900])
     with pytest.raises(InputError, match=rf"cannot read the image '.*short\.{suffix}': \w+"):
-        imagenet.load_image(path)
+        decoding.load_image(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"not an image at all", b"\xff\xd8\xff\xe0", b"\x89PNG"])
@@ -168,7 +169,7 @@ def test_other_content_is_named(tmp_path, content):
 
 def test_a_missing_image_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.jpg': No such file or directory"):
-        imagenet.load_image(tmp_path / "gone.jpg")
+        decoding.load_image(tmp_path / "gone.jpg")
 
 
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
@@ -176,7 +177,7 @@ def test_images_that_are_no_pictures(tmp_path, kind):
     values = np.full((4, 4), 70000, kind)
     Image.fromarray(values).save(tmp_path / "data.tif")
     with pytest.raises(InputError, match=r"data\.tif': its pixels .* would be right"):
-        imagenet.load_image(tmp_path / "data.tif")
+        decoding.load_image(tmp_path / "data.tif")
 
 
 def header(width, height):
@@ -195,7 +196,7 @@ def test_large_photos_are_allowed_and_absurd_ones_named(tmp_path):
             assert image.size == (16320, 12240)
     path.write_bytes(header(100000, 100000))
     with pytest.raises(InputError, match=r"large\.png': .*10000000000 pixels"):
-        imagenet.load_image(path)
+        decoding.load_image(path)
 
 
 # the dataset
@@ -203,24 +204,24 @@ def test_large_photos_are_allowed_and_absurd_ones_named(tmp_path):
 
 def test_validation_chain():
     image = np.random.default_rng(2).random((3, 256, 301), dtype=np.float32)
-    mean, std = np.reshape(imagenet.MEAN, (3, 1, 1)), np.reshape(imagenet.STD, (3, 1, 1))
+    mean, std = np.reshape(imagenet.mean, (3, 1, 1)), np.reshape(imagenet.std, (3, 1, 1))
     expected = ((image - mean) / std)[:, 16:240, 39:263]  # (301 - 224) / 2 rounded up
-    chain = dataset("val").preprocess()
+    chain = dataset("val").transform()
     np.testing.assert_allclose(chain(image), expected, rtol=0, atol=1e-6)
-    ten = dataset("val", tenCrop=True).preprocess()(image)
+    ten = dataset("val", tenCrop=True).transform()(image)
     assert ten.shape == (10, 3, 224, 224)
     np.testing.assert_array_equal(ten[0], chain(image))
-    small = dataset("val", testScale=100, testCrop=64).preprocess()
+    small = dataset("val", testScale=100, testCrop=64).transform()
     assert small(image).shape == (3, 64, 64)
     image = np.random.default_rng(3).random((3, 405, 320), dtype=np.float32)
-    large = dataset("val", testScale=320, testCrop=320).preprocess()  # as in the paper's Table 5
+    large = dataset("val", testScale=320, testCrop=320).transform()  # as in the paper's Table 5
     expected = ((image - mean) / std)[:, 43:363]  # (405 - 320) / 2 rounded up
     np.testing.assert_allclose(large(image), expected, rtol=0, atol=1e-6)
 
 
 def dataset(split, **more):
     info = {f"{split}_paths": np.array([b"a/1.png"]), f"{split}_targets": np.array([0])}
-    return imagenet.Dataset(info, options("somewhere", **more), split)
+    return imagenet.create(info, options("somewhere", **more), split)
 
 
 def test_training_chain_asks_and_acts_in_order():
@@ -248,8 +249,8 @@ def test_training_chain_asks_and_acts_in_order():
             return 0.0
 
     image = np.random.default_rng(3).random((3, 224, 224), dtype=np.float32)
-    mean, std = np.reshape(imagenet.MEAN, (3, 1, 1)), np.reshape(imagenet.STD, (3, 1, 1))
-    result = dataset("train").preprocess()(image, Fixed())
+    mean, std = np.reshape(imagenet.mean, (3, 1, 1)), np.reshape(imagenet.std, (3, 1, 1))
+    result = dataset("train").transform()(image, Fixed())
     expected = ((image - mean) / std)[:, :, ::-1]
     np.testing.assert_allclose(result, expected, rtol=0, atol=1e-6)
     jitter = ["order"] + [(-0.4, 0.4)] * 3

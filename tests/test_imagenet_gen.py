@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from datasets import imagenet, imagenet_gen
-from errors import InputError
+from runtime.errors import InputError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)  # (H, W, 3)
 
@@ -80,7 +80,7 @@ def test_odd_names_lead_to_their_files(tmp_path):
     make(tmp_path / "train", *names)
     make(tmp_path / "val", *names)
     info = index(tmp_path, tmp_path / "list.npz")
-    dataset = imagenet.Dataset(info, options(tmp_path), "val")
+    dataset = imagenet.create(info, options(tmp_path), "val")
     assert dataset.size() == 4
     for i in range(4):
         image, target = dataset.get(i)

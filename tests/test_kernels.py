@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from datasets import batched, fused, image, imagenet, in_memory, kernels
+from datasets import imagenet, in_memory
 from datasets import transforms as t
 from datasets.draws import Draws, table
-from errors import InputError
+from datasets.image import batched, fused, kernels, resize
+from runtime.errors import InputError
 
 UNIT = np.float32(1 / 255)
 # Either way a sample is a sum of four products in two directions, and the plain one's has some 15
@@ -45,7 +46,7 @@ SIZES += [(300, 401, 224, 224), (97, 61, 224, 224), (1200, 40, 13, 50), (9, 700,
 @pytest.mark.parametrize("height, width, rows, columns", SIZES)
 def test_bicubic_equals_scale(height, width, rows, columns):
     pixels = picture(height, width)
-    expected = image.scale(floats(pixels), columns, rows)
+    expected = resize.scale(floats(pixels), columns, rows)
     result = scaled(pixels, (0, 0, height, width), (rows, columns, 0, 0, False), (rows, columns))
     np.testing.assert_allclose(result, expected, rtol=0, atol=ROUNDING)
 
@@ -85,7 +86,7 @@ def test_bicubic_of_many_parts():
         first, start = random.integers(0, rows), random.integers(0, columns)
         shape = random.integers(1, rows - first + 1), random.integers(1, columns - start + 1)
         mirror = bool(random.integers(2))
-        whole = image.scale(floats(pixels[y : y + h, x : x + w]), columns, rows)
+        whole = resize.scale(floats(pixels[y : y + h, x : x + w]), columns, rows)
         expected = whole[:, first : first + shape[0], start : start + shape[1]]
         window = (rows, columns, first, start, mirror)
         result = scaled(pixels, (y, x, h, w), window, shape)
@@ -94,7 +95,7 @@ def test_bicubic_of_many_parts():
 
 
 def training(size=224):
-    chain = imagenet.Dataset({"train_paths": [], "train_targets": []}, OPT, "train").preprocess()
+    chain = imagenet.create({"train_paths": [], "train_targets": []}, OPT, "train").transform()
     return t.Compose([t.RandomSizedCrop(size), *chain.transforms[1:]])
 
 
@@ -127,7 +128,7 @@ def doubled(pixels, blends, shift, mean, std):
 def test_color_against_float64():
     random, worst = np.random.default_rng(5), 0
     assert (kernels.CONTRAST, kernels.SATURATION, kernels.BRIGHTNESS) == (0, 1, 2)
-    mean, std = np.array(imagenet.MEAN), np.array(imagenet.STD)
+    mean, std = np.array(imagenet.mean), np.array(imagenet.std)
     for count in (0, 1, 3, 3, 3, 3, 3, 3):
         pixels = random.random((3, 30, 50), dtype=np.float32)
         kinds = random.permutation(3)[:count]
@@ -142,7 +143,7 @@ def test_color_against_float64():
 @pytest.mark.parametrize("height, width", [(256, 256), (375, 500), (700, 300), (224, 1000), (1, 9)])
 @pytest.mark.parametrize("scale, crop", [(256, 224), (256, 256), (40, 33)])
 def test_testing_equals_the_chain(height, width, scale, crop):
-    normalize = t.ColorNormalize(imagenet.MEAN, imagenet.STD)
+    normalize = t.ColorNormalize(imagenet.mean, imagenet.std)
     chain, pixels = (
         t.Compose([t.Scale(scale), normalize, t.CenterCrop(crop)]),
         picture(height, width),
@@ -167,17 +168,14 @@ def test_testing_refuses_what_the_chain_refuses():
 @pytest.mark.parametrize("mirror", [True, False])
 @pytest.mark.parametrize("height, width, padding", [(32, 32, 4), (8, 8, 1), (6, 10, 7), (5, 5, 0)])
 def test_augment_equals_the_batched_transforms(height, width, padding, mirror):
-    class Small(in_memory.Images):
-        mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
-
-    Small.padding, Small.mirror = padding, mirror
+    mean, std = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
     images = np.random.default_rng(0).integers(0, 256, (500, 3, height, width), dtype=np.uint8)
     info = {"train_images": images, "train_labels": np.zeros(500, np.int64)}
-    small = Small(info, None, "train")
+    small = in_memory.Images(info, "train", mean, std, padding, mirror)
     uniforms = torch.from_numpy(table(1, 1, np.arange(500), small.draws))
     result = small.augment(small.images, uniforms)
     assert result.is_contiguous(memory_format=torch.channels_last)
-    expected = batched.normalize(small.images, Small.mean, Small.std)
+    expected = batched.normalize(small.images, mean, std)
     if mirror:
         expected = batched.flip(expected, uniforms[:, 0])
     expected = batched.crop(expected, uniforms[:, -2], uniforms[:, -1], padding)

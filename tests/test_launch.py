@@ -7,13 +7,13 @@ import sys
 import time
 
 import pytest
-from runs import NET, difference, finish, log, nobody_left, results, start
+from support.runs import NET, difference, finish, log, nobody_left, results, start
 
-import files
-import launch
 import main
 import opts
-from errors import InputError
+from parallel import launch
+from runtime.errors import InputError
+from storage import atomic
 
 RUN = NET + " -nGPU 3 -nEpochs 2 -manualSeed 2 -precision double"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -55,7 +55,7 @@ def test_stopped_in_two_processes_resumed_in_two(one, cifar, tmp_path):
     until(process, " | Epoch: [1][2/5]")
     process.terminate()
     _, error = finish(process, 143)
-    assert error.startswith("main.py: stopped by SIGTERM in ") and error.count("\n") == 1
+    assert error.startswith("main.py: interrupted by SIGTERM in ") and error.count("\n") == 1
     assert nobody_left(process.pid, 1)
     lines, error = finish(start(RUN + " -nProcs 2 -save two -resume two", cifar, tmp_path))
     assert error == "" and "=> 2 processes on cpu" in lines
@@ -118,7 +118,7 @@ def test_a_killed_process_ends_all(cifar, tmp_path, victim):
     if victim == "process":
         words = "main.py: process 1 was ended by SIGKILL, perhaps for want of memory\n"
         assert error == words
-    assert files.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
+    assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
 
 
 @pytest.mark.slow
@@ -130,7 +130,7 @@ def test_from_the_keyboard(cifar, tmp_path, times):
         os.killpg(process.pid, signal.SIGINT)
         time.sleep(0.1)
     _, error = finish(process, 130)
-    assert error.count("\n") <= times and ("stopped by SIGINT" in error or times == 2)
+    assert error.count("\n") <= times and ("interrupted by SIGINT" in error or times == 2)
     assert nobody_left(process.pid, 1)
 
 
@@ -138,7 +138,8 @@ def test_how_many(monkeypatch, capsys):
     def processes(command, devices):
         monkeypatch.setattr("torch.cuda.is_available", lambda: devices > 0)
         monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
-        return launch.processes(opts.parse(f"-dataset cifar10 -depth 29 {command}".split()))
+        opt = opts.parse(f"-dataset cifar10 -depth 29 {command}".split())
+        return launch.processes(opt, main.replicas(opt))
 
     assert processes("", 8) == processes("-nGPU 8", 0) == processes("-nGPU 8", 1) == 1
     assert processes("-nGPU 8", 4) == processes("-nGPU 4", 8) == 4
@@ -156,7 +157,7 @@ def test_a_resumed_run_has_the_replicas_of_the_checkpoint(cifar, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     main.main([*RUN.split(), "-data", cifar, "-nEpochs", "1"])
     opt = opts.parse("-dataset cifar10 -depth 29 -resume checkpoints -nProcs 2".split())
-    assert launch.processes(opt) == 2
+    assert launch.processes(opt, main.replicas(opt)) == 2
 
 
 def torchrun(folder, data, node, port, command, *more, **environment):

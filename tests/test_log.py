@@ -10,16 +10,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from runs import NET, ROOT
+from support.runs import NET, ROOT
+from support.tiny import entered
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 from tensorboard.compat.proto.event_pb2 import Event
-from tiny import entered
 
-import files
 import main
-from errors import InputError
-from interrupts import Stopped
+from parallel.signals import Interrupted
+from runtime.errors import InputError
+from storage import atomic
 
 DIGITS = (
     "-dataset digits -depth 11 -cardinality 2 -baseWidth 4 -batchSize 500 -nGPU 3 -nEpochs 3 "
@@ -59,7 +59,7 @@ def numbers(text, kind, epoch):
 def test_the_first_line(digits):
     folder, _, _ = digits
     about = read(folder)[0]
-    model = files.load(folder / "model_3.pth")
+    model = atomic.load(folder / "model_3.pth")
     statistics = ("running_mean", "running_var", "num_batches_tracked")
     weights = [t for name, t in model["model"].items() if not name.endswith(statistics)]
     commit = subprocess.run(
@@ -131,20 +131,20 @@ def test_events(digits):
 
 
 def test_a_resumed_run_counts_the_time_before_the_stop(tmp_path, monkeypatch, capsys, cifar):
-    """Stopped inside an epoch and inside a test: the times are the sums of all printed lines."""
+    """Interrupted in an epoch and in a test: the times are the sums of all printed lines."""
     monkeypatch.chdir(tmp_path)
     command = [*(NET + " -nEpochs 3 -tensorboard true -data").split(), cifar]
     places = ["in epoch 2 after iteration 3 of 5", "in the test of epoch 2 after batch 1 of 3"]
 
-    def between(self, asked, where, settle):
+    def poll(self, received, where, flush):
         if where in places:
             places.remove(where)
-            self.save(stop=True)
-            raise Stopped(15, where, self.folder)
+            self.save(final=True)
+            raise Interrupted(15, where, self.folder)
 
-    monkeypatch.setattr("interrupts.Interrupts.between", between)
+    monkeypatch.setattr("parallel.signals.Interrupts.poll", poll)
     for _ in range(2):
-        with pytest.raises(Stopped):
+        with pytest.raises(Interrupted):
             main.main(command)
         command += ["-resume", "checkpoints"]
     main.main(command)
@@ -165,19 +165,19 @@ def test_a_place_of_an_older_version_has_no_times(tmp_path, monkeypatch, capsys,
     monkeypatch.chdir(tmp_path)
     command = [*(NET + " -nEpochs 1 -data").split(), cifar]
 
-    def between(self, asked, where, settle):
+    def poll(self, received, where, flush):
         if where == "in epoch 1 after iteration 5 of 5":
-            self.save(stop=True)
-            raise Stopped(15, where, self.folder)
+            self.save(final=True)
+            raise Interrupted(15, where, self.folder)
 
-    monkeypatch.setattr("interrupts.Interrupts.between", between)
-    with pytest.raises(Stopped):
+    monkeypatch.setattr("parallel.signals.Interrupts.poll", poll)
+    with pytest.raises(Interrupted):
         main.main(command)
     path = os.path.join("checkpoints", "inside_epoch.pth")
-    saved = files.load(path)
+    saved = atomic.load(path)
     for split in ("train", "test"):
         del saved["position"][split]["seconds"], saved["position"][split]["data_wait"]
-    files.save(path, saved)
+    atomic.save(path, saved)
     main.main([*command, "-resume", "checkpoints"])
     assert read("checkpoints")[1]["images_per_second"] is None
     assert "=> Training epoch" not in capsys.readouterr().out.partition("=> Loading")[2]

@@ -7,11 +7,11 @@ import signal
 import time
 
 import pytest
-from runs import NET, ROOT, results, same, start
+from support.runs import NET, ROOT, results, same, start
 
-import files
 import main
-from errors import InputError
+from runtime.errors import InputError
+from storage import atomic
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 SMALL = "-dataset cifar10 -depth 11 -baseWidth 8 -cardinality 4 -batchSize 8 -manualSeed 1"
@@ -58,7 +58,7 @@ def test_a_resumed_run_is_the_straight_run(run):
     for name in os.listdir("stopped"):  # as after a kill at the end of epoch 2
         if name.endswith(("_3.pth", "_4.pth")):
             os.remove(os.path.join("stopped", name))
-    files.save(
+    atomic.save(
         os.path.join("stopped", "latest.pth"),
         {"epoch": 2, "modelFile": "model_2.pth", "optimFile": "optimState_2.pth"},
     )
@@ -77,9 +77,9 @@ def test_a_resumed_run_with_workers_is_the_straight_run(run, photos):
 
 def test_the_best_error_survives_a_resume(run):
     run(NET + " -nEpochs 1")
-    state = files.load("checkpoints/optimState_1.pth")
+    state = atomic.load("checkpoints/optimState_1.pth")
     state["best"] = (0.5, 0.25)  # better than noise can be learned
-    files.save("checkpoints/optimState_1.pth", state)
+    atomic.save("checkpoints/optimState_1.pth", state)
     lines = run(NET + " -nEpochs 2 -resume checkpoints")
     assert not any("Best model" in line for line in lines)
     assert lines[-1] == " * Finished top1:  0.500  top5:  0.250"
@@ -91,7 +91,7 @@ def test_given_options_win_over_the_checkpoint(run):
     for name, ours, theirs in (("LR", "0.02", "0.01"), ("momentum", "0.8", "0.9")):
         assert f"=> -{name} {ours} as given, in place of the checkpoint's {theirs}" in lines
     assert any(line.startswith("=> -weightDecay 0.0 as given") for line in lines)
-    assert files.load("checkpoints/optimState_2.pth")["options"]["momentum"] == 0.8
+    assert atomic.load("checkpoints/optimState_2.pth")["options"]["momentum"] == 0.8
 
 
 def test_a_folder_without_a_checkpoint_starts_afresh(run):
@@ -119,7 +119,7 @@ def test_fine_tuning(run, photos):
     assert run(options + "-nClasses 10", photos)[-1].startswith(" * Finished")
     lines = run(options + "-resetClassifier true -optimState checkpoints/optimState_1.pth", photos)
     assert " => Replacing classifier with 2-way classifier" in lines
-    saved = files.load("tuned/model_1.pth")
+    saved = atomic.load("tuned/model_1.pth")
     assert saved["config"]["classes"] == 2 and saved["classes"] == ["plain", "striped"]
     assert saved["model"]["fc.weight"].shape == (2, 64)
 
@@ -190,11 +190,11 @@ def test_interrupted_from_the_keyboard(cifar, tmp_path):
     _, error = process.communicate(timeout=60)
     assert process.returncode == 130
     assert re.fullmatch(
-        r"main.py: stopped by SIGINT in (the test of )?epoch \d+ after \w+ \d of \d; "
+        r"main.py: interrupted by SIGINT in (the test of )?epoch \d+ after \w+ \d of \d; "
         r"-resume checkpoints goes on from there\n",
         error,
     )
-    assert files.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 2
+    assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 2
 
 
 def test_an_error_is_one_line_without_a_traceback(cifar, tmp_path):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-import torch7
 import torchvision
+from support import torch7
 
 from models.preresnet import preresnet
 from models.preresnext import preresnext

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
-from runs import ROOT
+from support.runs import ROOT
 
-import curves
 import opts
 import plot
-from errors import InputError
+from runtime.errors import InputError
+from storage import curves
 
 WORDS = "-dataset cifar10 -depth 29 -cardinality 8 -baseWidth 64 -nEpochs 4"
 
@@ -41,7 +41,9 @@ def log(tmp_path):
 
 def together(*paths):
     notes = []
-    return curves.together([curves.read(path, notes.append) for path in paths], notes.append), notes
+    defaults = {row[0]: row[1] for row in opts.OPTIONS}
+    runs = [curves.read(path, defaults, notes.append) for path in paths]
+    return curves.together(runs, notes.append), notes
 
 
 def draw(how, drawn):

@@ -9,13 +9,14 @@ import threading
 import types
 
 import pytest
-import terminal
-from runs import NET, ROOT
-from terminal import Screen, read
+from support import ptys
+from support.ptys import Screen, read
+from support.runs import NET, ROOT
 
-import progress
 from datasets import imagenet_gen
-from progress import Clock, Terminal, show, span
+from runtime import terminal
+from runtime.progress import Clock, span
+from runtime.terminal import Terminal, show
 
 STATUS = re.compile(r" epoch \d of \d: \d+:\d\d left, all epochs: \d+:\d\d left")
 
@@ -26,12 +27,12 @@ def tty(monkeypatch):
 
     Not before: between fixture and test pytest sets its own.
     """
-    ends = terminal.open_pty(40)
+    ends = ptys.open_pty(40)
     files = [os.fdopen(os.dup(ends[1]), "w") for _ in range(2)]
 
     def begin():
         monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(progress, "PAUSE", 0)
+        monkeypatch.setattr(terminal, "PAUSE", 0)
         monkeypatch.setattr(sys, "stdout", files[0])
         monkeypatch.setattr(sys, "stderr", files[1])
         return lambda: read(ends[0], 0.05)
@@ -71,13 +72,13 @@ def test_lines_scroll_above_the_last(tty):
 def test_a_narrow_terminal(tty, columns):
     """The text is cut: the cursor never reaches a second line."""
     came = tty()
-    terminal.resize(sys.stdout.fileno(), columns)
+    ptys.resize(sys.stdout.fileno(), columns)
     screen = Screen(columns)
     with Terminal():
         for text in ("x" * 100, "yy", "z" * 50):
             show(text)
             assert screen.feed(came()).rows == [text[: columns - 1]]
-        terminal.resize(sys.stdout.fileno(), 30)
+        ptys.resize(sys.stdout.fileno(), 30)
         show("w" * 100)
         assert Screen(30).feed(came()).rows == ["w" * 29]
     assert screen.feed(came()).rows == [""]
@@ -152,7 +153,7 @@ def test_not_without_a_terminal(tmp_path, monkeypatch, tty):
 
 
 def test_a_terminal_that_has_gone(monkeypatch):
-    ours, theirs = terminal.open_pty(40)
+    ours, theirs = ptys.open_pty(40)
     monkeypatch.setenv("TERM", "xterm")
     out = os.fdopen(theirs, "w")
     monkeypatch.setattr(sys, "stdout", out)
@@ -223,8 +224,8 @@ def without_times(lines):
 def test_a_run_on_a_terminal(cifar, tmp_path):
     """The lines are those that a pipe gets, which has not a byte more; below them the time left."""
     command = NET + " -nEpochs 2"
-    process, ours = terminal.start(program(command, cifar), 120, tmp_path)
-    chunks = terminal.until(process, ours)
+    process, ours = ptys.start(program(command, cifar), 120, tmp_path)
+    chunks = ptys.until(process, ours)
     assert process.wait() == 0
     screen, shown = Screen(120), set()
     for part in "".join(chunks).split("\x1b[K"):
@@ -248,23 +249,23 @@ def test_a_run_on_a_terminal(cifar, tmp_path):
 @pytest.mark.parametrize("more", ["", pytest.param(" -nGPU 2 -nProcs 2", marks=pytest.mark.slow)])
 def test_stopped_on_a_terminal(cifar, tmp_path, more):
     command = NET + " -nEpochs 100000" + more
-    process, ours = terminal.start(program(command, cifar), 200, tmp_path)
-    chunks = terminal.until(process, ours, wanted="all epochs")
+    process, ours = ptys.start(program(command, cifar), 200, tmp_path)
+    chunks = ptys.until(process, ours, wanted="all epochs")
     os.killpg(process.pid, signal.SIGINT)
-    screen = Screen(200).feed("".join(chunks + terminal.until(process, ours)))
+    screen = Screen(200).feed("".join(chunks + ptys.until(process, ours)))
     assert process.wait() == 130
-    assert screen.rows[-2].startswith("main.py: stopped by SIGINT in ")
+    assert screen.rows[-2].startswith("main.py: interrupted by SIGINT in ")
     assert screen.rows[-1] == "" and not any(row.startswith(" epoch") for row in screen.rows)
 
 
 @pytest.mark.slow
 def test_killed_processes_leave_no_last_line(cifar, tmp_path):
     command = NET + " -nEpochs 100000 -nGPU 2 -nProcs 2"
-    process, ours = terminal.start(program(command, cifar), 200, tmp_path)
-    chunks = terminal.until(process, ours, wanted="all epochs")
+    process, ours = ptys.start(program(command, cifar), 200, tmp_path)
+    chunks = ptys.until(process, ours, wanted="all epochs")
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
         os.kill(int(file.read().split()[0]), signal.SIGKILL)
-    screen = Screen(200).feed("".join(chunks + terminal.until(process, ours)))
+    screen = Screen(200).feed("".join(chunks + ptys.until(process, ours)))
     assert process.wait() == 137
     assert not any(row.startswith(" epoch") for row in screen.rows)
     assert any(row.startswith("main.py: process 0 was ended by SIGKILL") for row in screen.rows)

@@ -8,11 +8,11 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from torch7 import fill, targets
+from support.torch7 import fill, targets
 
 import dataloader
-import files
 import main
+from storage import atomic
 
 REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference", "checkpoints")
 STRIDE = 14  # of the stored samples
@@ -26,7 +26,7 @@ class Fixed:
     def __init__(self, split):
         self.split, self.dataset = split, self
 
-    def preprocessing(self):
+    def input_spec(self):
         return None
 
     def size(self):
@@ -79,8 +79,8 @@ def test_epochs_4_and_5(folder, capsys):
     arrays = np.load(os.path.join(REFERENCE, "resnet20_params.npz"))
     # the reference's own sensitivity to a 1e-6 change: 4e-5 at epoch 4, 3e-4 at epoch 5
     for epoch, parameters, gradients in ((4, 1e-7, 1e-5), (5, 1e-5, 3e-3)):
-        model = files.load(f"ours/model_{epoch}.pth")["model"]
-        momentum = files.load(f"ours/optimState_{epoch}.pth")["momentum"]
+        model = atomic.load(f"ours/model_{epoch}.pth")["model"]
+        momentum = atomic.load(f"ours/optimState_{epoch}.pth")["momentum"]
         flat = torch.cat([model[name].flatten() for name in momentum])[::STRIDE]
         assert distance(flat, arrays[f"epoch{epoch}_params"]) < parameters
         flat = torch.cat([tensor.flatten() for tensor in momentum.values()])[::STRIDE]

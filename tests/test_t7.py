@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from t7_parts import i, number, q, s, storage, tensor, torch_object
+from support.t7_parts import i, number, q, s, storage, tensor, torch_object
 
-import t7
+from formats import t7
 
 REFERENCE = Path(__file__).parent / "reference" / "t7"
 FILES = sorted(REFERENCE.glob("*.t7"))

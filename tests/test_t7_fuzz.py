@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import t7
+from formats import t7
 
 SEEDS = [
     path.read_bytes() for path in sorted((Path(__file__).parent / "reference/t7").glob("*.t7"))

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch7 as support
-from lua_nn import at, build, modules, random_net, read, resnet8, same_output, whole
+from support import torch7 as support
+from support.lua_nn import at, build, modules, random_net, read, resnet8, same_output, whole
 
-import t7
-from errors import InputError
-from models import torch7
+from formats import t7, torch7
+from runtime.errors import InputError
 
 REFERENCE = Path(__file__).parent / "reference" / "torch7"
 FACTS = support.facts()

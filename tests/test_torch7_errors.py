@@ -4,11 +4,10 @@ import re
 
 import pytest
 import torch
-from lua_nn import at, random_net, read, resnet8, whole
+from support.lua_nn import at, random_net, read, resnet8, whole
 
-import t7
-from errors import InputError
-from models import torch7
+from formats import t7, torch7
+from runtime.errors import InputError
 
 
 def test_a_bias_with_no_batch_norm_behind_it_is_refused():

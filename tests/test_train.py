@@ -8,14 +8,14 @@ import types
 import numpy as np
 import pytest
 import torch
+from support.torch7_random import initialise
 from torch import nn
-from torch7_random import initialise
 
 import opts
 from dataloader import LAYOUT, Batch
-from errors import InputError
-from models.blocks import split_sizes
 from models.resnet import resnet
+from parallel.replicas import split_sizes
+from runtime.errors import InputError
 from train import Trainer, criterion, learning_rate
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference")

@@ -12,7 +12,7 @@ import pytest
 
 from datasets import transforms as t
 from datasets.draws import Draws
-from errors import InputError
+from runtime.errors import InputError
 
 REFERENCE = Path(__file__).parent / "reference" / "transforms"
 CASES = json.loads((REFERENCE / "transforms.json").read_text())

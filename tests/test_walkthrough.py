@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import sys
 
-import checkpoints
-from models import formats
+import models
+from formats import model_files
 from models.resnext import resnext
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -34,8 +34,8 @@ def test_from_a_t7_file_to_a_classified_photo(photos, tmp_path):
         os.rename(data / split / "plain", data / split / "cat")
     shutil.copy(data / "val" / "cat" / "0.jpg", data / "val" / "cat" / "7.jpg")
     model = resnext(depth=50, cardinality=32, base_width=4)
-    model.classes, model.preprocessing = None, None
-    formats.write(str(tmp_path / "resnext_50_32x4d.t7"), checkpoints.pack(model))
+    model.classes, model.input_spec = None, None
+    model_files.write(str(tmp_path / "resnext_50_32x4d.t7"), models.pack(model))
 
     (commands,) = blocks("bash")
     output = []

@@ -1,0 +1,1 @@
+"""What one image goes through: decoding, Torch's resize, colour, compiled kernels."""

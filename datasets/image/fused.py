@@ -1,0 +1,73 @@
+"""The chains of ImageNet from the decoder's bytes to the net's input: fast, one image at a time.
+
+No Lua file. They draw what the chains of transforms.py draw, in the same order, and give the same
+numbers up to the rounding of float32. Only what reaches the result is computed.
+"""
+
+import numpy as np
+
+from datasets import transforms as t
+from datasets.image import kernels
+from datasets.image.resize import check_crop
+
+_KINDS = {
+    t.Contrast: kernels.CONTRAST,
+    t.Saturation: kernels.SATURATION,
+    t.Brightness: kernels.BRIGHTNESS,
+}
+
+
+class Training:
+    """RandomSizedCrop, ColorJitter, Lighting, ColorNormalize and HorizontalFlip, in this order."""
+
+    def __init__(self, chain):
+        self.crop, self.jitter, self.lighting, normalize, self.flip = chain.transforms
+        self.mean, self.std = np.array(normalize.mean), np.array(normalize.std)
+
+    def __call__(self, photo, unit, draws, out=None):
+        """A decoding.Photo of 8 bits to float32 (3, size, size); unit is what 1 of 255 becomes."""
+        rows, columns = photo.shape
+        size = self.crop.size
+        region = self.crop.region(columns, rows, draws)
+        blends = [(_KINDS[type(b)], b.alpha(draws)) for b in self.jitter.order(draws)]
+        shift = self.lighting.shift(draws)
+        mirror = self.flip.drawn(draws)
+        if region is None:
+            region, window = _middle(columns, rows, t.Scale(size), t.CenterCrop(size))
+        else:
+            window = (size, size, 0, 0)
+        out = _scaled(photo, region, (*window, mirror), unit, size, out)
+        kernels.color(out, np.array(blends).reshape(-1, 2), shift, self.mean, self.std)
+        return out
+
+
+class Testing:
+    """Scale, ColorNormalize and CenterCrop, in this order."""
+
+    def __init__(self, chain):
+        self.scale, normalize, self.crop = chain.transforms
+        self.mean, self.std = np.float32(normalize.mean), np.float32(normalize.std)
+
+    def __call__(self, photo, unit, draws=None, out=None):
+        """A decoding.Photo of 8 bits to float32 (3, size, size); unit is what 1 of 255 becomes."""
+        rows, columns = photo.shape
+        region, window = _middle(columns, rows, self.scale, self.crop)
+        out = _scaled(photo, region, (*window, False), unit, self.crop.size, out)
+        kernels.normalize(out, self.mean, self.std)
+        return out
+
+
+def _middle(columns, rows, scale, crop):
+    """The whole image as region, and the window that `scale` and `crop` leave of it."""
+    width, height = scale.lengths(columns, rows)
+    x, y = crop.place(width, height)
+    check_crop(width, height, x, y, crop.size, crop.size)
+    return (0, 0, columns, rows), (height, width, y, x)
+
+
+def _scaled(photo, region, window, unit, size, out):
+    pixels, (x, y, w, h) = photo.part(region)
+    out = np.empty((3, size, size), np.float32) if out is None else out
+    words = pixels.view("<u4")[:, :, 0]  # (H, W): the colours from the lowest byte on
+    kernels.bicubic(words, (y, x, h, w), window, unit, out)
+    return out

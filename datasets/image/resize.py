@@ -1,0 +1,165 @@
+"""What the transforms need of torch/image: scale, crop, hflip and rotate, equal to the last bit.
+
+Port of those functions of the Lua package `image` (init.lua, generic/image.c), for float32 arrays
+(3, height, width); every result is a new array. What the C rounds to float32 and what it keeps in
+double is the same here.
+"""
+
+import math
+
+import numpy as np
+
+from runtime.errors import InputError
+
+_HALF = np.float32(0.5)
+
+
+def _positions(size, length):
+    """Where `length` samples fall among `size` when the first and the last of both coincide.
+
+    Returns the sample on the left, int64 (length,), and the way to the next one, float32 (length,).
+    Torch computes both in float32, and always copies the last sample.
+    """
+    step = np.float32(size - 1) / np.float32(max(length - 1, 1))
+    where = np.arange(length, dtype=np.float32) * step
+    left = np.minimum(where.astype(np.int64), size - 1)
+    fraction = where - left.astype(np.float32)
+    left[-1], fraction[-1] = size - 1, 0
+    return left, fraction
+
+
+def _bicubic(plane, length):
+    """Catmull-Rom over the rows: (size, n) -> (length, n). Shrinking is not antialiased.
+
+    Beyond the border the plane goes on in a straight line. The last sum is in double, as the C had
+    it; the arithmetic is in place because fresh arrays would cost more than the sums.
+    """
+    size = len(plane)
+    left, x = _positions(size, length)
+    x = x[:, None]
+    p0, p1, p2, p3 = (plane[np.clip(left + k, 0, size - 1)] for k in (-1, 0, 1, 2))
+    head = np.searchsorted(left, 0, side="right")  # here p0 lies before the first row
+    tail = np.searchsorted(left, size - 2)  # and here p3 after the last one
+    p0[:head] = 2 * p1[:head] - p2[:head]
+    p3[tail:] = 2 * p2[tail:] - p1[tail:]
+    # p1 + x/2 (p2 - p0 + x (2 p0 - 5 p1 + 4 p2 - p3 + x (3 (p1 - p2) + p3 - p0)))
+    cube = p1 - p2
+    cube *= 3
+    cube += p3
+    cube -= p0
+    square = 2 * p0
+    square -= 5 * p1
+    line = p2 - p0
+    p2 *= 4
+    square += p2
+    square -= p3
+    cube *= x
+    cube += square
+    cube *= x
+    cube += line
+    rise = np.multiply(cube, _HALF * x, dtype=np.float64)
+    return np.add(p1, rise, out=p1, casting="same_kind")
+
+
+def _bilinear_up(plane, length):
+    left, x = _positions(len(plane), length)
+    x = x[:, None]
+    right = np.minimum(left + 1, len(plane) - 1)
+    return (1 - x) * plane[left] + x * plane[right]
+
+
+def _box_down(plane, length):
+    """Each new row is the mean of the rows it covers, in part at its two ends."""
+    size = len(plane)
+    ends = np.arange(1, length + 1, dtype=np.float32) * (np.float32(size) / np.float32(length))
+    last = ends.astype(np.int64)
+    part = ends - last.astype(np.float32)  # how much of row `last` is covered
+    first = np.append(0, last[:-1])
+    rest = 1 - np.append(np.float32(0), part[:-1])  # how much of row `first` is left
+    total = rest[:, None] * plane[first]
+    weight = rest.copy()
+    for k in range(1, int((last - first).max()) + 1):
+        row = first + k
+        share = np.where(row < last, 1, np.where((row == last) & (row < size), part, 0))
+        share = share.astype(np.float32)
+        total += share[:, None] * plane[np.minimum(row, size - 1)]
+        weight += share
+    return total / weight[:, None]
+
+
+def _resize(plane, length, interpolation):
+    """(size, n) -> (length, n)."""
+    if length == len(plane):
+        return plane
+    if interpolation == "bicubic":
+        return _bicubic(plane, length)
+    return _bilinear_up(plane, length) if length > len(plane) else _box_down(plane, length)
+
+
+def scale(image, width, height, interpolation="bicubic"):
+    """image.scale of torch/image: (3, h, w) -> a new (3, height, width).
+
+    "bicubic": Catmull-Rom, corners aligned, never antialiased. "bilinear": the same grid when
+    growing, the mean over the covered area when shrinking. No stock operator equals either.
+    """
+    if interpolation not in ("bicubic", "bilinear"):
+        raise ValueError(f"interpolation is bicubic or bilinear, not {interpolation}")
+    width, height = max(int(width), 1), max(int(height), 1)
+    out = np.empty((len(image), height, width), np.float32)
+    for plane, new in zip(image, out):
+        # To the new width first, as in the original. Whole rows are what numpy gathers fast.
+        columns = _resize(np.ascontiguousarray(plane.T), width, interpolation)  # (width, h)
+        new[:] = _resize(np.ascontiguousarray(columns.T), height, interpolation)
+    return out
+
+
+def crop(image, x, y, width, height):
+    """A copy of the pixels x..x+width-1, y..y+height-1."""
+    rows, columns = image.shape[1:]
+    check_crop(columns, rows, x, y, width, height)
+    return image[:, y : y + height, x : x + width].copy()
+
+
+def check_crop(columns, rows, x, y, width, height):
+    """InputError if the crop leaves the image of columns x rows pixels."""
+    if x < 0 or y < 0 or x + width > columns or y + height > rows:
+        raise InputError(
+            f"a crop of {width}x{height} pixels does not fit into an image of {columns}x{rows} "
+            "(width x height); scale the image up or crop less"
+        )
+
+
+def hflip(image):
+    """The mirror image, left and right exchanged."""
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _edge(position, size):
+    """The two neighbours of a position, their weight and whether they exist (image.rotate)."""
+    low = np.floor(position).astype(np.int64)
+    high = low + 1
+    weight = position - low.astype(np.float32)
+    # Less than half a pixel outside, the border stands for both neighbours; beyond that, 0.
+    high = np.where((high == size) & (weight < 0.5), low, high)
+    low_in = np.where((low == -1) & (weight > 0.5), high, low)
+    inside = (high < size) & (low_in >= 0)
+    return np.clip(low_in, 0, size - 1), np.clip(high, 0, size - 1), weight, inside
+
+
+def rotate(image, theta):
+    """image.rotate(image, theta, 'bilinear'): same size, black corners, theta in radians."""
+    rows, columns = image.shape[1:]
+    theta = float(np.float32(theta))
+    xc, yc = (columns - 1) / 2, (rows - 1) / 2
+    x = np.arange(columns)[None, :] - xc
+    y = np.arange(rows)[:, None] - yc
+    across = (math.cos(theta) * x - math.sin(theta) * y).astype(np.float32) + np.float32(xc)
+    down = (math.cos(theta) * y + math.sin(theta) * x).astype(np.float32) + np.float32(yc)
+    left, right, u, inside_x = _edge(across, columns)
+    top, bottom, v, inside_y = _edge(down, rows)
+    not_u, not_v = 1 - u.astype(np.float64), 1 - v.astype(np.float64)  # 1.0 makes a double of it
+    value = not_u * not_v * image[:, top, left]
+    value += u * not_v * image[:, top, right]
+    value += not_u * v * image[:, bottom, left]
+    value += u * v * image[:, bottom, right]  # a product of floats, in C as here
+    return np.where(inside_x & inside_y, value, 0).astype(np.float32, order="C")

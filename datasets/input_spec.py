@@ -1,0 +1,108 @@
+"""The input spec: how a test image becomes a net's input, as plain values in the model file.
+
+pretrained/classify.lua and extract-features.lua had ImageNet's values written in, which were wrong
+for every net that was not trained on it. A dataset's `input_spec()` gives its own: scaled as Torch
+does, as in training. With "resize" it is that of a net from torchvision or timm, resized as there.
+"""
+
+import numpy as np
+import torch
+from PIL import Image
+
+from datasets.image import decoding
+from datasets.transforms import CenterCrop, ColorNormalize, Scale
+from runtime.errors import InputError
+
+_NEEDED = ("scale", "crop", "largest", "mean", "std")
+_RESIZES = ("bilinear", "bicubic")
+
+
+class InputTransform:
+    """What an input spec says: called with an image, gives a float32 tensor (3, crop, crop).
+
+    spec: a dict, or None where it is not known how the net wants its input:
+      scale, crop: of the image's shorter side, and of the square in its middle, in pixels.
+      largest: what a white pixel is before mean and std, of each colour, are taken out.
+      mean, std: of the training images, for each colour.
+      resize: "bilinear" or "bicubic" for Pillow's antialiased resize; absent for Torch's bicubic.
+    """
+
+    def __init__(self, spec):
+        self.spec = spec
+
+    def __call__(self, image):
+        """The image is a path, an open binary file, a Pillow image or a uint8 array (H, W, 3)."""
+        self.check()
+        if isinstance(image, np.ndarray):
+            image = _picture(image)
+        image = decoding.floats(decoding.decode(image), self.spec["largest"])
+        image = self.scaled(image, self.spec["scale"])
+        return torch.from_numpy(self.cropped(image, self.spec["crop"]))
+
+    def check(self):
+        """InputError if the spec is unknown or incomplete."""
+        if self.spec is None:
+            raise InputError(
+                "how an image becomes this model's input is not known; say it with"
+                ' model.transform = InputTransform({"scale": 256, "crop": 224, "largest": 1,'
+                ' "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}), for example'
+            )
+        missing = [name for name in _NEEDED if name not in self.spec]
+        if missing:
+            raise InputError(f"the input spec of this model lacks {', '.join(missing)}")
+        if self.spec.get("resize") not in (None, *_RESIZES):
+            known = " or ".join(_RESIZES)
+            raise InputError(
+                f"invalid resize in the input spec: {self.spec['resize']}; it is {known}"
+            )
+
+    def scaled(self, image, scale):
+        """An image, float32 (3, H, W) in 0..largest, scaled by its shorter side and normalised."""
+        spec = self.spec
+        if spec.get("resize"):
+            return self._resized(image, scale)
+        return ColorNormalize(spec["mean"], spec["std"])(Scale(scale)(image))
+
+    def cropped(self, image, crop):
+        """The middle of a scaled image: (3, crop, crop)."""
+        if not self.spec.get("resize"):
+            return CenterCrop(crop)(image)
+        from torchvision import transforms as tv  # a second that other nets need not wait
+
+        return tv.CenterCrop(crop)(torch.from_numpy(image)).numpy()  # rounds in another way
+
+    def _resized(self, image, scale):
+        from torchvision import transforms as tv
+
+        spec = self.spec
+        pixels = np.rint(image * np.float32(255 / spec["largest"])).astype(np.uint8)
+        image = Image.fromarray(pixels.transpose(1, 2, 0).copy())
+        image = tv.ToTensor()(tv.Resize(scale, tv.InterpolationMode(spec["resize"]))(image))
+        return tv.Normalize(spec["mean"], spec["std"])(image * spec["largest"]).numpy()
+
+
+def _picture(pixels):
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise InputError(
+            "an array that is an image is uint8 of the shape (height, width, 3),"
+            f" not {pixels.dtype} of the shape {pixels.shape}"
+        )
+    return Image.fromarray(pixels)
+
+
+def batches(paths, transform, size):
+    """Read image files, `size` at a time and in order: yields (paths, images, errors).
+
+    `images` is float32 (n, 3, crop, crop), of the n `paths` that could be read, or None if n is 0.
+    `errors` has an InputError for each of the others.
+    """
+    transform.check()
+    for start in range(0, len(paths), size):
+        read, images, errors = [], [], []
+        for path in paths[start : start + size]:
+            try:
+                images.append(transform(path))
+                read.append(path)
+            except InputError as error:
+                errors.append(error)
+        yield read, torch.stack(images) if images else None, errors

@@ -1,0 +1,1 @@
+"""How a model is judged: error counts, views, ensembles, classes, batch norm re-estimation."""

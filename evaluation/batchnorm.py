@@ -1,0 +1,97 @@
+"""Batch norm re-estimation (precise BN): running statistics as plain means over N batches.
+
+The advice of fb.resnet.torch's author (its issue 43). Running statistics follow weights that
+change, with a memory of some ten batches; these are of the weights as they are. As in training,
+each replica slice is normalised by its own statistics. The means are over all slices of all
+replicas, each counting once: of their means, and of their unbiased variances.
+"""
+
+import time
+
+import torch
+from torch import nn
+from torch.func import functional_call
+
+from models.blocks import set_slices
+from parallel import group
+from runtime.errors import InputError
+from runtime.memory import out_of_memory
+from runtime.terminal import say
+
+ADVICE = "a smaller -batchSize or -precision bfloat16"
+
+
+def recompute(model, loader, epoch, count, precision, interrupts):
+    """Set the running statistics to means over the first `count` training batches of an epoch.
+
+    precision: of the forward pass. A signal interrupts the run with the model as it was.
+    """
+    estimate, count = Estimate(model), min(count, loader.size())
+    timer = time.perf_counter()
+    for n, batch in enumerate(loader.run(epoch, 0, count), 1):
+        data_time = time.perf_counter() - timer
+        with out_of_memory(batch.input.shape, batch.input.device, ADVICE), precision.autocast():
+            estimate.add(batch.input, batch.slices[group.rank()])
+        received = torch.tensor(interrupts.received, dtype=torch.float64)
+        received = group.all_reduce(received.to(batch.input.device)).tolist()
+        say(
+            f" | Batch norm: [{epoch}][{n}/{count}]    "
+            f"Time {time.perf_counter() - timer:.3f}  Data {data_time:.3f}"
+        )
+        interrupts.poll(received, f"in epoch {epoch} after batch {n} of {count} for -recomputeBN")
+        timer = time.perf_counter()
+    estimate.apply()
+
+
+class Estimate:
+    """Sums up the statistics of slices; `apply` makes their means the model's running ones.
+
+    Until then the model stays as it is. The result depends on weights and images only, not on the
+    running statistics that were there before: a slice of one image, which training normalises by
+    them, is left out.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        if not norms:
+            raise InputError("-recomputeBN: this net has no batch norm")
+        self.norms = list(norms.values())
+        self.names = [f"{n}.{which}" for n in norms for which in ("running_mean", "running_var")]
+        buffers = dict(model.named_buffers())
+        self.sums = [torch.zeros_like(buffers[name], dtype=torch.float64) for name in self.names]
+        self.count = 0  # of the slices in this process
+
+    @torch.no_grad()
+    def add(self, input, sizes):
+        """Take in a batch (N, 3, H, W) that is slices of these sizes."""
+        before = [norm.momentum for norm in self.norms]
+        set_slices(self.model, None)
+        try:
+            for norm in self.norms:
+                norm.momentum = 1.0  # so that the running statistics are those of the last slice
+            for part, size in zip(input.split(sizes) if sizes else (), sizes):
+                if size > 1:
+                    self._add_slice(part)
+        finally:
+            for norm, momentum in zip(self.norms, before):
+                norm.momentum = momentum
+
+    def _add_slice(self, part):
+        # in buffers of their own: a run that stops in between saves the model's
+        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
+        buffers |= {name: torch.zeros_like(buffers[name]) for name in self.names}
+        functional_call(self.model, buffers, (part,))
+        torch._foreach_add_(self.sums, [buffers[name].double() for name in self.names])
+        self.count += 1
+
+    @torch.no_grad()
+    def apply(self):
+        """Set the running statistics, the same in all processes, each of which must call this."""
+        flat = torch.cat([*self.sums, self.sums[0].new_tensor([self.count])])
+        *sums, count = group.all_reduce(flat).split([len(s) for s in self.sums] + [1])
+        if not count:
+            raise InputError("-recomputeBN: no replica has a slice of two images or more")
+        buffers = dict(self.model.named_buffers())
+        for name, total in zip(self.names, sums):
+            buffers[name].copy_(total / count)

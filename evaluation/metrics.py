@@ -1,0 +1,142 @@
+"""Metrics of an iteration, asynchronously: from the device to the line that reports them.
+
+The Lua waited for each loss. A GPU gets its next iteration before the metrics of the last one are
+read, so printing, scoring and loading never make it wait. On the CPU they are reported at once.
+"""
+
+import dataclasses
+import time
+from collections import deque
+
+import torch
+
+from parallel import group
+from parallel.signals import Interrupts
+
+LAG = 1  # iterations a GPU is ahead: enough, as long as queuing one takes less than running it
+
+
+@dataclasses.dataclass
+class Metrics:
+    """Of one iteration, or summed over several; over all processes."""
+
+    done: int = 0  # the iteration's number, from 1
+    seen: int = 0  # images
+    wrong1: int = 0  # of these, wrong in top-1
+    wrong5: int = 0  # and in top-5
+    loss: float = 0.0  # sum over the images
+    seconds: float = 0.0  # since the iteration before was reported
+    data_wait: float = 0.0  # of these, waited for data
+
+    def add(self, other):
+        """Add those of a later iteration."""
+        for field in dataclasses.fields(self):
+            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        self.done = other.done
+
+    @property
+    def top1(self):
+        """Top-1 error in per cent."""
+        return 100 * self.wrong1 / self.seen
+
+    @property
+    def top5(self):
+        """Top-5 error in per cent."""
+        return 100 * self.wrong5 / self.seen
+
+    @property
+    def mean_loss(self):
+        """The mean over the images."""
+        return self.loss / self.seen
+
+
+class MetricQueue:
+    """Metrics that the device has yet to deliver, in the order of their iterations.
+
+    The lag is fixed: every process must act on a signal in the same iteration, so none may read
+    metrics merely because they have arrived.
+    """
+
+    def __init__(self, device, interrupts=None):
+        cuda = device.type == "cuda"
+        self.device, self.lag = device, LAG if cuda else 0
+        self.interrupts = interrupts or Interrupts()
+        # beside the stream that computes, so that a read does not wait for the next iteration
+        self.stream = torch.cuda.Stream(device) if cuda else None
+        self.pending = deque()  # (sums in host memory, what the copy needs, metrics, names)
+        self.received = deque()  # signal counts of reported iterations, not acted on yet
+
+    def start(self, report):
+        """From now on metrics go to `report`, and their seconds count from here."""
+        self.report, self.last = report, time.perf_counter()
+
+    def push(self, metrics, numbers):
+        """Start the sum of `numbers` over all processes: one exchange, not waited for on a GPU.
+
+        metrics: done, seen and data_wait are known. numbers: {field of metrics: tensor of one
+        number on the device}. How often a signal came to this process goes with them.
+        """
+        values = torch.stack([number.double() for number in numbers.values()])
+        received = torch.tensor(self.interrupts.received, dtype=torch.float64)
+        if self.stream is None:
+            sums, copy = group.all_reduce(torch.cat([values, received])), None
+        else:
+            sums, copy = self._to_host(values, received)
+        self.pending.append((sums, copy, metrics, list(numbers)))
+
+    def _to_host(self, values, received):
+        """The sums in pinned memory, there after an event; and what must live until then."""
+        received = received.pin_memory().to(self.device, non_blocking=True)
+        self.stream.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self.stream):
+            sums = group.all_reduce(torch.cat([values, received]))
+            host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
+            host.copy_(sums, non_blocking=True)
+            event = torch.cuda.Event(blocking=True)  # a core that spins is one less for the workers
+            event.record()
+        return host, (event, values, received, sums)
+
+    def poll(self, where, lag=None):
+        """Report what is older than `lag` iterations, then act on signals and -saveEvery.
+
+        where: in the run, for the message of an interrupt.
+        """
+        lag = self.lag if lag is None else lag
+        received = ()
+        while len(self.pending) + len(self.received) > lag:
+            if not self.received:
+                self._report()
+            received = self.received.popleft()
+        if received and self.interrupts.poll(received, where, self.flush):
+            self.last = time.perf_counter()  # no iteration is charged for the save
+
+    def flush(self):
+        """Report all there is; signals that came with it are for a later `poll`."""
+        while self.pending:
+            self._report()
+
+    def _report(self):
+        sums, copy, metrics, names = self.pending.popleft()
+        if copy is not None:
+            copy[0].synchronize()
+        sums, now = sums.tolist(), time.perf_counter()
+        for name, value in zip(names, sums):
+            setattr(metrics, name, type(getattr(metrics, name))(value))
+        metrics.seconds, self.last = now - self.last, now
+        self.received.append(sums[len(names) :])
+        self.report(metrics)
+
+
+def batches(loader, epoch, done):
+    """(number, batch, seconds waited for it) of an epoch's batches after the first `done`.
+
+    A batch without images, all unreadable, is left out.
+    """
+    numbered = enumerate(loader.run(epoch, done), done + 1)
+    while True:
+        began = time.perf_counter()
+        n, batch = next(numbered, (None, None))
+        if batch is None:
+            return
+        if batch.count:
+            yield n, batch, time.perf_counter() - began

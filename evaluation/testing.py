@@ -1,0 +1,26 @@
+"""The test loop of main.py and of evaluate.py."""
+
+from evaluation.metrics import batches
+from runtime.errors import InputError
+
+
+def test(epoch, loader, total, count_errors, queue, reporter):
+    """Test the batches that `total`, a Metrics, has not counted yet, and add them to it.
+
+    count_errors(batch): {"wrong1": tensor, ...}, how many of this process's images are wrong.
+    queue: the MetricQueue that they go through. InputError if no image could be read.
+    """
+    size = loader.size()
+
+    def report(metrics):
+        total.add(metrics)
+        reporter.test(epoch, size, metrics, total)
+
+    queue.start(report)
+    for n, batch, data_wait in batches(loader, epoch, total.done):
+        metrics = type(total)(done=n, seen=batch.count, data_wait=data_wait)
+        queue.push(metrics, count_errors(batch))
+        queue.poll(f"in the test of epoch {epoch} after batch {n} of {size}")
+    queue.poll(f"in the test of epoch {epoch} after batch {size} of {size}", lag=0)
+    if not total.seen:
+        raise InputError("no validation image could be read")

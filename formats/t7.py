@@ -1,0 +1,400 @@
+"""Torch7 files: `load(path)` and `save(path, value)`, between bytes and a plain tree.
+
+Port of torch7's File.lua and of what Tensor, Storage and tds write, binary and ascii. The tree has
+None, bool, int (a whole Lua number up to 2^53), float, str (bytes that are not UTF-8: surrogates),
+`Table`, `Object` (of a torch class), `Function`, `Storage` and torch tensors. Sharing is kept: a
+table is one object however often it occurs, tensors over one storage share its memory. A tensor of
+a CUDA type is an ordinary one with the type in `.typename`.
+
+On purpose not as in Lua: no function is run, no class is looked up, and a file that is broken or
+lies about its lengths, counts, indices or strides is refused with one ValueError that names file
+and byte, before memory is taken for it; so is one in which something follows the value.
+"""
+
+import contextlib
+import enum
+import itertools
+import math
+import mmap
+import os
+import re
+from types import GeneratorType
+
+import torch
+
+from formats import t7_bytes
+from formats.t7_bytes import DTYPES, NAMES, WHOLE, storage_name
+
+NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, FUNCTION_7, FUNCTION_8 = range(9)
+
+_DEEPEST = 10_000  # levels of nesting; Lua's own stack ends at some 4000
+_HEADED = {"nn.DataParallelTable": 2, "nn.GPU": 0}  # class -> since which version (see Object)
+
+
+class Table(dict):
+    """A Lua table. As in Lua, two tables are equal only if they are the same one."""
+
+    __slots__ = ()
+    __hash__ = object.__hash__
+
+    def __eq__(self, other):
+        return self is other
+
+    def __ne__(self, other):
+        return self is not other
+
+    def __repr__(self):  # short: a tree may be cyclic, deep and large
+        return f"<table of {len(self)}>"
+
+    def array(self):
+        """The values at 1, 2, 3, ... up to the first that is missing, as a list."""
+        values = []
+        while len(values) + 1 in self:
+            values.append(self[len(values) + 1])
+        return values
+
+
+class Object(Table):
+    """An instance of a torch class: the table of its fields, the class's name and version.
+
+    `header` is a table, of GPUs, that a few classes write before their fields.
+    """
+
+    __slots__ = ("typename", "version", "header")
+
+    def __init__(self, typename, fields=(), version=1, header=None):
+        super().__init__(fields)
+        self.typename, self.version, self.header = typename, version, header
+
+    def __repr__(self):
+        return f"<{self.typename} of {len(self)} fields>"
+
+
+class Boolean(enum.Enum):
+    """A boolean as a key, since in Python, other than in Lua, True and 1 are one key."""
+
+    FALSE, TRUE = False, True
+
+
+class Storage:
+    """A bare torch storage: its name and its elements, a 1-d tensor over the same memory."""
+
+    def __init__(self, typename, data):
+        self.typename, self.data = typename, data
+
+
+class Function:
+    """What stands for a Lua function: its byte code, never run, and the table of its upvalues."""
+
+    def __init__(self, code, upvalues=None, kind=FUNCTION_8):
+        self.code, self.upvalues, self.kind = code, upvalues, kind
+
+
+def load(path, mapped=True):
+    """The value in a Torch7 file; ValueError when it is not one that can be read.
+
+    With `mapped`, tensors lie in the file where its alignment allows, copy on write: they may be
+    changed, the file never is. While they live it must not be overwritten in place (replacing it by
+    a rename is harmless). Otherwise they are read into memory, and the file is done with.
+    """
+    with open(path, "rb") as file:
+        size = file.seek(0, 2)
+        buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else b""
+        return _parse(str(path), buffer, file, mapped)
+
+
+def loads(data, name="<bytes>"):
+    """The value in the bytes of a Torch7 file."""
+    return _parse(name, data, None)
+
+
+def save(path, value, ascii=False):
+    """Write a tree as torch.save does; dict, list, tuple and bytes are taken as well.
+
+    A tensor is written with the whole storage it looks into, once for all that share it.
+    """
+    temporary = f"{path}.{os.getpid()}.tmp"  # tensors may be mapped from the file at `path`
+    try:
+        with open(temporary, "wb") as file:
+            dump(file, value, ascii)
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(temporary)
+
+
+def dump(file, value, ascii=False):
+    """`save` into a file that is open for writing bytes."""
+    _Writer(t7_bytes.AsciiOut(file.write) if ascii else t7_bytes.BinaryOut(file.write)).tree(value)
+
+
+def _parse(name, buffer, file, mapped=False):
+    if not len(buffer):
+        raise ValueError(f"{name}: byte 0: the file is empty")
+    if buffer[0] >= ord("0"):  # a binary file begins with a type, 0..8
+        return _Reader(t7_bytes.Ascii(name, buffer, file)).tree()
+    # Torch writes a C long, 8 bytes or 4 (32-bit systems, Windows), and does not say which.
+    failures = []
+    for long in "qi":
+        source = t7_bytes.Binary(name, buffer, file)
+        source.long_format, source.mapped = long, mapped
+        try:
+            return _Reader(source).tree()
+        except ValueError as error:
+            failures.append((source.position, error))
+    raise max(failures, key=lambda failure: failure[0])[1]
+
+
+class _Reader:
+    """Builds the tree. What contains values is a generator on a stack of our own, not Python's: it
+    yields where it needs its next value and returns what it became."""
+
+    def __init__(self, source):
+        self.source, self.objects = source, {}  # objects: index -> (type, value)
+
+    def tree(self):
+        source, stack, value = self.source, [], self._begin()
+        while stack or isinstance(value, GeneratorType):
+            if isinstance(value, GeneratorType):
+                if len(stack) == _DEEPEST:
+                    source.fail(f"values nested more than {_DEEPEST} deep")
+                stack.append(value)
+                value = None
+            try:
+                stack[-1].send(value)
+                value = self._begin()
+            except StopIteration as stop:
+                stack.pop()
+                value = stop.value
+        if bytes(source.buffer[source.position : source.position + 64]).strip():
+            source.fail(f"the value ends here, but {source.size - source.position} bytes follow")
+        return value
+
+    def _begin(self):
+        """The next value, or the generator that reads it."""
+        source, at = self.source, self.source.position
+        kind = source.int()
+        if kind == NIL:
+            return None
+        if kind == NUMBER:
+            return source.double()
+        if kind == STRING:
+            return source.text()
+        if kind == BOOLEAN:
+            return source.int() == 1
+        if not 0 <= kind <= FUNCTION_8:
+            source.fail(f"{kind} is no type of Torch7's (0 to 8)", at)
+        index = None if kind == FUNCTION else source.int()
+        if index in self.objects:
+            known, value = self.objects[index]
+            if known != kind:
+                source.fail(f"object {index} was of type {known} and is of type {kind} here", at)
+            return value
+        return {TABLE: self._table, TORCH: self._object}.get(kind, self._function)(kind, index)
+
+    def _table(self, kind, index):
+        table = Table()
+        self.objects[index] = kind, table
+        return self._pairs(table, self.source.int())
+
+    def _pairs(self, table, count):
+        source = self.source
+        source.expect(count, 2 * source.least, "pairs in a table")
+        for _ in range(count):
+            at = source.position
+            key = yield
+            value = yield
+            if key is None or (isinstance(key, float) and math.isnan(key)):
+                source.fail(f"a table with the key {key}", at)
+            key = Boolean(key) if isinstance(key, bool) else key
+            if key in table:
+                source.fail(f"a table with the key {key!r:.50} twice", at)
+            if value is not None:
+                table[key] = value
+        return table
+
+    def _function(self, kind, index):
+        function = Function(self.source.chars(self.source.int()), kind=kind)
+        if index is not None:
+            self.objects[index] = kind, function
+        function.upvalues = yield
+        return function
+
+    def _object(self, kind, index):
+        source, at = self.source, self.source.position
+        name, version = source.text(), 0  # the first files had no version before the name
+        if re.fullmatch(r"V \d{1,9}", name):
+            name, version = source.text(), int(name[2:])
+        if name not in DTYPES:
+            value = Object(name, version=version)
+            self.objects[index] = kind, value
+            yield from self._fields(value, at)
+        elif name.endswith("Storage"):
+            value = Storage(name, source.data(DTYPES[name], source.long()))
+        else:
+            value = yield from self._tensor(name)
+        self.objects[index] = kind, value
+        return value
+
+    def _fields(self, value, at):
+        source = self.source
+        if value.typename == "tds.Hash":
+            yield from self._pairs(value, source.long())
+        elif value.typename == "tds.Vec":
+            count = source.long()
+            source.expect(count, source.least, "values in a tds.Vec")
+            for i in range(count):
+                value[i + 1] = yield
+        else:
+            if value.version >= _HEADED.get(value.typename, math.inf):
+                value.header = yield
+            kind, index = source.int(), source.int()
+            if kind != TABLE or index in self.objects:  # it is a table of the object's own
+                source.fail(f"the fields of {value.typename:.50} are in an unknown form", at)
+            self.objects[index] = kind, value
+            yield from self._pairs(value, source.int())
+
+    def _tensor(self, name):
+        source, at, ndim = self.source, self.source.position, self.source.int()
+        if not 0 <= ndim <= 64:  # as far as PyTorch goes in most of its operations
+            source.fail(f"a tensor of {ndim} dimensions", at)
+        sizes, strides, offset = source.numbers("q", ndim), source.numbers("q", ndim), source.long()
+        storage = yield
+        if storage is None:
+            storage, offset = Storage(storage_name(name), torch.empty(0, dtype=DTYPES[name])), 1
+        if not isinstance(storage, Storage) or storage.typename != storage_name(name):
+            source.fail(f"a {name} in something else than its storage", at)
+        if ndim == 0:
+            sizes, strides = (0,), (1,)
+        last = -1 if 0 in sizes else sum((n - 1) * stride for n, stride in zip(sizes, strides))
+        if (
+            min(sizes + strides + (offset - 1,)) < 0
+            or math.prod(max(n, 1) for n in sizes) >= 2**63
+            or offset + last > len(storage.data)
+        ):
+            where = f"stride {strides} and offset {offset} in a storage of {len(storage.data)}"
+            source.fail(f"a {name} of size {sizes}, {where}", at)
+        start = storage.data.storage_offset() + offset - 1
+        tensor = torch.empty(0, dtype=DTYPES[name])
+        tensor.set_(storage.data.untyped_storage(), start, sizes, strides)
+        if name not in NAMES.values():
+            tensor.typename = name
+        return tensor
+
+
+class _Writer:
+    """Writes depth first, with a stack of iterators over what has to follow."""
+
+    def __init__(self, out):
+        self.out = out
+        self.seen = {}  # identity -> (index, type name, the thing: no identity is given out twice)
+
+    def tree(self, value):
+        stack = [iter([value])]
+        while stack:
+            if len(stack) > _DEEPEST:
+                raise ValueError(f"values nested more than {_DEEPEST} deep")
+            try:
+                stack.append(self._begin(next(stack[-1])))
+            except StopIteration:
+                stack.pop()
+
+    def _begin(self, value):
+        """Write the beginning of a value; return an iterator over the values that follow in it."""
+        if value is None:
+            self._int(NIL)
+        elif isinstance(value, (bool, Boolean)):
+            self._int(BOOLEAN, int(value in (True, Boolean.TRUE)))
+        elif isinstance(value, (int, float)):
+            if abs(value) > WHOLE and value != float(value):
+                raise ValueError(f"{value} is no Lua number: those are doubles")
+            self._int(NUMBER)
+            self.out.numbers("d", [value])
+        elif isinstance(value, (str, bytes)):
+            self._int(STRING)
+            self._text(value)
+        elif isinstance(value, torch.Tensor):
+            return self._tensor(value)
+        elif isinstance(value, Storage):
+            self._storage(value)
+        elif isinstance(value, Function):
+            return self._function(value)
+        elif isinstance(value, Object):
+            return self._object(value)
+        elif isinstance(value, (dict, list, tuple)):
+            return self._pairs(value) if self._new(TABLE, id(value), "table", value) else iter(())
+        else:
+            raise ValueError(f"a {type(value).__name__} has no form in a Torch7 file")
+        return iter(())
+
+    def _int(self, *values):
+        for value in values:
+            self.out.numbers("i", [value])
+
+    def _text(self, text):
+        chars = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
+        self._int(len(chars))
+        self.out.chars(chars)
+
+    def _new(self, kind, key, name, thing):
+        """Write type and index; True if the thing was not written before and has to follow."""
+        new = key not in self.seen
+        index, known, _ = self.seen.setdefault(key, (len(self.seen) + 1, name, thing))
+        if known != name:
+            raise ValueError(f"a {known} and a {name} over the same memory")
+        self._int(kind, index)
+        if new and kind == TORCH:
+            self._text(f"V {getattr(thing, 'version', 1)}")
+            self._text(name)
+        return new
+
+    def _pairs(self, table):
+        pairs = table.items() if isinstance(table, dict) else enumerate(table, 1)
+        pairs = [pair for pair in pairs if pair[1] is not None]
+        self._int(len(pairs))
+        for pair in pairs:
+            yield from pair
+
+    def _object(self, value):
+        if not self._new(TORCH, id(value), value.typename, value):
+            return
+        if value.typename in ("tds.Hash", "tds.Vec"):
+            self.out.numbers("q", [len(value)])
+            hashed = value.typename == "tds.Hash"
+            yield from itertools.chain(*value.items()) if hashed else value.array()
+        else:
+            if value.version >= _HEADED.get(value.typename, math.inf):
+                yield value.header
+            fields = Table(value)
+            self._new(TABLE, id(fields), "table", fields)
+            yield from self._pairs(fields)
+
+    def _function(self, value):
+        if value.kind == FUNCTION:
+            self._int(FUNCTION)
+        elif not self._new(value.kind, id(value), "function", value):
+            return
+        self._int(len(value.code))
+        self.out.chars(value.code)
+        yield value.upvalues
+
+    def _tensor(self, value):
+        name = getattr(value, "typename", NAMES.get(value.dtype))
+        if DTYPES.get(name) != value.dtype or value.ndim == 0:
+            raise ValueError(f"no Torch7 file holds {value.ndim}-d tensors of {value.dtype}")
+        if not self._new(TORCH, id(value), name, value):
+            return
+        empty = value.shape == (0,)
+        self._int(0 if empty else value.ndim)
+        for numbers in ((), ()) if empty else (value.shape, value.stride()):
+            self.out.numbers("q", numbers)
+        self.out.numbers("q", [value.storage_offset() + 1])
+        flat = torch.empty(0, dtype=value.dtype, device=value.device)
+        flat.set_(value.untyped_storage())
+        yield Storage(storage_name(name), flat) if len(flat) else None
+
+    def _storage(self, value):
+        key = (value.data.data_ptr(), len(value.data)) if len(value.data) else id(value)
+        if self._new(TORCH, key, value.typename, value):
+            self.out.numbers("q", [len(value.data)])
+            self.out.data(value.data.detach().cpu())

@@ -1,0 +1,129 @@
+"""Nets of torchvision and timm: what a bare state dict is of, and torchvision's own weights.
+
+Our layers have torchvision's names, so a state dict needs no map; what it lacks is the
+configuration of its net, which is read off the names and shapes.
+"""
+
+import os
+import re
+import sys
+
+import torch
+
+from runtime.errors import InputError
+
+# The nets of torchvision that are ours too; a wide ResNet is a ResNeXt of one path, twice as wide
+NETS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+)
+
+# The preprocessing of torchvision's first weights ("resize": by Pillow's kernel, not Torch's)
+V1 = {
+    **{"scale": 256, "crop": 224, "largest": 1},
+    **{"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resize": "bilinear"},
+}
+
+# Where training programs keep the weights; first the averaged ones, which they test and publish
+_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
+_PREFIXES = re.compile(r"(?:module\.|_orig_mod\.)*")  # of DataParallel and of torch.compile
+_NAME = re.compile(
+    r"(?:(?:layer\d+\.\d+\.)?(?:conv\d|bn\d)|layer\d+\.\d+\.downsample\.[01]|fc)"
+    r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
+)
+
+
+def plain(saved):
+    """The state dict in what a training program has saved, under the names of the net itself."""
+    for name in _WRAPPERS:
+        if isinstance(saved.get(name), dict):
+            saved = saved[name]
+            break
+    state = {_PREFIXES.sub("", str(name), 1): tensor for name, tensor in saved.items()}
+    state.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
+    return state
+
+
+def infer(state):
+    """The configuration of the net that a state dict in torchvision's naming is of.
+
+    By its most telling entries; whether the others fit is seen when the net is built. InputError
+    names an entry that no ResNet or ResNeXt has. What leaves no trace in the weights is taken to be
+    as here: the stride in the 3x3 convolution, and no blur before it (timm's resnetblur50 has one).
+    """
+    for name in state:
+        if not _NAME.fullmatch(name):
+            raise InputError(f"{name!r:.80} has no place in a ResNet or ResNeXt")
+    kernel = _shape(state, "conv1.weight", 4)[-1]
+    if kernel not in (3, 7):
+        raise InputError(f"conv1.weight has a kernel of {kernel}, not 7 (ImageNet) or 3 (CIFAR)")
+    large = kernel == 7
+    blocks = {name.split(".conv")[0] for name in state if re.match(r"layer\d+\.\d+\.conv1", name)}
+    bottleneck = "layer1.0.conv3.weight" in state
+    config = {
+        "net": "resnet",
+        "depth": 2 + (3 if bottleneck else 2) * len(blocks),
+        "classes": _shape(state, "fc.weight", 2)[0],
+        "stem": "imagenet" if large else "cifar",
+        "shortcut": _shortcut_type(state),
+    }
+    width, inputs = _shape(state, "layer1.0.conv2.weight", 4)[:2]
+    if bottleneck and (not large or (width, inputs) != (64, 64)):
+        form = "resnext_C" if (width, inputs) != (64, 64) else "resnet"
+        cardinality = width // max(inputs, 1)
+        config |= {"net": "resnext", "cardinality": cardinality}
+        config |= {"base_width": width // max(cardinality, 1), "bottleneck": form}
+    return config
+
+
+def _shape(state, name, dimensions):
+    tensor = state.get(name)
+    if tensor is None or tensor.ndim != dimensions:
+        raise InputError(f"it has no {name} of {dimensions} dimensions")
+    return tensor.shape
+
+
+def _shortcut_type(state):
+    """B has convolutions where the width changes, C everywhere, A (or none) nowhere."""
+    convs = [t for name, t in state.items() if name.endswith("downsample.0.weight")]
+    if not convs:
+        return "A"
+    return "C" if any(conv.shape[:1] == conv.shape[1:2] for conv in convs) else "B"
+
+
+def download(name):
+    """The content (see model_files.py) of "torchvision:NET", or "torchvision:NET:WEIGHTS".
+
+    WEIGHTS is a name such as IMAGENET1K_V1; without one they are torchvision's default. They are
+    loaded once, into torch.hub's folder.
+    """
+    from torchvision.models import get_model_weights  # takes a second that other files need not
+
+    net, _, member = name.removeprefix("torchvision:").partition(":")
+    if net not in NETS:
+        raise InputError(f"{name} is unknown: after torchvision: comes one of {', '.join(NETS)}")
+    known = get_model_weights(net)
+    if member and member not in known.__members__:
+        names = ", ".join(weights.name for weights in known)
+        raise InputError(f"{name} is unknown: the weights of {net} are {names}")
+    weights = known[member] if member else known.DEFAULT
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    try:
+        state = weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+        )
+    except Exception as error:  # of the network, the disk, the hash or a damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"cannot get {name}: neither a good copy in {folder} nor {weights.url} ({reason})"
+        ) from None
+    shown = weights.transforms()
+    preprocessing = {
+        **{"scale": shown.resize_size[0], "crop": shown.crop_size[0], "largest": 1},
+        **{"mean": tuple(shown.mean), "std": tuple(shown.std)},
+        "resize": shown.interpolation.value,
+    }
+    classes = list(weights.meta["categories"])
+    config = infer(state)
+    return {"model": state, "config": config, "classes": classes, "preprocessing": preprocessing}

@@ -1,0 +1,88 @@
+"""Which depths of which net exist, and how many blocks each of their stages has.
+
+Port of the `cfg` tables in models/resnet.lua, models/preresnet.lua and models/resnext.lua. They
+stand apart from the nets so that opts.py can refuse a depth before PyTorch is imported. On purpose
+an error names the depths that exist, and a CIFAR net has at least one block a stage (the Lua
+accepted depth 2 and built no block at all).
+"""
+
+import importlib
+import os
+
+from runtime.errors import InputError
+
+STEMS = ("imagenet", "cifar")
+BOTTLENECKS = ("resnet", "resnext_A", "resnext_B", "resnext_C")
+
+# depth: (kind of block, blocks in each of the four stages)
+_IMAGENET = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+    200: ("bottleneck", (3, 24, 36, 3)),
+}
+
+# net: (depths with the ImageNet stem, kind of block with the CIFAR stem). A new net goes here.
+NETS = {
+    "resnext": ((50, 101, 152), "bottleneck"),
+    "preresnext": ((50, 101, 152, 200), "bottleneck"),
+    "resnet": ((18, 34, 50, 101, 152), "basic"),
+    "preresnet": ((18, 34, 50, 101, 152, 200), "basic"),
+}
+
+# kind of block: (weight layers that one block in each of three stages adds, depths the Lua names)
+_CIFAR = {
+    "basic": (6, "20, 32, 44, 56, 110, 1202"),
+    "bottleneck": (9, "29, 38, 47, 56, 101"),
+}
+
+
+def is_own(net):
+    """Whether a net that is not in NETS has a file of its own in models/; this imports it."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), net + ".py")
+    exists = net.isidentifier() and os.path.isfile(path)
+    return exists and hasattr(importlib.import_module(f"models.{net}"), "create")
+
+
+def stages(net, stem, depth, bottleneck=None):
+    """The kind of block, "basic" or "bottleneck", and a tuple of the blocks in each stage.
+
+    `bottleneck` is the -bottleneckType of a net that has one, checked here for opts.py. InputError
+    if any of the four does not exist.
+    """
+    if net not in NETS:
+        known = ", ".join(NETS)
+        raise InputError(f"no depths are known for the net {net}; models/depths.py lists {known}")
+    if stem not in STEMS:
+        raise InputError(f"invalid stem: {stem}; it is one of {', '.join(STEMS)}")
+    if bottleneck is not None and bottleneck not in BOTTLENECKS:
+        known = ", ".join(BOTTLENECKS)
+        raise InputError(f"invalid bottleneck type: {bottleneck}; it is one of {known}")
+    if stem == "imagenet":
+        return _imagenet_stages(net, depth)
+    return _cifar_stages(net, depth)
+
+
+def _imagenet_stages(net, depth):
+    depths, _ = NETS[net]
+    if depth not in depths:
+        known = ", ".join(map(str, depths[:-1]))
+        raise InputError(
+            f"Invalid depth: {depth}, for {net} on images of ImageNet's size"
+            f" -depth should be {known} or {depths[-1]}"
+        )
+    return _IMAGENET[depth]
+
+
+def _cifar_stages(net, depth):
+    _, kind = NETS[net]
+    layers, named = _CIFAR[kind]
+    blocks, rest = divmod(depth - 2, layers)
+    if rest or blocks < 1:
+        raise InputError(
+            f"depth should be one of {named} (or another {layers}n+2, from {layers + 2})"
+            f" for {net} on images of CIFAR's size, not {depth}"
+        )
+    return kind, (blocks,) * 3

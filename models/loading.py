@@ -1,0 +1,156 @@
+"""From options or a file to a model that is ready to train. Port of models/init.lua.
+
+The order is the Lua's: a checkpoint that is resumed comes before -retrain, that before a new net.
+Differs from the Lua: the number of classes follows the data where -nClasses is 0, and a model that
+does not fit the data is refused instead of failing inside the loss.
+"""
+
+import importlib
+
+import torch
+from torch import nn
+
+from datasets import cifar10, cifar100, imagenet
+from datasets.input_spec import InputTransform
+from formats import model_files
+from models.blocks import init_linear
+from runtime.errors import InputError
+from runtime.precision import Precision
+from runtime.terminal import say
+
+
+def setup(opt, checkpoint, classes, device):
+    """The model on its device in the run's precision; `classes` are the names in the data."""
+    count = opt.nClasses or len(classes)
+    if count < len(classes):
+        raise InputError(f"-nClasses {count}, but the data has {len(classes)} classes")
+    if checkpoint is not None:
+        say(f"=> Resuming model from {checkpoint['modelFile']}")
+        model = load_file(checkpoint["modelFile"])
+    elif opt.retrain != "none":
+        say(f"Loading model from file: {opt.retrain}")
+        model = load_file(opt.retrain)
+        if opt.resetClassifier:
+            reset_classifier(model, count)
+    else:
+        say(f"=> Creating model from file: models/{opt.netType}.py")
+        model = build(opt, count)
+    outputs = model.fc.out_features
+    if outputs != count:
+        raise InputError(
+            f"the model has {outputs} classes, the data {len(classes)}: to fine-tune, give "
+            f"-resetClassifier true; to leave it so, -nClasses {outputs}"
+        )
+    model.classes = list(classes)
+    _save_memory(opt, model)
+    set_backend(opt)
+    # channels last is at least as fast for every net here, on the CPU by up to 1.7 times
+    dtype = Precision(opt.precision, device).dtype
+    return model.to(device, dtype, memory_format=torch.channels_last)
+
+
+def build(opt, classes):
+    """A new net with this number of classes."""
+    return importlib.import_module(f"models.{opt.netType}").create(opt, classes)
+
+
+def load(source, device="cpu"):
+    """A model ready to use: `model(model.transform(image)[None])` gives the scores of an image.
+
+    `source` is anything that model_files.read takes: a file of ours, of Torch7 or of torchvision
+    and timm, or a name such as "torchvision:resnext50_32x4d". The model is in evaluation mode;
+    `classes` (names, or None) and `transform` (an image file or array to a tensor) go with it.
+    """
+    model = load_file(source).to(device).eval()
+    model.transform = InputTransform(model.input_spec)
+    return model
+
+
+def load_file(source):
+    """A net from a file, with its weights, class names and input spec.
+
+    The net takes the file's tensors over as they are: nothing is copied, and a configuration that
+    asks for more weights than the file has claims no memory.
+    """
+    content = model_files.read(source)
+    try:
+        with torch.device("meta"):
+            model = from_config(content["config"])
+        _check_fits(model, content["model"])
+        model.load_state_dict(content["model"], assign=True)
+    except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"{source} holds no net of this program: {reason}") from None
+    spec = content["preprocessing"]
+    if content.get("torch7"):
+        spec = _original_input_spec(content["config"])
+    model.classes, model.input_spec = content["classes"], spec
+    return model
+
+
+def _check_fits(model, state):
+    """InputError names the first entry of a state that has no place in the net, or is missing."""
+    config, own = model.config, model.state_dict()
+    net = f"{config['net']} of depth {config.get('depth')} with shortcut {config.get('shortcut')}"
+    for name, tensor in state.items():
+        if name not in own:
+            raise InputError(f"{name!r:.80} has no place in a {net}")
+        if tensor.shape != own[name].shape:
+            sizes = f"{tuple(tensor.shape)}, not {tuple(own[name].shape)}"
+            raise InputError(f"{name} is of size {sizes} as in a {net}")
+    for name in own:
+        if name not in state:
+            raise InputError(f"{name} is missing from a {net}")
+
+
+def _original_input_spec(config):
+    """What the original program did to a test image, as far as its net tells; else None."""
+    if config["stem"] == "imagenet":
+        spec = {"scale": 256, "crop": 224, "largest": 1}
+        return {**spec, "mean": imagenet.mean, "std": imagenet.std}
+    data = {10: cifar10, 100: cifar100}.get(config["classes"])
+    if data is None:
+        return None
+    return {"scale": 32, "crop": 32, "largest": 255, "mean": data.mean, "std": data.std}
+
+
+def from_config(config):
+    """The net that `model.config` is of, with new weights."""
+    arguments = dict(config)
+    name = arguments.pop("net")
+    return getattr(importlib.import_module(f"models.{name}"), name)(**arguments)
+
+
+def pack(model):
+    """What a model file holds: weights, how to build the net, its classes and its input spec."""
+    return {
+        "model": model.state_dict(),
+        "config": model.config,
+        "classes": model.classes,
+        "preprocessing": model.input_spec,  # files have called it so since the first
+    }
+
+
+def reset_classifier(model, count):
+    """Put a new, freshly initialised last layer in place of the old one."""
+    say(f" => Replacing classifier with {count}-way classifier")
+    model.fc = init_linear(nn.Linear(model.fc.in_features, count))
+    model.config["classes"] = count
+
+
+def _save_memory(opt, model):
+    if opt.optnet:
+        model.recompute = True
+    if opt.shareGradInput:
+        say("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
+
+
+def set_backend(opt):
+    """How cuDNN chooses its kernels and rounds, for this whole process."""
+    if opt.backend == "cunn":
+        say("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
+    torch.backends.cudnn.benchmark = opt.cudnn == "fastest"
+    torch.backends.cudnn.deterministic = opt.cudnn == "deterministic"
+    # PyTorch lets cuDNN round to TF32 unless told otherwise; single means IEEE float32
+    torch.backends.cudnn.allow_tf32 = opt.precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = opt.precision == "tf32"

@@ -1,0 +1,1 @@
+"""Replicas on processes: starting them, ranks and exchanges, signals."""

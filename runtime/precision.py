@@ -1,0 +1,25 @@
+"""What -precision means: the type of weights and images, mixed precision, loss scaling."""
+
+import torch
+
+MIXED = {"half": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class Precision:
+    """The precision `name`, one of opts.PRECISIONS, on a device.
+
+    dtype: of weights, gradients and images. mixed: the type of products under `autocast`, or None.
+    """
+
+    def __init__(self, name, device):
+        self.name, self.device = name, torch.device(device)
+        self.dtype = torch.float64 if name == "double" else torch.float32
+        self.mixed = MIXED.get(name)
+
+    def autocast(self):
+        """The context of a forward pass and its loss."""
+        return torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None)
+
+    def scaler(self):
+        """The loss scaler: does something for `half` only, whose gradients would underflow."""
+        return torch.amp.GradScaler(self.device.type, enabled=self.name == "half")

@@ -1,0 +1,107 @@
+"""Experiments that run in a group of gloo processes; the first one's answer comes back."""
+
+import multiprocessing
+import os
+import socket
+
+import numpy as np
+import torch
+
+import dataloader
+import opts
+from dataloader import Batch
+from models.resnet import resnet
+from parallel import group
+from parallel.replicas import split, split_sizes
+from runtime import exit
+from support import torch7
+from train import Trainer, criterion
+
+DPT = [(1, 8), (2, 8), (3, 8), (3, 7), (3, 2)]  # replicas, batch
+RUNS = [(15, "false"), (15, "true"), (16, "false")]  # last batches of 5, 5, 3 for 8 replicas
+
+
+def together(count, data, folder, experiment=None):
+    """What `experiments`, or another function of (data, folder), gives in `count` processes."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn = multiprocessing.get_context("spawn")
+    answer = os.path.join(folder, f"{count}.pth")
+    words = (count, port, data, answer, experiment)
+    processes = [
+        spawn.Process(target=_process, args=(rank, *words), daemon=True) for rank in range(count)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(100)
+        assert process.exitcode == 0
+    return torch.load(answer)
+
+
+def _process(rank, count, port, data, answer, experiment):
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_WORLD_SIZE=str(count))
+    group.join()
+    result = (experiment or experiments)(data, os.path.dirname(answer))
+    if rank == 0:
+        torch.save(result, answer)
+    exit.leave(0)  # as main.py's processes do: the group's threads may not outlast the interpreter
+
+
+def experiments(data, folder):
+    """Everything that must not depend on the number of processes."""
+    result = {("dpt", replicas, n): data_parallel_table(replicas, n) for replicas, n in DPT}
+    for size, optnet in RUNS:
+        result["run", size, optnet] = run(data, folder, f"-batchSize {size} -optnet {optnet}")
+    return result
+
+
+def trainer(command, model, data="none"):
+    opt = opts.parse(f"-netType resnet -dataset cifar10 -depth 8 -data {data} {command}".split())
+    return Trainer(model, criterion(), opt, torch.device("cpu"))
+
+
+def data_parallel_table(replicas, n):
+    """Two steps of the net and the batches of dpt.npz."""
+    net = torch7.fill_net(
+        resnet(8, 10, "cifar", "A"),
+        torch7.facts()["resnet8_cifar10"]["parameters"],
+        np.zeros(240),
+        np.ones(240),
+    )
+    ours = trainer(f"-nGPU {replicas} -LR 0.1 -weightDecay 5e-4", net)
+    net.train()
+    found = {}
+    for step in (1, 2):
+        input, target = torch7.batch((n, 3, 32, 32), 10, step)
+        sizes = split_sizes(n, replicas)
+        slices = [sizes[part] for part in split(replicas, group.world_size())]
+        start = sum(map(sum, slices[: group.rank()]))
+        mine = slice(start, start + sum(slices[group.rank()]))
+        image = input[mine] if len(target[mine]) else torch.zeros_like(input[:1])
+        output, loss = ours._step(Batch(image, target[mine], slices))
+        found[f"out{step}"] = torch.cat(group.all_gather(output))
+        found[f"loss{step}"] = group.all_reduce(loss) / n
+        found[f"grad{step}"] = torch7.flat([p.grad for p in net.parameters()])[::75]
+        found[f"params{step}"] = torch7.flat(net.parameters())[::75]
+    group.broadcast(net.buffers())
+    norms = torch7.norms(net)
+    found["bn_running_mean_gpu1"] = torch.cat([norm.running_mean for norm in norms])
+    found["bn_running_var_gpu1"] = torch.cat([norm.running_var for norm in norms])
+    found["out_eval_gpu1"] = net.eval()(torch7.batch((n, 3, 32, 32), 10, 1)[0]).detach()
+    return {name: torch.as_tensor(value) for name, value in found.items()}
+
+
+def run(data, folder, command):
+    """Two epochs of 8 replicas in double precision: the means, parameters, momentum, statistics."""
+    torch.manual_seed(1)
+    net = resnet(8, 10, "cifar", "A").double()
+    ours = trainer(f"-nGPU 8 -LR 0.05 -precision double -gen {folder}/gen {command}", net, data)
+    net.recompute = ours.opt.optnet
+    train, val = dataloader.create(ours.opt, torch.device("cpu"))
+    means = [torch.tensor(ours.train(e, train) + ours.test(e, val)).double() for e in (1, 2)]
+    momentum = {f"m {name}": value for name, value in ours.state()["momentum"].items()}
+    return {"means": torch.stack(means), **net.state_dict(), **momentum}

@@ -1,0 +1,150 @@
+"""-recomputeBN against a restatement that looks at what each batch norm is given, in float64."""
+
+import signal
+
+import pytest
+import torch
+from support import processes
+from support.runs import NET, results, same
+from torch import nn
+
+import dataloader
+import main
+import opts
+import train
+from evaluation import batchnorm, reporter
+from models.resnet import resnet
+from parallel.signals import Interrupted
+from runtime import terminal
+from runtime.errors import InputError
+from storage import atomic
+from train import Trainer, criterion
+
+CPU = torch.device("cpu")
+# replicas and batch: of 35 images, batches of 8, 8, 8, 8, 3; slices of 3, 3, 2; 1, 1, 1 are no use
+CASES = [(1, 8, 2), (3, 8, 5), (3, 8, 100)]
+
+
+def recomputed(data, folder, replicas, size, batches):
+    """The running statistics of a fresh net after -recomputeBN, and its trainer and loader."""
+    torch.manual_seed(1)
+    net = resnet(8, 10, "cifar", "A").double()
+    words = f"-netType resnet -dataset cifar10 -depth 8 -data {data} -gen {folder}/gen "
+    words += f"-precision double -nGPU {replicas} -batchSize {size} -recomputeBN {batches}"
+    opt = opts.parse(words.split())
+    trainer = Trainer(net, criterion(), opt, CPU)
+    loader, _ = dataloader.create(opt, CPU)
+    trainer.recompute(3, loader)
+    return dict(net.named_buffers()), trainer, loader
+
+
+def experiment(data, folder):
+    """All cases, in however many processes."""
+    return {case: recomputed(data, folder, *case)[0] for case in CASES}
+
+
+def restated(trainer, loader, replicas, batches):
+    """Means of means and of unbiased variances over the slices, seen by hooks on every norm."""
+    net, seen = trainer.model, {}
+
+    def look(name):
+        def hook(module, inputs):
+            channels = inputs[0].transpose(0, 1).flatten(1)  # (C, N H W)
+            seen.setdefault(f"{name}.running_mean", []).append(channels.mean(1))
+            seen.setdefault(f"{name}.running_var", []).append(channels.var(1, correction=1))
+
+        return hook
+
+    layers = {n: m for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    handles = [norm.register_forward_pre_hook(look(name)) for name, norm in layers.items()]
+    net.train()
+    with torch.no_grad():
+        for batch in list(loader.run(3))[:batches]:
+            for part in batch.input.tensor_split(replicas):  # the first have one more
+                if len(part) > 1:
+                    for module in layers.values():
+                        module.slices = None
+                    net(part)
+    for handle in handles:
+        handle.remove()
+    return {name: torch.stack(values).mean(0) for name, values in seen.items()}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_means_over_slices(cifar, tmp_path, case):
+    found, trainer, loader = recomputed(cifar, tmp_path, *case)
+    found = {name: value.clone() for name, value in found.items()}
+    expected = restated(trainer, loader, case[0], case[2])
+    assert len(expected) == 14  # resnet8 with shortcut A has seven batch norms
+    for name, value in expected.items():
+        # sums of some thousand numbers in another order, in float64
+        assert torch.allclose(found[name], value, rtol=1e-11, atol=1e-13), name
+    for name, value in found.items():
+        assert name in expected or int(value) == 0, name  # no batch has been trained on
+
+
+def test_any_number_of_processes(cifar, tmp_path):
+    alone = experiment(cifar, tmp_path)
+    several = processes.together(3, cifar, str(tmp_path), experiment)
+    for case, buffers in alone.items():
+        for name, value in buffers.items():
+            assert torch.allclose(several[case][name], value, rtol=1e-12, atol=1e-13), (case, name)
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, cifar):
+    monkeypatch.chdir(tmp_path)
+
+    def run(command):
+        main.main([*f"{NET} -manualSeed 2 {command}".split(), "-data", cifar])
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def test_only_statistics_change(run):
+    """And those that were tested are saved."""
+    run("-nEpochs 2 -save plain")
+    lines = run("-nEpochs 2 -save anew -recomputeBN 3")
+    plain, anew = results("plain", 2)[0], results("anew", 2)[0]
+    for name, value in plain.items():
+        assert torch.equal(value, anew[name]) == ("running" not in name), name
+    assert sum(line.startswith(" | Batch norm: [2][") for line in lines) == 3
+    again = run("-testOnly true -retrain anew/model_2.pth")
+    finished = [line.split("top1")[1] for line in lines if line.startswith(" * Finished epoch")]
+    assert next(x for x in again if x.startswith(" * Finished")).split("top1")[1] == finished[1]
+    tested = run("-testOnly true -retrain anew/model_2.pth -recomputeBN 3")
+    assert sum(line.startswith(" | Batch norm: [0][") for line in tested) == 3
+
+
+@pytest.mark.parametrize("line", [" | Batch norm: [1][2/3]", " | Test: [1][1/3]", " | Epoch: [2]"])
+def test_a_stopped_run_is_the_straight_run(run, monkeypatch, line):
+    run("-nEpochs 2 -save straight -recomputeBN 3")
+
+    def say(*words):
+        terminal.say(*words)
+        if words[0].startswith(line) and not told:
+            told.append(signal.raise_signal(signal.SIGTERM))
+
+    told = []
+    with monkeypatch.context() as patched:
+        for module in (batchnorm, train, reporter):
+            patched.setattr(module, "say", say)
+        with pytest.raises(Interrupted):
+            run("-nEpochs 2 -save stopped -recomputeBN 3")
+    assert atomic.load("stopped/latest.pth")["modelFile"] == "inside_epoch.pth"
+    lines = run("-resume stopped -save stopped")
+    assert "=> -recomputeBN 3 from the checkpoint" in lines
+    same(results("straight", 2), results("stopped", 2))
+
+
+def test_one_image_a_replica_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        opts.parse("-dataset cifar10 -depth 29 -batchSize 8 -nGPU 8 -recomputeBN 5".split())
+    assert "-recomputeBN needs two images a replica" in capsys.readouterr().err
+    trainer = Trainer(
+        nn.Linear(2, 2), criterion(), opts.parse("-dataset digits -depth 11".split()), CPU
+    )
+    trainer.opt.recomputeBN = 1
+    with pytest.raises(InputError, match="no batch norm"):
+        trainer.recompute(1, type("Loader", (), {"size": lambda self: 1})())

@@ -1,0 +1,54 @@
+"""Replicas on one, two, three and four processes: Torch7's numbers, and the same in each."""
+
+import numpy as np
+import pytest
+import torch
+from support import processes, torch7
+
+from parallel.replicas import split
+
+
+@pytest.fixture(scope="module")
+def found(cifar, tmp_path_factory):
+    """found(count): the answers of processes.experiments in so many processes, each asked once."""
+    folder = str(tmp_path_factory.mktemp("groups"))
+    answers = {1: processes.experiments(cifar, folder)}
+
+    def found(count):
+        if count not in answers:
+            answers[count] = processes.together(count, cifar, folder)
+        return answers[count]
+
+    return found
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_data_parallel_table(found, count):
+    """Two recorded steps of nn.DataParallelTable, in float64: a few hundred roundings."""
+    answers = found(count)
+    with np.load(torch7.REFERENCE / "models" / "dpt.npz") as file:
+        recorded = {name: torch.from_numpy(file[name]) for name in file}
+    for replicas, n in processes.DPT:
+        ours = answers["dpt", replicas, n]
+        names = [name for name in recorded if name.startswith(f"gpus{replicas}_n{n}/")]
+        assert len(names) == len(ours) == 11
+        for name in names:
+            close = torch.allclose(ours[name.split("/")[1]], recorded[name], 1e-9, 1e-11)
+            assert close, (name, count)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_any_number_of_processes(found, count):
+    """8 replicas, two epochs with short last batches; recomputing activations or not."""
+    one, several = found(1), found(count)
+    for size, optnet in processes.RUNS:
+        expected, got = one["run", size, "false"], several["run", size, optnet]
+        assert expected.keys() == got.keys()
+        for name, value in expected.items():
+            assert torch.allclose(got[name], value, rtol=1e-12, atol=1e-12), (name, size)
+
+
+def test_split():
+    for parts, expected in ((1, [(0, 8)]), (3, [(0, 3), (3, 6), (6, 8)])):
+        assert [(s.start, s.stop) for s in split(8, parts)] == expected
+    assert [(s.start, s.stop) for s in split(2, 3)] == [(0, 1), (1, 2), (2, 2)]

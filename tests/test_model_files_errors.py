@@ -1,0 +1,136 @@
+"""Model files that are damaged, hostile or none: each is refused in one sentence."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from support.nets import OWN, refused, small
+
+import models
+from formats import model_files
+from runtime.errors import InputError
+
+
+@pytest.fixture
+def net():
+    return small()
+
+
+class Trap:
+    """What would make a folder, if it were unpickled."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_code_is_not_run(net, tmp_path):
+    path, trap = tmp_path / "net.pth", Trap(tmp_path / "trap")
+    content = models.pack(net)
+    for saved in (trap, {**content, "classes": trap}, {**net.state_dict(), "x": trap}):
+        for zipped in (True, False):
+            torch.save(saved, path, _use_new_zipfile_serialization=zipped)
+            refused(path)
+        path.write_bytes(pickle.dumps(saved, 2))
+        refused(path)
+    torch.save(net, path)  # a whole net, which is code too
+    refused(path)
+    assert not os.path.exists(trap.path)
+
+
+@pytest.mark.parametrize("extension", model_files.EXTENSIONS)
+def test_a_file_that_is_cut(net, extension, tmp_path):
+    path = str(tmp_path / "net") + extension
+    model_files.write(path, models.pack(net))
+    size = os.path.getsize(path)
+    for length in (size - 1, size // 2, 100, 9, 3, 1, 0):
+        os.truncate(path, length)
+        refused(path)
+
+
+def test_a_file_with_changed_bytes(net, tmp_path):
+    path, random = tmp_path / "net", torch.Generator().manual_seed(0)
+    legacy = str(tmp_path / "legacy.pth")
+    torch.save(net.state_dict(), legacy, _use_new_zipfile_serialization=False)
+    sources = [str(tmp_path / "net") + extension for extension in model_files.EXTENSIONS]
+    for source in sources:
+        model_files.write(source, models.pack(net))
+    good = bad = 0
+    for source in (*sources, legacy):
+        whole = Path(source).read_bytes()
+        for _ in range(40):
+            damaged = bytearray(whole)
+            for at, value in torch.randint(0, 2000, (2, 2), generator=random).tolist():
+                damaged[at] = value % 256
+            path.write_bytes(damaged)
+            try:
+                models.load_file(path)
+                good += 1
+            except InputError as error:
+                assert "\n" not in str(error)
+                bad += 1
+    assert good and bad
+
+
+def test_what_is_no_model_file(tmp_path):
+    refused(tmp_path / "none.pth", "File not found")
+    refused(tmp_path, "cannot read", "directory")
+    for data in (b"", b"hello", b"4 apples", b"\x89PNG\r\n", bytes(50), b"PK\3\4" + bytes(50)):
+        (tmp_path / "file").write_bytes(data)
+        refused(tmp_path / "file")
+    for saved in ([1], {}, {"epoch": 3}, {"x": torch.ones(1, dtype=int)}):
+        torch.save(saved, tmp_path / "file")
+        refused(tmp_path / "file", "no state dict")
+    row = {"conv1.weight": torch.ones(1).expand(10**12)}
+    torch.save(row, tmp_path / "file")
+    refused(tmp_path / "file", "'conv1.weight' is no tensor of weights")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"config": {"depth": 6 * 10**9 + 2}},
+        {"config": {"classes": 10**12}},
+        {"config": {"cardinality": 10**9}},
+        {"config": {"depth": "29"}},
+        {"config": {"net": 3}},
+        {"config": {"net": "../resnet"}},
+        {"config": {"net": "formats"}},
+        {"config": {"size": 3}},
+        {"classes": 3},
+        {"classes": ["a", 3]},
+        {"model": {}},
+        {"model": None},
+        {"model": {"conv1.weight": torch.ones(3)}},
+        {"model": {"fc.weight": torch.ones(3)}},
+        {"preprocessing": {}},
+        {"preprocessing": 3},
+        {"preprocessing": {**OWN, "mean": (1, 2)}},
+        {"preprocessing": {**OWN, "std": (0.0, 1.0, 1.0)}},
+        {"preprocessing": {**OWN, "crop": "224"}},
+        {"preprocessing": {**OWN, "largest": float("nan")}},
+    ],
+    ids=str,
+)
+def test_a_file_of_ours_with_wrong_values(net, change, tmp_path):
+    content = models.pack(net)
+    if "config" in change:
+        change = {"config": {**content["config"], **change["config"]}}
+    torch.save({**content, **change}, tmp_path / "net.pth")
+    refused(tmp_path / "net.pth")
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000, "3", '{"net": "resnet"}', '{"net": []}'])
+def test_metadata_of_safetensors_that_are_wrong(net, text, tmp_path):
+    state = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+    path = tmp_path / "net.safetensors"
+    safetensors.torch.save_file(state, path, {"config": text, "classes": "null"})
+    if text == "3":  # somebody else's config
+        assert models.load_file(path).config["cardinality"] == 2
+    else:
+        refused(path)

@@ -1,0 +1,288 @@
+"""The folder of a run: it resumes at any instant, full or read-only disks and kills included."""
+
+import contextlib
+import os
+import resource
+import signal
+import threading
+import time
+
+import pytest
+import torch
+from support.tiny import entered, options, step_of
+
+import checkpoints
+from runtime.errors import InputError
+from storage import atomic
+from storage.run_folder import RunFolder
+
+
+def newest(folder, lines=None):
+    return checkpoints.newest(str(folder), (lines if lines is not None else []).append)[0]
+
+
+def die_at(count):
+    """From now on, end this process as by kill -9 at the count-th operation on files."""
+    left = [count]
+
+    def dying(operation):
+        def call(*args, **kwargs):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return operation(*args, **kwargs)
+
+        return call
+
+    for name in ("replace", "remove", "fsync"):
+        setattr(os, name, dying(getattr(os, name)))
+
+
+def in_child(action):
+    """Call the action in a fork of this process; returns the status that it ended with."""
+    child = os.fork()
+    if not child:
+        os.fsync = lambda _: None  # takes time, and no power is cut here
+        with contextlib.suppress(BaseException):
+            action()
+            os._exit(0)
+        os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_killed_at_every_operation(tmp_path):
+    """Two epochs with saves inside them; from whatever is there the rest is done, too."""
+
+    def work(folder, count=None):
+        checkpoint = newest(folder)
+        with entered(folder, "-resume", str(folder), checkpoint=checkpoint) as run:
+            if count:
+                die_at(count)
+            done = step_of(checkpoint) if checkpoint else 0
+            for n in (1, 2):
+                if done < n - 0.5:
+                    run.inside(n)
+                if done < n:
+                    run.epoch(n, best=n < 2)
+
+    count, before = 0, 0
+    while True:
+        count += 1
+        folder = tmp_path / str(count)
+        status = in_child(lambda: work(folder, count))  # noqa: B023
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        checkpoint = newest(folder)
+        step = step_of(checkpoint) if checkpoint else 0
+        assert step >= before  # later kills lose less
+        before = step
+        assert in_child(lambda: work(folder)) == 0  # noqa: B023
+        assert step_of(newest(folder)) == 2
+        names = [f"{kind}_{n}.pth" for kind in ("model", "optimState") for n in (1, 2)]
+        names += ["latest.pth", "log.jsonl", "model_best.pth"]
+        assert sorted(os.listdir(folder)) == sorted(names)  # no temporary file, no lock
+        best = atomic.load(folder / "model_best.pth")["model"]["weight"]
+        assert (best == 1).all()
+    assert before == 2 and count > 30
+
+
+def test_damage_anywhere_is_noticed(tmp_path):
+    """Bytes changed and files cut, at 240 places: what is read is what was written, or older."""
+    with entered(tmp_path) as run:
+        for n in (1, 2, 3):
+            run.epoch(n)
+        run.inside(4)
+    random = torch.Generator().manual_seed(0)
+    fell_back = 0
+    for name, older in (
+        ("latest.pth", 3.5),
+        ("inside_epoch.pth", 3),
+        ("model_3.pth", 2),
+        ("optimState_3.pth", 2),
+    ):
+        path = tmp_path / name
+        if name == "model_3.pth":  # as if the run had ended there
+            os.remove(tmp_path / "inside_epoch.pth")
+            pointer = {"epoch": 3, "modelFile": name, "optimFile": "optimState_3.pth"}
+            atomic.save(tmp_path / "latest.pth", pointer)
+        whole = path.read_bytes()
+        newer = step_of(newest(tmp_path))
+        for place in torch.randint(0, len(whole), (60,), generator=random).tolist():
+            changed = bytearray(whole)
+            changed[place] ^= 1 << place % 8
+            for content in (bytes(changed), whole[:place]):
+                path.write_bytes(content)
+                lines = []
+                step = step_of(newest(tmp_path, lines))
+                if len(content) < len(whole):
+                    assert step == older
+                assert step in (newer, older)
+                if step != newer or name == "latest.pth":
+                    told = [line for line in lines if "going on from" in line]
+                    assert len(told) <= 1 and all(str(path) in line for line in told)
+                    fell_back += len(told)
+        path.write_bytes(whole)
+    assert fell_back > 300  # of 480; the rest are bytes without a meaning, such as padding
+
+
+@pytest.mark.parametrize("name", ["latest.pth", "model_2.pth", "optimState_2.pth"])
+def test_a_missing_file(tmp_path, name):
+    with entered(tmp_path) as run:
+        run.epoch(1)
+        run.epoch(2)
+    os.remove(tmp_path / name)
+    lines = []
+    assert step_of(newest(tmp_path, lines)) == (2 if name == "latest.pth" else 1)
+    assert lines[-1].startswith(f"=> File not found: {tmp_path / name}: going on from")
+
+
+def test_nothing_whole_is_not_a_fresh_start(tmp_path):
+    with entered(tmp_path) as run:
+        run.epoch(1)
+    os.truncate(tmp_path / "model_1.pth", 100)
+    with pytest.raises(InputError, match="no checkpoint .* is whole: .*model_1.pth is damaged"):
+        newest(tmp_path)
+    os.remove(tmp_path / "latest.pth")
+    with pytest.raises(InputError, match="latest.pth; .*model_1.pth is damaged"):
+        newest(tmp_path)
+    os.remove(tmp_path / "optimState_1.pth")
+    assert newest(tmp_path) is None  # a first save that was cut off
+
+
+def test_files_that_do_not_belong_together(tmp_path):
+    with entered(tmp_path) as run:
+        run.epoch(1)
+        run.epoch(2)
+    atomic.copy(tmp_path / "model_1.pth", tmp_path / "model_2.pth")
+    lines = []
+    assert step_of(newest(tmp_path, lines)) == 1
+    assert "model_2.pth is not the model that" in lines[-1]
+
+
+def test_an_older_runs_files_are_not_mistaken_for_this_runs(tmp_path):
+    with entered(tmp_path) as run:
+        for n in range(1, 6):
+            run.epoch(n)
+    with entered(tmp_path) as run:
+        assert step_of(newest(tmp_path)) == 5  # until there is something better
+        run.epoch(1)
+        run.epoch(2)
+    os.truncate(tmp_path / "model_2.pth", 100)
+    assert step_of(newest(tmp_path)) == 1
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow beyond 500 bytes; the kernel says so as it does of a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk(tmp_path, capsys):
+    """It is said in one line, the older checkpoint stays, the next save has it all."""
+    with entered(tmp_path) as run:
+        run.epoch(1, best=True)
+        run.folder.wait()
+        with full_disk():
+            run.epoch(2, best=True)
+            run.folder.wait()
+        said = capsys.readouterr().out.splitlines()
+        assert len(said) == 1
+        assert said[0].startswith("=> epoch 2 could not be saved: File too large; ")
+        assert f"{tmp_path} still holds epoch 1, training goes on" in said[0]
+        assert step_of(newest(tmp_path)) == 1
+        assert not atomic.left_over(tmp_path)
+        run.epoch(3)
+    assert step_of(newest(tmp_path)) == 3
+    best = atomic.load(tmp_path / "model_best.pth")["model"]
+    assert (best["weight"] == 2).all() and (best["bias"] == 2.1).all()
+
+
+def test_a_full_disk_at_the_end_is_an_error(tmp_path):
+    with (
+        pytest.raises(InputError, match="at the end .*File too large; .* still holds nothing"),
+        entered(tmp_path / "a") as run,
+        full_disk(),
+    ):
+        run.epoch(1)
+        run.folder.wait()
+    with entered(tmp_path / "b") as run:
+        run.epoch(1)
+        run.folder.wait()
+        with full_disk(), pytest.raises(InputError, match="told to stop .*still holds epoch 1"):
+            run.inside(2, stop=True)
+    assert step_of(newest(tmp_path / "b")) == 1
+
+
+def test_the_training_goes_on_while_it_is_saved(tmp_path, monkeypatch):
+    """What is written is the state as it was; a second save waits for the first."""
+    may, written, save = threading.Event(), [], atomic.save
+
+    def waiting(path, value):
+        may.wait(20)
+        written.append(os.path.basename(path))
+        save(path, value)
+
+    monkeypatch.setattr(atomic, "save", waiting)
+    with entered(tmp_path) as run:
+        run.epoch(1)
+        run.trainer.at(77)
+        assert not written
+        threading.Timer(0.3, may.set).start()
+        run.epoch(2)
+        assert written[:3] == ["model_1.pth", "optimState_1.pth", "latest.pth"]
+        run.trainer.at(78)
+    assert step_of(newest(tmp_path)) == 2
+    os.remove(tmp_path / "model_2.pth")
+    assert step_of(newest(tmp_path)) == 1
+
+
+def test_keep(tmp_path):
+    with entered(tmp_path, "-keep", "1") as run:
+        for n in (1, 2, 3):
+            run.epoch(n, best=n == 1)
+    kept = ["model_3.pth", "model_best.pth", "optimState_3.pth"]
+    assert sorted(os.listdir(tmp_path)) == ["latest.pth", "log.jsonl", *kept]
+    assert step_of(newest(tmp_path)) == 3
+
+
+def test_keep_spares_what_is_newest_while_the_disk_is_full(tmp_path):
+    with pytest.raises(InputError, match="at the end"), entered(tmp_path, "-keep", "1") as run:
+        run.epoch(1)
+        run.folder.wait()
+        with full_disk():
+            for n in (2, 3, 4):
+                run.epoch(n)
+                run.folder.wait()
+    assert step_of(newest(tmp_path)) == 1
+
+
+def test_two_runs_on_one_folder(tmp_path):
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        with contextlib.suppress(BaseException), entered(tmp_path):
+            os.write(writing, b".")
+            time.sleep(60)
+        os._exit(0)
+    os.read(reading, 1)
+    with (
+        pytest.raises(InputError, match=f"another run writes to .*: process {child} on .*-save"),
+        entered(tmp_path),
+    ):
+        pass
+    os.kill(child, signal.SIGKILL)
+    with entered(tmp_path):  # the lock has died with it
+        os.waitpid(child, 0)
+    assert os.listdir(tmp_path) == ["log.jsonl"]
+
+
+def test_an_empty_folder_is_not_left_behind(tmp_path):
+    with contextlib.suppress(ZeroDivisionError), RunFolder(options(tmp_path / "new")):
+        raise ZeroDivisionError
+    assert not os.listdir(tmp_path)

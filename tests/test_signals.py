@@ -1,0 +1,173 @@
+"""A run that is stopped and resumed is the straight run, to the last bit, wherever it stopped."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from support.runs import NET, finish, nobody_left, results, same, start
+
+import main
+from evaluation import metrics
+from parallel import signals
+from storage import atomic
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+RUN = NET + " -LRSteps 2 -manualSeed 3 -nGPU 3 -nEpochs 2"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys, cifar):
+    """run(command, when): main, to which `when(n)` may do something in the n-th iteration."""
+    monkeypatch.chdir(tmp_path)
+    push = metrics.MetricQueue.push
+
+    def run(command, when=lambda n: None):
+        count = 0
+
+        def counting(*args):
+            nonlocal count
+            count += 1
+            when(count)
+            return push(*args)
+
+        monkeypatch.setattr(metrics.MetricQueue, "push", counting)
+        main.main([*command.split(), "-data", cifar])
+        return capsys.readouterr().out.splitlines()
+
+    return run
+
+
+def stop_at(place, signum=signal.SIGTERM):
+    return lambda n: os.kill(os.getpid(), signum) if n == place else None
+
+
+def test_stopped_at_every_iteration(run):
+    """A chain of 16 stops: five batches and three test batches, twice."""
+    run(RUN + " -save straight")
+    for n in range(16):
+        signum = SIGNALS[n % 3]
+        with pytest.raises(signals.Interrupted) as stop:
+            run(RUN + " -save chain -resume chain", stop_at(1, signum))
+        assert stop.value.status == 128 + signum
+        where = "in the test of epoch" if n % 8 > 4 else "in epoch"
+        assert f"interrupted by {signal.Signals(signum).name} {where} {n // 8 + 1}" in str(
+            stop.value
+        )
+        assert str(stop.value).endswith("; -resume chain goes on from there")
+    run(RUN + " -save chain -resume chain")
+    same(results("straight", 2), results("chain", 2))
+    straight, chain = (atomic.load(f"{name}/model_best.pth") for name in ("straight", "chain"))
+    assert all((straight["model"][name] == chain["model"][name]).all() for name in chain["model"])
+    assert sorted(os.listdir("straight")) == sorted(os.listdir("chain"))
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("place", [3, 7, 10])
+def test_saved_now_and_then(run, place):
+    """-saveEvery, here after each iteration: a kill loses only the iteration it falls into."""
+
+    def kill(n):
+        if n == place:
+            raise Killed
+
+    run(RUN + " -save straight")
+    with pytest.raises(Killed):
+        run(RUN + " -save killed -saveEvery 1e-9", kill)
+    latest = atomic.load("killed/latest.pth")
+    assert latest["modelFile"] == latest["optimFile"] == "inside_epoch.pth"
+    lines = run("-dataset cifar10 -resume killed -save killed")
+    same(results("straight", 2), results("killed", 2))
+    assert sum(line.startswith(" | ") for line in lines) >= 16 - place
+    assert not os.path.exists("killed/inside_epoch.pth")
+
+
+def test_the_end_of_an_epoch_is_not_saved_twice(run):
+    lines = run(RUN + " -saveEvery 1000")
+    assert lines[-1].startswith(" * Finished")
+    assert atomic.load("checkpoints/latest.pth")["modelFile"] == "model_2.pth"
+
+
+def test_other_batches_inside_an_epoch_begin_it_again(run, capsys):
+    with pytest.raises(signals.Interrupted):
+        run(RUN, stop_at(10))  # in the second epoch
+    capsys.readouterr()
+    lines = run(RUN + " -resume checkpoints -batchSize 10")
+    begins = "=> -batchSize, -manualSeed or -tenCrop changed inside epoch 2: it begins again"
+    assert begins in lines
+    assert sum(line.startswith(" | Epoch: [2]") for line in lines) == 4
+    assert [line["epoch"] for line in results("checkpoints", 2)[2]] == [1, 2]
+
+
+def test_the_state_of_a_stopped_run_can_start_another(run, capsys):
+    with pytest.raises(signals.Interrupted):
+        run(RUN, stop_at(2))
+    capsys.readouterr()
+    command = NET + " -nEpochs 1 -save other -optimState checkpoints/inside_epoch.pth"
+    lines = run(command + " -retrain checkpoints/inside_epoch.pth")
+    assert sum(line.startswith(" | Epoch: [1]") for line in lines) == 5  # from the first batch
+
+
+def stop_and_resume(command, photos, folder, delay, signum=signal.SIGTERM):
+    """Start a run with workers, signal its group after the delay; returns whether it ended."""
+    process = start(command + " -resume run", photos, folder)
+    for line in process.stdout:
+        if line.startswith(("=> Training", " | Test")):
+            break
+    time.sleep(delay)
+    os.killpg(process.pid, signum)
+    _, error = process.communicate(timeout=60)
+    assert nobody_left(process.pid)
+    if process.returncode == 0:
+        return True
+    assert process.returncode == 128 + signum, error
+    assert error.startswith("main.py: interrupted by") and error.count("\n") == 1
+    return False
+
+
+PHOTOS = "-netType resnet -depth 18 -batchSize 4 -LR 0.001 -nGPU 2 -nThreads 2"
+
+
+def test_the_scheduler_signals_the_whole_group(photos, tmp_path):
+    """The workers get the signal, too: nothing of theirs is lost, and they are gone at the end."""
+    command = PHOTOS + " -nEpochs 1 -save "
+    finish(start(command + "straight", photos, tmp_path))
+    assert not stop_and_resume(command + "run", photos, tmp_path, 0.0)
+    finish(start(command + "run -resume run", photos, tmp_path))
+    same(results(tmp_path / "straight", 1), results(tmp_path / "run", 1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_signals_at_random_moments(photos, tmp_path, processes):
+    """Some twenty stops of one run with workers, in training and testing."""
+    random.seed(processes)
+    command = f"{PHOTOS} -nProcs {processes} -nEpochs 10 -save "
+    finish(start(command + "straight", photos, tmp_path), timeout=600)
+    stops = 0
+    while not stop_and_resume(
+        command + "run", photos, tmp_path, random.random() * 1.5, random.choice(SIGNALS)
+    ):
+        stops += 1
+    assert stops >= 10
+    print(f"{stops} stops")
+    same(results(tmp_path / "straight", 10), results(tmp_path / "run", 10))
+
+
+def test_a_second_interrupt_ends_at_once(cifar, tmp_path):
+    """A second Ctrl-C ends at once, whatever is saved stays whole."""
+    process = start(NET + " -nEpochs 100000", cifar, tmp_path)
+    for line in process.stdout:
+        if line.startswith(" | Epoch: [3]"):  # so the save of epoch 1 is whole
+            break
+    os.kill(process.pid, signal.SIGSTOP)  # both arrive within one iteration
+    os.kill(process.pid, signal.SIGINT)
+    os.kill(process.pid, signal.SIGCONT)
+    os.kill(process.pid, signal.SIGINT)
+    _, error = finish(process, 130)
+    assert error.count("\n") == 1 and ("interrupted" in error or "interrupted by SIGINT" in error)
+    assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
