@@ -65,7 +65,7 @@ OPTIONS = (
     # ---------- General options ----------
     ("data",            "",            str,     None, "Path to dataset"),
     ("dataset",         "imagenet",    str,     None, "Options: imagenet | cifar10 | cifar100 | digits"),
-    ("manualSeed",      0,             whole,   0,    "Manually set RNG seed"),
+    ("manualSeed",      0,             whole,   None, "Manually set RNG seed"),
     ("nGPU",            1,             whole,   1,    "Number of replicas, on any number of devices"),
     ("nProcs",          1,             whole,   1,    "Processes on the CPU; on CUDA one a device, or so many"),
     ("backend",         "cudnn",       str,     ("cudnn", "cunn"), ""),
@@ -98,7 +98,7 @@ OPTIONS = (
     ("momentum",        0.9,           real,    0,    "momentum"),
     ("weightDecay",     1e-4,          real,    0,    "weight decay"),
     # ---------- Model options ----------
-    ("netType",         "resnext",     str,     None, "Options: " + " | ".join(depths.NETS)),
+    ("netType",         "",            str,     None, "Options: " + " | ".join(depths.NETS)),
     ("bottleneckType",  "resnext_C",   str,     depths.BOTTLENECKS, ""),
     ("depth",           34,            whole,   1,    "ResNet depth: 18 | 34 | 50 | 101 | ..."),
     ("baseWidth",       64,            whole,   1,    "ResNet base width"),
@@ -126,6 +126,19 @@ RECIPES = {
     ("resnet", "digits"):    (15,  0.02, ("after", (0.49, 0.74)), "A"),
 }
 LIKE = {"preresnet": "resnet"}  # all others: resnext
+# Where -netType is not given, one of these makes it resnext, else it is resnet: ResNeXt's published
+# commands all give them, fb.resnet.torch's have none of them.
+OF_RESNEXT = {"cardinality", "baseWidth", "bottleneckType"}
+# Options of one start. All others are the run's: a resumed one has the checkpoint's, unless given.
+OF_A_START = {
+    *("gen", "nThreads", "nProcs", "save", "resume", "progress", "testOnly", "epochNumber"),
+    *("retrain", "optimState", "resetClassifier", "backend", "shareGradInput"),
+}
+# What a net's configuration says, under the names of the options
+OF_THE_NET = {
+    **{"depth": "depth", "cardinality": "cardinality", "base_width": "baseWidth"},
+    **{"bottleneck": "bottleneckType", "shortcut": "shortcutType"},
+}
 # fmt: on
 
 
@@ -220,18 +233,26 @@ def _value(name, text, kind, allowed):
 
 
 def check(opt, data=True):
-    """Fill in the recipe's defaults and refuse what cannot work together."""
+    """`complete` the options; of a run that resumes later, when its checkpoint has been read."""
+    opt.adopted = frozenset()  # names of options that are the checkpoint's
+    if opt.resume == "none":
+        return complete(opt, data)
+    if "save" not in opt.given:
+        opt.save = opt.resume
+    return opt
+
+
+def complete(opt, data=True):
+    """Fill in the recipe's defaults and refuse what cannot work together; once more does no harm."""
     check_dataset(opt)
+    if not opt.netType:
+        opt.netType = "resnext" if OF_RESNEXT & opt.given else "resnet"
     if opt.netType not in depths.NETS and not depths.is_own(opt.netType):
         nets = ", ".join(depths.NETS)
         raise InputError(
             f"unknown netType {opt.netType!r}: should be one of {nets}, or a file models/NAME.py"
         )
-    epochs, rate, drops, shortcut = recipe(opt.netType, opt.dataset, opt.stem)
-    opt.nEpochs = opt.nEpochs or epochs
-    opt.LR = opt.LR if "LR" in opt.given else rate
-    opt.drops = ("at", opt.LRSteps) if opt.LRSteps else drops
-    opt.shortcutType = opt.shortcutType or shortcut
+    follow_recipe(opt)
     if opt.momentum == 0:
         raise InputError("-momentum 0: Nesterov momentum requires a momentum; give e.g. 0.9")
     if opt.shareGradInput and opt.optnet:
@@ -242,8 +263,11 @@ def check(opt, data=True):
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
         raise InputError("-recomputeBN needs two images a replica: a -batchSize above -nGPU")
-    if opt.resume == "none" and opt.retrain == "none" and opt.netType in depths.NETS:
-        depths.stages(opt.netType, opt.stem, opt.depth)  # from a file, the file's depth holds
+    new = (
+        opt.retrain == "none" and "depth" not in opt.adopted
+    )  # from a file, the file's depth holds
+    if new and opt.netType in depths.NETS:
+        depths.stages(opt.netType, opt.stem, opt.depth)
     for name in ("retrain", "optimState"):
         path = getattr(opt, name)
         named = path == "none" or path.startswith("torchvision:")  # formats/ knows these names
@@ -252,6 +276,36 @@ def check(opt, data=True):
     if data or opt.data:
         check_folder(opt)
     return opt
+
+
+def follow_recipe(opt):
+    """Set what neither the command line nor the checkpoint says to the recipe's."""
+    epochs, rate, drops, shortcut = recipe(opt.netType, opt.dataset, opt.stem)
+    known = opt.given | opt.adopted
+    if "nEpochs" not in known or not opt.nEpochs:
+        opt.nEpochs = epochs
+    if "LR" not in known:
+        opt.LR = rate
+    if "shortcutType" not in known or not opt.shortcutType:
+        opt.shortcutType = shortcut
+    opt.drops = ("at", opt.LRSteps) if opt.LRSteps else drops
+
+
+def follow_net(opt, config):
+    """Let the options be those of a net from a file; returns what was given otherwise.
+
+    config: the net's. The recipe follows the net, unless -netType says whose it is to be.
+    """
+    changed = {}
+    if "netType" not in opt.given and opt.netType != config["net"]:
+        opt.netType = config["net"]
+        follow_recipe(opt)
+    for theirs, name in OF_THE_NET.items():
+        value = config.get(theirs, getattr(opt, name))
+        if name in opt.given and getattr(opt, name) not in (value, ""):
+            changed[name] = getattr(opt, name), value
+        setattr(opt, name, value)
+    return changed
 
 
 def recipe(net, dataset, stem):

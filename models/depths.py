@@ -71,7 +71,7 @@ def _imagenet_stages(net, depth):
         known = ", ".join(map(str, depths[:-1]))
         raise InputError(
             f"Invalid depth: {depth}, for {net} on images of ImageNet's size"
-            f" -depth should be {known} or {depths[-1]}"
+            f" -depth should be {known} or {depths[-1]}{_others(depth, 'imagenet')}"
         )
     return _IMAGENET[depth]
 
@@ -83,6 +83,20 @@ def _cifar_stages(net, depth):
     if rest or blocks < 1:
         raise InputError(
             f"depth should be one of {named} (or another {layers}n+2, from {layers + 2})"
-            f" for {net} on images of CIFAR's size, not {depth}"
+            f" for {net} on images of CIFAR's size, not {depth}{_others(depth, 'cifar')}"
         )
     return kind, (blocks,) * 3
+
+
+def _others(depth, stem):
+    """Which nets do have a depth, for an error."""
+    nets = [
+        net
+        for net, (depths, kind) in NETS.items()
+        if (
+            depth in depths
+            if stem == "imagenet"
+            else depth > 2 and not (depth - 2) % _CIFAR[kind][0]
+        )
+    ]
+    return f"; -netType {' or '.join(nets)} has it" if nets else ""

@@ -140,10 +140,10 @@ def test_a_stopped_run_is_the_straight_run(run, monkeypatch, line):
 
 def test_one_image_a_replica_is_refused(capsys):
     with pytest.raises(SystemExit):
-        opts.parse("-dataset cifar10 -depth 29 -batchSize 8 -nGPU 8 -recomputeBN 5".split())
+        opts.parse("-dataset cifar10 -depth 20 -batchSize 8 -nGPU 8 -recomputeBN 5".split())
     assert "-recomputeBN needs two images a replica" in capsys.readouterr().err
     trainer = Trainer(
-        nn.Linear(2, 2), criterion(), opts.parse("-dataset digits -depth 11".split()), CPU
+        nn.Linear(2, 2), criterion(), opts.parse("-dataset digits -depth 20".split()), CPU
     )
     trainer.opt.recomputeBN = 1
     with pytest.raises(InputError, match="no batch norm"):

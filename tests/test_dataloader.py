@@ -32,7 +32,7 @@ def same(batches, others):
 
 
 def test_in_memory(cifar, tmp_path):
-    opt = options("-dataset cifar10 -depth 29 -batchSize 8 -manualSeed 5", cifar, tmp_path)
+    opt = options("-dataset cifar10 -depth 20 -batchSize 8 -manualSeed 5", cifar, tmp_path)
     train, val = dataloader.create(opt, CPU)
     assert (train.size(), val.size()) == (5, 3)
     batches = list(train.run(1))
@@ -53,7 +53,7 @@ def test_in_memory(cifar, tmp_path):
 
 def test_one_at_a_time_equals_the_batch(cifar, tmp_path):
     """The workers' way of CIFAR, through get and transform, gives the bits of the batched way."""
-    opt = options("-dataset cifar10 -depth 29 -batchSize 8 -nThreads 0", cifar, tmp_path)
+    opt = options("-dataset cifar10 -depth 20 -batchSize 8 -nThreads 0", cifar, tmp_path)
     train, val = dataloader.create(opt, CPU)
     for loader, split in ((train, "train"), (val, "val")):
         dataset = loader.dataset

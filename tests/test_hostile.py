@@ -24,7 +24,7 @@ def folder(tmp_path):
 
 def refused(folder):
     """What `latest` says to this folder: one sentence."""
-    command = ["-dataset", "cifar10", "-depth", "29", "-resume", str(folder)]
+    command = ["-dataset", "cifar10", "-depth", "20", "-resume", str(folder)]
     with pytest.raises(InputError) as error:
         checkpoints.latest(opts.parse(command))
     assert "\n" not in str(error.value) and len(str(error.value)) < 400

@@ -138,7 +138,7 @@ def test_how_many(monkeypatch, capsys):
     def processes(command, devices):
         monkeypatch.setattr("torch.cuda.is_available", lambda: devices > 0)
         monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
-        opt = opts.parse(f"-dataset cifar10 -depth 29 {command}".split())
+        opt = opts.parse(f"-dataset cifar10 -depth 20 {command}".split())
         return launch.processes(opt, main.replicas(opt))
 
     assert processes("", 8) == processes("-nGPU 8", 0) == processes("-nGPU 8", 1) == 1
@@ -156,7 +156,7 @@ def test_how_many(monkeypatch, capsys):
 def test_a_resumed_run_has_the_replicas_of_the_checkpoint(cifar, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main.main([*RUN.split(), "-data", cifar, "-nEpochs", "1"])
-    opt = opts.parse("-dataset cifar10 -depth 29 -resume checkpoints -nProcs 2".split())
+    opt = opts.parse("-dataset cifar10 -depth 20 -resume checkpoints -nProcs 2".split())
     assert launch.processes(opt, main.replicas(opt)) == 2
 
 

@@ -39,7 +39,7 @@ class Trainer:
 
 
 def options(save, *words):
-    opt = opts.parse(["-dataset", "cifar10", "-depth", "29", "-save", str(save), *words])
+    opt = opts.parse(["-dataset", "cifar10", "-depth", "20", "-save", str(save), *words])
     opt.agents = []
     return opt
 
