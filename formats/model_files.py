@@ -186,7 +186,7 @@ def _is_list_of(values, types, length=None):
 
 
 def _checked_spec(path, found):
-    """A checked input spec, with mean and std as tuples of floats: JSON and Lua have neither."""
+    """The checked input spec; mean and std become tuples of floats, which JSON and Lua lack."""
     if found is None:
         return None
     number = (int, float)

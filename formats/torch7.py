@@ -63,8 +63,8 @@ def _refuse(path, module, problem):
 
 def _class_name(module):
     """A module's class, without the package if it is one of PACKAGES."""
-    package, _, kind = getattr(module, "typename", "").partition(".")
-    return kind.removesuffix("MM") if package in PACKAGES else f"{package}.{kind}"
+    package, _, name = getattr(module, "typename", "").partition(".")
+    return name.removesuffix("MM") if package in PACKAGES else f"{package}.{name}"
 
 
 def _children(path, module):
@@ -72,11 +72,11 @@ def _children(path, module):
     modules = module.get("modules") if isinstance(module, t7.Object) else None
     if not isinstance(modules, t7.Table):
         _refuse(path, module, "is not a container of modules")
-    pairs = [(f"{path}.{i}".lstrip("."), part) for i, part in enumerate(modules.array(), 1)]
-    for place in pairs:
+    places = [(f"{path}.{i}".lstrip("."), part) for i, part in enumerate(modules.array(), 1)]
+    for place in places:
         if not isinstance(place[1], t7.Object):
             _refuse(*place, "is no module")
-    return [place for place in pairs if _class_name(place[1]) != "Copy"]
+    return [place for place in places if _class_name(place[1]) != "Copy"]
 
 
 def _check_unshared(net):
@@ -89,7 +89,7 @@ def _check_unshared(net):
     while todo:
         path, module = todo.pop()
         if id(module) in seen:
-            _refuse(path, module, f"stands at {seen[id(module)] or 'the top'} as well")
+            _refuse(path, module, f"is also {seen[id(module)] or 'the whole net'}")
         seen[id(module)] = path
         todo += _children(path, module) if not path or "modules" in module else []
 
@@ -107,7 +107,7 @@ def _match(node, path, module, state, biases):
     ):
         node = node.children[0]
     if _class_name(module) != node.class_name:
-        _refuse(path, module, f"stands where a {node.class_name} should be")
+        _refuse(path, module, f"is where a {node.class_name} should be")
     for field, value in node.numbers.items():
         found = _number(module, field)
         if found != value:
@@ -117,7 +117,7 @@ def _match(node, path, module, state, biases):
     if node.class_name == "SpatialConvolution" and module.get("bias") is not None:
         bias = _tensor(path, module, "bias", node.shapes["weight"][:1])
         if bias.count_nonzero() and not node.bias_into:
-            _refuse(path, module, "has a bias that no batch norm behind it can take")
+            _refuse(path, module, "has a bias, and no batch norm after it can absorb it")
         if bias.count_nonzero():
             biases.append((node.bias_into, bias))
     if not node.children:
@@ -125,7 +125,7 @@ def _match(node, path, module, state, biases):
     pairs = zip_longest(node.children, _children(path, module))
     for i, (child, (child_path, part)) in enumerate((c, p or ("", None)) for c, p in pairs):
         if child is None:
-            _refuse(child_path, part, "stands behind the last module that should be there")
+            _refuse(child_path, part, "comes after the last expected module")
         if part is None:
             _refuse(path, module, f"ends after {i} modules, before a {child.class_name}")
         _match(child, child_path, part, state, biases)

@@ -70,7 +70,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     As in Torch7, a slice of one sample is normalised by the running statistics and updates nothing,
     even if its feature map has many pixels. It uses the running statistics from before the batch,
-    as it would in a process of its own.
+    as it would on a replica of its own.
     """
 
     def __init__(self, channels):

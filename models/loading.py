@@ -96,8 +96,8 @@ def _check_fits(model, state):
         if name not in own:
             raise InputError(f"{name!r:.80} has no place in a {net}")
         if tensor.shape != own[name].shape:
-            sizes = f"{tuple(tensor.shape)}, not {tuple(own[name].shape)}"
-            raise InputError(f"{name} is of size {sizes} as in a {net}")
+            sizes = f"{tuple(tensor.shape)}, but {tuple(own[name].shape)}"
+            raise InputError(f"{name} is of size {sizes} in a {net}")
     for name in own:
         if name not in state:
             raise InputError(f"{name} is missing from a {net}")
