@@ -84,17 +84,11 @@ def convert(source, target, form=None):
 
 
 def _in_form(model, form):
-    from models import forms, preresnext, resnext
+    from models import forms
 
-    config = dict(model.config)
-    if config.get("bottleneck") not in FORMS:
+    if model.config.get("bottleneck") not in FORMS:
         raise InputError(f"-form {form} needs the blocks of a ResNeXt, which this net has not")
-    net = {"resnext": resnext.resnext, "preresnext": preresnext.preresnext}[config.pop("net")]
-    other = net(**{**config, "bottleneck": form})
-    state = forms.convert(model.state_dict(), form, config["cardinality"])
-    other.to(model.fc.weight.dtype).load_state_dict(state)
-    other.classes, other.input_spec = model.classes, model.input_spec
-    return other.eval()
+    return forms.converted(model, form).eval()
 
 
 def _write(target, data):

@@ -188,7 +188,7 @@ class _Reader:
         if index in self.objects:
             known, value = self.objects[index]
             if known != kind:
-                source.fail(f"object {index} has type {kind}, but was of type {known} before", at)
+                source.fail(f"object {index} was of type {known} and is now of type {kind}", at)
             return value
         return {TABLE: self._table, TORCH: self._object}.get(kind, self._function)(kind, index)
 

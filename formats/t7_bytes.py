@@ -124,7 +124,7 @@ class Ascii(Source):
             try:
                 value = convert(match[1] if match else b"")
             except ValueError:
-                self.fail("this is not a number")
+                self.fail("no number found")
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 self.fail(f"the integer {value} is too large")
             self.position = match.end()

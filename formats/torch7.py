@@ -89,7 +89,8 @@ def _check_unshared(net):
     while todo:
         path, module = todo.pop()
         if id(module) in seen:
-            _refuse(path, module, f"is also {seen[id(module)] or 'the whole net'}")
+            other = seen[id(module)]
+            _refuse(path, module, f"is also {f'module {other}' if other else 'the whole net'}")
         seen[id(module)] = path
         todo += _children(path, module) if not path or "modules" in module else []
 

@@ -10,7 +10,6 @@ import copy
 import torch
 from torch import fx, nn
 
-import models
 from models import forms
 from models.blocks import BatchNorm2d
 
@@ -43,13 +42,7 @@ def _as_form_c(model):
     form = config.get("bottleneck")
     if config.get("net") not in ("resnext", "preresnext") or form not in ("resnext_A", "resnext_B"):
         return copy.deepcopy(model)
-    with torch.device("meta"):
-        wide = models.from_config({**config, "bottleneck": "resnext_C"})
-    state = forms.convert(model.state_dict(), "resnext_C", config["cardinality"])
-    wide.load_state_dict(state, assign=True)
-    for name, value in vars(model).items():  # its classes, input spec and so on
-        if name not in vars(wide):
-            setattr(wide, name, value)
+    wide = forms.converted(model, "resnext_C")
     return wide.to(memory_format=torch.channels_last)  # concatenated weights are contiguous
 
 

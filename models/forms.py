@@ -1,4 +1,4 @@
-"""Converts the weights of a ResNeXt between forms A, B and C of the paper's figure 3.
+"""Converts a ResNeXt, or its weights alone, between forms A, B and C of the paper's figure 3.
 
 The three forms are the same function (https://arxiv.org/abs/1611.05431, section 3.2). In form C the
 paths of a block are concatenated into wide layers. In form B each path has its own first two
@@ -8,6 +8,8 @@ convolutions, in form A its own third as well.
 import re
 
 import torch
+
+import models
 
 # The dimension along which form C concatenates the paths: a path is a range of output channels of
 # conv1, conv2 and their batch norms, and of input channels of conv3.
@@ -42,6 +44,19 @@ def convert(state, form, cardinality):
         for rest, tensor in _from_form_c(wide, _PER_PATH[form], cardinality).items():
             result[block + rest] = tensor.clone()
     return result
+
+
+def converted(model, form):
+    """A copy of a resnext or preresnext in `form`; it keeps attributes such as `classes`."""
+    config = {**model.config, "bottleneck": form}
+    with torch.device("meta"):
+        other = models.from_config(config)
+    state = convert(model.state_dict(), form, config["cardinality"])
+    other.load_state_dict(state, assign=True)
+    for name, value in vars(model).items():  # its classes, input spec and so on
+        if name not in vars(other):
+            setattr(other, name, value)
+    return other
 
 
 def _layer(name):

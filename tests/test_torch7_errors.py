@@ -72,7 +72,7 @@ WRONG = [
     (put("5.1", modules=t7.Table()), "the whole, nn.Sequential, has no stages of residual blocks"),
     (insert("5", 1, DROPOUT), "module 5.1, nn.Dropout, is not a container of modules"),
     (lambda tree: at(tree, "6")["modules"].update({2: tree}), "is also the whole net"),
-    (lambda tree: at(tree, "5")["modules"].update({2: at(tree, "5.1")}), "as well"),
+    (lambda tree: at(tree, "5")["modules"].update({2: at(tree, "5.1")}), "is also module 5.2"),
     (put("4.1.1.1.1", nOutputPlane=torch.ones(2)), "has nOutputPlane None, not 16"),
     (put("4.1.1.1.2", running_mean=torch.zeros(16, dtype=torch.int64)), "has no running_mean"),
     (lambda tree: tree["modules"].pop(9), "module 8, nn.View, is no classifier"),
