@@ -55,7 +55,7 @@ def initialise(net):
 
 
 def set_slices(model, sizes):
-    """Set the replica slices: every batch norm splits the batch into these sizes (None: no split)."""
+    """Let every batch norm of the model split the batch into slices of these sizes, or none."""
     slices = list(sizes) if sizes is not None and len(sizes) > 1 else None
     for module in model.modules():
         if isinstance(module, BatchNorm2d | Net):
@@ -70,7 +70,7 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     As in Torch7, a slice of one sample is normalised by the running statistics and updates nothing,
     even if its feature map has many pixels. It uses the running statistics from before the batch,
-    as it would in a process of its own.
+    as it would on a replica of its own.
     """
 
     def __init__(self, channels):
@@ -265,7 +265,7 @@ class Net(nn.Module):
         initialise(self)
 
     def maps(self, x):
-        """The last feature maps: (N, channels, H / 32, W / 32); with the CIFAR stem H / 4, W / 4."""
+        """The last feature maps: (N, channels, H / 32, W / 32); CIFAR stem: H / 4, W / 4."""
         x = self.conv1(x)
         if self.bn1 is not None:
             x = self.bn1(x)

@@ -40,7 +40,7 @@ _CIFAR = {
 
 
 def is_own(net):
-    """Whether a net that is not in NETS has its own file in models/; the check imports that file."""
+    """Whether a net that is not in NETS has its own file in models/; imports that file."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), net + ".py")
     exists = net.isidentifier() and os.path.isfile(path)
     return exists and hasattr(importlib.import_module(f"models.{net}"), "create")

@@ -1,14 +1,14 @@
-"""The five likeliest classes of each image, by a trained model. Port of pretrained/classify.lua.
+"""Prints the five most probable classes of each image. Port of pretrained/classify.lua.
 
-Differs from the Lua: the model says itself how it wants its input and what its classes are called;
-it may be any that `models.load` takes, of any number of classes; a file that cannot be read is
-named and the others are still classified. The exit status is then 1.
+Differs from the Lua: input spec and class names come from the model, which may be any that
+`models.load` takes, with any number of classes. A file that cannot be read is named on stderr; the
+others are still classified, and the exit status is 1.
 """
 
 import os
 import sys
 
-# The program's modules lie one folder up, wherever the script is called from.
+# The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from runtime.errors import InputError
@@ -19,51 +19,31 @@ AT_ONCE = 16
 
 
 def main(arguments):
-    """Classify as the command line says; returns the exit status."""
+    """Classify the files of the command line; returns the exit status."""
     if len(arguments) < 2:
         print(USAGE, file=sys.stderr)
         return 1
     # after the check: the usage need not wait for torch
-    import torch
-
-    import models
-    from datasets.input_spec import batches
-    from models.fold import folded
+    from pretrained import inference
 
     source, *paths = arguments
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE's
-    # in float32 whatever the file holds, as the Lua's :cuda() had it
-    model = models.load(source, device).to(torch.float32, memory_format=torch.channels_last)
-    model = folded(model)
+    model = inference.load(source)
     names = class_names(model)
-    # on a terminal the results show how far it is
-    progress = len(paths) > 20 and sys.stderr.isatty() and not sys.stdout.isatty()
-    begin = "\r" if progress else ""  # an error takes the place of the progress
-    failed = done = 0
-    for read, images, errors in batches(paths, model.transform, AT_ONCE):
-        for error in errors:
-            print(f"{begin}classify.py: {error}", file=sys.stderr)
-        for path, probabilities in zip(read, classify(model, images) if read else ()):
-            show(path, probabilities, names)
-        failed += len(errors)
-        done += len(read) + len(errors)
-        if progress:
-            end = "\n" if done == len(paths) else ""
-            print(f"{begin}{done} of {len(paths)} ", end=end, file=sys.stderr, flush=True)
-    return 1 if failed else 0
 
+    def probabilities(images):
+        return model(images).softmax(1)
 
-def classify(model, images):
-    """The probabilities of the classes, (N, classes) on the CPU, of images (N, 3, H, W)."""
-    import torch
-
-    with torch.inference_mode():
-        return model(images.to(model.fc.weight.device)).softmax(1).cpu()
+    progress = not sys.stdout.isatty()  # else the results themselves show it
+    done = 0
+    for read, rows in inference.run(probabilities, model, paths, AT_ONCE, "classify.py", progress):
+        for path, row in zip(read, rows):
+            show(path, row, names)
+        done += len(read)
+    return 0 if done == len(paths) else 1
 
 
 def class_names(model):
-    """The model's own; else ImageNet's for 1000 classes; else, for each left, "class 17"."""
+    """The model's class names, or ImageNet's if it has 1000; missing ones are named "class 17"."""
     outputs = model.fc.out_features
     names = model.classes
     if not names and outputs == 1000:
