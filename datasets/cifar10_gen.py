@@ -77,12 +77,12 @@ def signature(opt, source=SOURCE):
 
 def exec(opt, cache_file, source=SOURCE):
     """Find or download the dataset; save images and labels of train and val to `cache_file`."""
-    mark = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
+    stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
     place = _find(source, opt.data) if opt.data else _published(source, opt.gen)
     say(" | combining dataset into a single file")
     train, val = read(source, place)
     say(f" | saving {source.name} dataset to {cache_file}")
-    in_memory.save(cache_file, mark, train, val)
+    in_memory.save(cache_file, stamp, train, val)
 
 
 def read(source, place):

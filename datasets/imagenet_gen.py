@@ -57,7 +57,7 @@ def exec(opt, cache_file):
     `train_paths`, `val_paths`: bytes (N,), "class/image" below the split's folder, as the file
     system has them; `train_targets`, `val_targets`: int64 (N,) from 0; `classes`: bytes (C,).
     """
-    mark = signature(opt)  # before the search: a change during the search makes the list stale
+    stamp = signature(opt)  # before the search: a change during the search makes the list stale
     say("=> Generating list of images")
     names = [os.fsencode(name) for name in classes(opt)]
     numbers = {name: number for number, name in enumerate(names)}
@@ -71,7 +71,7 @@ def exec(opt, cache_file):
     with atomic.replacing(cache_file) as file:
         np.savez(  # 40 bytes an image; compressing takes as long as the search
             file,
-            signature=np.array(mark),
+            signature=np.array(stamp),
             classes=np.array(names),
             train_paths=train_paths,
             train_targets=train_targets,

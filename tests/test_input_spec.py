@@ -164,7 +164,7 @@ def test_an_opened_picture_that_is_broken_is_named(tmp_path):
     ],
 )
 def test_other_arrays_are_refused(image):
-    with pytest.raises(InputError, match=r"uint8 of the shape \(height, width, 3\), not "):
+    with pytest.raises(InputError, match=r"uint8 of shape \(height, width, 3\), not "):
         InputTransform(SMALL)(image)
 
 
@@ -178,7 +178,7 @@ def test_what_is_no_image_is_refused():
 
 def test_unknown_values_say_what_to_pass():
     unknown = InputTransform(None)
-    with pytest.raises(InputError, match=r"not known; say it with model\.preprocess = ") as error:
+    with pytest.raises(InputError, match=r"not known; say it with model\.transform = ") as error:
         unknown(pixels(8, 8))
     example = str(error.value).split("InputTransform(")[1].split("), for example")[0]
     image = pixels(300, 300)
