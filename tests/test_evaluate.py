@@ -217,6 +217,6 @@ def test_out_of_memory_is_one_sentence():
 
 def test_it_speaks_in_its_own_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/evaluate.py", "-help"])
-    assert exit.program() == "evaluate.py"
+    assert exit.script() == "evaluate.py"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
-    assert exit.program() == "main.py"
+    assert exit.script() == "main.py"
