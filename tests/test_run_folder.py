@@ -141,7 +141,7 @@ def test_nothing_whole_is_not_a_fresh_start(tmp_path):
     with entered(tmp_path) as run:
         run.epoch(1)
     os.truncate(tmp_path / "model_1.pth", 100)
-    with pytest.raises(InputError, match="no checkpoint .* is whole: .*model_1.pth is damaged"):
+    with pytest.raises(InputError, match="no checkpoint .* is intact: .*model_1.pth is damaged"):
         newest(tmp_path)
     os.remove(tmp_path / "latest.pth")
     with pytest.raises(InputError, match="latest.pth; .*model_1.pth is damaged"):
@@ -214,7 +214,7 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path):
     with entered(tmp_path / "b") as run:
         run.epoch(1)
         run.folder.wait()
-        with full_disk(), pytest.raises(InputError, match="told to stop .*still holds epoch 1"):
+        with full_disk(), pytest.raises(InputError, match="at the interrupt .*still holds epoch 1"):
             run.inside(2, stop=True)
     assert step_of(newest(tmp_path / "b")) == 1
 
