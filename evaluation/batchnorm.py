@@ -18,7 +18,7 @@ from runtime.errors import InputError
 from runtime.memory import out_of_memory
 from runtime.terminal import say
 
-ADVICE = "a smaller -batchSize or -precision bfloat16"
+ADVICE = "a smaller -batchSize or -precision bfloat16"  # when out of memory
 
 
 def recompute(model, loader, epoch, count, precision, interrupts):

@@ -22,8 +22,6 @@ from runtime.memory import out_of_memory
 from runtime.progress import Clock
 from runtime.terminal import say
 
-ADVICE = "a smaller -batchSize or -precision bfloat16"
-
 
 class Member(NamedTuple):
     """One net of an ensemble."""
@@ -144,7 +142,7 @@ def _score(member, batch, opt, precision):
 def _outputs(member, x, count, precision):
     """The net's outputs for views x of `count` images of one size: (count, n, its classes)."""
     net = member.net
-    with out_of_memory(x.shape, precision.device, ADVICE), precision.autocast():
+    with out_of_memory(x.shape, precision.device, batchnorm.ADVICE), precision.autocast():
         if member.window:
             return scores.dense(net.maps(x), net.fc, member.window)
         return net(x).unflatten(0, (count, -1))

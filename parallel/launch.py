@@ -1,9 +1,9 @@
 """The parent process of a run over several processes: starts one for each device and watches them.
 
 Takes the place of the threads of nn.DataParallelTable. The processes find each other through the
-environment variables that torchrun also sets (group.py). A signal to the whole process group of the
-shell reaches all of them; the parent forwards a signal that it gets alone. The processes end with
-the parent, even if it is killed. torch is imported only to count devices.
+environment variables that torchrun also sets (group.py). Ctrl-C in a terminal reaches all of them;
+a signal that the parent alone gets is forwarded. The processes end with the parent, even if it is
+killed. torch is imported only to count devices.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ def processes(opt, replicas):
 
     1 means none: this process runs alone, or has been started as one of several.
     """
-    if joined() or (replicas == 1 and opt.nProcs == 1):
+    if replicas == 1 and opt.nProcs == 1:
         return 1
     count = available(opt)
     if count > replicas and "nProcs" in opt.given:

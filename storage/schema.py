@@ -47,8 +47,8 @@ def _is_momentum(momentum):
         isinstance(tensor, torch.Tensor)
         and tensor.is_floating_point()
         and tensor.layout == torch.strided
-        and tensor.untyped_storage().nbytes()
-        >= tensor.nbytes  # not an expanded view of fewer numbers
+        # else it is an expanded view of fewer numbers
+        and tensor.untyped_storage().nbytes() >= tensor.nbytes
         for tensor in momentum.values()
     )
 

@@ -16,7 +16,7 @@ NET = "-netType resnet -dataset cifar10 -depth 8 -batchSize 8 -LR 0.01"
 
 
 def start(command, data, folder, root=ROOT, before=(), **environment):
-    """Start main.py with this command in a process group of its own; `before`: torchrun, say."""
+    """Start main.py with this command in a process group of its own; `before`: its launcher."""
     program = [*(before or [sys.executable]), os.path.join(root, "main.py")]
     return subprocess.Popen(
         [*program, *command.split(), "-data", str(data)],
