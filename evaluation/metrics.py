@@ -86,7 +86,7 @@ class MetricQueue:
         self.pending.append((sums, copy, metrics, list(numbers)))
 
     def _to_host(self, values, received):
-        """(sums in pinned memory, (event at the copy's end, tensors that must live until then))."""
+        """Copy the sums to pinned memory: (sums, (event at the end, tensors it needs))."""
         received = received.pin_memory().to(self.device, non_blocking=True)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):

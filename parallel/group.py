@@ -59,7 +59,7 @@ def _pick_device():
     local = int(os.environ.get("LOCAL_RANK", 0)) if launch.joined() else 0
     if local >= count:
         raise InputError(
-            f"local rank {local} has no CUDA device: this machine has {count}; start as many "
+            f"local rank {local} has no CUDA device: only {count} are visible; start as many "
             "processes as there are devices"
         )
     return torch.device("cuda", local)

@@ -43,7 +43,7 @@ class Curve(NamedTuple):
 
     name: str  # of the net: ResNeXt-29 8x64d
     label: str  # the name, with the options that tell it from other curves of that name
-    family: str  # the same for the name without the net's size: ResNeXt
+    family: str  # like label, for the name without the net's size: ResNeXt
     size: str  # the rest of the name: 29 8x64d
     options: str  # all that differ from those of another curve
     runs: list
@@ -66,9 +66,8 @@ class Curve(NamedTuple):
 
     def best(self):
         """(mean, standard error) of each run's lowest test error."""
-        return _mean_and_error(
-            [min((e for e in run.val if e == e), default=math.nan) for run in self.runs]
-        )
+        lowest = [min((e for e in run.val if e == e), default=math.nan) for run in self.runs]
+        return _mean_and_error(lowest)
 
     def parameters(self):
         """The number of parameters, None if the log is too old to have it."""
@@ -118,7 +117,7 @@ def read(path, defaults, warn):
 
 
 def _parse(text):
-    """A line of JSON as a dict; None if it is none."""
+    """A JSON object as a dict, None for any other text."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -165,10 +164,8 @@ def group_runs(runs, warn):
     options = [members[0].options for members in groups.values()]
     for members in groups.values():
         if len({run.epochs[-1] for run in members}) > 1:
-            warn(
-                f"{members[0].path} and other runs with its options end at different epochs: drawn "
-                "up to the last epoch that all have"
-            )
+            seeds = f"{members[0].path} and its other seeds"
+            warn(f"{seeds} end at different epochs: drawn up to the last common one")
     return [
         Curve(
             net_name(own),
