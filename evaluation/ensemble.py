@@ -13,6 +13,7 @@ from torch import nn
 import models
 from datasets.input_spec import InputTransform
 from evaluation import batchnorm, scores, testing
+from evaluation.batchnorm import ADVICE
 from evaluation.metrics import MetricQueue, Metrics
 from evaluation.reporter import Reporter
 from evaluation.views import View
@@ -142,7 +143,7 @@ def _score(member, batch, opt, precision):
 def _outputs(member, x, count, precision):
     """The net's outputs for views x of `count` images of one size: (count, n, its classes)."""
     net = member.net
-    with out_of_memory(x.shape, precision.device, batchnorm.ADVICE), precision.autocast():
+    with out_of_memory(x.shape, precision.device, ADVICE), precision.autocast():
         if member.window:
             return scores.dense(net.maps(x), net.fc, member.window)
         return net(x).unflatten(0, (count, -1))

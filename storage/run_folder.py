@@ -62,7 +62,7 @@ class RunFolder:
             if kind is not KeyboardInterrupt:  # a second Ctrl-C does not wait
                 self.wait()
             if kind is None:
-                self._raise_unsaved("at the end of the run")
+                self._raise_unsaved("the state at the end of the run")
         finally:
             self.stack.close()
             if self.created:
@@ -117,7 +117,7 @@ class RunFolder:
         self._start(f"a part of epoch {epoch}", self._write_inside, content, state)
         if final:
             self.wait()
-            self._raise_unsaved("at the interrupt")
+            self._raise_unsaved("the state of the interrupted run")
 
     def _run_state(self):
         """What a checkpoint holds beside the model and the trainer's state."""
@@ -145,12 +145,11 @@ class RunFolder:
                 f"{self.saved}, training goes on and the next save tries again"
             )
 
-    def _raise_unsaved(self, when):
+    def _raise_unsaved(self, what):
         if self.failure:
             reason, self.failure = self.failure, None
             raise InputError(
-                f"the state {when} could not be saved: {reason}; {self.path} still holds "
-                f"{self.saved}"
+                f"{what} could not be saved: {reason}; {self.path} still holds {self.saved}"
             )
 
     def _write_epoch(self, model, state, is_best):

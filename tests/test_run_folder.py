@@ -214,7 +214,10 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path):
     with entered(tmp_path / "b") as run:
         run.epoch(1)
         run.folder.wait()
-        with full_disk(), pytest.raises(InputError, match="at the interrupt .*still holds epoch 1"):
+        with (
+            full_disk(),
+            pytest.raises(InputError, match="interrupted .*still holds epoch 1"),
+        ):
             run.inside(2, stop=True)
     assert step_of(newest(tmp_path / "b")) == 1
 
