@@ -152,7 +152,7 @@ def _guess(net):
     modules = _children("", net)
     stages = [_children(*place) for place in modules if _kind(place[1]) == "Sequential"]
     blocks = [_children(*place) for stage in stages for place in stage]
-    if not blocks or not all(blocks):
+    if not blocks or not all(stages) or not all(blocks):
         _fail("", net, "has no stages of residual blocks")
     branches, shortcuts, ends = zip(*map(_parted, blocks))
     large = _number(modules[0][1], "kW") == 7

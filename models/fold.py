@@ -47,7 +47,7 @@ def _as_form_c(model):
         wide = models.from_config({**config, "bottleneck": "resnext_C"})
     state = forms.convert(model.state_dict(), "resnext_C", config["cardinality"])
     wide.load_state_dict(state, assign=True)
-    for name, value in vars(model).items():  # its classes, preprocess and so on
+    for name, value in vars(model).items():  # its classes, transform and so on
         if name not in vars(wide):
             setattr(wide, name, value)
     return wide.to(memory_format=torch.channels_last)  # joined weights are contiguous

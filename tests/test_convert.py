@@ -199,8 +199,8 @@ def test_the_licence_of_facebooks_weights_is_named(tmp_path, capsys):
         (("a.pth", "b"), "b should end in one of .pth, .safetensors, .t7, .onnx, .pt2"),
         (("a.pth", "b.PT"), "b.PT should end"),
         (("-what", "a.pth", "b.pth"), "unknown option -what"),
-        (("a.pth", "b.pth", "-form"), "-form should be one of resnext_A, resnext_B, resnext_C"),
-        (("a.pth", "b.pth", "-form", "resnet"), "not resnet"),
+        (("a.pth", "b.pth", "-form"), "missing argument for option -form"),
+        (("a.pth", "b.pth", "-form", "resnet"), "unknown form 'resnet'"),
         (("a.pth", "./a.pth"), "a.pth would be replaced by itself"),
     ],
 )

@@ -52,14 +52,14 @@ def test_in_memory(cifar, tmp_path):
 
 
 def test_one_at_a_time_equals_the_batch(cifar, tmp_path):
-    """The workers' way of CIFAR, through get and preprocess, gives the bits of the batched way."""
+    """The workers' way of CIFAR, through get and transform, gives the bits of the batched way."""
     opt = options("-dataset cifar10 -depth 29 -batchSize 8 -nThreads 0", cifar, tmp_path)
     train, val = dataloader.create(opt, CPU)
     for loader, split in ((train, "train"), (val, "val")):
         dataset = loader.dataset
 
         class Slow:
-            get, size, preprocess = dataset.get, dataset.size, dataset.preprocess
+            get, size, transform = dataset.get, dataset.size, dataset.transform
 
         same(loader.run(3), dataloader.DataLoader(Slow(), opt, split, CPU).run(3))
 
@@ -145,11 +145,13 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def want_of_memory():
+def out_of_memory():
     raise MemoryError
 
 
-@pytest.mark.parametrize("end, how", [(kill, "was ended by SIGKILL at "), (want_of_memory, "no")])
+@pytest.mark.parametrize(
+    "end, how", [(kill, "was ended by SIGKILL at "), (out_of_memory, "out of memory")]
+)
 def test_a_worker_that_dies_is_told_with_its_image(photos, tmp_path, end, how):
     opt = options("-depth 50 -batchSize 4 -nThreads 2", photos, tmp_path)
     train, _ = datasets.create(opt)

@@ -1,7 +1,6 @@
 """evaluate.py against plain loops: an image, a view, a place and a model at a time, in float64."""
 
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torchvision.transforms import functional as tv
 import evaluate
 from datasets.transforms import Scale
 from evaluation import ensemble
-from runtime import exit
+from runtime import exit, memory
 from runtime.errors import InputError
 
 
@@ -206,10 +205,9 @@ def test_what_does_not_fit_is_refused(files, run):
 
 
 def test_out_of_memory_is_one_sentence():
-    opt = types.SimpleNamespace(precision="bfloat16")
     with (
-        pytest.raises(InputError, match="for an input of 2 x 3 .*-batchSize") as stop,
-        ensemble._running(opt, torch.zeros(2, 3)),
+        pytest.raises(InputError, match="for an input of 2 x 3; give a smaller -batchSize") as stop,
+        memory.out_of_memory((2, 3), torch.device("cpu"), ensemble.ADVICE),
     ):
         torch.empty(2**50, dtype=torch.uint8)
     assert "\n" not in str(stop.value)

@@ -134,7 +134,7 @@ def test_metadata_are_for_everybody_to_read(net, tmp_path):
         (lambda: resnet(8, 3, "cifar"), None),
     ],
 )
-def test_a_file_of_torch7_gets_the_originals_preprocessing(make, expected, tmp_path):
+def test_a_file_of_torch7_gets_the_originals_input_spec(make, expected, tmp_path):
     net = shake(make())
     tree, path = torch7.to_t7(net.config, net.state_dict()), str(tmp_path / "model")
     for ascii in (False, True) if net.config["stem"] == "cifar" else (False,):
@@ -144,7 +144,8 @@ def test_a_file_of_torch7_gets_the_originals_preprocessing(make, expected, tmp_p
         state = uncounted({"model": net.state_dict()})
         assert content["model"].keys() == state.keys()
         assert all(torch.equal(content["model"][name], state[name]) for name in state)
-        found = content["preprocessing"]
+        assert content["preprocessing"] is None and content["torch7"]
+        found = models.load_file(path).input_spec
         if isinstance(expected, tuple):
             assert found.pop("mean") == expected and len(found.pop("std")) == 3
             assert found == {"scale": 32, "crop": 32, "largest": 255}

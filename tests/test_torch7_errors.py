@@ -68,7 +68,7 @@ WRONG = [
     (put("9", weight=3), "module 9, nn.Linear, is no classifier"),
     (lambda tree: tree["modules"].update({4: "text"}), "module 4 is no module"),
     (drop("", "modules"), "the whole, nn.Sequential, is not a container"),
-    (put("5", modules=t7.Table()), "depth should be one of"),
+    (put("5", modules=t7.Table()), "has no stages of residual blocks"),
     (put("5.1", modules=t7.Table()), "the whole, nn.Sequential, has no stages of residual blocks"),
     (insert("5", 1, DROPOUT), "module 5.1, nn.Dropout, is not a container of modules"),
     (lambda tree: at(tree, "6")["modules"].update({2: tree}), "stands at the top as well"),
