@@ -137,7 +137,7 @@ def test_a_server_that_stops_sending_is_not_waited_for(tmp_path, monkeypatch):
 def test_a_percentage_on_a_terminal(server, tmp_path, monkeypatch):
     ours, theirs = ptys.open_pty(40)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("runtime.terminal.PAUSE", 0)
+    monkeypatch.setattr("runtime.terminal.MIN_INTERVAL", 0)
     with os.fdopen(theirs, "w") as out:
         monkeypatch.setattr("sys.stdout", out)
         with Terminal():
