@@ -343,11 +343,12 @@ def help_text(head=HEAD, options=OPTIONS):
     rows = [head]
     for name, default, _, allowed, text in options:
         text = text or "Options: " + " | ".join(filter(None, allowed))
-        rows.append(f"  -{name:<{width}} {text} [{_shown(default)}]")
+        rows.append(f"  -{name:<{width}} {text} [{value_text(default)}]")
     return "\n".join(rows)
 
 
-def _shown(value):
+def value_text(value):
+    """An option's value as one would type it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"

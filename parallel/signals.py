@@ -1,8 +1,8 @@
-"""What may come between two iterations: a signal that interrupts the run, the time to save.
+"""Interrupts: a signal saves the state after the current iteration and ends the run.
 
-The Lua could only be killed. A signal acts after the iteration it falls into, once every process
-knows of it: the state is saved, and the run ends with the status that a shell gives the signal: 130
-for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
+A signal acts once every process knows of it, so that all stop after the same iteration. The exit
+status is the one that a shell gives the signal: 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
+The periodic save inside an epoch (-saveEvery) happens at the same point.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
-    """A signal interrupted the run, which has saved; `status` is the process's exit status."""
+    """A signal interrupted the run after the state was saved; `status` is the exit status."""
 
     def __init__(self, signum, where, folder):
         name = signal.Signals(signum).name
@@ -24,12 +24,12 @@ class Interrupted(Exception):
 
 
 class Interrupts:
-    """While entered, signals are counted; `poll` acts on them, and on -saveEvery."""
+    """While entered, counts signals. `poll` acts on them, and on -saveEvery."""
 
     def __init__(self, minutes=0, folder=None, save=None, ends_process=False):
-        """save(final): saves the state inside an epoch; `final` if the run ends then.
+        """save(final): saves the state inside an epoch; `final`: the run ends after this save.
 
-        minutes: between two saves; 0: only signals save. folder: where, for the message.
+        minutes: between two saves, 0 if only signals save. folder: the run folder, for the message.
         ends_process: whether the process ends with the run.
         """
         self.folder, self.save, self.ends_process = folder, save, ends_process
@@ -42,25 +42,25 @@ class Interrupts:
         return self
 
     def __exit__(self, kind, *_):
-        # A process that is done, or was interrupted and has saved, may get another signal, once
-        # more from its parent, too: that must not look as if it had been killed.
+        # A process that is finished, or interrupted and saved, may get the signal again, also from
+        # its parent. It must not die of it: its exit status would say that it was killed.
         ignore = self.ends_process and kind in (None, Interrupted)
         for signum, handler in zip(SIGNALS, self.before):
             signal.signal(signum, signal.SIG_IGN if ignore else handler)
 
     def _receive(self, signum, _):
-        place = SIGNALS.index(signum)
-        # A second Ctrl-C ends the run at once. Under a parent the same one may come twice, and the
-        # parent counts them (launch.py).
-        if signum == signal.SIGINT and self.received[place] and "MAIN_PY_PARENT" not in os.environ:
+        index = SIGNALS.index(signum)
+        # A second Ctrl-C ends the run at once. Under a parent one Ctrl-C may arrive twice, from the
+        # terminal and from the parent; there the parent counts (launch.py).
+        if signum == signal.SIGINT and self.received[index] and "MAIN_PY_PARENT" not in os.environ:
             raise KeyboardInterrupt
-        self.received[place] += 1
+        self.received[index] += 1
 
     def poll(self, received, where, flush=lambda: None):
-        """Save if it is time; if a signal was received, save and raise Interrupted.
+        """Save if -saveEvery is due. If a signal was received, save and raise Interrupted.
 
-        received: `self.received` summed over all processes. `flush` is called before a save: an
-        error there prevents the save. Returns whether the state was saved.
+        received: `self.received`, summed over all processes. flush: called before a save; an error
+        in it prevents the save. Returns whether the state was saved.
         """
         saved = False
         signum = next((signum for signum, count in zip(SIGNALS, received) if count), None)
@@ -77,7 +77,7 @@ class Interrupts:
 
 @contextlib.contextmanager
 def blocked():
-    """Signals wait until the end of the block; a process started in it begins so."""
+    """Block SIGNALS in this thread. Threads and processes started meanwhile inherit the mask."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -86,7 +86,7 @@ def blocked():
 
 
 def obey_parent():
-    """Leave signals to the process group to the parent; end when the parent itself sends one."""
+    """In a worker: ignore SIGNALS sent to the process group, but end when the parent sends one."""
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()

@@ -1,4 +1,4 @@
-"""The script that runs, and how its process ends."""
+"""The name of the running script, and the end of its process."""
 
 import multiprocessing
 import os
@@ -8,17 +8,17 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def program():
-    """The name of the script that runs: main.py, or one that borrows its processes."""
+def script():
+    """The file name of the running script if it lies in the root, as evaluate.py; else main.py."""
     name = os.path.basename(sys.argv[0])
     return name if os.path.exists(os.path.join(ROOT, name)) and name.endswith(".py") else "main.py"
 
 
 def leave(status):
-    """End this process now, whatever still waits for signals or other processes."""
+    """End this process at once, without waiting for threads, workers or other ranks."""
     sys.stdout.flush()
     sys.stderr.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker dies
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(status)

@@ -1,8 +1,8 @@
-"""One run a folder: a second one on the same -save is refused. Not in the Lua.
+"""The lock of a run folder: a second run on the same -save is refused.
 
-The lock is the kernel's (flock) on a file `lock` in the folder: it ends with its process, however
-that dies. Over NFS it holds between machines where their lock service runs; a file system without
-locks is named, and the run goes on without.
+The kernel holds the lock (flock) on a file `lock` in the folder and frees it when the process ends
+for any reason. Over NFS it holds between machines that share a lock service. On a file system
+without locks the run prints a warning and goes on without.
 """
 
 import contextlib
@@ -12,29 +12,30 @@ import socket
 import time
 
 from runtime.errors import InputError
+from runtime.terminal import say
 
 
 @contextlib.contextmanager
-def held(folder, seconds, say):
-    """Hold the lock of a folder; another run's is waited for so many seconds, then InputError.
+def held(folder, seconds):
+    """Hold the lock of a folder. InputError if another run still holds it after `seconds`.
 
-    A predecessor that is just being ended, by torchrun's agent say, needs a moment to go.
+    The wait is for a previous run that is just being ended, by torchrun's agent for one.
     """
     path = os.path.join(folder, "lock")
-    file = _take(path, seconds, say)
+    file = _acquire(path, seconds)
     try:
         yield
     finally:
         with contextlib.suppress(OSError):
             os.remove(path)
-        # not by closing alone: loading workers have inherited the open file
+        # closing is not enough: loading workers have inherited the open file
         with contextlib.suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_UN)
         os.close(file)
 
 
-def _take(path, seconds, say):
-    """The open and locked file."""
+def _acquire(path, seconds):
+    """The file descriptor of the locked file."""
     end = time.monotonic() + seconds
     while True:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -45,7 +46,7 @@ def _take(path, seconds, say):
             os.close(file)
             if time.monotonic() >= end:
                 raise InputError(
-                    f"another run writes to {os.path.dirname(path)}: {owner or 'it has just begun'}"
+                    f"another run writes to {os.path.dirname(path)}: {owner or 'it just started'}"
                     "; wait for its end or give another -save"
                 ) from None
             time.sleep(0.1)
@@ -53,15 +54,16 @@ def _take(path, seconds, say):
         except OSError as error:
             say(f"=> no lock on {path}, {error.strerror}: take care that no other run writes there")
             return file
-        if _is_still(path, file):
-            with contextlib.suppress(OSError):  # for the sentence only, and the disk may be full
+        if _is_file_at(path, file):
+            with contextlib.suppress(OSError):  # only for the message above; the disk may be full
                 os.ftruncate(file, 0)
                 os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
             return file
-        os.close(file)  # its owner has just removed it
+        os.close(file)
 
 
-def _is_still(path, file):
+def _is_file_at(path, file):
+    """Whether `path` still is this open file: its last owner may have removed it."""
     with contextlib.suppress(FileNotFoundError):
         return os.path.samestat(os.stat(path), os.fstat(file))
     return False

@@ -28,7 +28,7 @@ def test_outputs(capsys):
     assert classes.outputs("a", net(4, DATA), DATA) == [*DATA, None]  # -nClasses 4
     assert capsys.readouterr().out == ""
     assert classes.outputs("a", net(3, ["tabby", "hound", "reynard"]), DATA) == DATA
-    assert capsys.readouterr().out.startswith("=> a calls its classes otherwise")
+    assert capsys.readouterr().out.startswith("=> a has other class names")
     for names in (None, ["a", "b", "c", "d"]):
         with pytest.raises(InputError, match="b.t7 has 4 classes, not those of the data .3, cat"):
             classes.outputs("b.t7", net(4, names), DATA)
@@ -77,7 +77,7 @@ def test_lists_that_are_refused(tmp_path, text, message):
         classes.read(path)
     assert str(path) in str(stop.value)
     path.write_bytes(b"cat\xff\n")
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not text in UTF-8"):
         classes.read(path)
 
 

@@ -79,7 +79,7 @@ def test_a_workers_memory_is_mapped_once(photos, tmp_path, monkeypatch):
     """Else each of a batch's pages would be a fault, in every batch."""
     opt = options("-depth 50 -batchSize 5 -nThreads 1", photos, tmp_path)
     train, _ = dataloader.create(opt, CPU)
-    monkeypatch.setattr(train, "_moved", lambda input: input.sum())  # reads all, needs no memory
+    monkeypatch.setattr(train, "_to_device", lambda input: input.sum())  # reads all
     list(train.run(1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     count = sum(len(batch.target) for epoch in (2, 3) for batch in train.run(epoch))
@@ -93,10 +93,10 @@ def test_batches_are_pinned_on_the_way_to_a_gpu(photos, tmp_path, monkeypatch):
     opt = options("-depth 50 -batchSize 5 -nThreads 1", photos, tmp_path)
     expected = list(dataloader.create(opt, CPU)[0].run(1))
     train, _ = dataloader.create(opt, CPU)
-    workers, moved, arrived = train.workers, train._moved, []
+    workers, moved, arrived = train.workers, train._to_device, []
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(train, "workers", Pinning(workers))
-    monkeypatch.setattr(train, "_moved", lambda input: arrived.append(input) or moved(input))
+    monkeypatch.setattr(train, "_to_device", lambda input: arrived.append(input) or moved(input))
     same(train.run(1), expected)
     assert arrived and not any(input.is_shared() for input in arrived)
 
@@ -150,7 +150,7 @@ def out_of_memory():
 
 
 @pytest.mark.parametrize(
-    "end, how", [(kill, "was ended by SIGKILL at "), (out_of_memory, "out of memory")]
+    "end, how", [(kill, "ended by SIGKILL at "), (out_of_memory, "memory at ")]
 )
 def test_a_worker_that_dies_is_told_with_its_image(photos, tmp_path, end, how):
     opt = options("-depth 50 -batchSize 4 -nThreads 2", photos, tmp_path)
@@ -166,6 +166,6 @@ def test_an_idle_worker_that_dies_is_told(photos, tmp_path):
     opt = options("-depth 50 -batchSize 4 -nThreads 1", photos, tmp_path)
     train, _ = dataloader.create(opt, CPU)
     list(train.run(1))
-    os.kill(int(train.notes[0, 0]), signal.SIGKILL)
+    os.kill(int(train.current[0, 0]), signal.SIGKILL)
     with pytest.raises(InputError, match="was ended by SIGKILL between two batches"):
         list(train.run(2))

@@ -164,7 +164,7 @@ def test_an_opened_picture_that_is_broken_is_named(tmp_path):
     ],
 )
 def test_other_arrays_are_refused(image):
-    with pytest.raises(InputError, match=r"uint8 of the shape \(height, width, 3\), not "):
+    with pytest.raises(InputError, match=r"uint8 of shape \(height, width, 3\), not "):
         InputTransform(SMALL)(image)
 
 

@@ -200,7 +200,7 @@ def test_events_are_appended_and_others_stay(tmp_path):
 
 
 def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
-    """Events that cannot be written are one line; the next save writes them all."""
+    """A TensorBoard log that cannot be written is one line; the next save writes all of it."""
     with entered(tmp_path, "-tensorboard", "true") as run:
         run.epoch(1)
         run.folder.wait()

@@ -32,7 +32,7 @@ def tty(monkeypatch):
 
     def begin():
         monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setattr(terminal, "PAUSE", 0)
+        monkeypatch.setattr(terminal, "MIN_INTERVAL", 0)
         monkeypatch.setattr(sys, "stdout", files[0])
         monkeypatch.setattr(sys, "stderr", files[1])
         return lambda: read(ends[0], 0.05)

@@ -141,7 +141,7 @@ def test_nothing_whole_is_not_a_fresh_start(tmp_path):
     with entered(tmp_path) as run:
         run.epoch(1)
     os.truncate(tmp_path / "model_1.pth", 100)
-    with pytest.raises(InputError, match="no checkpoint .* is whole: .*model_1.pth is damaged"):
+    with pytest.raises(InputError, match="no checkpoint .* is intact: .*model_1.pth is damaged"):
         newest(tmp_path)
     os.remove(tmp_path / "latest.pth")
     with pytest.raises(InputError, match="latest.pth; .*model_1.pth is damaged"):
