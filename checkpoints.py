@@ -17,37 +17,39 @@ import opts
 from formats import model_files, torch7
 from parallel import group
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note, say
 from storage import atomic, schema
 from storage.run_folder import INSIDE
 
-# Options that decide the result. A resumed run takes the checkpoint's, unless they are given again.
-CARRIED = (
-    *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
-    *("batchSize", "nGPU", "precision", "manualSeed", "nClasses", "recomputeBN"),
-)
 
-
-def latest(opt):
+def latest(opt, data=True):
     """The checkpoint in -resume, or None. A dict of epoch, best, modelFile, optimizer state, log.
 
-    Sets in `opt` the checkpoint's options that the command line does not give. The folder may be
-    one of Torch7's. In a folder with both, ours is taken: it was resumed from Torch7's.
+    Sets in `opt` the checkpoint's options that the command line does not give, and completes them
+    (data: as in opts.complete). The folder may be one of Torch7's. In a folder with both, ours is
+    taken: it was resumed from Torch7's.
     """
     opt.agents = group.agents()
     if _restarted_by_agent(opt):
         opt.resume = opt.save
     if opt.resume == "none":
         return None
-    checkpoint = _load_newest(opt.resume)
-    path = os.path.join(opt.resume, "latest.t7")
+    checkpoint = _load_from(opt.resume)
+    if checkpoint is None:
+        note(f"=> No checkpoint in {opt.resume}: starting afresh")
+    else:
+        _adopt_options(opt, checkpoint["options"])
+    opts.complete(opt, data)
+    return checkpoint
+
+
+def _load_from(folder):
+    """The newest checkpoint of this program in a folder; else of Torch7; else None."""
+    checkpoint = _load_newest(folder)
+    path = os.path.join(folder, "latest.t7")
     if checkpoint is None and os.path.isfile(path):
         say(f"=> Loading checkpoint {path}")
         checkpoint = _torch7(path)
-    if checkpoint is None:
-        say(f"=> No checkpoint in {opt.resume}: starting afresh")
-        return None
-    _adopt_options(opt, checkpoint["options"])
     return checkpoint
 
 
@@ -55,12 +57,12 @@ def _load_newest(folder):
     """The newest intact checkpoint as rank 0 sees it, read by every rank."""
     checkpoint, names = None, None
     if group.rank() == 0:
-        checkpoint, names = newest(folder, say)
+        checkpoint, names = newest(folder, say, note)
     names = group.all_gather(names)[0]
     return _read(folder, *names) if names and checkpoint is None else checkpoint
 
 
-def newest(folder, say=lambda line: None):
+def newest(folder, say=lambda line: None, note=lambda line: None):
     """The newest intact checkpoint in a folder and its (modelFile, optimFile).
 
     (None, None) if none was ever finished there. InputError if there are some and none is intact.
@@ -87,7 +89,7 @@ def newest(folder, say=lambda line: None):
             problems.append(str(error))
             continue
         path = os.path.join(folder, names[1])
-        say(f"=> {'; '.join(problems)}: going on from {path}, {checkpoint['epoch']} epochs done")
+        note(f"=> {'; '.join(problems)}: going on from {path}, {checkpoint['epoch']} epochs done")
         return checkpoint, names
     raise InputError(
         f"no checkpoint in {folder} is intact: {'; '.join(problems)}; to start afresh, remove them "
@@ -98,7 +100,7 @@ def newest(folder, say=lambda line: None):
 def _read_state(path):
     """The state in a file; InputError if it, or a value of its options, is not valid."""
     found = schema.read(path)
-    for name in CARRIED:
+    for name in opts.of_the_run():
         if name in found["options"] and not opts.fits(name, found["options"][name]):
             value = f"{found['options'][name]!r:.80}"
             raise InputError(f"{path} is no checkpoint of this program: its -{name} is {value}")
@@ -211,18 +213,19 @@ def _torch7_state(path, model):
 
 def _adopt_options(opt, saved):
     """Set the checkpoint's options that are not given; print those that differ."""
-    for name in CARRIED:
+    adopted = []
+    for name in opts.of_the_run():
         ours, theirs = getattr(opt, name), saved.get(name, getattr(opt, name))
-        if ours == theirs:
-            continue
-        if name in opt.given:
-            instead = f"in place of the checkpoint's {opts.value_text(theirs)}"
-            say(f"=> -{name} {opts.value_text(ours)} as given, {instead}")
-        else:
-            say(f"=> -{name} {opts.value_text(theirs)} from the checkpoint")
+        if name not in opt.given:
             setattr(opt, name, theirs)
-    if opt.LRSteps:
-        opt.drops = ("at", opt.LRSteps)
+            opt.adopted |= {name} & saved.keys()
+            if ours != theirs:
+                adopted.append(f"-{name} {opts.value_text(theirs)}")
+        elif ours != theirs:
+            instead = f"in place of the checkpoint's {opts.value_text(theirs)}"
+            note(f"=> -{name} {opts.value_text(ours)} as given, {instead}")
+    if adopted:
+        note(f"=> from the checkpoint: {' '.join(adopted)}")
 
 
 def optim_state(opt):

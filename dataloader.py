@@ -27,7 +27,7 @@ from parallel import group, signals
 from parallel.replicas import split, split_sizes
 from runtime.errors import InputError
 from runtime.precision import Precision
-from runtime.terminal import say
+from runtime.terminal import note
 
 # the published recipes ask for 8 workers on any machine; torch would warn twice a run
 warnings.filterwarnings("ignore", "This DataLoader will create")
@@ -216,7 +216,7 @@ class DataLoader:
             for place, reason in missing:
                 sizes[int(np.searchsorted(ends, place, "right"))] -= 1
                 self.skipped += 1
-                say(f" | skipped {reason} ({self.skipped} so far)")
+                note(f" | skipped {reason} ({self.skipped} so far)")
             left.append([n for n in sizes if n])
         return left
 

@@ -8,12 +8,14 @@ and exit status 2, and the options of ResNeXt and of fb.resnet.torch are one set
 import difflib
 import math
 import os
+import shlex
 import sys
 import types
 
 import datasets
 from models import depths
 from runtime.errors import InputError
+from runtime.terminal import complain, note
 
 HEAD = """Usage: main.py [options]
 
@@ -134,6 +136,8 @@ OF_A_START = {
     *("gen", "nThreads", "nProcs", "save", "resume", "progress", "testOnly", "epochNumber"),
     *("retrain", "optimState", "resetClassifier", "backend", "shareGradInput"),
 }
+# Of these, not for the command that resumes.
+NOT_AGAIN = {"save", "resume", "testOnly", "epochNumber", "retrain", "optimState", "resetClassifier"}
 # What a net's configuration says, under the names of the options
 OF_THE_NET = {
     **{"depth": "depth", "cardinality": "cardinality", "base_width": "baseWidth"},
@@ -158,14 +162,27 @@ def command_line(argv, program, head, options, check, words=None):
     refused, or appended to the list `words`.
     """
     if any(word in ("-h", "-help", "--help") for word in argv):
-        print(help_text(head, options))
+        print(help_text(head, options), flush=True)
         sys.exit(0)
     try:
         return check(read(argv, options, words))
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
-            print(f"{program}: {error}", file=sys.stderr)
+            complain(f"{program}: {error}")
         sys.exit(2)
+
+
+def of_the_run():
+    """The names of the options that a resumed run has from its checkpoint."""
+    return [row[0] for row in OPTIONS if row[0] not in OF_A_START]
+
+
+def resume_command(argv, save):
+    """The command that resumes a run in the folder `save`, which `argv` began."""
+    given = read(argv)
+    kept = [row[0] for row in OPTIONS if row[0] in given.given & OF_A_START - NOT_AGAIN]
+    words = [word for name in kept for word in (f"-{name}", value_text(getattr(given, name)))]
+    return shlex.join(["python", "main.py", "-resume", save, *words])
 
 
 def read(argv, options=OPTIONS, others=None):
@@ -292,20 +309,18 @@ def follow_recipe(opt):
 
 
 def follow_net(opt, config):
-    """Let the options be those of a net from a file; returns what was given otherwise.
+    """Let the options be those of a net, which may be from a file; names what was given otherwise.
 
     config: the net's. The recipe follows the net, unless -netType says whose it is to be.
     """
-    changed = {}
     if "netType" not in opt.given and opt.netType != config["net"]:
         opt.netType = config["net"]
         follow_recipe(opt)
     for theirs, name in OF_THE_NET.items():
         value = config.get(theirs, getattr(opt, name))
         if name in opt.given and getattr(opt, name) not in (value, ""):
-            changed[name] = getattr(opt, name), value
+            note(f"=> -{name} {value} as the model has, in place of {getattr(opt, name)} as given")
         setattr(opt, name, value)
-    return changed
 
 
 def recipe(net, dataset, stem):

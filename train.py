@@ -22,7 +22,7 @@ from parallel.signals import Interrupts
 from runtime import memory
 from runtime.errors import InputError
 from runtime.precision import Precision
-from runtime.terminal import say
+from runtime.terminal import note, say
 
 ORDER = "-batchSize, -manualSeed or -tenCrop"
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
@@ -176,7 +176,7 @@ class Trainer:
         if position is None or position["epoch"] in (None, state.get("epoch")):
             return  # its epoch is finished, or there is none
         if position["order"] != self._order():
-            say(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
+            note(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
             return
         self.position = Position(
             position["epoch"],

@@ -12,7 +12,7 @@ import zlib
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 
 
 def info(opt):
@@ -26,7 +26,7 @@ def info(opt):
             return found
         if os.path.exists(path):
             fault = "is damaged" if found is None else "describes other data than there are now"
-            say(f"=> {path} {fault}: making it again")
+            note(f"=> {path} {fault}: making it again")
         os.makedirs(opt.gen, exist_ok=True)
         gen.exec(opt, path)
     except OSError as error:  # a full disk, or no permission

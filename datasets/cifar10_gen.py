@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets import cifar_files, download, in_memory
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note, say
 
 
 class Version(NamedTuple):
@@ -125,7 +125,7 @@ def _published(source, gen):
         if os.path.isfile(path):
             if download.checksum(path) == version.md5:
                 return path
-            say(f"=> {path} is not the published archive: its checksum differs")
+            note(f"=> {path} is not the published archive: its checksum differs")
     url, path = URL + source.binary.archive, os.path.join(gen, source.binary.archive)
     say(f"=> Downloading {source.name} dataset from {url}")
     try:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 
 
 def read(path):
@@ -41,7 +41,7 @@ def outputs(source, model, data):
                 "others), so its outputs cannot be matched to them"
             )
         if names:
-            say(f"=> {source} has other class names than the data: its outputs are taken in order")
+            note(f"=> {source} has other class names than the data: its outputs are taken in order")
         names = list(data)
     # -nClasses may have added outputs that no class of its data had
     return names + [None] * (count - len(names))
@@ -80,6 +80,6 @@ def targets(dataset, data, tested, listed=None):
             raise InputError(f"the data has images of {name}, a class that the model does not know")
         if len(left_out) == len(found):
             raise InputError(f"no image is of a class in {listed}; the first is of {name}")
-        say(f"=> {len(left_out)} of {len(found)} images are of classes not in {listed}: left out")
+        note(f"=> {len(left_out)} of {len(found)} images are of classes not in {listed}: left out")
     indices = np.flatnonzero(found >= 0)
     return indices, found[indices]

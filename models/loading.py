@@ -16,7 +16,7 @@ from formats import model_files
 from models.blocks import init_linear
 from runtime.errors import InputError
 from runtime.precision import Precision
-from runtime.terminal import say
+from runtime.terminal import note, say
 
 
 def setup(opt, checkpoint, classes, device):
@@ -30,11 +30,11 @@ def setup(opt, checkpoint, classes, device):
     elif opt.retrain != "none":
         say(f"Loading model from file: {opt.retrain}")
         model = load_file(opt.retrain)
-        if opt.resetClassifier:
-            reset_classifier(model, count)
     else:
         say(f"=> Creating model from file: models/{opt.netType}.py")
         model = build(opt, count)
+    if opt.resetClassifier and checkpoint is None:
+        reset_classifier(model, count)
     outputs = model.fc.out_features
     if outputs != count:
         raise InputError(
@@ -142,13 +142,13 @@ def _save_memory(opt, model):
     if opt.optnet:
         model.recompute = True
     if opt.shareGradInput:
-        say("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
+        note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
 
 
 def set_backend(opt):
     """Set, for the whole process, how cuDNN selects its algorithms and whether it uses TF32."""
     if opt.backend == "cunn":
-        say("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
+        note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     torch.backends.cudnn.benchmark = opt.cudnn == "fastest"
     torch.backends.cudnn.deterministic = opt.cudnn == "deterministic"
     # PyTorch's default lets cuDNN round to TF32; -precision single means IEEE float32

@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from parallel import launch
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 
 # For one collective. A process that died is noticed at once (gloo), or the parent or the agent ends
 # the others; the timeout is for a machine that vanished. Between two collectives a process at most
@@ -38,9 +38,9 @@ def join():
                 _store().set(key, "0")
         dist.barrier()
     if device.type == "cpu":
-        say("=> No CUDA device: running on the CPU")
+        note("=> No CUDA device: running on the CPU")
     if world_size() > 1:
-        say(f"=> {world_size()} processes on {device.type}")
+        note(f"=> {world_size()} processes on {device.type}")
     return device
 
 

@@ -2,19 +2,19 @@
 
 import os
 import signal
-import sys
 import time
 import traceback
 
 from parallel import launch
 from parallel.signals import Interrupted
 from runtime.errors import InputError
-from runtime.exit import leave, script
-from runtime.terminal import is_rank_0
+from runtime.exit import leave, open_standard_streams, script
+from runtime.terminal import complain, is_rank_0
 
 
 def guard(main):
     """Call main, then exit with its status."""
+    open_standard_streams()
     end_with_parent()
     status, message = 0, None
     try:
@@ -25,11 +25,13 @@ def guard(main):
         group.barrier()  # rank 0 may still write, and the parent kills the rest once one has ended
         status, message = interrupt.status, f"{script()}: {interrupt}"
     except KeyboardInterrupt:
-        status, message = 130, launch.interrupted()
+        status, message = 130, f"{script()}: interrupted"
+    except BrokenPipeError:  # before or after the run: `-help | head` ends without a word
+        status = 141  # as of SIGPIPE
     except Exception as error:
         fail(error)
     if message and is_rank_0():
-        print(message, file=sys.stderr)
+        complain(message)
     leave(status)
 
 
@@ -57,5 +59,5 @@ def fail(error):
             message = f"rank {group.rank()} lost the other processes: {reason}"
         first = group.first_to_fail()
     if first:
-        print(f"{script()}: {message}", file=sys.stderr, flush=True)
+        complain(f"{script()}: {message}")
     leave(1)

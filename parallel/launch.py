@@ -14,12 +14,11 @@ import subprocess
 import sys
 import time
 
-from parallel.signals import SIGNALS
+from parallel.signals import PARENT, SIGNALS, announcement, ended_at_once
 from runtime import terminal
 from runtime.errors import InputError
 from runtime.exit import ROOT, script
-
-PARENT = "MAIN_PY_PARENT"  # environment variable of the processes: the pid of the parent
+from runtime.terminal import complain
 
 
 def processes(opt, replicas):
@@ -53,8 +52,11 @@ def joined():
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run(argv, count):
-    """Start the script `count` times with the arguments `argv`; returns the exit status."""
+def run(argv, count, folder=None):
+    """Start the script `count` times with the arguments `argv`; returns the exit status.
+
+    folder: the run folder, for the message if Ctrl-C ends the run at once.
+    """
     from torch.distributed import TCPStore
 
     # The parent holds the store through which the processes meet: no other program can take its
@@ -67,7 +69,7 @@ def run(argv, count):
     try:
         for rank in range(count):
             children.append(_start(argv, rank, count, store.port))
-        return _watch(children, received)
+        return _watch(children, received, folder)
     finally:
         _end(children)
         for signum in SIGNALS:
@@ -92,19 +94,21 @@ def _start(argv, rank, count, port):
     return subprocess.Popen([sys.executable, os.path.join(ROOT, script()), *argv], env=environment)
 
 
-def _watch(children, received):
+def _watch(children, received, folder):
     """Wait until all processes have ended or one has failed; returns the exit status."""
     forwarded = 0
     while True:
         states = [child.poll() for child in children]
         for rank, state in enumerate(states):
             if state is not None and state != 0 and not _saved_and_ended(state):
-                return _failed(rank, state, received)
+                return _failed(rank, state, received, folder)
         if None not in states:
             return max(states)
         while forwarded < len(received):
             if received[forwarded] == signal.SIGINT and signal.SIGINT in received[:forwarded]:
-                return _report_interrupted()
+                return _report_interrupted(folder)
+            if folder is not None and not forwarded:
+                complain(announcement(received[0]))
             for child in children:
                 child.send_signal(received[forwarded])  # a second time does no harm (signals.py)
             forwarded += 1
@@ -116,28 +120,22 @@ def _saved_and_ended(state):
     return state in [128 + signum for signum in SIGNALS]
 
 
-def _failed(rank, state, received):
+def _failed(rank, state, received, folder):
     if state > 0:  # the process has printed its error
         return state
     if -state in received:  # a signal before there was anything to save
-        return _report_interrupted() if -state == signal.SIGINT else 128 - state
+        return _report_interrupted(folder) if -state == signal.SIGINT else 128 - state
     with contextlib.suppress(ValueError):
         name = signal.Signals(-state).name
         terminal.clear()
         hint = ", perhaps out of memory" if name == "SIGKILL" else ""
-        print(f"{script()}: process {rank} was ended by {name}{hint}", file=sys.stderr, flush=True)
+        complain(f"{script()}: process {rank} was ended by {name}{hint}")
     return 128 - state
 
 
-def interrupted():
-    """The message after Ctrl-C."""
-    hint = "; -resume DIR goes on from the last checkpoint" if script() == "main.py" else ""
-    return f"{script()}: interrupted{hint}"
-
-
-def _report_interrupted():
+def _report_interrupted(folder):
     terminal.clear()
-    print(interrupted(), file=sys.stderr, flush=True)
+    complain(ended_at_once(folder))
     return 128 + signal.SIGINT
 
 

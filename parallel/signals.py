@@ -7,41 +7,55 @@ The periodic save inside an epoch (-saveEvery) happens at the same point.
 
 import contextlib
 import os
+import shlex
 import signal
 import threading
 import time
 
+from runtime import terminal
+from runtime.exit import leave, script
+from runtime.terminal import complain
+
+PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(Exception):
     """A signal interrupted the run after the state was saved; `status` is the exit status."""
 
-    def __init__(self, signum, where, folder):
+    def __init__(self, signum, where, command):
         name = signal.Signals(signum).name
-        super().__init__(f"interrupted by {name} {where}; -resume {folder} goes on from there")
+        super().__init__(f"interrupted by {name} {where}; to go on: {command}")
         self.status = 128 + signum
 
 
 class Interrupts:
     """While entered, counts signals. `poll` acts on them, and on -saveEvery."""
 
-    def __init__(self, minutes=0, folder=None, save=None, ends_process=False):
+    def __init__(self, minutes=0, folder="", save=None, command="", ends_process=False):
         """save(final): saves the state inside an epoch; `final`: the run ends after this save.
 
-        minutes: between two saves, 0 if only signals save. folder: the run folder, for the message.
-        ends_process: whether the process ends with the run.
+        minutes: between two saves, 0 if only signals save. folder: the run folder. command: what
+        resumes the run. ends_process: whether the process ends with the run.
         """
-        self.folder, self.save, self.ends_process = folder, save, ends_process
+        self.folder, self.save, self.command = folder, save, command
+        self.ends_process = ends_process
         self.received = [0] * len(SIGNALS)  # how often each signal came to this process
         self.seconds = 60 * minutes
         self.last = time.monotonic()
+        self.watch = None
 
     def __enter__(self):
         self.before = [signal.signal(signum, self._receive) for signum in SIGNALS]
+        # Under a parent one Ctrl-C may arrive twice, from the terminal and from the parent; there
+        # the parent counts and speaks (launch.py).
+        if self.ends_process and PARENT not in os.environ:
+            self.watch = _Watch(self.folder)
         return self
 
     def __exit__(self, kind, *_):
+        if self.watch is not None:
+            self.watch.end()
         # A process that is finished, or interrupted and saved, may get the signal again, also from
         # its parent. It must not die of it: its exit status would say that it was killed.
         ignore = self.ends_process and kind in (None, Interrupted)
@@ -50,9 +64,8 @@ class Interrupts:
 
     def _receive(self, signum, _):
         index = SIGNALS.index(signum)
-        # A second Ctrl-C ends the run at once. Under a parent one Ctrl-C may arrive twice, from the
-        # terminal and from the parent; there the parent counts (launch.py).
-        if signum == signal.SIGINT and self.received[index] and "MAIN_PY_PARENT" not in os.environ:
+        # a second Ctrl-C in a program that goes on afterwards, such as a test
+        if signum == signal.SIGINT and self.received[index] and not self.ends_process:
             raise KeyboardInterrupt
         self.received[index] += 1
 
@@ -71,8 +84,57 @@ class Interrupts:
             self.last = time.monotonic()
             saved = True
         if signum:
-            raise Interrupted(signum, where, self.folder)
+            raise Interrupted(signum, where, self.command)
         return saved
+
+
+class _Watch:
+    """A thread that sees a signal at once, also while one long operation of PyTorch runs.
+
+    Python calls signal handlers between two of its own instructions only. The first signal is
+    announced, a second Ctrl-C ends the process.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.read_end, self.write_end = os.pipe()
+        os.set_blocking(self.write_end, False)  # which set_wakeup_fd wants
+        self.before = signal.set_wakeup_fd(self.write_end, warn_on_full_buffer=False)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def end(self):
+        """Stop watching."""
+        signal.set_wakeup_fd(self.before)
+        os.close(self.write_end)
+
+    def _run(self):
+        seen = []
+        while byte := os.read(self.read_end, 1):
+            if byte[0] not in SIGNALS:
+                continue
+            seen.append(byte[0])
+            if len(seen) == 1:
+                complain(announcement(byte[0]))
+            if seen.count(signal.SIGINT) == 2:
+                terminal.clear()
+                complain(ended_at_once(self.folder))
+                leave(128 + signal.SIGINT)
+        os.close(self.read_end)
+
+
+def announcement(signum):
+    """What is said when a signal comes."""
+    again = "; Ctrl-C again ends it at once" if signum == signal.SIGINT else ""
+    name = signal.Signals(signum).name
+    return f"{script()}: {name}: the run finishes its iteration, saves and ends{again}"
+
+
+def ended_at_once(folder):
+    """What is said after a second Ctrl-C."""
+    hint = ""
+    if folder and os.path.exists(os.path.join(folder, "latest.pth")):
+        hint = f"; -resume {shlex.quote(folder)} goes on from the last checkpoint"
+    return f"{script()}: interrupted{hint}"
 
 
 @contextlib.contextmanager

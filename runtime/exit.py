@@ -1,5 +1,6 @@
 """The name of the running script, and the end of its process."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -14,10 +15,20 @@ def script():
     return name if os.path.exists(os.path.join(ROOT, name)) and name.endswith(".py") else "main.py"
 
 
+def open_standard_streams():
+    """Open those of file descriptors 0 to 2 that are closed, so that no other file becomes one."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this one
+
+
 def leave(status):
     """End this process at once, without waiting for threads, workers or other ranks."""
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or None
+            stream.flush()
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker dies
     for worker in multiprocessing.active_children():
         worker.kill()

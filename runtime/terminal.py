@@ -1,7 +1,8 @@
-"""Printing for the user: lines (`say`), and a status line at the bottom of a terminal (`show`).
+"""Printing for the user: lines (`say`, `note`), and a status line on a terminal (`show`).
 
-Printed lines scroll above the status line. Without a terminal, or with -progress lines, there is no
-status line: the output is the original's lines to the byte. Only rank 0 prints.
+`say` is for what the original prints, on stdout, since scripts parse it; `note` for all else, on
+stderr. Printed lines scroll above the status line. Without a terminal, or with -progress lines,
+there is no status line, and stdout has the original's lines to the byte. Only rank 0 prints.
 """
 
 import contextlib
@@ -9,6 +10,8 @@ import os
 import sys
 import threading
 import time
+
+from runtime.exit import script
 
 ERASE = "\r\x1b[K"  # go to the start of the line, erase it
 MIN_INTERVAL = 0.1  # seconds between two redraws of the status line by `show`
@@ -24,6 +27,18 @@ def say(*args):
     if is_rank_0():
         # one write: the thread that saves prints too (storage/writer.py)
         print(" ".join(map(str, args)) + "\n", end="", flush=True)
+
+
+def note(*args):
+    """Print a line that the original does not have, on stderr, on rank 0 only."""
+    if is_rank_0():
+        complain(" ".join(map(str, args)))
+
+
+def complain(text):
+    """Print an error on stderr, from any rank; a stderr that fails is no error."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text + "\n", end="", file=sys.stderr, flush=True)
 
 
 def show(text):
@@ -42,8 +57,48 @@ def clear():
         sys.stdout.flush()
 
 
+class Output:
+    """A standard stream whose failure ends nothing.
+
+    Where the reader is gone (a closed pipe) or the disk is full, lines are lost, and the run goes
+    on. `report(reason)` is called at the first failure.
+    """
+
+    def __init__(self, stream, report=lambda reason: None):
+        self.stream, self.report, self.failed = stream, report, False
+
+    def write(self, text):
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def writelines(self, lines):
+        self.write("".join(lines))
+
+    def flush(self):
+        self._try(self.stream.flush)
+
+    def _try(self, action, *args):
+        try:
+            action(*args)
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            if isinstance(error, BrokenPipeError):  # for good: what is buffered goes nowhere
+                with contextlib.suppress(OSError, ValueError):
+                    null = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(null, self.stream.fileno())
+                    os.close(null)
+            if not self.failed:
+                self.failed = True
+                self.report(getattr(error, "strerror", None) or str(error))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 class Terminal:
-    """While entered, printed lines go above the status line, if stdout is a terminal."""
+    """While entered, printed lines go above the status line, if stdout is a terminal.
+
+    A stream that fails does not end what runs meanwhile: one line on the other says so.
+    """
 
     def __init__(self, kind="auto"):
         self.enabled = kind == "auto" and is_rank_0() and _can_erase(sys.stdout)
@@ -54,6 +109,10 @@ class Terminal:
 
     def __enter__(self):
         self.before = sys.stdout, sys.stderr
+        if sys.stdout is not None:
+            sys.stdout = Output(sys.stdout, _report_lost_output)
+        if sys.stderr is not None:
+            sys.stderr = Output(sys.stderr)
         if self.enabled:
             sys.stdout = _Stream(self, sys.stdout)
             if _can_erase(sys.stderr):
@@ -63,7 +122,7 @@ class Terminal:
     def __exit__(self, *_):
         if self.enabled:
             self.show("")
-            sys.stdout, sys.stderr = self.before
+        sys.stdout, sys.stderr = self.before
 
     def show(self, text):
         """See `show`. A text within MIN_INTERVAL of the last redraw is drawn with the next one."""
@@ -88,7 +147,7 @@ class Terminal:
             self._draw()
 
     def _draw(self):
-        stream = self.before[0]
+        stream = sys.stdout.stream
         erase = ERASE if self.drawn else ""
         shown = self.text[: _width(stream) - 1] if self.at_start else ""
         if erase or shown:
@@ -113,6 +172,10 @@ class _Stream:
 
     def __getattr__(self, name):
         return getattr(self.stream, name)
+
+
+def _report_lost_output(reason):
+    note(f"{script()}: stdout cannot be written ({reason}): the run goes on, these lines are lost")
 
 
 def _can_erase(stream):

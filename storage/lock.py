@@ -12,7 +12,7 @@ import socket
 import time
 
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 
 
 @contextlib.contextmanager
@@ -52,7 +52,9 @@ def _acquire(path, seconds):
             time.sleep(0.1)
             continue
         except OSError as error:
-            say(f"=> no lock on {path}, {error.strerror}: take care that no other run writes there")
+            note(
+                f"=> no lock on {path}, {error.strerror}: take care that no other run writes there"
+            )
             return file
         if _is_file_at(path, file):
             with contextlib.suppress(OSError):  # only for the message above; the disk may be full

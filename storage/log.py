@@ -44,7 +44,11 @@ def header(opt, model, device):
 
 def options(opt):
     """The options as plain values."""
-    return {name: value for name, value in vars(opt).items() if name not in ("given", "agents")}
+    return {
+        name: value
+        for name, value in vars(opt).items()
+        if name not in ("given", "adopted", "agents")
+    }
 
 
 def entry(rate, train, test, best, device):

@@ -10,6 +10,7 @@ state could not be saved.
 
 import contextlib
 import glob
+import itertools
 import json
 import math
 import os
@@ -17,12 +18,17 @@ import re
 
 from parallel import group
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 from storage import atomic, lock, log
 from storage.tensorboard import TensorBoardLog
 from storage.writer import Writer
 
 INSIDE = "inside_epoch.pth"
+# What a run leaves, but for the lock. A Torch7 program's files are not ours.
+OURS = re.compile(
+    r"(?:model|optimState)_\d+\.pth|(?:latest|model_best|inside_epoch)\.pth|log\.jsonl"
+    r"|events\.out\.tfevents\..*\.main"
+)
 LOCK_WAIT = 2  # seconds for another run to end
 LOCK_WAIT_ELASTIC = 60  # after a restart by torchrun's agent, which may have to kill the old run
 
@@ -35,7 +41,7 @@ class RunFolder:
         self.writes = group.rank() == 0 and not opt.testOnly
         self.best = (math.inf, math.inf)  # (top-1, top-5) error of the best model so far
         self.lines, self.logged = [], 0  # of log.jsonl, and how many of them are in the file
-        self.tensorboard = TensorBoardLog(opt.save) if opt.tensorboard else None
+        self.tensorboard = None
         self.writer = Writer()
         self.saved = "nothing"  # the latest state on disk, in words
         self.failure = None  # why a later state is not on disk
@@ -45,17 +51,21 @@ class RunFolder:
 
     def __enter__(self):
         if self.writes:
-            elastic = "TORCHELASTIC_RUN_ID" in os.environ
             try:
-                os.makedirs(self.path, exist_ok=True)
-                held = lock.held(self.path, LOCK_WAIT_ELASTIC if elastic else LOCK_WAIT)
-                self.stack.enter_context(held)
+                self._open()
                 for path in atomic.left_over(self.path):
                     os.remove(path)
             except OSError as error:
                 self.stack.close()
                 raise _cannot_begin(self.path, error) from None
         return self
+
+    def _open(self):
+        """Make the folder and hold its lock."""
+        elastic = "TORCHELASTIC_RUN_ID" in os.environ
+        os.makedirs(self.path, exist_ok=True)
+        held = lock.held(self.path, LOCK_WAIT_ELASTIC if elastic else LOCK_WAIT)
+        self.stack.enter_context(held)
 
     def __exit__(self, kind, *_):
         try:
@@ -75,16 +85,32 @@ class RunFolder:
             self.best = checkpoint["best"]
         if not self.writes:
             return
+        if self.opt.tensorboard:
+            self.tensorboard = TensorBoardLog(self.path)
         self.lines = [log.header(self.opt, model, device)]
         try:
+            if checkpoint is None or not os.path.samefile(self.opt.resume, self.path):
+                self._set_aside()
             if checkpoint is not None:
                 self.lines = checkpoint.get("log") or self.lines
                 self._continue_from(checkpoint)
-            # the log of an older run in this folder stays until this run has saved a state
-            if checkpoint is not None or not os.path.exists(self._file("log.jsonl")):
-                self._write_log(self.lines)
+            self._write_log(self.lines)
         except OSError as error:
             raise _cannot_begin(self.path, error) from None
+
+    def _set_aside(self):
+        """Move the files of an earlier run into a folder beside, so that none is lost or mixed."""
+        names = [name for name in os.listdir(self.path) if OURS.fullmatch(name)]
+        if not any(name.endswith(".pth") for name in names):
+            return  # a log alone is of a run that saved nothing
+        folder = next(
+            f for n in itertools.count(1) if not os.path.exists(f := self._file(f"earlier-{n}"))
+        )
+        os.mkdir(folder)
+        # latest.pth first: the folder must not resume by half of its files
+        for name in sorted(names, key=lambda name: name != "latest.pth"):
+            os.rename(self._file(name), os.path.join(folder, name))
+        note(f"=> {self.path} held an earlier run: its files are in {folder} now")
 
     def _continue_from(self, checkpoint):
         if os.path.samefile(self.opt.resume, self.path):
@@ -134,16 +160,26 @@ class RunFolder:
     def _try_to_save(self, what, write, *content):
         """In the thread: write; a full or read-only disk is one line and no error."""
         try:
+            self._make_again()
             write(*content)
             self.saved, self.failure = what, None
         except OSError as error:
             self.failure = error.strerror or str(error)
             if self.unsaved_best:
                 self.writer.keep_copy()  # it holds the best model, which a later save writes
-            say(
+            note(
                 f"=> {what} could not be saved: {self.failure}; {self.path} still holds "
                 f"{self.saved}, training goes on and the next save tries again"
             )
+
+    def _make_again(self):
+        """Make the folder again if it was removed, with its lock and log."""
+        if os.path.isdir(self.path):
+            return
+        self.stack.close()
+        self._open()
+        self.logged = 0
+        note(f"=> {self.path} was removed: made again")
 
     def _raise_unsaved(self, what):
         if self.failure:

@@ -240,7 +240,7 @@ def test_offline(tmp_path, published, capsys):
     message = str(error.value)
     assert message.startswith(f"cannot download {site.as_uri()}/cifar-10-binary.tar.gz: ")
     assert f"put it at {path}" in message and message.endswith("-data DIR")
-    assert f"{path} is not the published archive" in capsys.readouterr().out
+    assert f"{path} is not the published archive" in capsys.readouterr().err
     assert os.listdir(tmp_path / "gen") == ["cifar-10-binary.tar.gz"]
 
 

@@ -209,7 +209,7 @@ def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
         path.symlink_to("/dev/full")
         run.epoch(2)
         run.folder.wait()
-        assert "=> epoch 2 could not be saved: No space left on device" in capsys.readouterr().out
+        assert "=> epoch 2 could not be saved: No space left on device" in capsys.readouterr().err
         run.epoch(3)
     (path,) = [p for p in tmp_path.iterdir() if p.name.endswith(".main")]
     events = [Event.FromString(record) for record in RawEventFileLoader(str(path)).Load()]

@@ -109,12 +109,15 @@ def test_fine_tuning(imagenet, tmp_path):
 
 
 @pytest.mark.parametrize("net, epochs", [("resnext", 100), ("preresnet", 90), ("resnet", 90)])
-def test_a_net_from_a_file_brings_its_recipe(net, epochs, imagenet, tmp_path):
+def test_a_net_from_a_file_brings_its_recipe(net, epochs, imagenet, tmp_path, capsys):
     (tmp_path / "net.pth").write_bytes(b"")
     words = f"-retrain {tmp_path}/net.pth -data {imagenet}"
     opt = opts.parse(words.split())
-    assert not opts.follow_net(opt, {"net": net, "depth": 101, "shortcut": "C"})
+    opts.follow_net(opt, {"net": net, "depth": 101, "shortcut": "C"})
+    assert capsys.readouterr() == ("", "")
     assert (opt.netType, opt.nEpochs, opt.depth, opt.shortcutType) == (net, epochs, 101, "C")
     opt = opts.parse(f"{words} -netType resnext -depth 50 -nEpochs 7".split())
-    assert opts.follow_net(opt, {"net": net, "depth": 101}) == {"depth": (50, 101)}
+    opts.follow_net(opt, {"net": net, "depth": 101})
+    given = "=> -depth 101 as the model has, in place of 50 as given\n"
+    assert opt.depth == 101 and capsys.readouterr() == ("", given)
     assert (opt.netType, opt.nEpochs, opt.drops) == ("resnext", 7, ("every", 30))

@@ -18,7 +18,8 @@ from storage.run_folder import RunFolder
 
 
 def newest(folder, lines=None):
-    return checkpoints.newest(str(folder), (lines if lines is not None else []).append)[0]
+    keep = (lines if lines is not None else []).append
+    return checkpoints.newest(str(folder), keep, keep)[0]
 
 
 def die_at(count):
@@ -191,7 +192,7 @@ def test_a_full_disk(tmp_path, capsys):
         with full_disk():
             run.epoch(2, best=True)
             run.folder.wait()
-        said = capsys.readouterr().out.splitlines()
+        said = capsys.readouterr().err.splitlines()
         assert len(said) == 1
         assert said[0].startswith("=> epoch 2 could not be saved: File too large; ")
         assert f"{tmp_path} still holds epoch 1, training goes on" in said[0]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -30,10 +31,20 @@ def start(command, data, folder, root=ROOT, before=(), **environment):
 
 
 def finish(process, status=0, timeout=100):
-    """Wait for the end and check the status; returns (lines of stdout, text of stderr)."""
+    """Wait for the end and check the status; returns (notes and lines of stdout, errors)."""
     out, error = process.communicate(timeout=timeout)
     assert process.returncode == status, f"{process.returncode}\n{out[-2000:]}\n{error[-4000:]}"
-    return out.splitlines(), error
+    notes = [line for line in error.splitlines() if NOTE.match(line)]
+    return notes + out.splitlines(), errors(error)
+
+
+# What the program says on stderr that is no error: its own lines, a signal that came.
+NOTE = re.compile(r"=> | \| skipped|main\.py: SIG\w+: the run finishes its iteration")
+
+
+def errors(text):
+    """What was printed on stderr, without the notes."""
+    return "".join(line + "\n" for line in text.splitlines() if not NOTE.match(line))
 
 
 def nobody_left(group, seconds=6):
