@@ -192,7 +192,7 @@ def test_interrupted_from_the_keyboard(cifar, tmp_path):
     assert process.returncode == 130
     assert re.fullmatch(
         r"main.py: interrupted by SIGINT in (the test of )?epoch \d+ after \w+ \d of \d; "
-        r"-resume checkpoints goes on from there\n",
+        r"to go on: python main.py -resume checkpoints\n",
         error,
     )
     assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 2

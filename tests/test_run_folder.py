@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -161,16 +162,35 @@ def test_files_that_do_not_belong_together(tmp_path):
     assert "model_2.pth is not the model that" in lines[-1]
 
 
-def test_an_older_runs_files_are_not_mistaken_for_this_runs(tmp_path):
-    with entered(tmp_path) as run:
-        for n in range(1, 6):
-            run.epoch(n)
-    with entered(tmp_path) as run:
-        assert step_of(newest(tmp_path)) == 5  # until there is something better
+def test_an_earlier_run_is_set_aside_whole(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("not of a run")
+    for count in (1, 2, 3):
+        with entered(tmp_path) as run:
+            for n in range(1, 6 - count):
+                run.epoch(n, best=n == 1)
+    assert step_of(newest(tmp_path)) == 2
+    for number, steps in ((1, 4), (2, 3)):
+        earlier = tmp_path / f"earlier-{number}"
+        assert step_of(newest(earlier)) == steps
+        assert {"model_best.pth", "log.jsonl", f"optimState_{steps}.pth"} <= set(
+            os.listdir(earlier)
+        )
+        assert f"its files are in {earlier} now" in capsys.readouterr().err or number == 2
+    assert (tmp_path / "mine.txt").exists() and "model_3.pth" not in os.listdir(tmp_path)
+
+
+def test_a_folder_that_is_removed_is_made_again(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with entered(folder) as run:
         run.epoch(1)
+        run.folder.wait()
+        shutil.rmtree(folder)
         run.epoch(2)
-    os.truncate(tmp_path / "model_2.pth", 100)
-    assert step_of(newest(tmp_path)) == 1
+        run.folder.wait()
+        assert f"=> {folder} was removed: made again" in capsys.readouterr().err
+        with pytest.raises(InputError, match="another run"), RunFolder(run.folder.opt):
+            pass
+    assert step_of(newest(folder)) == 2
 
 
 @contextlib.contextmanager
