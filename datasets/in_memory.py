@@ -99,7 +99,7 @@ class Images:
         found = compiled.kernels()
         if found is None:
             say(
-                "=> numba cannot be imported: training images take 5 times as long to make"
+                "=> numba cannot be imported: training images take 7 times as long to make"
                 " (pip install numba)"
             )
         return found
