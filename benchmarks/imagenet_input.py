@@ -24,11 +24,11 @@ from torchvision import transforms as tv
 
 from datasets import image_folder, imagenet
 from datasets.draws import Draws
-from datasets.image import compiled, decoding, turbojpeg
+from datasets.image import decoding, optional, turbojpeg
 
 NO_TURBOJPEG = (turbojpeg, "decoder", lambda: None)
 NO_SIMPLEJPEG = (decoding, "simplejpeg", None)
-NO_NUMBA = (compiled, "kernels", lambda: None)
+NO_NUMBA = (optional, "kernels", lambda: None)
 NORMALIZE = [tv.ToTensor(), tv.Normalize(imagenet.mean, imagenet.std)]
 
 

@@ -9,7 +9,7 @@ import os
 import numpy as np
 
 from datasets import transforms as t
-from datasets.image import compiled, decoding, turbojpeg
+from datasets.image import decoding, optional, turbojpeg
 from runtime.terminal import say
 
 # of the colours of the ImageNet training images: eigenvalues, and eigenvectors as columns
@@ -35,7 +35,7 @@ class ImageFolder:
         # arrays, not lists: forked workers share their pages, while reference counts copy a list's
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
         if split == "train":  # once a run: the splits are made together
-            for line in compiled.missing():
+            for line in optional.missing():
                 say(line)
 
     def get(self, i):
@@ -67,7 +67,7 @@ class ImageFolder:
         if that is given. Without numba, and for ten crops, it is `get` and `transform`.
         """
         chain = self.transform()
-        if compiled.kernels() is None or (self.opt.tenCrop and self.split == "val"):
+        if optional.kernels() is None or (self.opt.tenCrop and self.split == "val"):
             return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
         from datasets.image import fused
 

@@ -9,7 +9,7 @@ import functools
 import numpy as np
 import torch
 
-from datasets.image import batched, compiled
+from datasets.image import batched, optional
 from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop
 from runtime.terminal import say
 from storage import atomic
@@ -96,7 +96,7 @@ class Images:
     @functools.cached_property
     def _kernels(self):
         """The compiled kernels, or None without numba, which the first batch says in a line."""
-        found = compiled.kernels()
+        found = optional.kernels()
         if found is None:
             say(
                 "=> numba cannot be imported: training images take 7 times as long to make"

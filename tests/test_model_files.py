@@ -5,6 +5,7 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -199,3 +200,13 @@ def test_a_packed_t7(net, tmp_path, monkeypatch):
 def test_other_packed_files(content, tmp_path):
     (tmp_path / "net.pth.gz").write_bytes(gzip.compress(content))
     refused(tmp_path / "net.pth.gz", "is packed by gzip and no .t7.gz")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_precision_are_used_as_float32(net, dtype, tmp_path):
+    model_files.write(str(tmp_path / "net.pth"), models.pack(net.to(dtype)))
+    model = models.load(tmp_path / "net.pth")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    picture = np.full((40, 40, 3), 99, np.uint8)
+    assert model(model.transform(picture)[None]).dtype == torch.float32
+    assert models.load_file(tmp_path / "net.pth").fc.weight.dtype == dtype  # as convert.py keeps it
