@@ -26,7 +26,8 @@ def held(folder, seconds, advice="give another -save"):
     # a file of its own: on Windows nobody can read a locked one
     owner = os.path.join(folder, "lock.owner")
     # a soft lock, filelock's substitute, would outlive a killed process on another machine
-    lock = filelock.FileLock(path, fallback_to_soft=False)
+    # not of one thread: the thread that writes may end it and hold another
+    lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire(timeout=seconds, poll_interval=0.1)
     except filelock.Timeout:
