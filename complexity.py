@@ -20,6 +20,7 @@ import sys
 from typing import NamedTuple
 
 import opts
+from runtime import command
 from runtime.errors import InputError
 
 USAGE = """Usage: complexity.py [options]
@@ -283,4 +284,4 @@ def _measured(options):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

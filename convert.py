@@ -11,6 +11,7 @@ import sys
 
 import opts
 from models.depths import BOTTLENECKS
+from runtime import command
 from runtime.errors import InputError
 
 EXTENSIONS = (".pth", ".safetensors", ".t7", ".onnx", ".pt2")
@@ -165,4 +166,4 @@ def _of_facebook(source, config):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

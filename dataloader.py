@@ -184,7 +184,8 @@ class DataLoader:
             with contextlib.suppress(ValueError):  # not in the main thread
                 # torch's handler would raise wherever the main thread is; without it, `next`
                 # raises within 5 s
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                if hasattr(signal, "SIGCHLD"):  # not on Windows
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from results
         except RuntimeError as error:
             ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}

@@ -10,6 +10,7 @@ import os
 import sys
 
 import opts
+from runtime import command
 from runtime.errors import InputError
 from storage import curves
 
@@ -245,4 +246,4 @@ def _legend_label(curve):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

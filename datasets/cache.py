@@ -40,9 +40,12 @@ def info(opt):
 def _read(path):
     """All arrays of a cache, or None if the file is missing, truncated, damaged or no cache."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):  # a single array, .npy
+            return None
+        with file:
             info = {name: file[name] for name in file.files}  # reading checks the CRCs
-    except (OSError, EOFError, ValueError, TypeError, zipfile.BadZipFile, zlib.error):
-        # ValueError: no zip file, which numpy takes for a pickle and refuses; TypeError: an .npy
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+        # ValueError: no zip file, which numpy takes for a pickle and refuses
         return None
     return info if "signature" in info else None

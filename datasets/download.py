@@ -36,13 +36,17 @@ def fetch(url, path, md5, timeout=30):
                 ) from None
 
 
-def checksum(path):
-    """The MD5 of a file in hexadecimal, as the publishers give it."""
+def checksum(path, progress=lambda done: None):
+    """The MD5 of a file in hexadecimal, as the publishers give it.
+
+    progress: called with the number of bytes read so far.
+    """
     # against accidents, not attackers: hence allowed where the system forbids MD5 for security
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            progress(file.tell())
     return digest.hexdigest()
 
 

@@ -9,7 +9,8 @@ import os
 import numpy as np
 
 from datasets import transforms as t
-from datasets.image import decoding, turbojpeg
+from datasets.image import decoding, optional, turbojpeg
+from runtime.terminal import say
 
 # of the colours of the ImageNet training images: eigenvalues, and eigenvectors as columns
 EIGVAL = (0.2175, 0.0188, 0.0045)
@@ -33,6 +34,9 @@ class ImageFolder:
         self.folder = os.fsencode(os.path.join(opt.data, split))
         # arrays, not lists: forked workers share their pages, while reference counts copy a list's
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
+        if split == "train":  # once a run: the splits are made together
+            for line in optional.missing():
+                say(line)
 
     def get(self, i):
         """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""
@@ -60,17 +64,14 @@ class ImageFolder:
 
         The result differs by float32 rounding only: scaling is one sum of four products in each
         direction, and all colour transforms are one affine map. The image is written into `out`
-        if that is given.
+        if that is given. Without numba, and for ten crops, it is `get` and `transform`.
         """
+        chain = self.transform()
+        if optional.kernels() is None or (self.opt.tenCrop and self.split == "val"):
+            return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
         from datasets.image import fused
 
-        chain = self.transform()
-        if self.split == "train":
-            fast = fused.Training(chain)
-        elif self.opt.tenCrop:
-            return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
-        else:
-            fast = fused.Testing(chain)
+        fast = (fused.Training if self.split == "train" else fused.Testing)(chain)
 
         buffer = np.empty(1 << 22, np.uint8)  # a million pixels of 4 bytes
         decoder = turbojpeg.decoder() if self.split == "train" else None

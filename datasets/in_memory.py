@@ -9,8 +9,9 @@ import functools
 import numpy as np
 import torch
 
-from datasets.image import batched
+from datasets.image import batched, optional
 from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop
+from runtime.terminal import say
 from storage import atomic
 
 
@@ -76,7 +77,7 @@ class Images:
 
         In float32 it equals the transform with the same draws to the last bit.
         """
-        if self.split == "train" and batch.device.type == "cpu":
+        if self.split == "train" and batch.device.type == "cpu" and self._kernels:
             return self._augment_on_cpu(batch, uniforms).to(dtype)
         batch = batched.normalize(batch, self.mean, self.std, dtype)
         if self.split == "val":
@@ -87,12 +88,21 @@ class Images:
 
     def _augment_on_cpu(self, batch, uniforms):
         """The training augmentation in one compiled pass, to channels_last memory."""
-        from datasets.image import kernels
-
         n, c, h, w = batch.shape
         out = np.empty((n, h, w, c), np.float32)
-        kernels.augment(batch.numpy(), uniforms.numpy(), self._lookup, self.padding, out)
+        self._kernels.augment(batch.numpy(), uniforms.numpy(), self._lookup, self.padding, out)
         return torch.from_numpy(out).permute(0, 3, 1, 2)
+
+    @functools.cached_property
+    def _kernels(self):
+        """The compiled kernels, or None without numba, which the first batch says in a line."""
+        found = optional.kernels()
+        if found is None:
+            say(
+                "=> numba cannot be imported: training images take 7 times as long to make"
+                " (pip install numba)"
+            )
+        return found
 
     @functools.cached_property
     def _lookup(self):

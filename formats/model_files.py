@@ -8,15 +8,17 @@ The content is what models.pack makes, a dict of
 - "preprocessing": the input spec, a dict, or None.
 
 `read` takes our own .pth; state dicts as torchvision and timm save them (.pth of any PyTorch
-version, .safetensors); Torch7's .t7; and torchvision's weights by name. `write` makes .pth,
-.safetensors and .t7. Code inside a file is never run.
+version, .safetensors); Torch7's .t7, also as .t7.gz; and torchvision's weights by name. `write`
+makes .pth, .safetensors and .t7. Code inside a file is never run.
 """
 
 import argparse
+import gzip
 import json
 import math
 import os
 import re
+import zlib
 
 import torch
 
@@ -29,6 +31,7 @@ TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
+_LARGEST_T7 = 1 << 32  # bytes, of an unpacked .t7.gz: the largest released net has 0.7 GB
 _METADATA = ("config", "classes", "preprocessing")
 
 
@@ -80,25 +83,50 @@ def write(path, content):
 
 
 def kind(path):
-    """The kind of a file, from its first bytes: "torch", "safetensors" or "t7"."""
-    try:
-        with open(path, "rb") as file:
-            head = file.read(9)
-    except FileNotFoundError:
-        raise InputError(f"File not found: {path}") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {path!r}: {reason}") from None
-    # First, because the length of a safetensors header may begin with any byte
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
-        return "safetensors"
-    if head.startswith((b"PK\3\4", b"\x80")):  # a zip; or a pickle, before PyTorch 1.6
-        return "torch"
+    """The kind of a file, from its first bytes: "torch", "safetensors" or "t7" (.t7.gz too)."""
+    packed = _is_gzip(path)
+    head = _head(path, gzip.open if packed else open)
+    if not packed:
+        # First, because the length of a safetensors header may begin with any byte
+        if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
+            return "safetensors"
+        if head.startswith((b"PK\3\4", b"\x80")):  # a zip; or a pickle, before PyTorch 1.6
+            return "torch"
     # A Torch7 file begins with a type tag, 0 to 8: four bytes, or a line of text
     if head[:4] in [bytes([i, 0, 0, 0]) for i in range(9)] or re.match(rb"[0-8]\s", head):
         return "t7"
+    if packed:
+        raise InputError(f"{path} is packed by gzip and no .t7.gz: unpack it")
     what = "is none of PyTorch's, safetensors or Torch7's" if head else "is empty"
     raise InputError(f"{path} is no model file: it {what}")
+
+
+def _is_gzip(path):
+    return _head(path, open).startswith(b"\x1f\x8b\x08")
+
+
+def _head(path, opener):
+    """The first bytes of a file, opened by `open` or gzip.open."""
+    try:
+        with opener(path, "rb") as file:
+            return file.read(9)
+    except FileNotFoundError:
+        raise InputError(f"File not found: {path}") from None
+    except (OSError, ValueError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path!r}: {reason}") from None
+
+
+def _unpacked(path):
+    """The bytes in a .t7.gz; InputError if they are more than _LARGEST_T7, or damaged."""
+    try:
+        with gzip.open(path, "rb") as file:
+            data = file.read(_LARGEST_T7 + 1)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise InputError(f"{path} is damaged: {error}") from None
+    if len(data) > _LARGEST_T7:
+        raise InputError(f"{path} unpacks to more than {_LARGEST_T7} bytes: unpack it by hand")
+    return data
 
 
 def is_t7(path):
@@ -107,8 +135,10 @@ def is_t7(path):
 
 
 def load_t7(path):
-    """The tree of a Torch7 file (see t7.load); a bad file is an InputError."""
+    """The tree of a Torch7 file (see t7.load), also of a .t7.gz; a bad file is an InputError."""
     try:
+        if _is_gzip(path):
+            return t7.loads(_unpacked(path), str(path))
         return t7.load(path, mapped=False)  # the file may change while the model lives
     except ValueError as error:
         raise InputError(str(error)) from None
@@ -148,6 +178,7 @@ def _own_content(path, saved):
 
 def _bare_content(path, saved):
     """The content of a bare state dict: its configuration is inferred."""
+    torchvision.refuse_blurred(path, saved)
     state = torchvision.plain(saved)
     _check_state(path, state)
     try:
@@ -215,6 +246,7 @@ def _read_safetensors(path):
     except (safetensors.SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     if "config" not in metadata:
+        torchvision.refuse_blurred(path, {}, metadata)
         return state
     try:
         return {"model": state} | {

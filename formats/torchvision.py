@@ -4,6 +4,8 @@ Our layers have torchvision's names, so a state dict needs no renaming. It does 
 configuration of its net, which is inferred from names and shapes.
 """
 
+import contextlib
+import json
 import os
 import re
 import sys
@@ -27,7 +29,10 @@ V1 = {
 
 # Entries in which training programs save the weights; averaged ones first, since those are tested
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-_PREFIXES = re.compile(r"(?:module\.|_orig_mod\.)*")  # of DataParallel and of torch.compile
+# of DataParallel, of torch.compile, and of a net in a module of Lightning
+_PREFIXES = re.compile(r"(?:module\.|_orig_mod\.|model\.|net\.)*")
+# timm's nets that blur before they subsample: their weights have a plain ResNet's names and shapes
+_BLURRED = re.compile(r"(?:resnetaa50|resnetblur18|resnetblur50)(?![a-z0-9])")
 _NAME = re.compile(
     r"(?:(?:layer\d+\.\d+\.)?(?:conv\d|bn\d)|layer\d+\.\d+\.downsample\.[01]|fc)"
     r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
@@ -45,13 +50,36 @@ def plain(saved):
     return state
 
 
+def refuse_blurred(path, saved, metadata=None):
+    """InputError if something says that a file has a net of timm that blurs (_BLURRED).
+
+    saved, metadata: the checkpoint, and a safetensors file's metadata. Other sources are the file's
+    name and timm's config.json on the Hugging Face hub.
+    """
+    folder, file = os.path.split(path)
+    names = [file, saved.get("arch"), getattr(saved.get("args"), "model", None)]
+    names.append((metadata or {}).get("architecture"))
+    if file in ("model.safetensors", "pytorch_model.bin"):
+        with (
+            contextlib.suppress(OSError, ValueError, AttributeError, RecursionError),
+            open(os.path.join(folder, "config.json"), encoding="utf-8") as config,
+        ):
+            names.append(json.loads(config.read(1 << 20)).get("architecture"))
+    for name in names:
+        found = _BLURRED.match(name) if isinstance(name, str) else None
+        if found:
+            raise InputError(
+                f"{path} is timm's {found[0]}, which blurs before it subsamples: no net of this"
+                " program does"
+            )
+
+
 def infer(state):
     """The configuration of the net of a state dict with torchvision's names.
 
     It is inferred from a few entries; models/loading.py checks that all others fit. InputError
     names an entry that no ResNet or ResNeXt has. What weights cannot show is assumed to be as in
-    our nets: the stride is in the 3x3 convolution, with no blur before it (timm's resnetblur50 has
-    one).
+    our nets: the stride is in the 3x3 convolution, with no blur before it (see `refuse_blurred`).
     """
     for name in state:
         if not _NAME.fullmatch(name):

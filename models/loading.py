@@ -58,10 +58,11 @@ def load(source, device="cpu"):
     """A model ready to use: `model(model.transform(image)[None])` gives the scores of an image.
 
     `source` is what model_files.read takes: a file of ours, of Torch7, or of torchvision or timm;
-    or a name such as "torchvision:resnext50_32x4d". The model is in evaluation mode. It has
-    `classes` (a list of names, or None) and `transform` (from an image file or array to a tensor).
+    or a name such as "torchvision:resnext50_32x4d". The model is in evaluation mode and float32,
+    as are transformed images: half-precision weights are converted. It has `classes` (a list of
+    names, or None) and `transform` (from an image file or array to a tensor).
     """
-    model = load_file(source).to(device).eval()
+    model = load_file(source).to(device, torch.float32).eval()
     model.transform = InputTransform(model.input_spec)
     return model
 

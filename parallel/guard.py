@@ -10,6 +10,7 @@ from parallel.signals import Interrupted
 from runtime.errors import InputError
 from runtime.exit import leave, open_standard_streams, script
 from runtime.terminal import complain, is_rank_0
+from runtime.packages import missing
 
 
 def guard(main):
@@ -40,7 +41,8 @@ def end_with_parent():
     if launch.PARENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         launch.die_with_parent()
     if launch.PARENT in os.environ:
-        if os.getppid() != int(os.environ[launch.PARENT]):
+        # on Windows the parent of an environment's Python is its launcher
+        if os.name != "nt" and os.getppid() != int(os.environ[launch.PARENT]):
             os._exit(1)  # the parent ended before prctl was called
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
@@ -48,7 +50,9 @@ def end_with_parent():
 def fail(error):
     """Exit with status 1. Of several processes only the first that failed prints its error."""
     message, first = str(error), True
-    if not isinstance(error, InputError):
+    if missing(error):
+        message = missing(error)
+    elif not isinstance(error, InputError):
         message = "".join(traceback.format_exception(error)).rstrip()
     if launch.joined():
         from parallel import group

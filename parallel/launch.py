@@ -110,7 +110,8 @@ def _watch(children, received, folder):
             if folder is not None and not forwarded:
                 complain(announcement(received[0]))
             for child in children:
-                child.send_signal(received[forwarded])  # a second time does no harm (signals.py)
+                with contextlib.suppress(ValueError):  # on Windows SIGINT goes to all by itself
+                    child.send_signal(received[forwarded])  # twice does no harm (signals.py)
             forwarded += 1
         time.sleep(0.05)
 
@@ -152,5 +153,5 @@ def _end(children):
 
 def die_with_parent():
     """Let the kernel kill this process when its parent ends for any reason (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: on Windows
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -17,7 +17,9 @@ from runtime.exit import leave, script
 from runtime.terminal import complain
 
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# Windows has no SIGUSR1
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Interrupted(Exception):
@@ -140,6 +142,9 @@ def ended_at_once(folder):
 @contextlib.contextmanager
 def blocked():
     """Block SIGNALS in this thread. Threads and processes started meanwhile inherit the mask."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: signals come to the main thread only
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -149,6 +154,10 @@ def blocked():
 
 def obey_parent():
     """In a worker: ignore SIGNALS sent to the process group, but end when the parent sends one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: the parent ends a worker without a signal
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()

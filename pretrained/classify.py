@@ -11,7 +11,7 @@ import sys
 # The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from runtime.errors import InputError
+from runtime import command
 
 USAGE = "Usage: python classify.py MODEL FILE..."
 TOP = 5
@@ -65,9 +65,4 @@ def show(path, probabilities, names):
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"classify.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command.run(lambda: main(sys.argv[1:]))

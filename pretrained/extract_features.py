@@ -13,8 +13,7 @@ import sys
 # The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import numpy as np
-
+from runtime import command
 from runtime.errors import InputError
 
 USAGE = """\
@@ -32,9 +31,14 @@ def main(arguments):
         return 1
     paths, size = listed(words[2], int(words[1])) if in_batches else (words[1:], AT_ONCE)
     # after the checks: their errors need not wait for torch
+    import numpy as np
+
     from pretrained import inference
 
     model = inference.load(words[0])
+    if not hasattr(model, "features"):
+        net = model.config["net"]
+        raise InputError(f"{words[0]}: the net {net} has no function features(images)")
     read, features = [], np.empty((len(paths), model.fc.in_features), np.float32)
     for names, rows in inference.run(model.features, model, paths, size, "extract_features.py"):
         features[len(read) : len(read) + len(names)] = rows
@@ -61,6 +65,8 @@ def listed(folder, size):
 
 def save(names, features, as_t7=False):
     """Write features.npz and, if asked for, features.t7."""
+    import numpy as np
+
     from storage import atomic
 
     try:
@@ -80,9 +86,4 @@ def save(names, features, as_t7=False):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"extract_features.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command.run(lambda: main(sys.argv[1:]))

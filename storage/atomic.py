@@ -105,6 +105,8 @@ def replacing(path):
     finally:
         with contextlib.suppress(OSError):  # after the rename there is none
             os.remove(temporary)
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
+        return
     # a rename survives a power cut only once its folder is flushed too
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     try:

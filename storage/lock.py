@@ -1,71 +1,58 @@
 """The lock of a run folder: a second run on the same -save is refused.
 
-The kernel holds the lock (flock) on a file `lock` in the folder and frees it when the process ends
-for any reason. Over NFS it holds between machines that share a lock service. On a file system
-without locks the run prints a warning and goes on without.
+The operating system holds the lock on a file `lock` in the folder (flock, or msvcrt on Windows) and
+frees it when the process ends for any reason. Over NFS it holds between machines that share a lock
+service. On a file system without locks the run prints a warning and goes on without.
 """
 
 import contextlib
-import fcntl
 import os
 import socket
-import time
+
+import filelock
 
 from runtime.errors import InputError
 from runtime.terminal import note
 
 
 @contextlib.contextmanager
-def held(folder, seconds):
+def held(folder, seconds, advice="give another -save"):
     """Hold the lock of a folder. InputError if another run still holds it after `seconds`.
 
-    The wait is for a previous run that is just being ended, by torchrun's agent for one.
+    The wait is for a previous run that is just being ended, by torchrun's agent for one. `advice`
+    is what a user can do other than wait.
     """
     path = os.path.join(folder, "lock")
-    file = _acquire(path, seconds)
+    # a file of its own: on Windows nobody can read a locked one
+    owner = os.path.join(folder, "lock.owner")
+    # a soft lock, filelock's substitute, would outlive a killed process on another machine
+    # not of one thread: the thread that writes may end it and hold another
+    lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=seconds, poll_interval=0.1)
+    except filelock.Timeout:
+        raise InputError(
+            f"another run writes to {folder}: {_read(owner) or 'it just started'}; wait for its "
+            f"end or {advice}"
+        ) from None
+    except OSError as error:
+        if not os.path.isfile(path):  # the folder cannot be written to at all
+            raise
+        note(f"=> no lock on {path}, {error.strerror}: take care that no other run writes there")
+    with contextlib.suppress(OSError), open(owner, "w") as file:  # the disk may be full
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.remove(path)
-        # closing is not enough: loading workers have inherited the open file
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_UN)
-        os.close(file)
+        # Before the release, after which they may be another run's. On Windows an open file cannot
+        # be removed; filelock does it there.
+        for name in (owner, path):
+            with contextlib.suppress(OSError):
+                os.remove(name)
+        lock.release()
 
 
-def _acquire(path, seconds):
-    """The file descriptor of the locked file."""
-    end = time.monotonic() + seconds
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(file, 200).decode(errors="replace")
-            os.close(file)
-            if time.monotonic() >= end:
-                raise InputError(
-                    f"another run writes to {os.path.dirname(path)}: {owner or 'it just started'}"
-                    "; wait for its end or give another -save"
-                ) from None
-            time.sleep(0.1)
-            continue
-        except OSError as error:
-            note(
-                f"=> no lock on {path}, {error.strerror}: take care that no other run writes there"
-            )
-            return file
-        if _is_file_at(path, file):
-            with contextlib.suppress(OSError):  # only for the message above; the disk may be full
-                os.ftruncate(file, 0)
-                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            return file
-        os.close(file)
-
-
-def _is_file_at(path, file):
-    """Whether `path` still is this open file: its last owner may have removed it."""
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(path), os.fstat(file))
-    return False
+def _read(owner):
+    with contextlib.suppress(OSError), open(owner, errors="replace") as file:
+        return file.read(200)
+    return None

@@ -6,12 +6,16 @@ in TIMES depend on the clock and the machine; all others are a function of the o
 
 import contextlib
 import importlib.metadata
-import resource
 import subprocess
 import sys
 
 import numpy as np
 import torch
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 from parallel import group
 from parallel.replicas import split_sizes
@@ -83,9 +87,11 @@ def scalars(line):
 
 
 def _peak_memory(device):
-    """Peak memory in bytes: of tensors on a CUDA device, else of this process."""
+    """Peak memory in bytes: of tensors on a CUDA device, else of this process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB on Linux
 
