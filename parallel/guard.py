@@ -9,8 +9,8 @@ from parallel import launch
 from parallel.signals import Interrupted
 from runtime.errors import InputError
 from runtime.exit import leave, open_standard_streams, script
-from runtime.terminal import complain, is_rank_0
 from runtime.packages import missing
+from runtime.terminal import complain, is_rank_0
 
 
 def guard(main):

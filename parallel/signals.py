@@ -9,6 +9,7 @@ import contextlib
 import os
 import shlex
 import signal
+import socket
 import threading
 import time
 
@@ -99,19 +100,21 @@ class _Watch:
 
     def __init__(self, folder):
         self.folder = folder
-        self.read_end, self.write_end = os.pipe()
-        os.set_blocking(self.write_end, False)  # which set_wakeup_fd wants
-        self.before = signal.set_wakeup_fd(self.write_end, warn_on_full_buffer=False)
+        # not os.pipe, which cannot be made non-blocking on Windows before Python 3.12
+        self.read_end, self.write_end = socket.socketpair()
+        self.write_end.setblocking(False)
+        fileno = self.write_end.fileno()
+        self.before = signal.set_wakeup_fd(fileno, warn_on_full_buffer=False)
         threading.Thread(target=self._run, daemon=True).start()
 
     def end(self):
         """Stop watching."""
         signal.set_wakeup_fd(self.before)
-        os.close(self.write_end)
+        self.write_end.close()
 
     def _run(self):
         seen = []
-        while byte := os.read(self.read_end, 1):
+        while byte := self.read_end.recv(1):
             if byte[0] not in SIGNALS:
                 continue
             seen.append(byte[0])
@@ -121,7 +124,7 @@ class _Watch:
                 terminal.clear()
                 complain(ended_at_once(self.folder))
                 leave(128 + signal.SIGINT)
-        os.close(self.read_end)
+        self.read_end.close()
 
 
 def announcement(signum):
