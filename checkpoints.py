@@ -25,6 +25,7 @@ from storage.run_folder import INSIDE
 CARRIED = (
     *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
     *("batchSize", "nGPU", "precision", "manualSeed", "nClasses", "recomputeBN"),
+    *("freeze", "classifierLR"),
 )
 
 
