@@ -43,7 +43,7 @@ def setup(opt, checkpoint, classes, device):
             f"-resetClassifier true; to leave it so, -nClasses {outputs}"
         )
     model.classes = list(classes)
-    freeze(model, opt.freeze)
+    freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
     set_backend(opt)
     # channels_last is at least as fast for every net of ours, on the CPU up to 1.7 times as fast

@@ -178,6 +178,8 @@ def test_refused():
     for count, net in ((4, "resnet"), (5, "preresnet, ImageNet's stem")):
         with pytest.raises(InputError, match=f"-freeze {count}: this net has {count - 1} stages"):
             freeze(NETS[net](), count)
+    with pytest.raises(InputError, match="-recomputeBN: -freeze 3 freezes every batch norm"):
+        freeze(NETS["resnet"](), 3, recomputes=True)
     with pytest.raises(InputError, match="this net has no stages"):
         freeze(nn.Linear(3, 4), 1)
 
