@@ -5,13 +5,14 @@ any number of processes.
 """
 
 import functools
+import importlib.util
 import os
 import sys
 
 import opts
 from parallel import launch
 from parallel.guard import guard
-from runtime import memory, threads
+from runtime import memory, output_files, threads
 from runtime.errors import InputError
 
 HEAD = """Usage: evaluate.py MODEL... [options]
@@ -39,6 +40,9 @@ OPTIONS = (
     ("flip",        False, opts.boolean, None, "Test the mirror images as well"),
     ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
     ("recomputeBN", 0,     opts.whole,   0,    "Batches to re-estimate batch norm over first (0: no)"),
+    ("predictions", "",    str,          None, "Write each image's five best classes: FILE.csv"),
+    ("classErrors", "",    str,          None, "Write the errors by class: FILE.csv"),
+    ("confusion",   "",    str,          None, "Write the confusion matrix: FILE.csv, .png, .svg, or several: a.csv,a.png"),
 )
 # fmt: on
 
@@ -56,7 +60,7 @@ def main(argv=None):
     import dataloader
     import datasets
     import models
-    from evaluation import classes, ensemble
+    from evaluation import classes, ensemble, predictions
     from evaluation.views import Views
     from models.fold import folded
     from parallel import group
@@ -94,8 +98,13 @@ def main(argv=None):
         )
         for net, own, outputs in zip(nets, views, columns)
     ]
+    wanted = opt.predictions or opt.classErrors or opt.confusion
+    found = predictions.Predictions() if wanted else None
     with Terminal(opt.progress):
-        return ensemble.test(members, loader, opt, precision)
+        results = ensemble.test(members, loader, opt, precision, found)
+    if wanted:
+        predictions.write(found, images, tested, opt)
+    return results
 
 
 def parse(argv):
@@ -123,7 +132,29 @@ def _check(words, opt):
     if opt.classes and not os.path.isfile(opt.classes):
         raise InputError(f"File not found: {opt.classes} (-classes)")
     opts.check_folder(opt)
+    _check_outputs(opt)
     return opt
+
+
+def _check_outputs(opt):
+    """Refuse files that cannot be written, before the test."""
+    opt.confusion = tuple(opt.confusion.split(",")) if opt.confusion else ()
+    files = [("predictions", opt.predictions), ("classErrors", opt.classErrors)]
+    files = [(option, path) for option, path in files if path]
+    for option, path in files:
+        output_files.check(path, (".csv",), option)
+    for path in opt.confusion:
+        output_files.check(path, (".csv", ".png", ".svg"), "confusion")
+    pictures = [path for path in opt.confusion if not path.lower().endswith(".csv")]
+    if pictures and importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            f"{pictures[0]} (-confusion) needs matplotlib, which is not installed: "
+            "pip install matplotlib, or give -confusion FILE.csv"
+        )
+    paths = [os.path.realpath(path) for path in [*(path for _, path in files), *opt.confusion]]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice:
+        raise InputError(f"{twice} is to be written twice: give each option a file of its own")
 
 
 def _model(word):

@@ -97,6 +97,7 @@ OPTIONS = (
     # ---------- Optimization options ----------
     ("LR",              0.1,           real,    0,    "initial learning rate"),
     ("LRSteps",         (),            series,  None, "Epochs where the rate drops x0.1 (none: the recipe's)"),
+    ("classifierLR",    0.0,           real,    0,    "initial rate of the fully connected layer (0: -LR's)"),
     ("momentum",        0.9,           real,    0,    "momentum"),
     ("weightDecay",     1e-4,          real,    0,    "weight decay"),
     # ---------- Model options ----------
@@ -112,6 +113,7 @@ OPTIONS = (
     ("shareGradInput",  False,         boolean, None, "Accepted; autograd frees gradInput by itself"),
     ("optnet",          False,         boolean, None, "Recompute activations to reduce memory usage"),
     ("resetClassifier", False,         boolean, None, "Reset the fully connected layer for fine-tuning"),
+    ("freeze",          0,             whole,   0,    "Stages that fine-tuning holds still, with the stem (0: none)"),
     ("nClasses",        0,             whole,   0,    "Number of classes (0: as many as are found)"),
 )
 
@@ -274,6 +276,8 @@ def complete(opt, data=True):
         raise InputError("-momentum 0: Nesterov momentum requires a momentum; give e.g. 0.9")
     if opt.shareGradInput and opt.optnet:
         raise InputError("cannot use both -shareGradInput and -optnet: leave one out")
+    if opt.freeze and opt.retrain == opt.resume == "none":
+        raise InputError("-freeze needs trained weights: give -retrain FILE")
     if opt.tenCrop and opt.stem != "imagenet":
         raise InputError("-tenCrop true needs -dataset imagenet: small images are not cropped")
     if opt.testCrop > opt.testScale:

@@ -47,14 +47,16 @@ class Estimate:
     """Sums the statistics of slices. `apply` sets the model's running statistics to their means.
 
     The model does not change before. The result depends on weights and images only: a slice of one
-    image is left out, because training normalises it by the old running statistics.
+    image is left out, because training normalises it by the old running statistics. Batch norms in
+    evaluation mode, which -freeze holds, are left alone.
     """
 
     def __init__(self, model):
         self.model = model
-        norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        modules = model.named_modules()
+        norms = {n: m for n, m in modules if isinstance(m, nn.BatchNorm2d) and m.training}
         if not norms:
-            raise InputError("-recomputeBN: this net has no batch norm")
+            raise InputError("-recomputeBN: this net has no batch norm that is not frozen")
         self.norms = list(norms.values())
         self.names = [f"{n}.{which}" for n in norms for which in ("running_mean", "running_var")]
         buffers = dict(model.named_buffers())

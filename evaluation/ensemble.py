@@ -93,15 +93,26 @@ def window(net, dataset, opt):
         return net.maps(image).shape[-1]
 
 
-def test(members, loader, opt, precision):
-    """Test and print the errors; returns [(top-1 error %, top-5 error %)] by each average."""
-    total, queue = EnsembleMetrics(), MetricQueue(precision.device)
+def test(members, loader, opt, precision, predictions=None):
+    """Test and print the errors; returns [(top-1 error %, top-5 error %)] by each average.
 
+    loader: of Views. predictions: a Predictions to fill, if they are wanted.
+    """
+    total, queue = EnsembleMetrics(), MetricQueue(precision.device)
+    targets = torch.from_numpy(loader.dataset.targets).to(precision.device)
+    several = len(members) > 1 or opt.dense or opt.ten or opt.flip
+
+    @torch.inference_mode()
     def count_errors(batch):
-        return _count_errors(members, batch, opt, precision)
+        if not len(batch.target):  # of the image that stands for none
+            return _count_errors(targets.new_zeros(2, 0, 1), targets[:0])
+        parts = (_score(member, batch, opt, precision) for member in members)
+        average = sum(parts) / len(members)
+        if predictions is not None:
+            predictions.add(batch.target, average, several)
+        return _count_errors(average, targets[batch.target])
 
     testing.test(0, loader, total, count_errors, queue, Reporter(Clock(test=loader.size())))
-    several = len(members) > 1 or opt.dense or opt.ten or opt.flip
     counts = [("mean of outputs", total.wrong1, total.wrong5)]
     if several:  # of a single output both averages rank the classes alike
         counts += [("mean of softmax", total.soft1, total.soft5)]
@@ -117,14 +128,10 @@ def test(members, loader, opt, precision):
     return results
 
 
-@torch.inference_mode()
-def _count_errors(members, batch, opt, precision):
-    """How many of this process's images are wrong, by each average."""
+def _count_errors(averages, target):
+    """How many images are wrong, by each of the averages (2, N, K)."""
     names = ("wrong1", "wrong5", "soft1", "soft5")
-    if not len(batch.target):
-        return dict.fromkeys(names, torch.zeros((), device=precision.device))
-    score = sum(_score(member, batch, opt, precision) for member in members) / len(members)
-    counts = [scores.count_errors(average, batch.target).values() for average in score]
+    counts = [scores.count_errors(average, target).values() for average in averages]
     return dict(zip(names, (count for pair in counts for count in pair)))
 
 

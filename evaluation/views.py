@@ -30,8 +30,11 @@ class Views:
         self.dataset, self.indices, self.targets, self.views = dataset, indices, targets, views
 
     def get(self, i):
-        """Image i as the dataset reads it, and its target among the tested classes."""
-        return self.dataset.get(self.indices[i])[0], int(self.targets[i])
+        """Image i as the dataset reads it, and i, by which `targets` has its class.
+
+        So the loader's batches say which images they hold, where unreadable ones are left out too.
+        """
+        return self.dataset.get(self.indices[i])[0], int(i)
 
     def name(self, i):
         """The name of image i for messages."""

@@ -241,6 +241,7 @@ class Net(nn.Module):
         super().__init__()
         self.config = config
         self.recompute = False
+        self.frozen = ()  # names of the parts that -freeze holds, see freezing.py
         self.slices = None  # the same as in its batch norms, see set_slices
         large = stem == "imagenet"
         self.conv1 = conv(3, width, 7, 2) if large else conv(3, width, 3)
@@ -263,6 +264,13 @@ class Net(nn.Module):
         self.bn_last = BatchNorm2d(channels) if preactivation else None
         self.fc = nn.Linear(channels, config["classes"])
         initialise(self)
+
+    def train(self, mode=True):
+        """Set training or evaluation mode; the frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
 
     def maps(self, x):
         """The last feature maps: (N, channels, H / 32, W / 32); CIFAR stem: H / 4, W / 4."""
@@ -293,7 +301,8 @@ class Net(nn.Module):
         # anyway. But the recomputation of a one-sample slice would use the updated ones, so a batch
         # with such a slice (the last of an epoch) is not recomputed.
         compiling = torch.compiler.is_compiling()
-        if not (self.recompute and self.training) or (compiling and 1 in (self.slices or ())):
+        recomputed = self.recompute and block.training  # a frozen block keeps no activations
+        if not recomputed or (compiling and 1 in (self.slices or ())):
             return block(x)
         contexts = {} if compiling else {"context_fn": partial(_recompute_contexts, block)}
         return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **contexts)

@@ -14,6 +14,7 @@ from datasets import cifar10, cifar100, imagenet
 from datasets.input_spec import InputTransform
 from formats import model_files
 from models.blocks import init_linear
+from models.freezing import freeze
 from runtime.errors import InputError
 from runtime.precision import Precision
 from runtime.terminal import note, say
@@ -42,6 +43,7 @@ def setup(opt, checkpoint, classes, device):
             f"-resetClassifier true; to leave it so, -nClasses {outputs}"
         )
     model.classes = list(classes)
+    freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
     set_backend(opt)
     # channels_last is at least as fast for every net of ours, on the CPU up to 1.7 times as fast

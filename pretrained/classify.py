@@ -2,44 +2,88 @@
 
 Differs from the Lua: input spec and class names come from the model, which may be any that
 `models.load` takes, with any number of classes. A file that cannot be read is named on stderr; the
-others are still classified, and the exit status is 1.
+others are still classified, and the exit status is 1. A folder stands for all images below it, and
+-csv writes a table instead of the printed lines.
 """
 
+import contextlib
 import os
 import sys
 
 # The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from runtime import command
+from runtime import command, output_files
+from runtime.errors import InputError
 
-USAGE = "Usage: python classify.py MODEL FILE..."
+USAGE = "Usage: python classify.py MODEL FILE... [-csv FILE.csv]"
 TOP = 5
 AT_ONCE = 16
 
 
 def main(arguments):
     """Classify the files of the command line; returns the exit status."""
-    if len(arguments) < 2:
+    table, words = csv_option(arguments)
+    if len(words) < 2:
         print(USAGE, file=sys.stderr)
         return 1
+    if table:
+        output_files.check(table, (".csv",), "csv")
     # after the check: the usage need not wait for torch
     from pretrained import inference
 
-    source, *paths = arguments
+    source, *words = words
+    paths, errors = inference.image_files(words)
+    for error in errors:
+        print(f"classify.py: {error}", file=sys.stderr)
     model = inference.load(source)
     names = class_names(model)
 
     def probabilities(images):
         return model(images).softmax(1)
 
-    progress = not sys.stdout.isatty()  # else the results themselves show it
+    progress = bool(table) or not sys.stdout.isatty()  # else the results themselves show it
     done = 0
-    for read, rows in inference.run(probabilities, model, paths, AT_ONCE, "classify.py", progress):
-        for path, row in zip(read, rows):
-            show(path, row, names)
-        done += len(read)
-    return 0 if done == len(paths) else 1
+    with writer(table, names) as write:
+        batches = inference.run(probabilities, model, paths, AT_ONCE, "classify.py", progress)
+        for read, rows in batches:
+            for path, row in zip(read, rows):
+                write(path, row)
+            done += len(read)
+    return 0 if done == len(paths) and not errors else 1
+
+
+def csv_option(arguments):
+    """(the file of -csv or None, the other words); the option may stand anywhere."""
+    words = list(arguments)
+    for option in ("-csv", "--csv"):
+        if option in words:
+            at = words.index(option)
+            if at + 1 == len(words):
+                raise InputError("missing argument for option -csv")
+            table = words[at + 1]
+            del words[at : at + 2]
+            return table, words
+    return None, words
+
+
+@contextlib.contextmanager
+def writer(table, names):
+    """A function (path, probabilities) that prints a result, or adds a row to the file `table`."""
+    if table is None:
+        yield lambda path, probabilities: show(path, probabilities, names)
+        return
+    from storage import csv_table
+
+    with csv_table.writing(table) as rows:
+        rows.writerow(["path", *csv_table.best_columns(min(TOP, len(names)))])
+
+        def write(path, probabilities):
+            best, indices = probabilities.topk(min(TOP, len(names)))
+            cells = csv_table.best_cells(names, indices.tolist(), best.tolist())
+            rows.writerow([path, *cells])
+
+        yield write
 
 
 def class_names(model):

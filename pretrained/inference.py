@@ -1,10 +1,12 @@
 """What both scripts do: load a model for inference, and run it on image files in batches."""
 
+import os
 import sys
 
 import torch
 
 import models
+from datasets.imagenet_gen import EXTENSIONS
 from datasets.input_spec import batches
 from models.fold import folded
 
@@ -16,6 +18,38 @@ def load(source):
     # float32 whatever the file holds, as the Lua's :cuda() makes it
     model = models.load(source, device).to(torch.float32, memory_format=torch.channels_last)
     return folded(model)
+
+
+def image_files(words):
+    """(paths, errors): each word is a file, or a folder that stands for all images below it.
+
+    A folder's images are sorted; those without an image's ending and hidden ones are left out. An
+    error is a sentence about a folder that cannot be listed or has no image.
+    """
+    paths, errors = [], []
+    for word in words:
+        if not os.path.isdir(word):
+            paths.append(word)
+            continue
+        found = sorted(_images_below(word, errors))
+        if not found:
+            errors.append(f"no image in the folder {word!r}")
+        paths += found
+    return paths, errors
+
+
+def _images_below(folder, errors):
+    def unlisted(error):
+        errors.append(f"cannot list {error.filename!r}: {error.strerror}")
+
+    seen = {os.path.realpath(folder)}  # a link may lead back
+    for parent, folders, files in os.walk(folder, onerror=unlisted, followlinks=True):
+        inside = {os.path.realpath(os.path.join(parent, f)): f for f in folders if f[0] != "."}
+        folders[:] = [name for path, name in inside.items() if path not in seen]
+        seen |= inside.keys()
+        for name in files:
+            if name[0] != "." and name.lower().endswith((*EXTENSIONS, ".gif")):
+                yield os.path.join(parent, name)
 
 
 def run(function, model, paths, size, script, progress=True):

@@ -11,15 +11,24 @@ from runtime.packages import missing
 
 
 def run(main):
-    """Call main and exit with its status: 1 after an error, 130 after Ctrl-C."""
+    """Call main and exit with its status: 1 after an error, 130 after Ctrl-C.
+
+    If the reader of stdout has gone, as in `| head`, the status is 141, as of SIGPIPE.
+    """
     name = os.path.basename(sys.argv[0])
     try:
-        sys.exit(main())
+        status = main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.exit(status)
     except InputError as error:
         sys.exit(f"{name}: {error}")
     except ImportError as error:
         if not missing(error):
             raise
         sys.exit(f"{name}: {missing(error)}")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is buffered still
+        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
