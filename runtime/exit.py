@@ -30,7 +30,8 @@ def leave(status):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or None
             stream.flush()
     if hasattr(signal, "SIGCHLD"):  # not on Windows
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler raises when a worker dies
+        with contextlib.suppress(ValueError):  # not from another thread than the main one
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when a worker dies
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(status)
