@@ -51,6 +51,7 @@ class Batch(NamedTuple):
     input: torch.Tensor  # (N, 3, H, W), with ten crops (10 N, 3, H, W)
     target: torch.Tensor  # (N,)
     slices: list  # for each process the sizes of its slices: the replicas', all together the batch
+    odd: int = 0  # images of this process with damage to their file that left the pixels whole
 
     @property
     def count(self):
@@ -69,6 +70,7 @@ class DataLoader:
         self.dtype = Precision(opt.precision, device).dtype
         self.in_memory = hasattr(dataset, "augment")
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
+        self.odd, self.named = [], set()  # sentences on odd files: to be named, named before
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
@@ -135,7 +137,7 @@ class DataLoader:
 
     def _prepared(self, epoch, dealt):
         self.jobs.list = [(epoch, indices) for indices, _ in dealt]
-        for (input, target, unreadable), (_, slices) in zip(self._results(), dealt):
+        for (input, target, unreadable, odd), (_, slices) in zip(self._results(), dealt):
             for place, reason in unreadable:
                 if place is None:
                     raise InputError(reason)
@@ -144,7 +146,10 @@ class DataLoader:
             if self.opt.skipCorrupt:
                 slices = self._skip(unreadable, slices)
             input = self._received(input) if len(target) else self._black()
-            yield Batch(self._moved(input), target.to(self.device, non_blocking=True), slices)
+            self.odd += odd
+            target = target.to(self.device, non_blocking=True)
+            yield Batch(self._moved(input), target, slices, len(odd))
+        self._name_odd()
 
     def _received(self, input):
         """A batch that a worker handed over; what has lain in its room stays mapped here.
@@ -210,6 +215,15 @@ class DataLoader:
                 say(f" | skipped {reason} ({self.skipped} so far)")
             left.append([n for n in sizes if n])
         return left
+
+    def _name_odd(self):
+        """Name the files that were odd in this epoch, each once in a run."""
+        for odd in group.all_gather(self.odd):
+            for sentence in odd:
+                if sentence not in self.named:
+                    self.named.add(sentence)
+                    say(f" | odd but whole: {sentence} ({len(self.named)} so far)")
+        self.odd = []
 
     def _black(self):
         side = self.dataset.input_spec()["crop"]

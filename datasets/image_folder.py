@@ -4,6 +4,7 @@ Port of the class in datasets/imagenet.lua. Differs from it: what decoding.py sa
 -testScale and -testCrop.
 """
 
+import mmap
 import os
 
 import numpy as np
@@ -32,14 +33,21 @@ class ImageFolder:
         self.folder = os.fsencode(os.path.join(opt.data, split))
         # Arrays, no lists: workers share them instead of copying them page by page
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
+        # Which were read through once and found whole: in memory that the workers share
+        self.checked = np.frombuffer(mmap.mmap(-1, max(1, len(self.targets))), np.uint8)
+        self.odd = []  # sentences on images with whole pixels and odd files; the reader empties it
 
     def get(self, i):
         """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""
-        return decoding.floats(decoding.decode(self._path(i))), int(self.targets[i])
+        pixels = decoding.decode(self._path(i), lambda phrase: self._note(i, phrase))
+        return decoding.floats(pixels), int(self.targets[i])
 
     def name(self, i):
         """What to call image i in a message: its file."""
         return os.fsdecode(self._path(i))
+
+    def _note(self, i, phrase):
+        self.odd.append(f"{self.name(i)!r}: {phrase}")
 
     def _path(self, i):
         return os.path.join(self.folder, bytes(self.paths[i]))
@@ -60,7 +68,7 @@ class ImageFolder:
         Faster; equal but for rounding: scaling is a sum of four products a direction, colour
         one affine map. The image is written into `out`, if that is given.
         """
-        from datasets.image import fused
+        from datasets.image import entropy, fused  # noqa: F401  compiled before workers are forked
 
         chain = self.transform()
         if self.split == "train":
@@ -74,11 +82,15 @@ class ImageFolder:
         decoder = turbojpeg.decoder() if self.split == "train" else None
 
         def load(i, draws, out=None):
-            photo = decoding.Photo(self._path(i), room, decoder)
+            photo = decoding.Photo(self._path(i), room, decoder, self.checked[i])
             if photo.deep:
                 image = chain(decoding.floats(photo.pixels), draws)
             else:
                 image = fast(photo, np.float32(1 / 255), draws, out)
+            if photo.odd:
+                self._note(i, photo.odd)
+            else:
+                self.checked[i] = True
             return image, int(self.targets[i])
 
         return load

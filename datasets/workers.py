@@ -58,18 +58,18 @@ class BatchReader(data.Dataset):
         epoch, indices = job
         # made here, in the worker: transforms need not survive pickling
         self.load = self.load or fast_path(self.dataset)
-        input, images, targets, unreadable = None, [], [], []
+        input, images, targets, faults = None, [], [], []
         for place, index in enumerate(indices):
             self._note(index)
             out = None if input is None else input[len(targets)].numpy()
             try:
                 image, target = self.load(index, Draws(self.seed, epoch, int(index)), out)
             except InputError as error:
-                unreadable.append((place, str(error)))
+                faults.append((place, str(error)))
                 continue
             except MemoryError:
                 reason = f"out of memory at {named(self.dataset, index)}; fewer -nThreads help"
-                return torch.empty(0), torch.empty(0), [(None, reason)]
+                return torch.empty(0), torch.empty(0), [(None, reason)], []
             if self.stack:
                 images.append(image)
             elif image is not out:
@@ -84,7 +84,14 @@ class BatchReader(data.Dataset):
             if input.dim() == 5:  # (N, 10, 3, H, W): the crops of an image follow one another
                 input = input.flatten(0, 1)
             input = Room(input) if input.is_shared() else input
-        return input, torch.tensor(targets, dtype=torch.int64), unreadable
+        return input, torch.tensor(targets, dtype=torch.int64), faults, self._odd()
+
+    def _odd(self):
+        """Sentences on images of this job that are odd but whole."""
+        odd = list(getattr(self.dataset, "odd", ()))
+        if odd:
+            self.dataset.odd.clear()
+        return odd
 
     def _room(self, count, shape):
         """Memory for so many images: shared, and used again, since fresh pages cost as a copy does.

@@ -27,6 +27,7 @@ class Metrics:
     loss: float = 0.0  # sum over the images
     seconds: float = 0.0  # since the iteration before was reported
     data_wait: float = 0.0  # of these, waited for data
+    odd: int = 0  # images whose file is damaged but for their pixels
 
     def add(self, other):
         """Add those of a later iteration."""
@@ -73,11 +74,12 @@ class MetricQueue:
     def push(self, metrics, numbers):
         """Start the sum of `numbers` over all processes: one exchange, not waited for on a GPU.
 
-        metrics: done, seen and data_wait are known. numbers: {field of metrics: tensor of one
-        number on the device}. How often a signal came to this process goes with them.
+        metrics: done, seen and data_wait are known, odd of this process. numbers: {field of
+        metrics: tensor of one number on the device}. That, and how often a signal came to this
+        process, goes with them.
         """
         values = torch.stack([number.double() for number in numbers.values()])
-        received = torch.tensor(self.interrupts.received, dtype=torch.float64)
+        received = torch.tensor([metrics.odd, *self.interrupts.received], dtype=torch.float64)
         if self.stream is None:
             sums, copy = group.all_reduce(torch.cat([values, received])), None
         else:
@@ -123,7 +125,8 @@ class MetricQueue:
         for name, value in zip(names, sums):
             setattr(metrics, name, type(getattr(metrics, name))(value))
         metrics.seconds, self.last = now - self.last, now
-        self.received.append(sums[len(names) :])
+        metrics.odd = int(sums[len(names)])
+        self.received.append(sums[len(names) + 1 :])
         self.report(metrics)
 
 

@@ -48,8 +48,9 @@ def options(opt):
     return {name: value for name, value in vars(opt).items() if name not in ("given", "agents")}
 
 
-def entry(rate, train, test, best, device):
-    """The line of an epoch without its number; `train` and `test` are the epoch's Metrics.
+def entry(rate, train, test, best, device, images):
+    """The line of an epoch without its number; `train` and `test` are the epoch's Metrics,
+    `images` how many both splits have.
 
     The times are of training and test together, saving left out, with what was before an interrupt
     inside the epoch; images_per_second is of the training. Memory is the first process's.
@@ -59,6 +60,8 @@ def entry(rate, train, test, best, device):
         "train": (train.top1, train.top5, train.mean_loss),  # errors in %
         "test": (test.top1, test.top5),
         "best": best,  # the test with the lowest top-1 error so far
+        "skipped": images - train.seen - test.seen,  # with -skipCorrupt true
+        "odd": train.odd + test.odd,  # images whose file is damaged but for their pixels
         "seconds": train.seconds + test.seconds,
         "images_per_second": train.seen / train.seconds if train.seconds else None,
         "data_wait": train.data_wait + test.data_wait,  # seconds

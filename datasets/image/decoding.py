@@ -2,7 +2,7 @@
 
 No Lua file of its own: the original called torch/image. Differs from it: images that it could not
 read are read (BMP, grey with alpha, WebP, TIFF); a damaged or truncated one is named, not patched
-up. Of 16-bit colour Pillow reads the upper byte only: up to 1/257 off the original.
+up (damage.py). Of 16-bit colour Pillow reads the upper byte only: up to 1/257 off the original.
 """
 
 import contextlib
@@ -12,6 +12,7 @@ import os
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from datasets.image import damage
 from runtime.errors import InputError
 
 try:
@@ -29,14 +30,17 @@ class Photo:
     """An image file of which the part that is needed may be decoded alone.
 
     `shape` is (rows, columns). `room`: bytes for the pixels, used again for every image, since
-    fresh memory would cost time. `decoder`: what turbojpeg.decoder() gave.
+    fresh memory would cost time. `decoder`: what turbojpeg.decoder() gave. `checked`: whether
+    damage.check has found nothing in it before. `odd`: a phrase on what is wrong with it, though
+    its pixels are whole, else "".
     """
 
-    def __init__(self, path, room, decoder=None):
+    def __init__(self, path, room, decoder=None, checked=False):
         self.path, self.room, self.decoder, self.pixels = path, room, decoder, None
         with _named(path):
             self.data = _read(path)
-        self.shape = decoder and decoder.shape(self.data)
+            self.odd = "" if checked else damage.check(self.data)
+        self.shape = decoder and not self.odd and decoder.shape(self.data)
         if not self.shape or self.shape[0] * self.shape[1] > Image.MAX_IMAGE_PIXELS:
             self._decode()
 
@@ -59,23 +63,30 @@ class Photo:
 
     def _decode(self):
         with _named(self.path):
-            self.pixels = _pixels_of(self.data, self.room)
+            self.pixels, self.odd = _pixels_of(self.data, self.odd, self.room)
         self.shape = self.pixels.shape[:2]
 
 
-def decode(source):
+def decode(source, report=None):
     """uint8 (H, W, 4), red, green, blue and nothing; of 16-bit grey uint16 (H, W, 3).
 
     `source` is a path (str, bytes, Path), an open file or Pillow's image. The format is told by
     content, not by name. Grey becomes three equal colours, a palette its colours; transparency is
-    dropped and the orientation in EXIF ignored, as in the original. InputError if unreadable.
+    dropped and the orientation in EXIF ignored, as in the original. InputError if unreadable or
+    damaged; report(phrase) is called for one that is odd but has all its pixels.
     """
     with _named(source):
         if isinstance(source, Image.Image):
             return _pixels(source)
         if isinstance(source, (str, bytes, os.PathLike)):
-            return _pixels_of(_read(source))
-        return _opened(source)
+            data = _read(source)
+        else:
+            source.seek(0)
+            data = source.read()
+        pixels, odd = _pixels_of(data, damage.check(data))
+        if odd and report:
+            report(odd)
+        return pixels
 
 
 def load_image(source):
@@ -103,8 +114,8 @@ def _planes(pixels):
 def jpeg(data, room=None):
     """A colour or grey JPEG through simplejpeg, or None for Pillow to see to.
 
-    Pillow decodes by the same library, to the same bytes, but copies them twice. What is damaged in
-    any way is left to it as well.
+    Pillow decodes by the same library, to the same bytes, but copies them twice. What the library
+    warns of is left to it as well.
     """
     if simplejpeg is None or data[:2] != b"\xff\xd8":
         return None
@@ -122,9 +133,29 @@ def _read(path):
         return file.read()
 
 
-def _pixels_of(data, room=None):
+def _pixels_of(data, odd, room=None):
+    """The pixels, and what is odd about the file; `odd` is what damage.check said of it."""
     pixels = jpeg(data, room)
-    return _opened(io.BytesIO(data)) if pixels is None else pixels
+    if pixels is not None:
+        return pixels, odd or ""
+    odd = damage.check(data)  # again, since a file that was whole may be so no more
+    pixels = _opened(io.BytesIO(data))
+    warning = _warning(data)
+    if odd is None and warning.startswith(("Corrupt", "Premature")):
+        raise InputError(warning)  # a rare kind, of which nothing else tells
+    return pixels, odd or warning
+
+
+def _warning(data):
+    """What libjpeg says of a JPEG file that it decodes; Pillow does not pass it on."""
+    if simplejpeg is None or data[:2] != b"\xff\xd8":
+        return ""
+    try:
+        colors = simplejpeg.decode_jpeg_header(data)[2]
+        simplejpeg.decode_jpeg(data, "CMYK" if colors in ("CMYK", "YCCK") else "RGBX", strict=True)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return ""
 
 
 def _opened(file):
