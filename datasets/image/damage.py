@@ -1,7 +1,14 @@
-"""Whether all pixels of a JPEG file are there: its markers and scans, read through once.
+"""Whether all pixels of a JPEG or PNG file are there: it is read through once.
 
-libjpeg goes on after damage with a warning, and Pillow passes none on. ITU T.81, annex B.
+libjpeg goes on after damage with a warning, and Pillow passes none on: so markers (ITU T.81, annex
+B) and scans (entropy.py) are read here. Of a PNG Pillow does not look at all checksums. Other
+formats have few or none: there Pillow names what is cut short, but not every other damage.
+
+What cannot be found: a changed bit, or a piece of another photo, that leaves valid codes for just
+as many blocks. A lost bit mostly does not: what follows goes past a block's end or ends too early.
 """
+
+import zlib
 
 import numpy as np
 from PIL import Image
@@ -11,16 +18,20 @@ from runtime.errors import InputError
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 # arithmetic codes, lossless, hierarchical: rare, and not read here
 _OTHERS = (0xC3, *range(0xC5, 0xC8), 0xC9, 0xCA, 0xCB, *range(0xCD, 0xD0))
+_PNG = b"\x89PNG\r\n\x1a\n"
 _ZEROS = 64  # bytes: at least two blocks of the most common tables
 _LOST = "its pixels are damaged or lost: "
 
 
 def check(data):
-    """Names what is odd about a JPEG file with whole pixels: a phrase, "" mostly, or None.
+    """Names what is odd about a file with whole pixels: a phrase, "" mostly, or None.
 
-    None: this cannot be said of the file, since it is no JPEG or one of a rare kind. InputError if
-    pixels are damaged or lost. What stands behind the image's end is not looked at.
+    None: this cannot be said of the file, of another format or a rare kind of JPEG. InputError if
+    pixels are damaged or lost. What stands behind the image's end is not looked at: telephones
+    put other things there.
     """
+    if data.startswith(_PNG):
+        return _png(data)
     if not data.startswith(b"\xff\xd8"):
         return None
     file = _File(data)
@@ -34,6 +45,24 @@ def check(data):
         if file.parts is None:
             return None
         raise InputError(f"{_LOST}a segment of its header is broken") from None
+
+
+def _png(data):
+    """As `check`: whether the chunks that hold the pixels are as their checksums say."""
+    place, odd = len(_PNG), []
+    while place + 12 <= len(data):
+        end = place + 8 + int.from_bytes(data[place : place + 4], "big")
+        name = data[place + 4 : place + 8]
+        if end + 4 > len(data):
+            break
+        if zlib.crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
+            if not name[0] & 32:  # a capital: it must be read
+                raise InputError(f"{_LOST}a checksum does not agree")
+            odd.append("a checksum of what is not its pixels does not agree")
+        if name == b"IEND":
+            return "; ".join(odd)
+        place = end + 4
+    return None  # cut short; the decoder will say
 
 
 def _up(size, unit):

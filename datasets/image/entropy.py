@@ -230,7 +230,8 @@ def _end(data, s):
         return LONG_BLOCK, 0
     bits = s[_BITS] >> s[_MADE_UP] & ((1 << left) - 1)
     place, count = s[_PLACE], left // 8
-    filled = bits == 0 or bits == (1 << left) - 1
+    after = left - left % 8  # bits of whole bytes
+    filled = bits == 0 or bits == ((1 << left) - 1) >> after << after
     while place < len(data) and not (
         data[place] == 255 and place + 1 < len(data) and data[place + 1] != 0
     ):

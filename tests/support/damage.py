@@ -14,7 +14,7 @@ def picture(seed, height=200, width=264):
     waves = [np.sin(a * x + b * y + c) for a, b, c in random.uniform(-1, 2, (6, 3))]
     image = np.stack([waves[i] + waves[i + 3] for i in range(3)], 2) * 40 + 128
     for _ in range(12):
-        top, left = random.integers(0, (height - 40, width - 40))
+        top, left = random.integers(0, (height - 20, width - 20))
         image[top : top + 40, left : left + 40] += random.uniform(-60, 60, 3)
     image[height // 3 :] += random.normal(0, 12, (height - height // 3, width, 1))
     return image.clip(0, 255).astype(np.uint8)
@@ -33,11 +33,11 @@ FORMS = {
 }
 
 
-def jpeg(form, seed=1, **more):
+def jpeg(form, seed=1, size=(200, 264), **more):
     """A file of that form, as bytes."""
     how = {"quality": 85, **FORMS[form], **more}
     file = io.BytesIO()
-    Image.fromarray(picture(seed)).convert(how.pop("kind")).save(file, "JPEG", **how)
+    Image.fromarray(picture(seed, *size)).convert(how.pop("kind")).save(file, "JPEG", **how)
     return file.getvalue()
 
 
