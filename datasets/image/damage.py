@@ -4,8 +4,8 @@ libjpeg goes on after damage with a warning, and Pillow passes none on: so marke
 B) and scans (entropy.py) are read here. Of a PNG Pillow does not look at all checksums. Other
 formats have few or none: there Pillow names what is cut short, but not every other damage.
 
-What cannot be found: a changed bit, or a piece of another photo, that leaves valid codes for just
-as many blocks. A lost bit mostly does not: what follows goes past a block's end or ends too early.
+What cannot be found: changes that leave valid codes for just as many blocks. A single changed bit
+mostly does, a piece of another photo now and then.
 """
 
 import zlib
