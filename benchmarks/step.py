@@ -33,7 +33,8 @@ from dataloader import Batch
 from models.resnet import resnet
 from models.resnext import resnext
 from runtime import memory, threads
-from train import MIXED, Trainer, criterion
+from runtime.precision import MIXED
+from train import Trainer, criterion
 
 # name: ours, side, classes, name at torchvision and timm, batch on the CPU and on a GPU
 NETS = {

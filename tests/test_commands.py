@@ -1,4 +1,4 @@
-"""The commands in README.md and TRAINING.md parse, and their nets are as large as said."""
+"""The commands in README.md, TRAINING.md and docs/ parse, and their nets are as large as said."""
 
 import functools
 import os
@@ -8,9 +8,11 @@ import pytest
 import torch
 
 import complexity
+import convert
 import evaluate
 import models
 import opts
+import plot
 from models.resnext import resnext
 
 # weights of the nets of the paper and of pycls' model zoo (with 10 or 1000 classes)
@@ -25,6 +27,7 @@ SIZES = {
 }
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PAGES = ("README.md", "TRAINING.md", "pretrained/README.md")
 
 
 def read(name):
@@ -32,13 +35,18 @@ def read(name):
         return file.read().replace("$seed", "1")  # in the loop over seeds
 
 
+def documents():
+    """The files whose commands are tested."""
+    pages = sorted(name for name in os.listdir(os.path.join(ROOT, "docs")) if name.endswith(".md"))
+    return [*PAGES, *(f"docs/{name}" for name in pages)]
+
+
 def commands(script):
     """The options of every command of a script in the documents, each once, in order."""
-    word = r"[^\s`|]+" if script == "evaluate" else r"-\w+ [^\s`|]+"  # that names files as well
+    # all but main.py and complexity.py take names of files as well
+    word = r"-\w+ [^\s`|]+" if script in ("main", "complexity") else r"[^\s`|#]+"
     pattern = rf"python {script}\.py((?: {word})*)"
-    found = [
-        words for name in ("README.md", "TRAINING.md") for words in re.findall(pattern, read(name))
-    ]
+    found = [words for name in documents() for words in re.findall(pattern, read(name))]
     return list(dict.fromkeys(found))
 
 
@@ -73,7 +81,7 @@ def folder(monkeypatch, tmp_path):
         for split in ("train", "val"):
             (tmp_path / place / split).mkdir(parents=True)
     (tmp_path / "checkpoints").mkdir()
-    for name in ("resnext_50_32x4d", "resnext_101_64x4d", "resnet-200"):
+    for name in ("resnext_50_32x4d", "resnext_101_64x4d", "resnet-200", "resnet-50"):
         (tmp_path / f"{name}.t7").touch()
     (tmp_path / "checkpoints/model_best.pth").touch()
     (tmp_path / "1000.txt").touch()
@@ -83,6 +91,7 @@ def folder(monkeypatch, tmp_path):
 def test_there_are_commands():
     assert len(commands("main")) > 50 and len(commands("complexity")) >= 2
     assert len(commands("evaluate")) >= 5
+    assert len(commands("plot")) >= 4 and len(commands("convert")) >= 1
 
 
 @pytest.mark.parametrize("command", [command for command in commands("main") if command])
@@ -100,6 +109,17 @@ def test_complexity(command):
 @pytest.mark.parametrize("command", commands("evaluate"))
 def test_evaluate(command, folder):
     assert evaluate.parse(command.split()).models
+
+
+@pytest.mark.parametrize("command", [words for words in commands("plot") if words])
+def test_plot(command):
+    assert plot.parse(command.split())
+
+
+@pytest.mark.parametrize("command", commands("convert"))
+def test_convert(command):
+    words = command.replace(" IN OUT", " in.t7 out.pth")  # that stand for any
+    assert convert.parse(words.split())
 
 
 def tables():

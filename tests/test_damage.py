@@ -10,7 +10,7 @@ import simplejpeg
 from PIL import Image
 from support import damage as files
 
-from datasets.image import damage, decoding, turbojpeg
+from datasets.image import damage, decoding, optional, turbojpeg
 from runtime.errors import InputError
 
 jpeg = functools.cache(files.jpeg)
@@ -116,7 +116,7 @@ def test_odd_files_with_whole_pixels_are_named_and_used(tmp_path, kind):
     (tmp_path / "a.jpg").write_bytes(data)
     for decoder in (None, turbojpeg.decoder()):
         photo = decoding.Photo(tmp_path / "a.jpg", np.empty(0, np.uint8), decoder)
-        part, (x, y, w, h) = photo.part((30, 20, 50, 60))
+        part, (x, y, w, h) = photo.decode_region((30, 20, 50, 60))
         assert photo.odd == result[1]
         np.testing.assert_array_equal(part[y : y + h, x : x + w, :3], pixels(whole)[20:80, 30:80])
 
@@ -171,12 +171,14 @@ def test_any_byte_of_the_header(form):
 @pytest.mark.parametrize("region", [(0, 0, 40, 30), (100, 0, 60, 200)])
 @pytest.mark.parametrize("form", files.FORMS)
 def test_damage_outside_the_part_is_named(tmp_path, form, region):
-    room = np.empty(0, np.uint8)
+    buffer = np.empty(0, np.uint8)
     for kind in ("zeroed 30 %", "hole 5 %", "cut, end put back"):
         for at in (0.3, 0.85):
             (tmp_path / "a.jpg").write_bytes(files.damaged(kind, form, at))
             with pytest.raises(InputError, match=r"a\.jpg': its pixels are damaged or lost: "):
-                decoding.Photo(tmp_path / "a.jpg", room, turbojpeg.decoder()).part(region)
+                decoding.Photo(tmp_path / "a.jpg", buffer, turbojpeg.decoder()).decode_region(
+                    region
+                )
 
 
 def test_any_byte_of_a_png():
@@ -196,3 +198,21 @@ def test_other_formats_cut_short_are_named(kind):
     assert found(data)[0] == "whole"
     for share in (0.1, 0.5, 0.9, 0.98):
         assert found(data[: int(len(data) * share)])[0] == "lost"
+
+
+@pytest.mark.parametrize("form", files.FORMS)
+def test_without_numba_libjpeg_and_the_markers_are_asked(monkeypatch, form):
+    """What libjpeg warns of is named, and so are missing ends and scans; whole files are not."""
+    monkeypatch.setattr(optional, "has_numba", lambda: False)
+    data = jpeg(form)
+    assert found(data)[0] == "whole"
+    np.testing.assert_array_equal(found(data)[2], pixels(data))
+    assert found(data[:-200])[0] == "lost"
+    for kind in ("cut, end put back", "zeroed 30 %", "tail random"):
+        data = files.damaged(kind, form, 0.3)
+        with pytest.raises((ValueError, RuntimeError)):
+            simplejpeg.decode_jpeg(data, strict=True)
+        assert found(data)[0] == "lost"
+    kind, phrase, result = found(between(jpeg(form), b"\0" * 5))
+    assert kind == "odd" and "5 bytes too many" in phrase
+    np.testing.assert_array_equal(result, pixels(jpeg(form)))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 FLOORS = ("runtime", "parallel", "storage", "formats", "datasets", "models", "evaluation")
 # root files, above all folders; likewise
 LUA = ("opts", "checkpoints", "dataloader", "train", "main")  # the original's five
-COMMANDS = ("complexity", "convert", "evaluate", "plot", "hubconf")
+COMMANDS = ("complexity", "convert", "evaluate", "plot", "prepare", "hubconf")
 SCRIPTS = ("benchmarks", "pretrained")  # folders of scripts, which nothing imports
 # tables that the root's opts.py reads; like it, they come before everything
 BEFORE_OPTS = {"datasets", "models.depths", "runtime.errors"}

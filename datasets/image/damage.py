@@ -1,18 +1,22 @@
 """Whether all pixels of a JPEG or PNG file are there: it is read through once.
 
-libjpeg goes on after damage with a warning, and Pillow passes none on: so markers (ITU T.81, annex
-B) and scans (entropy.py) are read here. Of a PNG Pillow does not look at all checksums. Other
-formats have few or none: there Pillow names what is cut short, but not every other damage.
+libjpeg goes on after damage with a warning, and Pillow does not pass warnings on. So markers (ITU
+T.81, annex B) and scans (entropy.py) are read here. Pillow does not check all checksums of a PNG.
+Other formats have few or none: Pillow names a truncated file, but not every other damage.
 
-What cannot be found: changes that leave valid codes for just as many blocks. A single changed bit
-mostly does, a piece of another photo now and then.
+Some changes leave valid codes for just as many blocks, and are not found: most single changed bits,
+and now and then a piece of another photo. Without numba the scans are not read, because plain
+Python takes too long: the markers are checked, and decoding.py asks libjpeg.
 """
 
+import re
 import zlib
 
 import numpy as np
 from PIL import Image
 
+from datasets.image import optional
+from datasets.image import scan_layout as e
 from runtime.errors import InputError
 
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
@@ -20,15 +24,17 @@ _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 _OTHERS = (0xC3, *range(0xC5, 0xC8), 0xC9, 0xCA, 0xCB, *range(0xCD, 0xD0))
 _PNG = b"\x89PNG\r\n\x1a\n"
 _ZEROS = 64  # bytes: at least two blocks of the most common tables
+# a marker that ends a scan: all but a stuffed zero, a fill byte and the restart markers
+_END = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
 _LOST = "its pixels are damaged or lost: "
 
 
 def check(data):
     """Names what is odd about a file with whole pixels: a phrase, "" mostly, or None.
 
-    None: this cannot be said of the file, of another format or a rare kind of JPEG. InputError if
-    pixels are damaged or lost. What stands behind the image's end is not looked at: telephones
-    put other things there.
+    None: this cannot be known, for other formats, rare kinds of JPEG, and JPEG without numba.
+    InputError if pixels are damaged or lost. Bytes after the image's end are ignored: phones put
+    other things there.
     """
     if data.startswith(_PNG):
         return _png(data)
@@ -80,10 +86,8 @@ class _File:
 
     def read(self):
         """See `check`."""
-        from datasets.image import entropy  # takes half a second
-
-        self.entropy = entropy
-        self.tables = np.zeros((8, entropy.TABLE), np.int32)
+        self.entropy = optional.entropy()
+        self.tables = np.zeros((8, e.TABLE), np.int32)
         self.tables[:, 512:530] = -1  # no codes
         place = 2
         while True:
@@ -130,7 +134,7 @@ class _File:
 
     def _frame(self, segment, progressive):
         """SOF: the size, and the components by their number."""
-        e, count = self.entropy, segment[5]
+        count = segment[5]
         height, width = (int.from_bytes(segment[i : i + 2], "big") for i in (1, 3))
         rows = [segment[6 + 3 * i : 9 + 3 * i] for i in range(count)]
         shares = [(row[1] >> 4, row[1] & 15) for row in rows]
@@ -155,7 +159,7 @@ class _File:
             number = segment[place]
             counts = segment[place + 1 : place + 17]
             symbols = segment[place + 17 : place + 17 + sum(counts)]
-            table = self.entropy.table(counts, symbols)
+            table = e.table(counts, symbols)
             if table is None or not len(symbols) == sum(counts) <= 256 or number & 0xEC:
                 raise ValueError("table")
             self.tables[number >> 2 | number & 3] = table
@@ -172,7 +176,7 @@ class _File:
 
     def _scan(self, segment, place):
         """SOS and the codes behind it; the place of the marker behind these."""
-        e, count = self.entropy, segment[0]
+        count = segment[0]
         if self.parts is None or not 1 <= count <= 4 or len(segment) < 4 + 2 * count:
             raise ValueError("scan")
         first, last, bits = segment[1 + 2 * count : 4 + 2 * count]
@@ -196,14 +200,24 @@ class _File:
             parts.append(part)
             for k in range(first, last + 1):
                 self.precision[number][k] = low
-        known, codes = np.array(known, np.int64), self.tables.ravel()
-        status, number, end = e.scan(self.bytes, place, codes, known, np.array(parts), self.masks)
+        end = self._codes(place, np.array(known, np.int64), np.array(parts))
+        if not self.progressive and self._zeroed(place, end, 4 + parts[0][e.AC]):
+            raise InputError(f"{_LOST}its scan has many zeros in a row")
+        return end
+
+    def _codes(self, place, known, parts):
+        """Read the codes of a scan; the place of the marker behind them."""
+        if self.entropy is None:
+            found = _END.search(self.data, place)
+            if found is None:
+                raise InputError(_LOST + self._sentence(e.EARLY, 0))
+            return found.start()
+        codes = self.tables.ravel()
+        status, number, end = self.entropy.scan(self.bytes, place, codes, known, parts, self.masks)
         if status == e.PADDED:
             self.odd.append("its scan is filled up in an odd way")
         elif status != e.WHOLE:
             raise InputError(_LOST + self._sentence(status, number))
-        if not self.progressive and self._zeroed(place, end, 4 + parts[0][e.AC]):
-            raise InputError(f"{_LOST}its scan has many zeros in a row")
         return end
 
     def _zeroed(self, place, end, table):
@@ -215,7 +229,6 @@ class _File:
         return symbol & 15 and self.data.find(bytes(_ZEROS), place, end) >= 0
 
     def _sentence(self, status, number):
-        e = self.entropy
         return {
             e.BAD_CODE: "its scan has a code that stands for nothing",
             e.LONG_BLOCK: "its scan goes past the end of a block",
@@ -231,4 +244,5 @@ class _File:
         kept = [low for lows in self.precision.values() for low in lows]
         if any(low < 0 for low in kept) or any(kept):
             raise InputError(f"{_LOST}scans are missing at its end")
-        return "; ".join(dict.fromkeys(self.odd))
+        phrase = "; ".join(dict.fromkeys(self.odd))
+        return None if self.entropy is None and not phrase else phrase

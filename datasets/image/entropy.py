@@ -5,57 +5,44 @@ coefficients, a run of empty blocks beyond the last one, or up to seven bytes to
 numba as kernels.py is; some 45 MB a second.
 """
 
-import functools
-
 import numba
 import numpy as np
 
-# what a scan is found to be
-WHOLE, PADDED, BAD_CODE, LONG_BLOCK, EARLY, LEFT_OVER, RESTART, RANGE = range(8)
-# columns of what `scan` is given for each component; LIMIT: of the DC coefficient's size
-H, V, WIDTH, HEIGHT, STRIDE, OFFSET, DC, AC, LIMIT = range(9)
-# what is known of the scan
-PROGRESSIVE, FIRST, LAST, HIGH, LOW, RESTARTS, MCUS = range(7)
-# a Huffman table: 512 entries for codes of up to 9 bits (length << 8 | symbol), then for each
-# length its largest code, and what leads from a code to its symbol's place, then the symbols
-_LARGEST, _SHIFT, _SYMBOLS, TABLE = 512, 530, 548, 804
+from datasets.image.jit import compiled
+from datasets.image.scan_layout import (
+    AC,
+    BAD_CODE,
+    DC,
+    EARLY,
+    FIRST,
+    HEIGHT,
+    HIGH,
+    LARGEST,
+    LAST,
+    LEFT_OVER,
+    LIMIT,
+    LONG_BLOCK,
+    LOW,
+    MCUS,
+    OFFSET,
+    PADDED,
+    PROGRESSIVE,
+    RANGE,
+    RESTART,
+    RESTARTS,
+    SHIFT,
+    STRIDE,
+    SYMBOLS,
+    TABLE,
+    WHOLE,
+    WIDTH,
+    H,
+    V,
+)
+
 # the reader's state: place in the file, bits in hand, how many, of these made up after the end; the
 # run of blocks without further coefficients
 _PLACE, _BITS, _COUNT, _MADE_UP, _RUN = range(5)
-
-
-def _compiled(signature):
-    """As kernels.py has it."""
-
-    def compile(function):
-        try:
-            return numba.njit(signature, nogil=True, error_model="numpy", cache=True)(function)
-        except Exception:  # a cache that is full, damaged or nowhere; real errors come again
-            return numba.njit(signature, nogil=True, error_model="numpy")(function)
-
-    return compile
-
-
-@functools.lru_cache(64)  # most files have the same four
-def table(counts, symbols):
-    """A Huffman table: int32 (TABLE,) of a DHT segment's 16 counts and its symbols, else None."""
-    found, code, place = np.zeros(TABLE, np.int32), 0, 0
-    found[_LARGEST:_SHIFT] = -1
-    for length, count in enumerate(counts, 1):
-        if count:
-            if code + count > 1 << length:
-                return None
-            found[_SHIFT + length] = place - code
-            for _ in range(count if length <= 9 else 0):
-                first = code << (9 - length)
-                found[first : first + (1 << (9 - length))] = length << 8 | symbols[place]
-                code, place = code + 1, place + 1
-            if length > 9:
-                code, place = code + count, place + count
-            found[_LARGEST + length] = code - 1
-        code <<= 1
-    found[_SYMBOLS : _SYMBOLS + len(symbols)] = list(symbols)
-    return found
 
 
 @numba.njit(error_model="numpy", inline="always")
@@ -95,9 +82,9 @@ def _symbol(data, s, codes, table):
         return entry & 255
     for length in range(10, 17):
         code = bits >> (count - length) & ((1 << length) - 1)
-        if code <= codes[table + _LARGEST + length]:
+        if code <= codes[table + LARGEST + length]:
             s[_COUNT] = count - length
-            return np.int64(codes[table + _SYMBOLS + code + codes[table + _SHIFT + length]])
+            return np.int64(codes[table + SYMBOLS + code + codes[table + SHIFT + length]])
     return np.int64(-1)
 
 
@@ -280,8 +267,9 @@ def _block(data, s, codes, known, parts, c, masks, block, before):
     return _first(data, s, codes, table, known, masks, block)
 
 
-@_compiled(
-    "UniTuple(i8, 3)(Array(u1, 1, 'C', readonly=True), i8, i4[::1], i8[::1], i8[:,::1], i8[::1])"
+@compiled(
+    "UniTuple(i8, 3)(Array(u1, 1, 'C', readonly=True), i8, i4[::1], i8[::1], i8[:,::1], i8[::1])",
+    error_model="numpy",
 )
 def scan(data, place, codes, known, parts, masks):
     """(what it is found to be, a number that belongs to it, the place of the marker behind it).
