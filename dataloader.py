@@ -53,6 +53,7 @@ class Batch(NamedTuple):
     input: torch.Tensor  # (N, 3, H, W), with ten crops (10 N, 3, H, W)
     target: torch.Tensor  # (N,)
     slices: list  # of every rank: the sizes of its replica slices; they sum to the batch
+    odd: int = 0  # images of this rank whose file is damaged, but not their pixels
 
     @property
     def count(self):
@@ -71,6 +72,7 @@ class DataLoader:
         self.dtype = Precision(opt.precision, device).dtype
         self.in_memory = hasattr(dataset, "augment")
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
+        self.odd, self.named = [], set()  # sentences on odd files: of this epoch, and all printed
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
@@ -141,7 +143,7 @@ class DataLoader:
     def _from_workers(self, epoch, shards):
         """Batches of a dataset whose images the workers read one by one."""
         self.sampler.batches = [(epoch, indices) for indices, _ in shards]
-        for (input, target, unreadable), (_, slices) in zip(self._worker_results(), shards):
+        for (input, target, unreadable, odd), (_, slices) in zip(self._worker_results(), shards):
             for place, reason in unreadable:
                 if place is None:
                     raise InputError(reason)
@@ -149,9 +151,11 @@ class DataLoader:
                     raise InputError(f"{reason}; mend or remove it, or give -skipCorrupt true")
             if self.opt.skipCorrupt:
                 slices = self._skip(unreadable, slices)
+            self.odd += odd
             input = self._keep_mapped(input) if len(target) else self._placeholder()
             target = target.to(self.device, non_blocking=True)
-            yield Batch(self._to_device(input), target, slices)
+            yield Batch(self._to_device(input), target, slices, len(odd))
+        self._report_odd()
 
     def _keep_mapped(self, input):
         """A worker's batch as a tensor; a shared buffer stays mapped in this process.
@@ -220,6 +224,15 @@ class DataLoader:
                 note(f" | skipped {reason} ({self.skipped} so far)")
             left.append([n for n in sizes if n])
         return left
+
+    def _report_odd(self):
+        """Print a line for each odd file of this epoch that no line has named yet."""
+        for sentences in group.all_gather(self.odd):
+            for sentence in sentences:
+                if sentence not in self.named:
+                    self.named.add(sentence)
+                    note(f" | odd but whole: {sentence} ({len(self.named)} so far)")
+        self.odd = []
 
     def _placeholder(self):
         """The input of a rank without samples: one black image."""

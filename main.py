@@ -109,7 +109,9 @@ def train_epoch(epoch, trainer, loaders, folder):
         say(f" * Best model \t{test[0]:.14g}\t{test[1]:.14g}")
 
     position = trainer.position
-    entry = log.entry(trainer.rate, position.train, position.test, folder.best, trainer.device)
+    images = sum(loader.dataset.size() for loader in loaders)
+    sums = position.train, position.test
+    entry = log.entry(trainer.rate, *sums, folder.best, trainer.device, images)
     folder.save(epoch, models.pack(trainer.model), trainer.state(), is_best, entry)
 
 

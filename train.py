@@ -77,7 +77,7 @@ class Trainer:
         for n, batch, data_wait in batches(loader, epoch, total.done):
             with memory.out_of_memory(batch.input.shape, self.device, ADVICE):
                 output, loss = self._step(batch)
-            metrics = Metrics(done=n, seen=batch.count, data_wait=data_wait)
+            metrics = Metrics(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
             errors = scores.count_errors(output, batch.target)
             self.queue.push(metrics, {**errors, "loss": loss})
             self.queue.poll(f"in epoch {epoch} after iteration {n} of {size}")

@@ -28,7 +28,7 @@ from datasets.image import decoding, optional, turbojpeg
 
 NO_TURBOJPEG = (turbojpeg, "decoder", lambda: None)
 NO_SIMPLEJPEG = (decoding, "simplejpeg", None)
-NO_NUMBA = (optional, "kernels", lambda: None)
+NO_NUMBA = (optional, "has_numba", lambda: False)
 NORMALIZE = [tv.ToTensor(), tv.Normalize(imagenet.mean, imagenet.std)]
 
 

@@ -4,6 +4,7 @@ Port of the class in datasets/imagenet.lua. Differs from it: -testScale and -tes
 image formats (see decoding.py).
 """
 
+import mmap
 import os
 
 import numpy as np
@@ -34,17 +35,25 @@ class ImageFolder:
         self.folder = os.fsencode(os.path.join(opt.data, split))
         # arrays, not lists: forked workers share their pages, while reference counts copy a list's
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
+        # images that were checked and found whole; in memory that forked workers share
+        self.checked = np.frombuffer(mmap.mmap(-1, max(1, len(self.targets))), np.uint8)
+        self.odd = []  # sentences on odd files with whole pixels; the BatchReader empties it
+        optional.entropy()  # compiled once, before the workers are forked
         if split == "train":  # once a run: the splits are made together
             for line in optional.missing():
                 say(line)
 
     def get(self, i):
         """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""
-        return decoding.floats(decoding.decode(self._path(i))), int(self.targets[i])
+        pixels = decoding.decode(self._path(i), lambda phrase: self._add_odd(i, phrase))
+        return decoding.floats(pixels), int(self.targets[i])
 
     def name(self, i):
         """How messages call image i: its path."""
         return os.fsdecode(self._path(i))
+
+    def _add_odd(self, i, phrase):
+        self.odd.append(f"{self.name(i)!r}: {phrase}")
 
     def _path(self, i):
         return os.path.join(self.folder, bytes(self.paths[i]))
@@ -77,11 +86,15 @@ class ImageFolder:
         decoder = turbojpeg.decoder() if self.split == "train" else None
 
         def load(i, draws, out=None):
-            photo = decoding.Photo(self._path(i), buffer, decoder)
+            photo = decoding.Photo(self._path(i), buffer, decoder, self.checked[i])
             if photo.is_16_bit:  # the kernels take bytes
                 image = chain(decoding.floats(photo.pixels), draws)
             else:
                 image = fast(photo, np.float32(1 / 255), draws, out)
+            if photo.odd:
+                self._add_odd(i, photo.odd)
+            else:
+                self.checked[i] = True
             return image, int(self.targets[i])
 
         return load

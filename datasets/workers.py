@@ -41,11 +41,12 @@ class SharedBatch:
 
 
 class BatchReader(data.Dataset):
-    """A dataset for torch's DataLoader whose items are whole batches: (input, target, unreadable).
+    """A dataset for torch's DataLoader: its items are batches, (input, target, unreadable, odd).
 
     `unreadable` has (place in the batch, reason) for each image that could not be read. It is not
     an exception: that would arrive wrapped in the worker's traceback, and only the main process
     decides whether to stop, and prints. A place of None means that the worker is out of memory.
+    `odd` has a sentence for each image whose file is damaged, but not its pixels.
 
     `current`: a shared int64 tensor (workers, 2), see dataloader.py.
     """
@@ -73,7 +74,7 @@ class BatchReader(data.Dataset):
                 continue
             except MemoryError:
                 reason = f"out of memory at {image_name(self.dataset, index)}; fewer -nThreads help"
-                return torch.empty(0), torch.empty(0), [(None, reason)]
+                return torch.empty(0), torch.empty(0), [(None, reason)], []
             if self.stack:
                 images.append(image)
             elif image is not out:
@@ -89,7 +90,14 @@ class BatchReader(data.Dataset):
             if input.dim() == 5:  # (N, 10, 3, H, W) -> (10 N, 3, H, W)
                 input = input.flatten(0, 1)
             input = SharedBatch(input) if input.is_shared() else input
-        return input, torch.tensor(targets, dtype=torch.int64), unreadable
+        return input, torch.tensor(targets, dtype=torch.int64), unreadable, self._take_odd()
+
+    def _take_odd(self):
+        """The dataset's sentences on odd files of this batch; empties its list."""
+        odd = list(getattr(self.dataset, "odd", ()))
+        if odd:
+            self.dataset.odd.clear()
+        return odd
 
     def _buffer(self, count, shape):
         """A tensor (count, *shape); in a worker, one of PREFETCH + 1 shared buffers in turn.

@@ -28,6 +28,7 @@ class Metrics:
     loss: float = 0.0  # sum over the images
     seconds: float = 0.0  # since the previous report
     data_wait: float = 0.0  # of these, spent waiting for data
+    odd: int = 0  # images whose file is damaged, but not their pixels
 
     def add(self, other):
         """Add the metrics of a later iteration."""
@@ -74,11 +75,12 @@ class MetricQueue:
     def push(self, metrics, numbers):
         """Start summing `numbers` over all processes: one all-reduce, asynchronous on a GPU.
 
-        metrics: has done, seen and data_wait. numbers: {field of metrics: scalar tensor on the
-        device}. The signal counts of this process are summed with them.
+        metrics: has done, seen and data_wait, and the `odd` of this process. numbers: {field of
+        metrics: scalar tensor on the device}. `odd` and the signal counts of this process are
+        summed with them.
         """
         values = torch.stack([number.double() for number in numbers.values()])
-        received = torch.tensor(self.interrupts.received, dtype=torch.float64)
+        received = torch.tensor([metrics.odd, *self.interrupts.received], dtype=torch.float64)
         if self.stream is None:
             sums, copy = group.all_reduce(torch.cat([values, received])), None
         else:
@@ -124,7 +126,8 @@ class MetricQueue:
         for name, value in zip(names, sums):
             setattr(metrics, name, type(getattr(metrics, name))(value))
         metrics.seconds, self.last = now - self.last, now
-        self.received.append(sums[len(names) :])
+        metrics.odd = int(sums[len(names)])
+        self.received.append(sums[len(names) + 1 :])
         self.report(metrics)
 
 

@@ -18,7 +18,7 @@ def test(epoch, loader, total, count_errors, queue, reporter):
 
     queue.start(report)
     for n, batch, data_wait in batches(loader, epoch, total.done):
-        metrics = type(total)(done=n, seen=batch.count, data_wait=data_wait)
+        metrics = type(total)(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
         queue.push(metrics, count_errors(batch))
         queue.poll(f"in the test of epoch {epoch} after batch {n} of {size}")
     queue.poll(f"in the test of epoch {epoch} after batch {size} of {size}", lag=0)

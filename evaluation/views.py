@@ -28,6 +28,7 @@ class Views:
 
     def __init__(self, dataset, indices, targets, views):
         self.dataset, self.indices, self.targets, self.views = dataset, indices, targets, views
+        self.odd = getattr(dataset, "odd", [])  # see image_folder.py
 
     def get(self, i):
         """Image i as the dataset reads it, and i, by which `targets` has its class.

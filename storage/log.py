@@ -55,7 +55,7 @@ def options(opt):
     }
 
 
-def entry(rate, train, test, best, device):
+def entry(rate, train, test, best, device, images):
     """The line of an epoch, without its number; `train` and `test` are the epoch's Metrics.
 
     seconds and data_wait are sums over training and test, without saving, and include the part of
@@ -66,6 +66,8 @@ def entry(rate, train, test, best, device):
         "train": (train.top1, train.top5, train.mean_loss),  # errors in %
         "test": (test.top1, test.top5),
         "best": best,  # test errors of the epoch with the lowest top-1 error
+        "skipped": images - train.seen - test.seen,  # with -skipCorrupt true
+        "odd": train.odd + test.odd,  # images whose file is damaged, but not their pixels
         "seconds": train.seconds + test.seconds,
         "images_per_second": train.seen / train.seconds if train.seconds else None,
         "data_wait": train.data_wait + test.data_wait,  # seconds

@@ -11,7 +11,7 @@ from runtime.errors import InputError
 from storage import atomic
 
 # the fields of evaluation.metrics.Metrics
-METRICS = {"done", "seen", "wrong1", "wrong5", "loss", "seconds", "data_wait"}
+METRICS = {"done", "seen", "wrong1", "wrong5", "loss", "seconds", "data_wait", "odd"}
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
@@ -68,6 +68,7 @@ def _is_metrics(sums):
         isinstance(sums, dict)
         and set(sums) <= METRICS
         and all(is_count(sums.get(name)) for name in ("done", "seen", "wrong1", "wrong5"))
+        and is_count(sums.get("odd", 0))
         and all(_is_number(sums.get(name, 0)) for name in ("loss", "seconds", "data_wait"))
         and "loss" in sums
     )

@@ -114,7 +114,7 @@ class Pinning:
 def test_double_precision_and_ten_crops(photos, tmp_path):
     command = "-depth 50 -batchSize 20 -nThreads 0 -precision double -tenCrop true"
     train, val = dataloader.create(options(command, photos, tmp_path), CPU)
-    input, target, _ = next(iter(val.run(1)))
+    input, target = next(iter(val.run(1)))[:2]
     assert input.shape == (20, 3, 224, 224) and len(target) == 2
     assert input.dtype == torch.float64 and val.crops == 10 and train.crops == 1
     # the sixth crop is the mirrored first: the centre, flipped

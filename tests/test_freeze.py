@@ -117,7 +117,7 @@ def test_as_a_plain_loop():
         plain.eval()
         for module in free:
             module.train()
-        for input, target, _ in batches.run(1):
+        for input, target, *_ in batches.run(1):
             with torch.no_grad():
                 x = plain.conv1(input)
                 for stage in stages[:count]:

@@ -118,6 +118,7 @@ def check_events(folder):
     parts = {"train": ("top1", "top5", "loss"), "test": ("top1", "top5"), "best": ("top1", "top5")}
     wanted = {f"{kind}/{name}" for kind, names in parts.items() for name in names}
     singles = {"rate", "seconds", "images_per_second", "data_wait", "peak_memory"}
+    singles |= {"skipped", "odd"}
     assert set(accumulator.Tags()["scalars"]) == wanted | singles
     for tag in wanted | singles:
         kind, _, name = tag.partition("/")

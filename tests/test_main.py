@@ -1,5 +1,6 @@
 """Whole runs of main.py on small data: text, resuming, retraining, bad input."""
 
+import json
 import os
 import re
 import shutil
@@ -157,6 +158,35 @@ def test_an_unreadable_image(run, photos, tmp_path):
     lines = run(options + " -skipCorrupt true", data)
     assert [line for line in lines if "skipped" in line and broken in line and "(1 so far)" in line]
     assert lines[-1].startswith(" * Finished")
+
+
+def test_damaged_and_odd_photos(run, photos, tmp_path):
+    """A damaged one ends the run or is left out, an odd one with all its pixels is used."""
+    data = str(tmp_path / "broken")
+    shutil.copytree(photos, data)
+    lost, odd = (os.path.join(data, "train", "plain", name) for name in ("0.jpg", "1.jpg"))
+    with open(lost, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 2)
+        file.write(bytes(size // 4))  # the end of the image is as before
+    with open(odd, "rb") as file:
+        whole = file.read()
+    with open(odd, "wb") as file:
+        file.write(whole[:20] + b"???" + whole[20:])  # behind the first segment
+    options = "-netType resnet -depth 18 -batchSize 4 -nEpochs 2 -LR 0.001 -nThreads "
+    with pytest.raises(InputError, match=re.escape(lost) + "': its pixels are damaged or lost: "):
+        run(options + "1", data)
+    logs = []
+    for threads in (0, 2):
+        lines = run(f"{options}{threads} -skipCorrupt true -save {threads}", data)
+        named = [line for line in lines if lost in line]
+        assert len(named) == 2 and "(1 so far)" in named[0] and "(2 so far)" in named[1]
+        (once,) = [line for line in lines if odd in line]
+        assert once.startswith(" | odd but whole: ") and "3 bytes too many" in once
+        with open(f"{threads}/log.jsonl") as file:
+            logs.append([json.loads(line) for line in file][1:])
+        assert [(line["skipped"], line["odd"]) for line in logs[-1]] == [(1, 1)] * 2
+    assert [line["train"] for line in logs[0]] == [line["train"] for line in logs[1]]
 
 
 def test_a_loss_that_is_not_finite(run):

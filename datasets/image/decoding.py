@@ -1,8 +1,8 @@
 """From an image file to its pixels: JPEG with libjpeg-turbo, all other formats with Pillow.
 
 Takes the place of the package torch/image. Differs from it: BMP, WebP, TIFF and grey with alpha can
-be read; a damaged or truncated image is an error that names it, and is not patched up. Pillow reads
-only the upper byte of 16-bit colours: up to 1/257 off the original.
+be read; a damaged or truncated image is an error that names it (damage.py), and is not patched up.
+Pillow reads only the upper byte of 16-bit colours: up to 1/257 off the original.
 """
 
 import contextlib
@@ -12,12 +12,9 @@ import os
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from datasets.image import damage
+from datasets.image.optional import simplejpeg
 from runtime.errors import InputError
-
-try:
-    import simplejpeg
-except ImportError:  # some systems have no wheel; Pillow gives the same bytes
-    simplejpeg = None
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
 # Pillow warns above this many pixels and refuses twice as many. Its default is too low for phone
@@ -30,13 +27,16 @@ class Photo:
 
     `shape` is (rows, columns). `buffer`: a uint8 array for the pixels, reused for every image,
     because fresh memory costs time. `decoder`: the result of turbojpeg.decoder().
+    `checked`: whether damage.check found nothing in this file before. `odd`: a phrase that says
+    what is wrong with a file whose pixels are whole, else "" or None.
     """
 
-    def __init__(self, path, buffer, decoder=None):
+    def __init__(self, path, buffer, decoder=None, checked=False):
         self.path, self.buffer, self.decoder, self.pixels = path, buffer, decoder, None
         with _naming(path):
             self.data = _read(path)
-        self.shape = decoder and decoder.shape(self.data)
+            self.odd = "" if checked else damage.check(self.data)
+        self.shape = decoder and not self.odd and decoder.shape(self.data)
         if not self.shape or self.shape[0] * self.shape[1] > Image.MAX_IMAGE_PIXELS:
             self._decode()
 
@@ -54,28 +54,38 @@ class Photo:
             found = self.decoder.decode_region(self.data, region, self.buffer)
             if found is not None:
                 return found
+            with _naming(self.path):
+                self.odd = damage.check(self.data)  # the file may have changed since it was checked
             self._decode()
         return self.pixels, region
 
     def _decode(self):
         with _naming(self.path):
-            self.pixels = _decode_bytes(self.data, self.buffer)
+            self.pixels, self.odd = _decode_bytes(self.data, self.odd, self.buffer)
         self.shape = self.pixels.shape[:2]
 
 
-def decode(source):
+def decode(source, report=None):
     """The pixels as uint8 (H, W, 4), RGB and an unused byte; 16-bit grey as uint16 (H, W, 3).
 
     `source` is a path (str, bytes, Path), an open file or a Pillow image. The format is known from
     the content, not the name. Grey and palette images become RGB. Transparency is dropped and the
-    EXIF orientation ignored, as in the original. InputError if unreadable.
+    EXIF orientation ignored, as in the original. InputError if unreadable or damaged. If the file
+    is damaged but its pixels are whole, report(phrase) is called.
     """
     with _naming(source):
         if isinstance(source, Image.Image):
             return _to_rgbx(source)
         if isinstance(source, (str, bytes, os.PathLike)):
-            return _decode_bytes(_read(source))
-        return _decode_with_pillow(source)
+            data = _read(source)
+        else:
+            with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a pipe
+                source.seek(0)
+            data = source.read()
+        pixels, odd = _decode_bytes(data, damage.check(data))
+        if odd and report:
+            report(odd)
+        return pixels
 
 
 def load_image(source):
@@ -103,8 +113,8 @@ def _planes(pixels):
 def decode_jpeg(data, buffer=None):
     """A colour or grey JPEG decoded with simplejpeg, or None: then Pillow should decode it.
 
-    Pillow uses the same library and gives the same bytes, but copies them twice. Damaged files and
-    rare kinds of JPEG are left to Pillow.
+    Pillow uses the same library and gives the same bytes, but copies them twice. Files that the
+    library warns of and rare kinds of JPEG are left to Pillow.
     """
     if simplejpeg is None or data[:2] != b"\xff\xd8":
         return None
@@ -122,9 +132,30 @@ def _read(path):
         return file.read()
 
 
-def _decode_bytes(data, buffer=None):
+def _decode_bytes(data, odd, buffer=None):
+    """(pixels, what is odd about the file). `odd`: the result of damage.check."""
     pixels = decode_jpeg(data, buffer)
-    return _decode_with_pillow(io.BytesIO(data)) if pixels is None else pixels
+    if pixels is not None:
+        return pixels, odd or ""
+    pixels = _decode_with_pillow(io.BytesIO(data))
+    warning = _libjpeg_warning(data)
+    if warning and not odd:
+        odd = damage.check(data)  # the file may have changed since it was checked
+    if odd is None and warning.startswith(("Corrupt", "Premature")):
+        raise InputError(warning)  # `check` cannot read this file
+    return pixels, odd or warning
+
+
+def _libjpeg_warning(data):
+    """What libjpeg says of a JPEG file that it decodes, or ""; Pillow does not pass it on."""
+    if simplejpeg is None or data[:2] != b"\xff\xd8":
+        return ""
+    try:
+        colors = simplejpeg.decode_jpeg_header(data)[2]
+        simplejpeg.decode_jpeg(data, "CMYK" if colors in ("CMYK", "YCCK") else "RGBX", strict=True)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return ""
 
 
 def _decode_with_pillow(file):

@@ -11,21 +11,11 @@ process compiles.
 import numba
 import numpy as np
 
+from datasets.image.jit import compiled
+
 _F, _U = np.float32, np.uint32
 
 CONTRAST, SATURATION, BRIGHTNESS = 0.0, 1.0, 2.0  # kinds of blend
-
-
-def _compiled(signature):
-    """numba.njit for one signature, compiled at once, so that forked workers inherit the code."""
-
-    def compile(function):
-        try:
-            return numba.njit(signature, nogil=True, cache=True)(function)
-        except Exception:  # the cache is full, damaged or not writable; other errors come again
-            return numba.njit(signature, nogil=True)(function)
-
-    return compile
 
 
 @numba.njit
@@ -100,7 +90,7 @@ _pixels = numba.types.Array(numba.uint32, 2, "C", readonly=True)  # accepts writ
 _four, _five = (numba.types.UniTuple(numba.int64, n) for n in (4, 5))
 
 
-@_compiled(numba.void(_pixels, _four, _five, numba.float32, numba.float32[:, :, ::1]))
+@compiled(numba.void(_pixels, _four, _five, numba.float32, numba.float32[:, :, ::1]))
 def bicubic(pixels, region, window, unit, out):
     """Resize a region of an image and fill `out`, (3, rows, columns), with a window of the result.
 
@@ -162,7 +152,7 @@ def _blend(matrix, kind, alpha, means):
         matrix[c, 3] += (1 - alpha) * level
 
 
-@_compiled("void(float32[:,:,::1], float64[:,::1], float64[::1], float64[::1], float64[::1])")
+@compiled("void(float32[:,:,::1], float64[:,::1], float64[::1], float64[::1], float64[::1])")
 def color(planes, blends, shift, mean, std):
     """ColorJitter, Lighting and ColorNormalize in one pass over an image (3, h, w), in place.
 
@@ -192,7 +182,7 @@ def color(planes, blends, shift, mean, std):
             blue[x] = b0 * r + b1 * g + b2 * b + b3
 
 
-@_compiled("void(float32[:,:,::1], float32[::1], float32[::1])")
+@compiled("void(float32[:,:,::1], float32[::1], float32[::1])")
 def normalize(planes, mean, std):
     """ColorNormalize in place, equal to the last bit: (3, h, w)."""
     for c in range(3):
@@ -203,7 +193,7 @@ def normalize(planes, mean, std):
                 row[x] = (row[x] - m) / s
 
 
-@_compiled("void(uint8[:,:,:,::1], float64[:,::1], float32[:,::1], int64, float32[:,:,:,::1])")
+@compiled("void(uint8[:,:,:,::1], float64[:,::1], float32[:,::1], int64, float32[:,:,:,::1])")
 def augment(images, uniforms, lookup, padding, out):
     """ColorNormalize, HorizontalFlip(0.5) and RandomCrop of a batch, equal to the last bit.
 
