@@ -6,7 +6,7 @@ statistics of the net that was loaded and do not update them.
 """
 
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 
 
 def freeze(model, count, recomputes=False):
@@ -30,4 +30,4 @@ def freeze(model, count, recomputes=False):
     model.frozen = tuple(name for name in names if getattr(model, name) is not None)
     for name in model.frozen:
         model.get_submodule(name).requires_grad_(False)
-    say(f"=> Frozen: {', '.join(model.frozen)}")
+    note(f"=> Frozen: {', '.join(model.frozen)}")

@@ -80,10 +80,11 @@ def folder(monkeypatch, tmp_path):
     for place in ("imagenet", "imagenet5k", "photos", "IMAGENET"):
         for split in ("train", "val"):
             (tmp_path / place / split).mkdir(parents=True)
-    (tmp_path / "checkpoints").mkdir()
+    for run in ("checkpoints", "finetuned"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "model_best.pth").touch()
     for name in ("resnext_50_32x4d", "resnext_101_64x4d", "resnet-200", "resnet-50"):
         (tmp_path / f"{name}.t7").touch()
-    (tmp_path / "checkpoints/model_best.pth").touch()
     (tmp_path / "1000.txt").touch()
     monkeypatch.chdir(tmp_path)
 
