@@ -198,7 +198,7 @@ def test_a_first_step_that_overflows_is_left_out():
 
 def test_replicas_are_slices_with_statistics_of_their_own():
     """nGPU 3 on a batch of 8 = the mean gradient of slices 3, 3, 2 run one by one, float64."""
-    input, target, _ = random_batch(8, torch.float64)
+    input, target, *_ = random_batch(8, torch.float64)
     together = small("double", 3)
     output, loss = together._step(batch(input, target, 3))
     reference = small("double", 1).model.train()
