@@ -89,7 +89,9 @@ class RunFolder:
             self.tensorboard = TensorBoardLog(self.path)
         self.lines = [log.header(self.opt, model, device)]
         try:
-            if checkpoint is None or not os.path.samefile(self.opt.resume, self.path):
+            resumed = self.opt.resume
+            # without a checkpoint, what lies here is of this run's first save, which was cut off
+            if not os.path.isdir(resumed) or not os.path.samefile(resumed, self.path):
                 self._set_aside()
             if checkpoint is not None:
                 self.lines = checkpoint.get("log") or self.lines
