@@ -39,7 +39,7 @@ def latest(opt, data=True):
         note(f"=> No checkpoint in {opt.resume}: starting afresh")
     else:
         _adopt_options(opt, checkpoint["options"])
-    opts.complete(opt, data)
+    opts.complete(opt, data, resumed=checkpoint is not None)
     return checkpoint
 
 

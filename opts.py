@@ -261,8 +261,11 @@ def check(opt, data=True):
     return opt
 
 
-def complete(opt, data=True):
-    """Fill in the recipe's defaults and refuse what cannot work together; once more does no harm."""
+def complete(opt, data=True, resumed=False):
+    """Fill in the recipe's defaults and refuse what cannot work together; once more does no harm.
+
+    resumed: the net is a checkpoint's, so its depth is, too.
+    """
     check_dataset(opt)
     if not opt.netType:
         opt.netType = "resnext" if OF_RESNEXT & opt.given else "resnet"
@@ -284,10 +287,7 @@ def complete(opt, data=True):
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
         raise InputError("-recomputeBN needs two images a replica: a -batchSize above -nGPU")
-    new = (
-        opt.retrain == "none" and "depth" not in opt.adopted
-    )  # from a file, the file's depth holds
-    if new and opt.netType in depths.NETS:
+    if opt.retrain == "none" and not resumed and opt.netType in depths.NETS:
         depths.stages(opt.netType, opt.stem, opt.depth)
     for name in ("retrain", "optimState"):
         path = getattr(opt, name)

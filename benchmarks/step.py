@@ -191,7 +191,7 @@ class Apart:
             self.pipe.send("step")
             return self.pipe.recv()
         except (OSError, EOFError):
-            sys.exit("a way's process has ended, perhaps for want of memory: try a smaller --batch")
+            sys.exit("a way's process has ended, perhaps out of memory: try a smaller --batch")
 
     def end(self):
         self.process.kill()

@@ -106,15 +106,15 @@ def run(tmp_path, monkeypatch, capsys, cifar):
 def test_only_statistics_change(run):
     """And those that were tested are saved."""
     run("-nEpochs 2 -save plain")
-    lines = run("-nEpochs 2 -save anew -recomputeBN 3")
-    plain, anew = results("plain", 2)[0], results("anew", 2)[0]
+    lines = run("-nEpochs 2 -save re-estimated -recomputeBN 3")
+    plain, other = results("plain", 2)[0], results("re-estimated", 2)[0]
     for name, value in plain.items():
-        assert torch.equal(value, anew[name]) == ("running" not in name), name
+        assert torch.equal(value, other[name]) == ("running" not in name), name
     assert sum(line.startswith(" | Batch norm: [2][") for line in lines) == 3
-    again = run("-testOnly true -retrain anew/model_2.pth")
+    again = run("-testOnly true -retrain re-estimated/model_2.pth")
     finished = [line.split("top1")[1] for line in lines if line.startswith(" * Finished epoch")]
     assert next(x for x in again if x.startswith(" * Finished")).split("top1")[1] == finished[1]
-    tested = run("-testOnly true -retrain anew/model_2.pth -recomputeBN 3")
+    tested = run("-testOnly true -retrain re-estimated/model_2.pth -recomputeBN 3")
     assert sum(line.startswith(" | Batch norm: [0][") for line in tested) == 3
 
 

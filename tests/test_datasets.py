@@ -38,7 +38,7 @@ def made(opt, capsys):
 
 def test_a_cache_is_made_once(opt, capsys):
     first, new, text = made(opt, capsys)
-    assert new and " | saving CIFAR-10 dataset to " in text and "anew" not in text
+    assert new and " | saving CIFAR-10 dataset to " in text and "making it again" not in text
     again, new, text = made(opt, capsys)
     assert not new and text == ""
     assert np.array_equal(first.images, again.images)
