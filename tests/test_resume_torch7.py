@@ -61,9 +61,7 @@ def folder(tmp_path, monkeypatch):
 
 # In double: at this point of its training the net is so sensitive that our own float32 run ends 5 %
 # from our float64 run in momentum, while the recorded run (float32, on another machine) is near it.
-COMMAND = (
-    "-netType resnet -dataset cifar10 -depth 20 -LR 0.01 -nEpochs 5 -batchSize 8 -precision double"
-)
+COMMAND = "-netType resnet -dataset cifar10 -LR 0.01 -nEpochs 5 -batchSize 8 -precision double"
 
 
 def test_epochs_4_and_5(folder, capsys):
