@@ -168,7 +168,7 @@ def _own_content(path, saved):
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
     _check_config(path, config, state)
     classes, outputs = saved.get("classes"), len(state["fc.weight"])
-    if classes is not None and not _is_list_of(classes, str, outputs):
+    if classes is not None and not _is_list_of(classes, (str,), outputs):
         raise InputError(
             f"{path} is damaged: its classes are no list of {outputs} names, one for each output"
         )
@@ -235,9 +235,9 @@ def _fault(name, tensor):
 
 
 def _is_list_of(values, types, length=None):
-    """Whether `values` is a list or tuple of instances of these types, of this length if given."""
+    """Whether `values` is a list or tuple of these types, of this length if given."""
     is_list = isinstance(values, (list, tuple)) and length in (None, len(values))
-    return is_list and all(isinstance(value, types) for value in values)
+    return is_list and all(type(value) in types for value in values)
 
 
 def _checked_spec(path, found):
@@ -247,7 +247,7 @@ def _checked_spec(path, found):
     number = (int, float)
     if (
         not isinstance(found, dict)
-        or not _is_list_of([found.get("scale"), found.get("crop")], int)
+        or not _is_list_of([found.get("scale"), found.get("crop")], (int,))
         or not _is_list_of([found.get("largest")], number)
         or not _is_list_of(found.get("mean"), number, 3)
         or not _is_list_of(found.get("std"), number, 3)
@@ -269,6 +269,8 @@ def _read_safetensors(path):
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    except MemoryError as error:
+        raise InputError(f"cannot read {path}: {error}") from None
     if "config" not in metadata:
         torchvision.refuse_blurred(path, {}, metadata)
         return state
@@ -303,7 +305,7 @@ def _read_t7(path):
     _check_state(path, state)
     content = {"model": state, "config": config, "classes": None, "preprocessing": None}
     classes, spec = tree.get("classes"), tree.get("preprocessing")
-    if isinstance(classes, t7.Table) and _is_list_of(classes.array(), str, config["classes"]):
+    if isinstance(classes, t7.Table) and _is_list_of(classes.array(), (str,), config["classes"]):
         content["classes"] = classes.array()
     if isinstance(spec, t7.Table):
         arrays = {k: v.array() if isinstance(v, t7.Table) else v for k, v in spec.items()}

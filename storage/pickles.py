@@ -1,8 +1,9 @@
 """Pickles of torch.save, counted before they are read and after.
 
 A pickle of a few hundred bytes can name one list twice in the next, sixty times over: whoever
-prints or hashes that never ends. It can also call functions that take any amount of memory. So every
-instruction is looked at before torch.load, which runs no code of the file but does what it asks.
+prints or hashes that never ends. It can also call functions that take any amount of memory. So
+every instruction is looked at before torch.load, which runs no code of the file but does what it
+asks.
 """
 
 import pickletools
@@ -10,7 +11,7 @@ import re
 
 from runtime.errors import InputError
 
-MOST = 1_000_000  # values; a checkpoint of 10,000 epochs has 300,000
+MOST = 500_000  # values; a checkpoint of 10,000 epochs has 300,000
 _DEEPEST = 100  # levels of nesting; files of this program have 5
 _LARGEST = 2**63  # integers; numbers of 2^61 - 1 times n would also have equal hashes
 _MAGIC = 0x1950A86A20F9469CFC6C  # with which a file of before PyTorch 1.6 begins
@@ -23,7 +24,7 @@ _PLAIN = re.compile(
     r"|torch\.nn\.parameter Parameter|collections (OrderedDict|Counter)|argparse Namespace"
 )
 _GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
-_EMPTY = ("EMPTY_LIST", "EMPTY_DICT")
+_OTHERS = ("PROTO", "STOP", "EMPTY_LIST", "EMPTY_DICT")
 _ATOM = [1]
 
 
@@ -42,8 +43,10 @@ def check(file, path):
             stack.append(memo[argument])
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
-        elif name not in ("PROTO", "STOP"):
+        elif not code.stack_before and name not in _OTHERS:
             _check_argument(name, argument, path)
+            stack.append(_ATOM)
+        elif name not in ("PROTO", "STOP"):
             grows, marked = name in _GROWING, pickletools.markobject in code.stack_before
             start = marks.pop() if marked else len(stack) - len(code.stack_before) + grows
             taken = stack[start:]
@@ -54,9 +57,11 @@ def check(file, path):
             if grows:
                 stack[-1][0] += weight
             else:
-                stack.append([1 + weight] if taken or name in _EMPTY else _ATOM)
-            if max(count, stack[-1][0]) > MOST:
+                stack.append([1 + weight])
+            if stack[-1][0] > MOST:
                 raise _too_many(path)
+        if count > 2 * MOST:
+            raise _too_many(path)
 
 
 def check_old(data, path):

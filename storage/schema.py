@@ -52,7 +52,7 @@ def is_count(value):
 
 
 def _is_number(value):
-    return type(value) in (int, float) and -math.inf < value < math.inf
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _is_best(best):

@@ -11,6 +11,7 @@ import struct
 import time
 import zipfile
 import zlib
+from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -93,7 +94,9 @@ def lacking(content, place):
 
 def special(folder):
     """{kind: path} of a FIFO, devices, a socket and links to them, in a folder."""
-    found = {kind: str(folder / kind) for kind in ("fifo", "socket", "to zero", "to tty", "to fifo")}
+    found = {
+        kind: str(folder / kind) for kind in ("fifo", "socket", "to zero", "to tty", "to fifo")
+    }
     os.mkfifo(found["fifo"])
     here = os.getcwd()
     os.chdir(folder)  # a socket's path may be no longer than 108 bytes
@@ -174,16 +177,17 @@ def _png(width, height):
 
 
 def _many_scans(data, count):
-    """A progressive JPEG whose last scan comes again and again."""
-    last = data.rindex(b"\xff\xda")
-    return data[:-2] + data[last:-2] * count + b"\xff\xd9"
+    """A progressive JPEG whose first scan comes again and again."""
+    first = data.index(b"\xff\xda")
+    end = min(data.index(mark, first + 2) for mark in (b"\xff\xda", b"\xff\xc4"))
+    return data[:end] + data[first:end] * count + data[end:]
 
 
 def costly_models():
     """{kind: bytes} of .pth files."""
     state = {"conv1.weight": torch.zeros(64, 3, 3, 3)}
     plain, old = _saved(state), _saved(state, _use_new_zipfile_serialization=False)
-    keys = {i * (2**61 - 1): None for i in range(40_000)}
+    keys = [[i * (2**61 - 1), None] for i in range(40_000)]
     calls = {
         "bytearray": Call(bytearray, 10**11),
         "tensor": Call(torch.FloatTensor, 10**11),
@@ -191,16 +195,16 @@ def costly_models():
         "punycode": Call(__import__("_codecs").encode, "\u0101\u0201" * 10**5, "punycode"),
     }
     return {
-        "deflated": _rezipped(plain, zipfile.ZIP_DEFLATED, blow=2**29),
-        "lzma": _rezipped(plain, zipfile.ZIP_LZMA, blow=2**27),
+        "deflated": _rezipped(plain, zipfile.ZIP_DEFLATED, blow=2**26),
+        "lzma": _rezipped(plain, zipfile.ZIP_LZMA, blow=2**20),
         "overlapping": _overlapping(),
         "twice": _rezipped(plain, again=1),
         "behind other bytes": _rezipped(plain, before=plain),
         "claims more": plain.replace(struct.pack("<H", 64 * 27), struct.pack("<H", 65000)),
         "old, claims more": old.replace(struct.pack("<H", 64 * 27), struct.pack("<H", 65000)),
-        "nested key": _saved({**state, "x": {nested(tuple): 1}}),
-        "equal hashes": _saved({**state, "x": keys}),
-        "many values": _saved({**state, "x": [None] * 3_000_000}),
+        "nested key": _saved({**state, "x": Call(OrderedDict, [[nested(tuple), 1]])}),
+        "equal hashes": _saved({**state, "x": Call(OrderedDict, keys)}),
+        "many values": _saved({**state, "x": [None] * 1_100_000}),
         **{f"calls {name}": _saved({**state, "x": call}) for name, call in calls.items()},
         **{f"holds {name}": _saved({**state, "x": VALUES[name]}) for name in ("cycle", "deep")},
         **{f"old, {name}": pickle.dumps({"x": call}, 2) for name, call in calls.items()},
