@@ -17,6 +17,7 @@ from evaluation.reporter import Reporter
 from models.blocks import set_slices
 from models.compiled import compiled
 from models.fold import folded
+from models.freezing import held
 from parallel import group
 from parallel.signals import Interrupts
 from runtime import memory
@@ -73,15 +74,18 @@ class Trainer:
             total.add(metrics)
             self.reporter.train(epoch, size, metrics)
 
+        def where(n):
+            return f"in epoch {epoch} after iteration {n} of {size}"
+
         self.queue.start(report)
-        for n, batch, data_wait in batches(loader, epoch, total.done):
+        for n, batch, data_wait in batches(loader, epoch, total.done, self.queue, where):
             with memory.out_of_memory(batch.input.shape, self.device, ADVICE):
                 output, loss = self._step(batch)
             metrics = Metrics(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
             errors = scores.count_errors(output, batch.target)
             self.queue.push(metrics, {**errors, "loss": loss})
-            self.queue.poll(f"in epoch {epoch} after iteration {n} of {size}")
-        self.queue.poll(f"in epoch {epoch} after iteration {size} of {size}", lag=0)
+            self.queue.poll(where(n))
+        self.queue.poll(where(size), lag=0)
         if not total.seen:
             raise InputError("no training image could be read")
         return total.top1, total.top5, total.mean_loss
@@ -163,14 +167,26 @@ class Trainer:
     def load_state(self, state):
         """Take over `state()`; a momentum buffer that does not fit its parameter is refused."""
         parameters = dict(self.model.named_parameters())
+        file = state.get("file", "the optimState")
+        self._check_complete(state, parameters, file)
         for name, buffer in state["momentum"].items():
             if name not in parameters or parameters[name].shape != buffer.shape:
-                raise InputError(f"the optimState does not belong to this net: {name} differs")
+                raise InputError(f"{file} does not belong to this net: {name} differs")
             if parameters[name].requires_grad:  # -freeze may have been given since
                 self.optimizer.state[parameters[name]]["momentum_buffer"].copy_(buffer)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self._resume_inside(state)
+
+    def _check_complete(self, state, parameters, file):
+        """InputError for a parameter to train without momentum, if the run before trained it."""
+        before = held(self.model, state.get("options", {}).get("freeze", 0))
+        if self.opt.resetClassifier:
+            before = (*before, "fc")
+        for name, parameter in parameters.items():
+            new = name.partition(".")[0] in before
+            if parameter.requires_grad and not new and name not in state["momentum"]:
+                raise InputError(f"{file} does not belong to this net: its momentum lacks {name}")
 
     def _resume_inside(self, state):
         """Take over the position inside an epoch, if the checkpoint has one."""

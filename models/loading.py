@@ -16,6 +16,7 @@ from formats import model_files
 from models.blocks import init_linear
 from models.freezing import freeze
 from runtime.errors import InputError
+from runtime.foreign import shown
 from runtime.precision import Precision
 from runtime.terminal import note, say
 
@@ -42,7 +43,8 @@ def setup(opt, checkpoint, classes, device):
             f"the model has {outputs} classes, the data {len(classes)}: to fine-tune, give "
             f"-resetClassifier true; to leave it so, -nClasses {outputs}"
         )
-    model.classes = list(classes)
+    # a file has a name for every output
+    model.classes = [*classes, *(f"class {i}" for i in range(len(classes), count))]
     freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
     set_backend(opt)
@@ -97,7 +99,7 @@ def _check_fits(model, state):
     net = f"{config['net']} of depth {config.get('depth')} with shortcut {config.get('shortcut')}"
     for name, tensor in state.items():
         if name not in own:
-            raise InputError(f"{name!r:.80} has no place in a {net}")
+            raise InputError(f"{shown(name)} has no place in a {net}")
         if tensor.shape != own[name].shape:
             sizes = f"{tuple(tensor.shape)}, but {tuple(own[name].shape)}"
             raise InputError(f"{name} is of size {sizes} in a {net}")
