@@ -56,7 +56,7 @@ class Trainer:
             self.load_state(checkpoint)
         self.parallel = group.data_parallel(model, device)  # the same model, as it is trained
         self.compiled = compiled(self.parallel, device) if opt.compile else self.parallel
-        self.slices = None  # those that the model was given last
+        self.slices = None  # those of the model's batch norms
         self.accumulates, self.stepped = opt.accumulate, False
 
     def train(self, epoch, loader):
@@ -68,7 +68,8 @@ class Trainer:
         if total.done < size:
             say(f"=> Training epoch # {epoch}")
         self.model.train()
-        self.slices = None  # -recomputeBN sets none
+        self.slices = None
+        set_slices(self.model, None)
 
         def report(metrics):
             check_finite(metrics, epoch, size)
