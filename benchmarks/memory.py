@@ -120,6 +120,7 @@ def main():
             command = [sys.executable, __file__, "measure", way, str(batch), *words, *more.split()]
             result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
             found.append(json.loads(result.stdout.splitlines()[-1]))
+            print(f"{way}, batch {batch}: {found[-1]}", file=sys.stderr)
         peaks = [one["peak"] / 2**30 for one in found]
         last = (f"{found[-1]['seconds']:.2f}", f"{found[-1]['loss']:.6f}")
         shown.append((way, *(f"{peak:.2f}" for peak in peaks), *last))
