@@ -25,6 +25,7 @@ from datasets import workers
 from datasets.draws import permutation, table
 from parallel import group, signals
 from parallel.replicas import split, split_sizes
+from runtime import threads
 from runtime.errors import InputError
 from runtime.precision import Precision
 from runtime.terminal import note
@@ -72,6 +73,7 @@ class DataLoader:
         self.dtype = Precision(opt.precision, device).dtype
         self.in_memory = hasattr(dataset, "augment")
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
+        self.advised = None  # the line on -nThreads, once it was printed
         self.odd, self.named = [], set()  # sentences on odd files: of this epoch, and all printed
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
@@ -233,6 +235,15 @@ class DataLoader:
                     self.named.add(sentence)
                     note(f" | odd but whole: {sentence} ({len(self.named)} so far)")
         self.odd = []
+
+    def report_wait(self, epoch, seconds, waited):
+        """Print a line if the epoch waited for data and more workers would help; once a run."""
+        if self.in_memory or self.advised:
+            return
+        idle = threads.cores() - self.opt.nThreads - group.local_world_size()
+        self.advised = workers.advice(epoch, self.opt.nThreads, idle, seconds, waited)
+        if self.advised:
+            note(self.advised)
 
     def _placeholder(self):
         """The input of a rank without samples: one black image."""

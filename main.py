@@ -99,6 +99,8 @@ def train_epoch(epoch, trainer, loaders, folder):
 
     train_loader, val_loader = loaders
     trainer.train(epoch, train_loader)
+    done = trainer.position.train
+    train_loader.report_wait(epoch, done.seconds, done.data_wait)
 
     trainer.recompute(epoch, train_loader)
     test = trainer.test(epoch, val_loader)

@@ -117,6 +117,7 @@ OPTIONS = (
     # ---------- Model options ----------
     ("shareGradInput",  False,         boolean, None, "Accepted; autograd frees gradInput by itself"),
     ("optnet",          False,         boolean, None, "Recompute activations to reduce memory usage"),
+    ("accumulate",      False,         boolean, None, "Run replica slices one after another: less memory"),
     ("resetClassifier", False,         boolean, None, "Reset the fully connected layer for fine-tuning"),
     ("freeze",          0,             whole,   0,    "Stages that fine-tuning holds still, with the stem (0: none)"),
     ("nClasses",        0,             whole,   range(0, 1_000_001),    "Number of classes (0: as many as are found)"),

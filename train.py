@@ -27,6 +27,7 @@ from runtime.terminal import note, say
 
 ORDER = "-batchSize, -manualSeed or -tenCrop"
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
+ONE_BY_ONE = "-accumulate true"  # the first advice where replicas share a process
 
 
 @dataclasses.dataclass
@@ -56,7 +57,8 @@ class Trainer:
             self.load_state(checkpoint)
         self.parallel = group.data_parallel(model, device)  # the same model, as it is trained
         self.compiled = compiled(self.parallel, device) if opt.compile else self.parallel
-        self.slices = None  # those that the model was given last
+        self.slices = None  # those of the model's batch norms
+        self.accumulates, self.stepped = opt.accumulate, False
 
     def train(self, epoch, loader):
         """One epoch, or what is left of it; returns (top-1 error %, top-5 error %, mean loss)."""
@@ -67,7 +69,8 @@ class Trainer:
         if total.done < size:
             say(f"=> Training epoch # {epoch}")
         self.model.train()
-        self.slices = None  # -recomputeBN sets others
+        self.slices = None
+        set_slices(self.model, None)
 
         def report(metrics):
             check_finite(metrics, epoch, size)
@@ -79,8 +82,7 @@ class Trainer:
 
         self.queue.start(report)
         for n, batch, data_wait in batches(loader, epoch, total.done, self.queue, where):
-            with memory.out_of_memory(batch.input.shape, self.device, ADVICE):
-                output, loss = self._step(batch)
+            output, loss = self._step_that_fits(batch)
             metrics = Metrics(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
             errors = scores.count_errors(output, batch.target)
             self.queue.push(metrics, {**errors, "loss": loss})
@@ -92,31 +94,76 @@ class Trainer:
 
     def _step(self, batch):
         """Forward, loss, backward, step; returns output (N, K) and the loss's sum, detached."""
-        model = self._as_trained(batch)
+        outputs, losses = [], []
         self.optimizer.zero_grad(set_to_none=True)
-        with self.precision.autocast():
-            # a process without samples was given an image, to take part in the exchange
-            output = model(batch.input)[: len(batch.target)]
-            loss = self.criterion(output, batch.target)
-        # The gradient is that of the mean over the whole batch, DataParallelTable's. The gradients
-        # of the processes are averaged, hence their number.
-        self.scaler.scale(loss * (group.world_size() / batch.count)).backward()
+        for model, input, target in self._parts(batch):  # one, or with -accumulate true many
+            with self.precision.autocast():
+                # a process without samples was given an image, to take part in the exchange
+                output = model(input)[: len(target)]
+                loss = self.criterion(output, target)
+            # The gradient is that of the mean over the whole batch, DataParallelTable's. The
+            # gradients of the processes are averaged, hence their number.
+            self.scaler.scale(loss * (group.world_size() / batch.count)).backward()
+            outputs.append(output.detach())
+            losses.append(loss.detach())
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return output.detach(), loss.detach()
+        return torch.cat([outputs[-1], *outputs[:-1]]), sum(losses)
 
-    def _as_trained(self, batch):
-        """The model, its batch norms set to the batch's replica slices."""
+    def _parts(self, batch):
+        """(model, input, target) of what goes forward and backward together, as it is trained.
+
+        That is this process's batch, or with -accumulate true each of its replica slices. Their
+        gradients add up; the processes exchange them once. The first slice comes last: it alone
+        updates the running statistics, and a slice of one sample is normalised by the former ones.
+        """
         own = batch.slices[group.rank()]
-        if self.slices != own:
-            self.slices = own
-            set_slices(self.model, own)  # a walk over all modules
         if group.world_size() > 1 and any(1 in sizes for sizes in batch.slices):
             # a slice of one sample is normalised by the first replica's running statistics
             group.broadcast(self.model.buffers())
+        if not self.accumulates or len(own) < 2:
+            yield self._as_trained(own), batch.input, batch.target
+            return
+        buffers = list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        first, *others = zip(batch.input.split(own), batch.target.split(own))
+        for input, target in others:
+            with group.no_sync(self.parallel):
+                yield self._as_trained([len(target)]), input, target
+            torch._foreach_copy_(buffers, before)
+        yield self._as_trained(own[:1]), *first
+
+    def _as_trained(self, slices):
+        """The model, its batch norms set to these replica slices."""
+        several = slices if len(slices) > 1 else None
+        if self.slices != several:
+            self.slices = several
+            set_slices(self.model, several)  # a walk over all modules
         # Compiled, the backward pass of a slice of one sample, which is normalised by the running
         # statistics, would see them as the first slice has moved them.
-        return self.parallel if len(batch.input) == 1 or 1 in own else self.compiled
+        return self.parallel if 1 in slices or not slices else self.compiled
+
+    def _step_that_fits(self, batch):
+        """`_step`; where the run's first one is out of memory, its replica slices one by one.
+
+        Only in a run of one process: of several, the others would wait for this one's gradients.
+        """
+        several = len(batch.slices[group.rank()]) > 1 and not self.accumulates
+        can_split = several and not self.stepped and group.world_size() == 1
+        before = [buffer.clone() for buffer in self.model.buffers()] if can_split else []
+        self.stepped = True
+        advice = f"{ONE_BY_ONE}, {ADVICE}" if several else ADVICE
+        try:
+            with memory.out_of_memory(batch.input.shape, self.device, advice):
+                return self._step(batch)
+        except memory.OutOfMemory as error:
+            if not can_split:
+                raise
+            note(f"=> {error.need}: going on as with {ONE_BY_ONE}")
+        # not above: until its end the exception keeps the activations
+        self.accumulates = True
+        torch._foreach_copy_(list(self.model.buffers()), before)
+        return self._step_that_fits(batch)
 
     def recompute(self, epoch, loader):
         """Re-estimate batch norm over the epoch's first -recomputeBN batches."""

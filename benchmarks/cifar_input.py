@@ -114,7 +114,7 @@ def main():
         "ours as tensor operations (as on a GPU)": tensors(dataset),
     }
     times = timing.compare(ways, 7)
-    timing.rate_table(times, "ours", count, "images")
+    timing.rate_table(times, "ours", count, "images", setting=f"{count} images", layout="")
     train = timing.median(timing.compare({"step": step()}, 5), "step")
     share = timing.median(times, "ours") / count * BATCH / train
     print(f"a step of ResNet-20 takes {train * 1e3:.0f} ms, its batch {share:.2%} of that")

@@ -53,7 +53,9 @@ def main():
     with torch.inference_mode():
         times = compare(ways, given.repetitions, wait)
     print(f"{given.net}, batch {given.batch} at 224, {given.precision}")
-    rate_table(times, "ours", given.batch, "images")
+    about = {"setting": f"{given.net}, batch {given.batch} at 224", "precision": given.precision}
+    about["layout"] = lambda way: "NCHW" if way.endswith("default") else "channels_last"
+    rate_table(times, "ours", given.batch, "images", device=device, **about)
     print(machine("torchvision", "timm"))
 
 

@@ -95,7 +95,8 @@ def main():
         )
         for name, way in ways.items()
     ]
-    timing.table(("what", "images/s", "ours: times as fast", "main process, us an image"), rows)
+    heads = ("what", "images/s", "ours: times as fast", "main process, us an image")
+    timing.table(heads, rows, setting=f"{len(paths)} photos, {workers} workers")
     print(timing.machine("torchvision", "timm", "pillow", "simplejpeg", "numba", "numpy"))
 
 

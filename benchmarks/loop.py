@@ -111,7 +111,8 @@ def main():
         rows.append(
             (f"{name}, batch {images}", *each, f"{cost:+.1f} %", f"{sorted(us)[len(us) // 2]:.0f}")
         )
-    table(("net", "Trainer, ms", "bare, ms", "costs", "us an iteration"), rows)
+    heads = ("net", "Trainer, ms", "bare, ms", "costs", "us an iteration")
+    table(heads, rows, device=device)
     print(machine())
     if given.profile:
         profile(given, device)

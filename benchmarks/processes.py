@@ -58,6 +58,7 @@ def main():
             (name, f"{timing.median(times, name):.3f}", f"{one / timing.median(times, name):.2f}")
             for name in times
         ],
+        setting=f"{COMMAND}, {several} replicas",
     )
 
 

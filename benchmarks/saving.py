@@ -53,6 +53,7 @@ def latest(opt):
 def main():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     words = sys.argv[1:] or NET.split()
+    setting = " ".join(words)
     with tempfile.TemporaryDirectory() as save:
         for split in ("train", "val"):
             os.makedirs(os.path.join(save, "data", split))
@@ -87,9 +88,8 @@ def main():
         resume = {"a resume": lambda: trainer_of(opt, latest(opt), device)}
         times.update(timing.compare(resume, 3))
     print(f"state: {size / 2**20:.0f} MiB; {timing.machine()}")
-    timing.table(
-        ("what", "seconds"), [(name, f"{timing.median(times, name):.3f}") for name in times]
-    )
+    rows = [(name, f"{timing.median(times, name):.3f}") for name in times]
+    timing.table(("what", "seconds"), rows, setting=setting, device=device)
 
 
 if __name__ == "__main__":

@@ -138,7 +138,7 @@ def show(heads, rows):
     """timing.table, which needs torch; it is loaded when all is measured."""
     from timing import table
 
-    table(heads, rows)
+    table(heads, rows, precision="", layout="")
 
 
 if __name__ == "__main__":

@@ -148,6 +148,8 @@ def _save_memory(opt, model):
         model.recompute = True
     if opt.shareGradInput:
         note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
+    if opt.accumulate and opt.nGPU == 1:
+        note("accumulate: -nGPU 1 is one replica, whose slice is the whole batch")
 
 
 def set_backend(opt):

@@ -124,6 +124,11 @@ def data_parallel(model, device):
         )
 
 
+def no_sync(model):
+    """The context of a backward pass whose gradients add up in this process, not yet exchanged."""
+    return model.no_sync() if world_size() > 1 else contextlib.nullcontext()
+
+
 def rank_0_first(action):
     """Call `action` on rank 0, then on local rank 0 of each machine, then on all other ranks.
 

@@ -35,9 +35,17 @@ def keep_freed():
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+class OutOfMemory(InputError):
+    """`need`: how much, where, for which input; `advice`: what to give instead."""
+
+    def __init__(self, need, advice):
+        super().__init__(f"{need}; give {advice}")
+        self.need = need
+
+
 @contextlib.contextmanager
 def out_of_memory(shape, device, advice):
-    """Turn an out-of-memory error into an InputError: how much, where, for which input, advice."""
+    """Turn an error of torch's into an OutOfMemory, for an input of this shape."""
     try:
         yield
     except RuntimeError as error:  # what the CPU raises; torch.OutOfMemoryError is a subclass
@@ -45,10 +53,8 @@ def out_of_memory(shape, device, advice):
         if not needed:
             raise
         shape = " x ".join(map(str, shape))
-        raise InputError(
-            f"out of memory on {_where(device)}: {needed[1]} more were needed for an input of "
-            f"{shape}; give {advice}"
-        ) from None
+        need = f"{needed[1]} more were needed for an input of {shape}"
+        raise OutOfMemory(f"out of memory on {_where(device)}: {need}", advice) from None
 
 
 def _where(device):
