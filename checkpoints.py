@@ -45,7 +45,7 @@ def latest(opt):
     if checkpoint is None:
         say(f"=> No checkpoint in {opt.resume}: starting afresh")
         return None
-    _adopt(opt, checkpoint["options"])
+    adopt(opt, checkpoint["options"])
     return checkpoint
 
 
@@ -206,8 +206,9 @@ def _torch7_state(path, model):
     }
 
 
-def _adopt(opt, saved):
-    for name in CARRIED:
+def adopt(opt, saved, names=CARRIED):
+    """Let those of a checkpoint's options hold that the command line does not give."""
+    for name in names:
         ours, theirs = getattr(opt, name), saved.get(name, getattr(opt, name))
         if ours == theirs:
             continue

@@ -192,9 +192,9 @@ def _nearest(name, names):
     return "; did you mean -" + " or -".join(near) + "?" if near else " (-help lists all)"
 
 
-def fits(name, value):
+def fits(name, value, options=OPTIONS):
     """Whether an option can have a value, which a file holds."""
-    default, kind, allowed = next(row[1:4] for row in OPTIONS if row[0] == name)
+    default, kind, allowed = next(row[1:4] for row in options if row[0] == name)
     if kind is series:
         return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
     if type(value) is not type(default):

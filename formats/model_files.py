@@ -126,7 +126,7 @@ def _load(path):
 def _own(path, saved):
     """The content of a file of ours, looked at before a net is built by what it says."""
     state, config = saved.get("model"), saved["config"]
-    _check_state(path, state)
+    check_state(path, state)
     if not isinstance(config["net"], str) or "fc.weight" not in state:
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
     numbers = sum(tensor.numel() for tensor in state.values())
@@ -138,14 +138,14 @@ def _own(path, saved):
     classes, spec = saved.get("classes"), saved.get("preprocessing")
     if classes is not None and not _are(classes, str):
         raise InputError(f"{path} is damaged: its classes are no list of names")
-    spec = _checked_spec(path, spec)
+    spec = checked_spec(path, spec)
     return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
 
 
 def _bare(path, saved):
     """The content of a state dict that does not say what net it is of."""
     state = torchvision.plain(saved)
-    _check_state(path, state)
+    check_state(path, state)
     try:
         config = torchvision.infer(state)
     except InputError as error:
@@ -158,7 +158,7 @@ def _bare(path, saved):
     return {"model": state, "config": config, "classes": None, "preprocessing": spec}
 
 
-def _check_state(path, state):
+def check_state(path, state):
     """Refuse what is no state dict, or has other things in it than weights and their memory."""
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path} holds no state dict: save that of a net, net.state_dict()")
@@ -181,7 +181,7 @@ def _are(values, types, length=None):
     return listed and all(isinstance(value, types) for value in values)
 
 
-def _checked_spec(path, found):
+def checked_spec(path, found):
     """An input spec as datasets make it: JSON and Lua have lists, and Lua has no floats."""
     if found is None:
         return None
@@ -244,7 +244,7 @@ def _read_t7(path):
         content["classes"] = classes.array()
     if isinstance(spec, t7.Table):
         arrays = {k: v.array() if isinstance(v, t7.Table) else v for k, v in spec.items()}
-        return content | {"preprocessing": _checked_spec(path, arrays)}
+        return content | {"preprocessing": checked_spec(path, arrays)}
     return content | {"torch7": True}
 
 

@@ -133,7 +133,11 @@ def _failed(rank, state, received):
 
 def interrupted():
     """What is said after Ctrl-C."""
-    hint = "; -resume DIR goes on from the last checkpoint" if program() == "main.py" else ""
+    hint = (
+        "; -resume DIR goes on from the last checkpoint"
+        if program() in ("main.py", "detect.py")
+        else ""
+    )
     return f"{program()}: interrupted{hint}"
 
 

@@ -59,6 +59,13 @@ def entry(rate, train, test, best, device):
         "train": (train.top1, train.top5, train.mean_loss),  # errors in %
         "test": (test.top1, test.top5),
         "best": best,  # the test with the lowest top-1 error so far
+        **times(train, test, device),
+    }
+
+
+def times(train, test, device):
+    """What the clock and the machine decide of an epoch's line."""
+    return {
         "seconds": train.seconds + test.seconds,
         "images_per_second": train.seen / train.seconds if train.seconds else None,
         "data_wait": train.data_wait + test.data_wait,  # seconds
@@ -70,7 +77,9 @@ def scalars(line):
     """The numbers of an epoch's line by name: {"train/top1": 12.5, ...}."""
     found = {}
     for name, value in line.items():
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, dict):
+            found.update({f"{name}/{part}": number for part, number in value.items()})
+        elif isinstance(value, (list, tuple)):
             parts = zip(("top1", "top5", "loss"), value)
             found.update({f"{name}/{part}": number for part, number in parts})
         else:

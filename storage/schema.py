@@ -12,6 +12,8 @@ from storage import atomic
 
 # as evaluation.metrics.Metrics
 SUMS = {"done", "seen", "wrong1", "wrong5", "loss", "seconds", "data_wait"}
+# as detection.trainer.Sums
+BOXES = {"objectness", "proposal", "classifier", "box", "found", "objects"}
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
@@ -65,9 +67,9 @@ def _is_position(position):
 def _are_sums(sums):
     return (
         isinstance(sums, dict)
-        and set(sums) <= SUMS
+        and set(sums) <= SUMS | BOXES
         and all(is_count(sums.get(name)) for name in ("done", "seen", "wrong1", "wrong5"))
-        and all(_is_number(sums.get(name, 0)) for name in ("loss", "seconds", "data_wait"))
+        and all(_is_number(sums.get(name, 0)) for name in SUMS | BOXES)
         and "loss" in sums
     )
 
