@@ -63,8 +63,11 @@ OPTIONS = (
 
 # By dataset and -shared. The first is the paper's, appendix B; the second detectron2's R50-C4 1x but
 # for the size of the images and the anchors; those of the digits were found by trial.
+# proposals: before and after NMS in training, before and after it in a test.
 _COCO = {"anchors": (64, 128, 256, 512), "scale": 600, "largest": 1000, "freeze": 2}
-_DIGITS = {"anchors": (12, 24, 40), "scale": 128, "largest": 128, "freeze": 0, "batchSize": 8}
+_COCO |= {"proposals": (12000, 2000, 6000, 300), "pool": 14}
+_DIGITS = {"anchors": (8, 16), "scale": 64, "largest": 64, "freeze": 0, "batchSize": 8}
+_DIGITS |= {"proposals": (1000, 300, 500, 64), "regions": 32, "pool": 8}
 RECIPES = {
     ("coco", False): {
         **{"rpnBatchSize": 16, "rpnLR": 0.02, "rpnIterations": (120000, 180000), **_COCO},
@@ -76,10 +79,10 @@ RECIPES = {
     },
     ("digits", False): {
         **{"rpnBatchSize": 8, "rpnLR": 0.02, "rpnIterations": (200, 250), **_DIGITS},
-        **{"LR": 0.02, "iterations": (400, 500), "regions": 64, "warmup": 50},
+        **{"LR": 0.02, "iterations": (400, 500), "warmup": 50},
     },
     ("digits", True): {
-        **{"LR": 0.02, "iterations": (600, 750), "regions": 64, "warmup": 50, **_DIGITS},
+        **{"LR": 0.02, "iterations": (600, 750), "warmup": 50, **_DIGITS},
     },
 }
 # fmt: on
@@ -126,7 +129,7 @@ def _checked(words, opt):
     if opt.show and opt.retrain == "none":
         raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
     for name, value in RECIPES[opt.dataset, opt.shared].items():
-        if getattr(opt, name) in (0, 0.0, (), -1) and not (name == "LR" and name in opt.given):
+        if getattr(opt, name, 0) in (0, 0.0, (), -1) and not (name == "LR" and name in opt.given):
             setattr(opt, name, value)
     # for what is main.py's
     opt.nEpochs, opt.nClasses, opt.LRSteps, opt.tenCrop = 0, 0, (), False
@@ -263,7 +266,10 @@ def setup(opt, checkpoint, images, device):
             net = models.load_file(opt.retrain)
             if opt.recomputeBN:
                 recompute(opt, net, device)
-            settings |= {"shared": opt.shared, "anchors": list(opt.anchors)}
+            settings |= {
+                **{"shared": opt.shared, "anchors": list(opt.anchors)},
+                **{"proposals": list(opt.proposals), "pool": opt.pool},
+            }
             model = files.from_classifier(net.float(), settings, names)
     if model.classes != names:
         raise InputError(f"the model finds {len(model.classes)} classes, not those of the data")

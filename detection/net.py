@@ -17,8 +17,6 @@ from models.blocks import Net
 from runtime.errors import InputError
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
-BEFORE_NMS = {"training": 12000, "testing": 6000}
-AFTER_NMS = {"training": 2000, "testing": 300}
 LOSSES = ("objectness", "proposal", "classifier", "box")
 
 
@@ -54,7 +52,7 @@ class Trunk(nn.Module):
 
 
 class LastStage(nn.Module):
-    """The last stage as the head of each region: (R, C, 14, 14) to (R, channels)."""
+    """The last stage as the head of each region: (R, C, 14, 14), say, to (R, channels)."""
 
     def __init__(self, net):
         super().__init__()
@@ -81,8 +79,10 @@ class Detector(nn.Module):
     """A net that finds objects; `config` rebuilds it.
 
     config: {"net": "faster_rcnn", "backbone": the classifier's config, "classes": how many,
-    "shared": one trunk and both losses at once, "anchors": sides in pixels, "regions": of an image
-    in training, "scale": the image's shorter side, "largest": its longer side at most}.
+    "shared": one trunk and both losses at once, "anchors": sides in pixels, "pool": a region's side
+    before the last stage, which halves it, "regions": of an image
+    in training, "proposals": how many before NMS and how many after, in training, then in a test,
+    "scale": the image's shorter side, "largest": its longer side at most}.
     """
 
     def __init__(self, config):
@@ -96,7 +96,7 @@ class Detector(nn.Module):
         self.rpn = _proposal_net(config, self.backbone.out_channels)
         head = freeze(LastStage(net))
         self.roi_heads = parts.RegionHeads(
-            parts.RegionPool(self.backbone.stride, align=shared),
+            parts.RegionPool(config["pool"], self.backbone.stride, align=shared),
             head,
             parts.predictor(head.out_channels, config["classes"]),
             **{"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "bbox_reg_weights": None},
@@ -197,12 +197,13 @@ def _classifier(config):
 
 def _proposal_net(config, channels):
     anchors = AnchorGenerator((tuple(config["anchors"]),), (RATIOS,))
+    before, after = (dict(zip(("training", "testing"), config["proposals"][k::2])) for k in (0, 1))
     head = parts.ProposalHead(channels, anchors.num_anchors_per_location()[0])
     net = parts.ProposalNet(
         *(anchors, head),
         **{"fg_iou_thresh": 0.7, "bg_iou_thresh": 0.3, "batch_size_per_image": 256},
         **{"positive_fraction": 0.5, "nms_thresh": 0.7},
-        **{"pre_nms_top_n": BEFORE_NMS, "post_nms_top_n": AFTER_NMS},
+        **{"pre_nms_top_n": before, "post_nms_top_n": after},
     )
     if not config["shared"]:
         net.inside_only = True

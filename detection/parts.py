@@ -12,7 +12,6 @@ from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
-POOL = 14  # a region's side before the last stage, which halves it
 CROWD = 0.7  # a proposal with more than this share of it inside a crowd is left out
 
 
@@ -70,17 +69,17 @@ class ProposalNet(RegionProposalNetwork):
 
 
 class RegionPool(nn.Module):
-    """Regions of a map as POOL x POOL cells: RoIAlign, or RoI pooling as in the paper."""
+    """Regions of a map as `side` x `side` cells: RoIAlign, or RoI pooling as in the paper."""
 
-    def __init__(self, stride, align):
+    def __init__(self, side, stride, align):
         super().__init__()
-        self.scale, self.align = 1 / stride, align
+        self.side, self.scale, self.align = side, 1 / stride, align
 
     def forward(self, features, boxes, image_shapes):
         (x,) = features.values()
         if self.align:
-            return ops.roi_align(x, boxes, POOL, self.scale, sampling_ratio=2)
-        return ops.roi_pool(x, boxes, POOL, self.scale)
+            return ops.roi_align(x, boxes, self.side, self.scale, sampling_ratio=2)
+        return ops.roi_pool(x, boxes, self.side, self.scale)
 
 
 class RegionHeads(RoIHeads):

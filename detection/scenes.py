@@ -5,8 +5,6 @@ brightness on a dark canvas, over lines and torn pieces of other digits that are
 scenes are the same for every seed and hold the test split's digits only.
 """
 
-import functools
-
 import numpy as np
 from PIL import Image
 
@@ -28,13 +26,16 @@ class Scenes:
         self.names, self.categories = names, list(range(1, 1 + len(names)))
         self.split, self.seed = split, seed if split == "train" else 0
         self.ids = list(range(1, 1 + COUNTS[split]))
-        self.objects = functools.cache(lambda i: self._scene(i)[1])
+        self.made = {}  # 16 KB a scene
 
     def name(self, i):
         return f"scene {i + 1} of {self.split}"
 
     def pixels(self, i):
         return np.repeat(self._scene(i)[0][None], 3, axis=0)
+
+    def objects(self, i):
+        return self._scene(i)[1]
 
     def truth(self):
         """The boxes of all scenes as COCO has them."""
@@ -53,6 +54,11 @@ class Scenes:
 
     def _scene(self, i):
         """(uint8 (SIDE, SIDE), Objects) of a scene."""
+        if i not in self.made:
+            self.made[i] = self._make(i)
+        return self.made[i]
+
+    def _make(self, i):
         draws = Draws(self.seed, 0 if self.split == "train" else 1, i)
         canvas = _clutter(draws)
         for _ in range(4):  # pieces that are no digit
