@@ -128,8 +128,9 @@ def _checked(words, opt):
         raise InputError("give the classifier to begin with: -retrain model_best.pth")
     if opt.show and opt.retrain == "none":
         raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
+    defaults = {row[0]: row[1] for row in OPTIONS}
     for name, value in RECIPES[opt.dataset, opt.shared].items():
-        if getattr(opt, name, 0) in (0, 0.0, (), -1) and not (name == "LR" and name in opt.given):
+        if name not in opt.given or getattr(opt, name) == defaults[name]:
             setattr(opt, name, value)
     # for what is main.py's
     opt.nEpochs, opt.nClasses, opt.LRSteps, opt.tenCrop = 0, 0, (), False

@@ -28,7 +28,7 @@ def results(found, categories):
 
 
 def evaluate(truth, detections):
-    """COCO's twelve numbers in per cent, {name of NAMES: value}; -100 where there is no object.
+    """COCO's twelve numbers in per cent, {name of NAMES: value}, without sizes that no object has.
 
     truth: COCO's dictionary of images and annotations; detections: COCO's results, a list.
     """
@@ -38,12 +38,13 @@ def evaluate(truth, detections):
         coco.dataset = {"info": {}, "licenses": [], **truth}
         coco.createIndex()
         if not detections:
-            return dict.fromkeys(NAMES, 0.0)
+            return dict.fromkeys(NAMES, 0.0)  # the libraries refuse an empty list
         found = evaluation(coco, coco.loadRes([dict(each) for each in detections]), "bbox")
         found.evaluate()
         found.accumulate()
         found.summarize()
-    return dict(zip(NAMES, (100 * np.asarray(found.stats[:12], np.float64)).tolist()))
+    values = zip(NAMES, np.asarray(found.stats[:12], np.float64).tolist())
+    return {name: 100 * value for name, value in values if value >= 0}  # COCO's -1: no object
 
 
 def library():

@@ -1,4 +1,4 @@
-"""Test support: a small detector, torchvision's own of the same weights, small data in COCO's form."""
+"""Test support: a small detector, torchvision's own of the same weights, data in COCO's form."""
 
 import json
 
@@ -12,10 +12,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
+import models
 from detection import files
 from formats import model_files
 from models.resnet import resnet
-import models
 
 SPEC = {"scale": 40, "crop": 32, "largest": 255, "mean": (110, 120, 130), "std": (60, 62, 64)}
 SETTINGS = {"anchors": [16, 32, 64], "regions": 24, "scale": 96, "largest": 160, "pool": 14}
