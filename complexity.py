@@ -25,7 +25,8 @@ from runtime.errors import InputError
 USAGE = """Usage: complexity.py [options]
 
 Parameters, multiply-adds and activations of the net that main.py would train with these options
-(main.py -help lists them); of a net in a file with -retrain FILE. ImageNet's nets see -testCrop
+(main.py -help lists them); of a net in a file with -retrain FILE, of a detector's parts if
+detect.py trained that. ImageNet's nets see -testCrop
 pixels and have 1000 classes where neither -nClasses nor -data tells another number.
 
 Without options: the paper's tables of sizes, and ours beside them."""
@@ -109,6 +110,8 @@ def main(argv=None):
         return
     opt = opts.parse(argv, "complexity.py", data=False)
     try:
+        if print_detector(opt.retrain):
+            return
         net = build(opt)
         size = side(opt)
     except InputError as error:
@@ -225,16 +228,29 @@ def width(cardinality):
     return round((math.sqrt(512**2 + 4 * 9 * each) - 512) / (2 * 9))
 
 
-def print_net(title, rows):
-    """A net by stage: its outputs, exact counts."""
-    print(
-        f"{title}\n\n{'':8}{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
-    )
+def print_net(title, rows, wide=8):
+    """A net by stage: its outputs, exact counts; the names take `wide` columns."""
+    heads = f"{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
+    print(f"{title}\n\n{'':{wide}}{heads}")
     for row in rows:
         shape = " x ".join(map(str, row.output))
-        print(f"{row.name:8}{shape:>16}{row[2]:14,}{row[3]:17,}{row[4]:14,}")
+        print(f"{row.name:{wide}}{shape:>16}{row[2]:14,}{row[3]:17,}{row[4]:14,}")
     parameters, multiply_adds, activations = total(rows)
-    print(f"{'total':8}{'':16}{parameters:14,}{multiply_adds:17,}{activations:14,}\n")
+    print(f"{'total':{wide}}{'':16}{parameters:14,}{multiply_adds:17,}{activations:14,}\n")
+
+
+def print_detector(source):
+    """Print the parts of a detector, if `source` holds one; returns whether it does."""
+    from detection import files, sizes
+
+    saved = files.is_detector(source) if source != "none" else None
+    if saved is None:
+        return False
+    model = files.load(source, saved).to("meta")
+    height, width = (-(-model.config[side] // 32) * 32 for side in ("scale", "largest"))
+    title = f"One image of {height} x {width} pixels in a test (a multiply-add is 2 FLOPs)"
+    print_net(title, [Stage(*part) for part in sizes.parts(model, height, width)], 18)
+    return True
 
 
 def print_paper():

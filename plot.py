@@ -74,6 +74,8 @@ def plot(kind, out, paths):
     for path in real:
         if real.count(path) > 1:
             raise InputError(f"{path} is given more than once")
+    if len({run.finds for run in runs}) > 1:
+        raise InputError("a detector's AP and a classifier's error do not go into one picture")
     drawn = curves.together(runs, _warn)
     print(table(drawn))
 
@@ -113,7 +115,8 @@ def table(drawn):
 
     Below a curve come its options as far as they differ.
     """
-    rows = [("", "runs", "epochs", "parameters", "val top-1 %", "lowest")]
+    measure = ("val AP %", "highest") if drawn[0].finds else ("val top-1 %", "lowest")
+    rows = [("", "runs", "epochs", "parameters", *measure)]
     for curve in drawn:
         epochs, count = curve.mean("val")[0], curve.parameters()
         rows.append(
@@ -171,17 +174,20 @@ def draw_curves(axes, drawn):
                 low, high = ([m + s * e for m, e in zip(means, errors)] for s in (-1, 1))
                 axes.fill_between(epochs, low, high, color=colours[curve.label], alpha=0.2, lw=0)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 error (%)")
+    finds = drawn[0].finds
+    axes.set_ylabel("AP (%)" if finds else "top-1 error (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(*limits(drawn))
     if max(run.epochs[-1] for curve in drawn for run in curve.runs) == 1:
         axes.set_xlim(0, 2)
     key = [Line2D([], [], color=colours[c.label], label=_counted(c)) for c in drawn]
-    key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in _WAYS]
+    names = _DETECTORS if finds else _WAYS
+    key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in names]
     axes.legend(handles=key, loc="upper right", ncols=1 if len(key) < 12 else 2)
 
 
 _WAYS = (("--", "train"), ("-", "val"))
+_DETECTORS = (("--", "AP50"), ("-", "AP"))
 
 
 def limits(drawn):
@@ -236,7 +242,7 @@ def draw_parameters(axes, drawn):
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.15, 0.15)
     axes.set_xlabel("parameters (millions)")
-    axes.set_ylabel("top-1 error on val (%)")
+    axes.set_ylabel("AP on val (%)" if drawn[0].finds else "top-1 error on val (%)")
     axes.legend()
 
 

@@ -99,6 +99,7 @@ class Trainer:
         self.queue.poll(f"in epoch {epoch} after iteration {size} of {size}", lag=0)
         if not total.seen:
             raise InputError("no training image could be read")
+        self.rate = stream.step.rate_at(start + size - 1)  # none may have been left to do
         return total
 
     def _begin(self, step):
@@ -110,9 +111,9 @@ class Trainer:
 
     def _step(self, batch, images, iteration):
         """Forward, losses, backward, step; returns the losses' sums over this process's images."""
-        self.rate = self.step.rate_at(iteration)
+        rate = self.step.rate_at(iteration)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.rate * parameters["times"]
+            parameters["lr"] = rate * parameters["times"]
         self.optimizer.zero_grad(set_to_none=True)
         sums = {name: torch.zeros((), device=self.device) for name in LOSSES}
         place, before = 0, sum(map(len, batch.slices[: group.rank()]))

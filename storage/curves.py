@@ -28,7 +28,10 @@ NAMES["preresnext"] = "pre-activated ResNeXt"
 
 
 class Run(NamedTuple):
-    """One log: errors are lists of per cent, an epoch each."""
+    """One log: errors are lists of per cent, an epoch each.
+
+    Of a detector `train` is AP50 and `val` is AP, and they are no errors: `finds` is true.
+    """
 
     path: str
     options: dict
@@ -36,6 +39,7 @@ class Run(NamedTuple):
     epochs: list
     train: list  # top-1 error %
     val: list
+    finds: bool = False
 
 
 class Curve(NamedTuple):
@@ -65,8 +69,14 @@ class Curve(NamedTuple):
         return _data(self.runs[0].options)
 
     def best(self):
-        """(mean, standard error) of each run's lowest test error."""
-        return _mean([min((e for e in run.val if e == e), default=math.nan) for run in self.runs])
+        """(mean, standard error) of each run's lowest test error, or highest AP."""
+        best = max if self.finds else min
+        return _mean([best((e for e in run.val if e == e), default=math.nan) for run in self.runs])
+
+    @property
+    def finds(self):
+        """Whether the runs are a detector's."""
+        return self.runs[0].finds
 
     def parameters(self):
         """How many numbers the net has, or None where an older log does not say."""
@@ -99,7 +109,7 @@ def read(path, defaults, warn):
     rows, before = [], 0
     for number, line in enumerate(parsed[1:], 2):
         epoch = line and line.get("epoch")
-        errors = line and [_first(line.get(name)) for name in ("train", "test")]
+        errors = line and _errors(line)
         if type(epoch) is not int or epoch <= before or None in errors:
             raise InputError(
                 f"{path}, line {number} is not that of a next epoch with its errors: "
@@ -112,7 +122,8 @@ def read(path, defaults, warn):
     parameters = parsed[0].get("parameters")
     parameters = parameters if type(parameters) is int and parameters > 0 else None
     epochs, train, val = (list(column) for column in zip(*rows))
-    return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val)
+    finds = any(isinstance(line.get("test"), dict) for line in parsed[1:])
+    return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val, finds)
 
 
 def _line(text):
@@ -122,6 +133,14 @@ def _line(text):
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _errors(line):
+    """The two numbers of an epoch: top-1 errors; of a detector AP50 and AP, none of its RPN step."""
+    test = line.get("test")
+    if isinstance(test, dict):
+        return [_first([test.get(name, math.nan)]) for name in ("AP50", "AP")]
+    return [_first(line.get(name)) for name in ("train", "test")]
 
 
 def _first(errors):
@@ -136,6 +155,7 @@ def _options(about, defaults):
     found = defaults | about["options"]
     net = about.get("net")
     if isinstance(net, dict):
+        net = net.get("backbone", net)  # of a detector
         found |= {ours: net[theirs] for theirs, ours in NET.items() if theirs in net}
     if found["dataset"] == "imagenet":  # any folder of images
         found["data"] = os.path.basename(os.path.normpath(str(found["data"])))
