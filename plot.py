@@ -183,7 +183,8 @@ def draw_curves(axes, drawn):
     key = [Line2D([], [], color=colours[c.label], label=_counted(c)) for c in drawn]
     names = _DETECTORS if finds else _WAYS
     key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in names]
-    axes.legend(handles=key, loc="upper right", ncols=1 if len(key) < 12 else 2)
+    place = "lower right" if finds else "upper right"  # where the curves do not end
+    axes.legend(handles=key, loc=place, ncols=1 if len(key) < 12 else 2)
 
 
 _WAYS = (("--", "train"), ("-", "val"))

@@ -115,7 +115,8 @@ class Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate * parameters["times"]
         self.optimizer.zero_grad(set_to_none=True)
-        sums = {name: torch.zeros((), device=self.device) for name in LOSSES}
+        zero = torch.zeros((), dtype=torch.float64, device=self.device)
+        sums = {name: zero.clone() for name in LOSSES}
         place, before = 0, sum(map(len, batch.slices[: group.rank()]))
         for number, count in enumerate(batch.slices[group.rank()], before):
             part = slice(place, place + count)

@@ -136,7 +136,7 @@ def _line(text):
 
 
 def _errors(line):
-    """The two numbers of an epoch: top-1 errors; of a detector AP50 and AP, none of its RPN step."""
+    """The two numbers of an epoch: top-1 errors; of a detector AP50 and AP, NaN in its RPN step."""
     test = line.get("test")
     if isinstance(test, dict):
         return [_first([test.get(name, math.nan)]) for name in ("AP50", "AP")]
