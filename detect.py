@@ -256,6 +256,8 @@ def setup(opt, checkpoint, images, device):
         say(f"=> Resuming model from {checkpoint['modelFile']}")
         model = files.load(checkpoint["modelFile"], **settings)
     else:
+        if opt.retrain == "none":
+            raise InputError("give the classifier to begin with: -retrain model_best.pth")
         say(f"Loading model from file: {opt.retrain}")
         saved = files.is_detector(opt.retrain)
         if saved is not None:

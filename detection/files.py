@@ -39,7 +39,8 @@ def load(source, saved=None, **settings):
         if len(model.classes) != config["classes"]:
             raise InputError("it does not name all its classes")
     except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"its config lacks {reason}" if isinstance(error, KeyError) else reason
         raise InputError(f"{source} holds no detector of this program: {reason}") from None
     return model
 

@@ -13,6 +13,6 @@ def entry(trainer, scores, best):
         "rate": trainer.rate,  # of the last iteration
         "train": {"loss": train.mean_loss, **losses},
         "test": scores,
-        "best": [100 - error for error in best] if best[0] <= 100 else None,  # AP and AP50
+        "best": {name: 100 - error for name, error in zip(("AP", "AP50"), best) if error <= 100},
         **log.times(train, test, trainer.device),
     }

@@ -117,6 +117,7 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         sums = {name: zero.clone() for name in LOSSES}
+        self.scaler.scale(zero)  # it has to begin in a process without images, too
         place, before = 0, sum(map(len, batch.slices[: group.rank()]))
         for number, count in enumerate(batch.slices[group.rank()], before):
             part = slice(place, place + count)
