@@ -79,7 +79,7 @@ RECIPES = {
     },
     ("digits", False): {
         **{"rpnBatchSize": 8, "rpnLR": 0.02, "rpnIterations": (200, 250), **_DIGITS},
-        **{"LR": 0.02, "iterations": (400, 500), "warmup": 50},
+        **{"LR": 0.03, "iterations": (600, 750), "warmup": 50},
         "proposals": (1000, 300, 500, 150),  # its RPN ranks worse: 64 miss a sixth of the digits
     },
     ("digits", True): {
