@@ -1,10 +1,12 @@
-"""How a run resumes from what it left on disk. Port of the reading part of checkpoints.lua.
+"""Resuming a run from its folder. Port of the reading part of checkpoints.lua.
 
-latest.pth names the newest checkpoint. Where it, or what it names, is missing, cut short or
-changed, the newest whole checkpoint in the folder is taken and the loss named. Of several processes
-the first looks, all read. What is written, and in what order: storage/run_folder.py.
-Differs from the Lua: the best error, the options and the log travel along, so a resumed run goes on
-as if it had not stopped (order and augmentation are functions of seed and epoch, without state).
+latest.pth names the newest checkpoint. If it or a file that it names is missing, truncated or
+changed, the newest intact checkpoint in the folder is taken, and a line names the damage. Rank 0
+chooses the checkpoint, every rank reads it. storage/run_folder.py writes the files and says in
+which order.
+Differs from the Lua: a checkpoint also has the best error, the options and the log, so a resumed
+run goes on as if it had never stopped. (Order and augmentation are functions of seed and epoch and
+need no saved state.)
 """
 
 import math
@@ -15,96 +17,98 @@ import opts
 from formats import model_files, torch7
 from parallel import group
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note, say
 from storage import atomic, schema
 from storage.run_folder import INSIDE
 
-# Options that decide the result: on a resume the checkpoint's hold, unless given again.
-CARRIED = (
-    *("LR", "LRSteps", "momentum", "weightDecay", "nEpochs"),
-    *("batchSize", "nGPU", "precision", "manualSeed", "nClasses", "recomputeBN"),
-)
 
+def latest(opt, options=opts.OPTIONS, complete=opts.complete):
+    """The checkpoint in -resume, or None. A dict of epoch, best, modelFile, optimizer state, log.
 
-def latest(opt):
-    """The checkpoint that -resume names, or None: epoch, best, modelFile and the optimizer's state.
-
-    Takes over into `opt` those of the checkpoint's options that the command line does not give.
-    A folder of Torch7's resumes too; one that has both goes on from ours, which is the later.
+    Sets in `opt` the checkpoint's options that the command line does not give; options: the table
+    that they are in. Then calls complete(opt, resumed=whether there is a checkpoint). The folder
+    may be one of Torch7's. In a folder with both, ours is taken: it was resumed from Torch7's.
     """
     opt.agents = group.agents()
-    if _written_by_us(opt):
+    if _restarted_by_agent(opt):
         opt.resume = opt.save
     if opt.resume == "none":
         return None
-    checkpoint = _chosen(opt.resume)
-    path = os.path.join(opt.resume, "latest.t7")
-    if checkpoint is None and os.path.isfile(path):
-        say(f"=> Loading checkpoint {path}")
-        checkpoint = _torch7(path)
+    checkpoint = _load_from(opt.resume)
     if checkpoint is None:
-        say(f"=> No checkpoint in {opt.resume}: starting afresh")
-        return None
-    adopt(opt, checkpoint["options"])
+        note(f"=> No checkpoint in {opt.resume}: starting afresh")
+    else:
+        _adopt_options(opt, checkpoint["options"], options)
+    complete(opt, resumed=checkpoint is not None)
     return checkpoint
 
 
-def _chosen(folder):
-    """The newest whole checkpoint as the first process sees it, in every process."""
+def _load_from(folder):
+    """The newest checkpoint of this program in a folder; else of Torch7; else None."""
+    checkpoint = _load_newest(folder)
+    path = os.path.join(folder, "latest.t7")
+    if checkpoint is None and os.path.isfile(path):
+        say(f"=> Loading checkpoint {path}")
+        checkpoint = _torch7(path)
+    return checkpoint
+
+
+def _load_newest(folder):
+    """The newest intact checkpoint as rank 0 sees it, read by every rank."""
     checkpoint, names = None, None
     if group.rank() == 0:
-        checkpoint, names = newest(folder, say)
+        checkpoint, names = newest(folder, say, note)
     names = group.all_gather(names)[0]
     return _read(folder, *names) if names and checkpoint is None else checkpoint
 
 
-def newest(folder, say=lambda line: None):
-    """The newest whole checkpoint in a folder and (modelFile, optimFile), or (None, None).
+def newest(folder, say=lambda line: None, note=lambda line: None):
+    """The newest intact checkpoint in a folder and its (modelFile, optimFile).
 
-    None if no checkpoint was finished there. InputError if there were some and none is whole.
+    (None, None) if none was ever finished there. InputError if there are some and none is intact.
     """
     path = os.path.join(folder, "latest.pth")
-    losses, named, last = [], None, math.inf
+    problems, named, last = [], None, math.inf
     try:
-        pointer = _pointer(path)
+        pointer = _read_pointer(path)
         say(f"=> Loading checkpoint {path}")
         named, last = (pointer["modelFile"], pointer["optimFile"]), pointer["epoch"]
         return _read(folder, *named), named
     except atomic.Damaged as error:
-        losses.append(str(error))
+        problems.append(str(error))
     found = _finished(folder)
     if not found and not os.path.exists(path):
         return None, None
     for epoch, names in found:
-        # files of a later epoch than latest.pth tells of are an older run's, written over by this
+        # epochs after that of latest.pth belong to an older run, which this one overwrites
         if names == named or epoch > last:
             continue
         try:
             checkpoint = _read(folder, *names)
         except atomic.Damaged as error:
-            losses.append(str(error))
+            problems.append(str(error))
             continue
-        kept = os.path.join(folder, names[1])
-        say(f"=> {'; '.join(losses)}: going on from {kept}, {checkpoint['epoch']} epochs done")
+        path = os.path.join(folder, names[1])
+        note(f"=> {'; '.join(problems)}: going on from {path}, {checkpoint['epoch']} epochs done")
         return checkpoint, names
     raise InputError(
-        f"no checkpoint in {folder} is whole: {'; '.join(losses)}; to start afresh, remove them or "
-        "give another -save"
+        f"no checkpoint in {folder} is intact: {'; '.join(problems)}; to start afresh, remove them "
+        "or give another -save"
     )
 
 
-def _state(path):
-    """The state in a file, its options looked at too."""
+def _read_state(path):
+    """The state in a file; InputError if it, or a value of its options, is not valid."""
     found = schema.read(path)
-    for name in CARRIED:
+    for name in opts.of_the_run():
         if name in found["options"] and not opts.fits(name, found["options"][name]):
             value = f"{found['options'][name]!r:.80}"
             raise InputError(f"{path} is no checkpoint of this program: its -{name} is {value}")
     return found
 
 
-def _pointer(path):
-    """What latest.pth says. Names that lead out of its folder are refused."""
+def _read_pointer(path):
+    """The content of latest.pth. InputError for names that lead out of its folder."""
     pointer = atomic.load(path)
     names = (
         [pointer.get(name) for name in ("modelFile", "optimFile")]
@@ -122,8 +126,9 @@ def _pointer(path):
 def _finished(folder):
     """(epochs done, (modelFile, optimFile)) of the checkpoints in a folder, newest first.
 
-    An optimState is written last: a model without one belongs to a save that was cut off. Several
-    are models whose optimStates got lost.
+    An optimState is written after its model: a single model without one is from a first save that
+    was killed. Several models without any are checkpoints whose optimStates were removed; they
+    count, so that they are reported as damaged instead of starting afresh.
     """
     names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     found = [re.fullmatch(r"(model|optimState)_(\d+)\.pth", name) for name in names]
@@ -134,18 +139,18 @@ def _finished(folder):
     pairs = [(n, (f"model_{n}.pth", f"optimState_{n}.pth")) for n in sorted(states, reverse=True)]
     if INSIDE in names:
         try:
-            epoch = _state(os.path.join(folder, INSIDE))["epoch"]
+            epoch = _read_state(os.path.join(folder, INSIDE))["epoch"]
         except atomic.Damaged:
-            epoch = -1  # to be named after all others
+            epoch = -1  # is tried last
         pairs.append((epoch, (INSIDE, INSIDE)))
         pairs.sort(key=lambda pair: (pair[0], pair[1][0] == INSIDE), reverse=True)
     return pairs
 
 
 def _read(folder, model_file, optim_file):
-    """A checkpoint whose files are whole and belong together; else Damaged."""
+    """A checkpoint. Damaged if one of its files is, or if they do not belong together."""
     path, model = os.path.join(folder, optim_file), os.path.join(folder, model_file)
-    checkpoint = _state(path)
+    checkpoint = _read_state(path)
     if model != path:
         atomic.load(model)
         if checkpoint.get("digest", atomic.digest(model)) != atomic.digest(model):
@@ -155,11 +160,11 @@ def _read(folder, model_file, optim_file):
     return {**checkpoint, "modelFile": model}
 
 
-def _note(folder, name):
-    """Something that latest.pth says, or if it is damaged the newest whole checkpoint; or None."""
+def _pointer_field(folder, name):
+    """A field of latest.pth; if that is damaged, of the newest intact checkpoint; or None."""
     path = os.path.join(folder, "latest.pth")
     try:
-        return _pointer(path).get(name)
+        return _read_pointer(path).get(name)
     except atomic.Damaged:
         checkpoint, _ = newest(folder)
     if checkpoint is None:
@@ -168,25 +173,25 @@ def _note(folder, name):
 
 
 def replicas(opt):
-    """-nGPU as it will be once the checkpoint that -resume names has had its say."""
+    """The -nGPU that the run will have: the checkpoint's on a resume, unless it is given."""
     if "nGPU" in opt.given or opt.resume == "none":
         return opt.nGPU
-    found = _note(opt.resume, "nGPU")
+    found = _pointer_field(opt.resume, "nGPU")
     return found if schema.is_count(found) and found else opt.nGPU
 
 
-def _written_by_us(opt):
-    """Whether torchrun's agents have started this run anew: what is in -save is then its own."""
+def _restarted_by_agent(opt):
+    """Whether a torchrun agent restarted this run: then -save holds its own checkpoints."""
     if not opt.agents:
         return False
-    ours = None
+    saved = None
     if group.rank() == 0:
-        ours = _note(opt.save, "agents")
-    return not set(opt.agents).isdisjoint(group.all_gather(ours)[0] or [])
+        saved = _pointer_field(opt.save, "agents")
+    return not set(opt.agents).isdisjoint(group.all_gather(saved)[0] or [])
 
 
 def _torch7(path):
-    """What checkpoints.lua wrote: it knows no best error, and the rate is the command line's."""
+    """A checkpoint of checkpoints.lua. It has no best error; the rate is the command line's."""
     newest, folder = model_files.load_t7(path), os.path.dirname(path)
     try:
         model = os.path.join(folder, newest["modelFile"])
@@ -197,7 +202,7 @@ def _torch7(path):
 
 
 def _torch7_state(path, model):
-    """An optimState of optim.sgd; dfdx is the momentum, flat in the order of the parameters."""
+    """The state of optim.sgd. dfdx is the momentum, all parameters in one vector."""
     found = model_files.load_t7(path)
     return {
         "best": (math.inf, math.inf),
@@ -206,35 +211,34 @@ def _torch7_state(path, model):
     }
 
 
-def adopt(opt, saved, names=CARRIED):
-    """Let those of a checkpoint's options hold that the command line does not give."""
-    for name in names:
+def _adopt_options(opt, saved, options):
+    """Set the checkpoint's options that are not given; print those that differ."""
+    adopted = []
+    for name in opts.of_the_run(options):
+        if name in saved and not opts.fits(name, saved[name], options):
+            value = f"{saved[name]!r:.80}"
+            raise InputError(f"{opt.resume} holds no checkpoint of this program: -{name} {value}")
         ours, theirs = getattr(opt, name), saved.get(name, getattr(opt, name))
-        if ours == theirs:
-            continue
-        if name in opt.given:
-            say(
-                f"=> -{name} {_shown(ours)} as given, in place of the checkpoint's {_shown(theirs)}"
-            )
-        else:
-            say(f"=> -{name} {_shown(theirs)} from the checkpoint")
+        if name not in opt.given:
             setattr(opt, name, theirs)
-    if opt.LRSteps:
-        opt.drops = ("at", opt.LRSteps)
-
-
-def _shown(value):
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+            opt.adopted |= {name} & saved.keys()
+            if ours != theirs:
+                adopted.append(f"-{name} {opts.value_text(theirs)}")
+        elif ours != theirs:
+            instead = f"in place of the checkpoint's {opts.value_text(theirs)}"
+            note(f"=> -{name} {opts.value_text(ours)} as given, {instead}")
+    if adopted:
+        note(f"=> from the checkpoint: {' '.join(adopted)}")
 
 
 def optim_state(opt):
-    """The state that -optimState names, or None; without a classifier that is being replaced."""
+    """The state in -optimState, or None; without momentum for a classifier that is replaced."""
     if opt.optimState == "none":
         return None
     if model_files.is_t7(opt.optimState):
         return _torch7_state(opt.optimState, opt.retrain)
-    found = _state(opt.optimState)
-    found.pop("position", None)  # that was on the way of another run
+    found = _read_state(opt.optimState)
+    found.pop("position", None)  # of another run
     if opt.resetClassifier:
         found["momentum"] = {k: v for k, v in found["momentum"].items() if not k.startswith("fc.")}
     return found

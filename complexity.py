@@ -1,15 +1,16 @@
-"""How large a net is: parameters, multiply-adds and activations, by stage; the paper's tables.
+"""The complexity of a net: parameters, multiply-adds and activations by stage; the paper's tables.
 
-`python complexity.py OPTIONS` takes main.py's options and measures the net that they
-build; no data and no memory are needed for it. Without options it prints the sizes in the paper's
-Tables 1, 2, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5's nets are Table 4's).
+`python complexity.py OPTIONS` takes main.py's options and measures the net that they build, without
+data and without memory for its weights. Without options it prints the sizes in the paper's Tables
+1, 2, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5 has the nets of Table 4), and
+ours for Table 8's detectors.
 
-- Parameters: weights and biases of all layers, batch norm's too, without running statistics.
-- Multiply-adds of one image: half of what torch.utils.flop_counter.FlopCounterMode counts, to which
-  a multiplication and an addition are two FLOPs (the paper's "FLOPs" are multiply-adds), and one
-  for each bias added, which it leaves out. Convolutions and the classifier count; batch norm,
-  ReLU, pooling and sums do not.
-- Activations: all outputs of convolutions and of the classifier (as in pycls).
+- Parameters: weights and biases of all layers, batch norm included, without running statistics.
+- Multiply-adds, for one image, of convolutions and classifier; batch norm, ReLU, pooling and sums
+  are not counted. They are half of the FLOPs of torch.utils.flop_counter.FlopCounterMode, which
+  counts a multiply-add as two, plus one for each bias added, which it omits. The paper's "FLOPs"
+  are multiply-adds.
+- Activations: all outputs of convolutions and classifier (as in pycls).
 """
 
 import contextlib
@@ -20,22 +21,23 @@ import sys
 from typing import NamedTuple
 
 import opts
+from runtime import command
 from runtime.errors import InputError
 
 USAGE = """Usage: complexity.py [options]
 
 Parameters, multiply-adds and activations of the net that main.py would train with these options
-(main.py -help lists them); of a net in a file with -retrain FILE, of a detector's parts if
-detect.py trained that. ImageNet's nets see -testCrop
-pixels and have 1000 classes where neither -nClasses nor -data tells another number.
+(main.py -help lists them), or with -retrain FILE of the net in a file. Images for ImageNet's nets
+have -testCrop pixels a side. Without -nClasses and -data these nets have 1000 classes. Of a
+detector, a file of detect.py, the parts are listed.
 
-Without options: the paper's tables of sizes, and ours beside them."""
+Without options: the paper's tables of sizes, ours beside them."""
 
 
 def _row(depth, c, d, parameters="", flops=""):
-    """A net of the paper's notation: name, options, the paper's millions and billions if it says.
+    """A table row, the net `c`x`d`d: name, options, and the paper's figures if it gives them.
 
-    Depth 29 is its net for CIFAR; the 1x64d of any depth is ResNet.
+    `parameters` are millions, `flops` billions. Depth 29 is the paper's net for CIFAR.
     """
     options = f"-depth {depth} -cardinality {c} -baseWidth {d}"
     cifar = "-dataset cifar10 " if depth == 29 else ""
@@ -43,7 +45,7 @@ def _row(depth, c, d, parameters="", flops=""):
 
 
 WIDTHS = ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4))  # Table 2: cardinality C, width d
-# Its last two rows; footnote 5 tells why they differ.
+# The table's last two rows; the paper's footnote 5 says why they differ.
 TABLE_1 = (_row(50, 1, 64, "25.5", "4.1"), _row(50, 32, 4, "25.0", "4.2"))
 # Figure 5 and Table 3: "~4.1 billion FLOPs, ~25 million parameters" and "~7.8 billion FLOPs, ~44
 # million parameters".
@@ -63,13 +65,15 @@ TABLE_4 = (
 )
 TABLE_7 = (_row(29, 8, 64, "34.4"), _row(29, 16, 64, "68.1"))
 # Section 5.3: "(i) increase cardinality and fix all widths, or (ii) increase width of the
-# bottleneck and fix cardinality = 1". Which points the figure has only its picture tells; those of
-# (ii) here have about the sizes of those of (i).
+# bottleneck and fix cardinality = 1". The points themselves are only in the picture; our widths for
+# (ii) give about the sizes of (i).
 FIGURE_7 = (
     *(_row(29, c, 64) for c in (1, 2, 4)),
     *TABLE_7,
     *(_row(29, 1, d) for d in (98, 149, 219, 320)),
 )
+TABLE_8 = (TABLE_1[0], TABLE_1[1], _row(101, 1, 64), _row(101, 32, 4))
+COCO_CLASSES = 80
 TABLES = (
     ("Table 1: ResNet-50 and ResNeXt-50", TABLE_1),
     ("Table 3: cardinality against width, complexity preserved", TABLE_3),
@@ -80,17 +84,17 @@ TABLES = (
 
 
 class Layer(NamedTuple):
-    """A convolution or the classifier, as one image passes through it."""
+    """A convolution or the classifier; its numbers are for one image."""
 
     name: str
-    output: tuple  # (C, H, W), or (classes,)
+    output: tuple  # the shape: (C, H, W), or (classes,)
     weights: int
     multiply_adds: int
     activations: int
 
 
 class Stage(NamedTuple):
-    """The layers up to the first block, those of a stage of blocks, or those behind the last."""
+    """The stem, one stage of blocks, or the head; its numbers are for one image."""
 
     name: str
     output: tuple
@@ -100,7 +104,7 @@ class Stage(NamedTuple):
 
 
 def main(argv=None):
-    """Print the sizes of the net that the options ask for, or of those in the paper."""
+    """Print the complexity of the net that the options ask for, or of the paper's nets."""
     argv = sys.argv[1:] if argv is None else list(argv)
     if any(word in ("-h", "-help", "--help") for word in argv):
         print(USAGE)
@@ -122,14 +126,15 @@ def main(argv=None):
 
 
 def build(opt):
-    """The net of these options, new nets on the meta device: shapes without numbers."""
+    """The net of these options, on the meta device."""
     import torch
 
     import checkpoints
     import models
 
-    with contextlib.redirect_stdout(io.StringIO()):  # what a run would announce
-        checkpoint = checkpoints.latest(opt)
+    with contextlib.redirect_stdout(io.StringIO()):  # the lines that a run prints
+        complete = functools.partial(opts.complete, data=False)
+        checkpoint = checkpoints.latest(opt, complete=complete)
         file = checkpoint["modelFile"] if checkpoint else opt.retrain
         if file == "none":
             with torch.device("meta"):
@@ -141,7 +146,7 @@ def build(opt):
 
 
 def classes(opt):
-    """How many classes there are: -nClasses, or those of the data; 1000 where none are given."""
+    """The number of classes: -nClasses, or that of the data, or 1000 for ImageNet without data."""
     import datasets
 
     if opt.nClasses or (opt.dataset == "imagenet" and not opt.data):
@@ -150,7 +155,7 @@ def classes(opt):
 
 
 def side(opt):
-    """How many pixels wide and high an image is."""
+    """The width and height of an image in pixels."""
     import datasets
 
     if opt.stem == "imagenet":
@@ -162,15 +167,15 @@ def side(opt):
 
 
 def layers(net, size):
-    """Every convolution and the classifier of a net on the meta device, in the order they run."""
+    """The convolutions and the classifier of a net on the meta device, in the order they run."""
     import torch
     from torch import nn
     from torch.utils.flop_counter import FlopCounterMode
 
-    seen = []
+    calls = []
     counted = {n: m for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     hooks = [
-        module.register_forward_hook(lambda m, _, y, name=name: seen.append((name, m, y[0])))
+        module.register_forward_hook(lambda m, _, y, name=name: calls.append((name, m, y[0])))
         for name, module in counted.items()
     ]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -178,7 +183,7 @@ def layers(net, size):
     for hook in hooks:
         hook.remove()
     found, counts = [], counter.get_flop_counts()
-    for name, module, output in seen:
+    for name, module, output in calls:
         outputs = output.numel()
         flops = sum(counts[f"{type(net).__name__}.{name}"].values())
         multiply_adds = flops // 2 + (outputs if module.bias is not None else 0)
@@ -187,10 +192,10 @@ def layers(net, size):
     return found
 
 
-def stages(net, inside):
+def stages(net, layers):
     """The stages of a net, given its layers."""
     found = {}
-    for layer in inside:
+    for layer in layers:
         found.setdefault(_stage(layer.name), []).append(layer)
     parameters = dict.fromkeys(found, 0)
     for name, parameter in net.named_parameters():
@@ -198,17 +203,17 @@ def stages(net, inside):
     return [
         Stage(
             name,
-            here[-1].output,
+            inside[-1].output,
             parameters[name],
-            sum(layer.multiply_adds for layer in here),
-            sum(layer.activations for layer in here),
+            sum(layer.multiply_adds for layer in inside),
+            sum(layer.activations for layer in inside),
         )
-        for name, here in found.items()
+        for name, inside in found.items()
     ]
 
 
 def _stage(name):
-    """The stage of a parameter or layer: batch norm outside the blocks goes with its neighbour."""
+    """The stage of a parameter or layer; bn1 is in the stem (conv1), bn_last in the head (fc)."""
     first = name.split(".")[0]
     return {"bn1": "conv1", "bn_last": "fc"}.get(first, first)
 
@@ -219,17 +224,17 @@ def total(rows):
 
 
 def width(cardinality):
-    """The bottleneck width d that keeps the complexity of a block at this cardinality C.
+    """The bottleneck width d at which a block of cardinality C is as complex as that of ResNet.
 
-    Section 3.4, equation 4: C (256 d + 3 3 d d + d 256) parameters, as many as in the block of
-    ResNet, C = 1 and d = 64. The positive root, to the nearest whole number.
+    Section 3.4, equation 4: C (256 d + 3 3 d d + d 256) parameters, equal to those of C = 1 and
+    d = 64. The result is the positive root, rounded.
     """
     each = (256 * 64 + 9 * 64 * 64 + 64 * 256) / cardinality
     return round((math.sqrt(512**2 + 4 * 9 * each) - 512) / (2 * 9))
 
 
 def print_net(title, rows, wide=8):
-    """A net by stage: its outputs, exact counts; the names take `wide` columns."""
+    """Print a net by stage: output shapes and exact counts; the names take `wide` columns."""
     heads = f"{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
     print(f"{title}\n\n{'':{wide}}{heads}")
     for row in rows:
@@ -241,31 +246,37 @@ def print_net(title, rows, wide=8):
 
 def print_detector(source):
     """Print the parts of a detector, if `source` holds one; returns whether it does."""
-    from detection import files, sizes
+    from detection import files
 
     saved = files.is_detector(source) if source != "none" else None
     if saved is None:
         return False
-    model = files.load(source, saved).to("meta")
-    height, width = (-(-model.config[side] // 32) * 32 for side in ("scale", "largest"))
-    title = f"One image of {height} x {width} pixels in a test (a multiply-add is 2 FLOPs)"
-    print_net(title, [Stage(*part) for part in sizes.parts(model, height, width)], 18)
+    rows, size = detector_parts(files.load(source, saved).to("meta"))
+    print_net(f"One image of {size} pixels in a test (a multiply-add is 2 FLOPs)", rows, 18)
     return True
 
 
+def detector_parts(model):
+    """(parts of a detector as Stages, size of the image that they are for, as text)."""
+    from detection import sizes
+
+    # detection/net.py pads the sides to multiples of 32
+    height, width = (-(-model.config[side] // 32) * 32 for side in ("scale", "largest"))
+    rows = [Stage(*part) for part in sizes.parts(model, height, width)]
+    return rows, f"{height} x {width}"
+
+
 def print_paper():
-    """The paper's tables of sizes."""
+    """Print the paper's tables of sizes, ours beside the paper's."""
     print("Parameters in millions, multiply-adds (the paper's FLOPs) in billions, activations in")
     print("millions, for one image: 224 x 224 pixels for ImageNet, 32 x 32 for CIFAR.\n")
     for title, rows in TABLES:
         measured = [_measured(options)[1] for _, options, *_ in rows]
-        if (
-            rows is TABLE_1
-        ):  # the one that shows the stages; its conv2 to conv5 are layer1 to layer4
+        if rows is TABLE_1:  # it lists the stages; the paper's conv2 to conv5 are layer1 to layer4
             for (name, *_), net in zip(rows, measured):
                 print_net(f"{name}, by stage", net)
         print(f"{title}\n\n{'':24}{'parameters':>16}{'multiply-adds':>17}{'activations':>13}")
-        print(f"{'':24}{'paper':>8}{'here':>8}{'paper':>9}{'here':>8}{'here':>13}  options")
+        print(f"{'':24}{'paper':>8}{'ours':>8}{'paper':>9}{'ours':>8}{'ours':>13}  options")
         for (name, options, *paper), net in zip(rows, measured):
             m, g, a = total(net)
             size = f"{paper[0]:>8}{m / 1e6:8.2f}{paper[1]:>9}{g / 1e9:8.2f}{a / 1e6:13.1f}"
@@ -273,14 +284,15 @@ def print_paper():
         print()
         if rows is TABLE_1:
             print_table_2()
+    print_table_8()
 
 
 def print_table_2():
-    """Table 2: widths by equation 4, sizes measured in the second block of built nets' layer1."""
+    """Print Table 2: widths by equation 4, sizes measured in the second block of layer1."""
     print("Table 2: cardinality C and width d, for a block with 256 inputs and outputs (conv2)\n")
     print(f"{'':4}{'d':>14}{'C d':>14}{'parameters':>16}{'multiply-adds':>17}")
-    print(f"{'C':>4}{'paper':>8}{'here':>6}" + f"{'paper':>8}{'here':>6}", end="")
-    print(f"{'paper':>8}{'here':>8}{'paper':>9}{'here':>8}")
+    print(f"{'C':>4}{'paper':>8}{'ours':>6}" + f"{'paper':>8}{'ours':>6}", end="")
+    print(f"{'paper':>8}{'ours':>8}{'paper':>9}{'ours':>8}")
     for c, d in WIDTHS:
         every, _ = _measured(_row(50, c, width(c))[1])
         inside = [layer for layer in every if layer.name.startswith("layer1.1.")]
@@ -291,14 +303,42 @@ def print_table_2():
     print()
 
 
-@functools.cache  # several tables have the same nets
+def print_table_8():
+    """Print the detectors of Table 8 in detect.py's recipe; the paper gives no sizes for them."""
+    import torch
+
+    from detect import RECIPES
+    from detection import files
+
+    config = {name: RECIPES["coco", False][name] for name in ("anchors", "scale", "largest")}
+    config |= {name: RECIPES["coco", False][name] for name in ("regions", "proposals", "pool")}
+    for place, (name, options, *_) in enumerate(TABLE_8):
+        net = build(opts.parse(options.split(), "complexity.py", data=False))
+        net.input_spec = {"largest": 1, "mean": (0, 0, 0), "std": (1, 1, 1)}
+        with torch.device("meta"):
+            names = [str(i) for i in range(COCO_CLASSES)]
+            model = files.from_classifier(net, {**config, "shared": False}, names)
+        rows, size = detector_parts(model)
+        if not place:
+            print(f"Table 8: Faster R-CNN, one image of {size} pixels in a test; RPN's and Fast")
+            print("R-CNN's trunks; the last stage and the predictor for 300 regions\n")
+            heads = f"{'trunks':>8}{'RPN':>8}{'regions':>9}{'total':>8}"
+            print(f"{'':24}{'parameters':>11}  multiply-adds:{heads}")
+        own, fast, rpn, stage, last = (row.multiply_adds / 1e9 for row in rows)
+        m, g, _ = total(rows)
+        sums = f"{own + fast:8.1f}{rpn:8.1f}{stage + last:9.1f}{g / 1e9:8.1f}"
+        print(f"{name:24}{m / 1e6:11.2f}{'':16}{sums}")
+    print()
+
+
+@functools.cache  # some nets are in several tables
 def _measured(options):
-    """(layers, stages) of the net of a line of options."""
+    """(layers, stages) of the net that a string of options asks for."""
     opt = opts.parse(options.split(), "complexity.py", data=False)
     net = build(opt)
-    inside = layers(net, side(opt))
-    return inside, stages(net, inside)
+    measured = layers(net, side(opt))
+    return measured, stages(net, measured)
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

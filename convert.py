@@ -1,7 +1,7 @@
-"""From one model file to another: python convert.py IN OUT.
+"""Converts a model file into another kind: python convert.py IN OUT.
 
-IN is whatever formats/model_files.py reads; OUT is a model file of another kind, or the
-net alone, in evaluation mode, for other programs: .onnx, or .pt2 of torch.export.
+IN is what formats/model_files.py reads. OUT is a model file of another kind; or, for other
+programs, the net alone in evaluation mode: .onnx, or .pt2 of torch.export.
 """
 
 import functools
@@ -11,6 +11,7 @@ import sys
 
 import opts
 from models.depths import BOTTLENECKS
+from runtime import command
 from runtime.errors import InputError
 
 EXTENSIONS = (".pth", ".safetensors", ".t7", ".onnx", ".pt2")
@@ -32,7 +33,7 @@ OPTIONS = (
 
 
 def main(argv=None):
-    """Convert as the command line says; the exit status is 0, or 1 or 2 with one sentence."""
+    """Convert as the command line says; an error is one sentence and exit status 1 or 2."""
     source, target, form = parse(sys.argv[1:] if argv is None else list(argv))
     try:
         convert(source, target, form)
@@ -42,7 +43,7 @@ def main(argv=None):
 
 
 def parse(argv):
-    """IN, OUT and the form or None; help or one sentence of error ends the program."""
+    """IN, OUT, and the form or None. -help and wrong options exit."""
     words = []
     check = functools.partial(_checked, words)
     return opts.command_line(argv, "convert.py", HEAD, OPTIONS, check, words)
@@ -50,24 +51,24 @@ def parse(argv):
 
 def _checked(words, opt):
     if len(words) != 2:
-        raise InputError("give two files, convert.py IN OUT (-help says more)")
+        raise InputError("give two files, convert.py IN OUT (see -help)")
     source, target = words
     if os.path.splitext(target)[1] not in EXTENSIONS:
         raise InputError(f"{target} should end in one of {', '.join(EXTENSIONS)}")
     if os.path.realpath(source) == os.path.realpath(target):
-        raise InputError(f"{source} would be replaced by itself: give another OUT")
+        raise InputError(f"IN and OUT are the same file, {source}: give another OUT")
     return source, target, opt.form or None
 
 
 def convert(source, target, form=None):
-    """Write the model `source` as `target`, in another form if one is given, and say so."""
+    """Write the model `source` as `target`, in `form` if given, and print a summary."""
     # after the command line: an error or the help need not wait for torch
     import models
     from formats import model_files
     from runtime.terminal import say
 
     folder = os.path.dirname(target) or "."
-    if not os.path.isdir(folder):  # or an export would find out after its minute of work
+    if not os.path.isdir(folder):  # an export would only fail after a minute of work
         raise InputError(f"cannot write {target}: there is no folder {folder}")
     model = models.load_file(source).eval()
     if form is not None:
@@ -84,17 +85,11 @@ def convert(source, target, form=None):
 
 
 def _in_form(model, form):
-    from models import forms, preresnext, resnext
+    from models import forms
 
-    config = dict(model.config)
-    if config.get("bottleneck") not in FORMS:
+    if model.config.get("bottleneck") not in FORMS:
         raise InputError(f"-form {form} needs the blocks of a ResNeXt, which this net has not")
-    net = {"resnext": resnext.resnext, "preresnext": preresnext.preresnext}[config.pop("net")]
-    other = net(**{**config, "bottleneck": form})
-    state = forms.convert(model.state_dict(), form, config["cardinality"])
-    other.to(model.fc.weight.dtype).load_state_dict(state)
-    other.classes, other.input_spec = model.classes, model.input_spec
-    return other.eval()
+    return forms.converted(model, form).eval()
 
 
 def _write(target, data):
@@ -108,7 +103,7 @@ def _write(target, data):
 
 
 def _example(model):
-    """Two images of zeros: a batch of one would be taken for a constant."""
+    """An example input for the export: two images, since it would take a batch of 1 as constant."""
     import torch
 
     if model.input_spec is not None:
@@ -118,8 +113,8 @@ def _example(model):
     return torch.zeros(2, 3, side, side, dtype=model.fc.weight.dtype)
 
 
-def _onnx(target, model, about):
-    """The bytes of an ONNX file, with what else is known of the model as its metadata."""
+def _onnx(target, model, metadata):
+    """The bytes of an ONNX file; `metadata` goes into its metadata properties."""
     try:
         import onnx
         import onnxscript  # noqa: F401
@@ -139,23 +134,23 @@ def _onnx(target, model, about):
         verbose=False,
     )
     proto = program.model_proto
-    onnx.helper.set_model_props(proto, about)
+    onnx.helper.set_model_props(proto, metadata)
     return proto.SerializeToString()
 
 
-def _pt2(target, model, about):
-    """The bytes of a torch.export archive, with what else is known of the model as extra files."""
+def _pt2(target, model, metadata):
+    """The bytes of a torch.export archive; `metadata` goes into its extra files."""
     import torch
 
     batch = {0: torch.export.Dim("batch")}
     program = torch.export.export(model, (_example(model),), dynamic_shapes=(batch,))
     buffer = io.BytesIO()
-    torch.export.save(program, buffer, extra_files=about)
+    torch.export.save(program, buffer, extra_files=metadata)
     return buffer.getvalue()
 
 
 def _summary(model):
-    """The net in words: its arguments as far as they are numbers, and the number of parameters."""
+    """A line about the net: its name, its numeric arguments and the number of parameters."""
     shown = {name: value for name, value in model.config.items() if type(value) is int}
     words = [f"{name.replace('_', ' ')} {value}" for name, value in shown.items()]
     count = sum(parameter.numel() for parameter in model.parameters())
@@ -163,7 +158,7 @@ def _summary(model):
 
 
 def _of_facebook(source, config):
-    """Whether the weights can be those of facebookresearch/ResNeXt: Torch7, ResNeXt, ImageNet."""
+    """Whether the weights may be those that facebookresearch/ResNeXt released for Torch7."""
     from formats import model_files
 
     known = config["net"] == "resnext" and config["classes"] == 1000
@@ -171,4 +166,4 @@ def _of_facebook(source, config):
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

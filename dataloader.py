@@ -1,10 +1,12 @@
-"""Batches that are ready on the device, in an order that depends on nothing but (seed, epoch).
+"""Batches that are ready on the device, in an order that depends only on (seed, epoch).
 
-Port of dataloader.lua. Differs from the Lua: the order and each image's augmentation are pure
-functions of (manualSeed, epoch, index), so they do not depend on nThreads and continue after a
-resume; batches always come in order; the validation images are not shuffled (their sum is the
-same); a data set that is small enough stays on the device and is augmented there by the batch. Each
-process loads its own replicas' slices of a batch; a test batch is cut evenly.
+Port of dataloader.lua. Differs from the Lua:
+
+- The order and each image's augmentation are pure functions of (manualSeed, epoch, index). They do
+  not depend on nThreads, and they continue after a resume.
+- Batches always come in order. The validation images are not shuffled: their sums are the same.
+- A small dataset stays on the device and is augmented there, a batch at a time.
+- Each rank loads the slices of its own replicas. A test batch is split evenly over the ranks.
 """
 
 import contextlib
@@ -25,16 +27,16 @@ from parallel import group, signals
 from parallel.replicas import split, split_sizes
 from runtime.errors import InputError
 from runtime.precision import Precision
-from runtime.terminal import say
+from runtime.terminal import note
 
-# the published recipes ask for 8 workers on any machine; torch would lecture twice a run
+# the published recipes ask for 8 workers on any machine; torch would warn twice a run
 warnings.filterwarnings("ignore", "This DataLoader will create")
 
-LAYOUT = torch.channels_last  # as the model's (models/__init__.py)
+LAYOUT = torch.channels_last  # the model's too (models/__init__.py)
 
 
 def create(opt, device):
-    """The loaders of both splits: (train, val)."""
+    """The loaders of both splits, (train, val)."""
     splits = group.rank_0_first(lambda: datasets.create(opt))
     return tuple(
         DataLoader(dataset, opt, split, device) for dataset, split in zip(splits, ("train", "val"))
@@ -42,24 +44,25 @@ def create(opt, device):
 
 
 class Batch(NamedTuple):
-    """One process's part of a batch, on its device.
+    """One rank's part of a batch, on its device.
 
-    Where that part has no sample there is a target of none and an input of one black image, since
-    a process without samples still takes part in exchanging gradients.
+    A rank without samples gets an empty target and one black image as input, because it still takes
+    part in exchanging gradients.
     """
 
     input: torch.Tensor  # (N, 3, H, W), with ten crops (10 N, 3, H, W)
     target: torch.Tensor  # (N,)
-    slices: list  # for each process the sizes of its slices: the replicas', all together the batch
+    slices: list  # of every rank: the sizes of its replica slices; they sum to the batch
+    odd: int = 0  # images of this rank whose file is damaged, but not their pixels
 
     @property
     def count(self):
-        """How many samples the batch has, over all processes."""
+        """The number of samples in the batch, over all ranks."""
         return sum(map(sum, self.slices))
 
 
 class DataLoader:
-    """One split as batches."""
+    """Yields the batches of one split."""
 
     def __init__(self, dataset, opt, split, device):
         self.dataset, self.opt, self.device = dataset, opt, device
@@ -69,39 +72,41 @@ class DataLoader:
         self.dtype = Precision(opt.precision, device).dtype
         self.in_memory = hasattr(dataset, "augment")
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
+        self.odd, self.named = [], set()  # sentences on odd files: of this epoch, and all printed
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
-            self.jobs, self.processes, self.rooms = workers.Jobs(), [], {}
-            # -nThreads is for the machine, as for the Lua's one process
+            self.sampler, self.processes, self.mapped = workers.EpochSampler(), [], {}
+            # -nThreads counts a machine's workers, as in the Lua, which had one process
             count = math.ceil(opt.nThreads / group.local_world_size())
-            # of each worker its process and the image that it is at
-            self.notes = torch.full((count, 2), -1).share_memory_()
+            # of each worker: its process id, and the index of the image that it is reading or -1
+            self.current = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
-                workers.BatchReader(dataset, opt, self.notes),
-                sampler=self.jobs,
-                batch_size=None,  # a job is a whole batch
+                workers.BatchReader(dataset, opt, self.current),
+                sampler=self.sampler,
+                batch_size=None,  # the sampler gives whole batches
                 num_workers=count,
-                prefetch_factor=workers.AHEAD if count else None,
+                prefetch_factor=workers.PREFETCH if count else None,
                 pin_memory=device.type == "cuda",
                 persistent_workers=opt.nThreads > 0,
-                worker_init_fn=workers.shield,
+                worker_init_fn=workers.init_worker,
             )
 
     def size(self):
-        """Batches in an epoch, the short last one included."""
+        """The number of batches in an epoch, with the last one, which may be smaller."""
         return math.ceil(self.dataset.size() / self.batch_size)
 
     def run(self, epoch, start=0, stop=None):
-        """Yield a Batch for each batch of the epoch, numbers `start` to `stop` as in a slice."""
+        """Yield the epoch's batches [start:stop], each as a Batch."""
         size = self.dataset.size()
         order = permutation(self.opt.manualSeed, epoch, size) if self.training else np.arange(size)
         batches = [order[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
-        dealt = [self._deal(indices) for indices in batches[start:stop]]
-        return self._augmented(epoch, dealt) if self.in_memory else self._prepared(epoch, dealt)
+        shards = [self._shard(indices) for indices in batches[start:stop]]
+        load = self._from_memory if self.in_memory else self._from_workers
+        return load(epoch, shards)
 
-    def _deal(self, indices):
-        """This process's part of the indices, and every process's slices."""
+    def _shard(self, indices):
+        """This rank's part of a batch's indices, and every rank's slice sizes."""
         count = len(indices)
         if self.training:
             sizes = split_sizes(count, self.opt.nGPU)
@@ -111,31 +116,34 @@ class DataLoader:
         start = sum(map(sum, slices[: group.rank()]))
         return indices[start : start + sum(slices[group.rank()])], slices
 
-    def _augmented(self, epoch, dealt):
-        for indices, slices in dealt:
-            places = self._sent(indices)
-            target = self.labels[places]
+    def _from_memory(self, epoch, shards):
+        """Batches of a dataset that lies on the device."""
+        for indices, slices in shards:
+            on_device = self._array_to_device(indices)
+            target = self.labels[on_device]
             if not len(indices):
-                yield Batch(self._black(), target, slices)
+                yield Batch(self._placeholder(), target, slices)
                 continue
             uniforms = None
             if self.training:
                 uniforms = table(self.opt.manualSeed, epoch, indices, self.dataset.draws)
-                uniforms = self._sent(uniforms)
-            images = self.images.index_select(0, places)  # on the CPU 5 times as fast as [places]
+                uniforms = self._array_to_device(uniforms)
+            # on the CPU 5 times as fast as self.images[on_device]
+            images = self.images.index_select(0, on_device)
             input = self.dataset.augment(images, uniforms, self.dtype)
             yield Batch(input.contiguous(memory_format=LAYOUT), target, slices)
 
-    def _sent(self, array):
-        """An array on the device; from pinned memory a GPU fetches it when its turn comes."""
+    def _array_to_device(self, array):
+        """The array as a tensor on the device. Pinned memory lets a GPU copy it asynchronously."""
         tensor = torch.from_numpy(array)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
 
-    def _prepared(self, epoch, dealt):
-        self.jobs.list = [(epoch, indices) for indices, _ in dealt]
-        for (input, target, unreadable), (_, slices) in zip(self._results(), dealt):
+    def _from_workers(self, epoch, shards):
+        """Batches of a dataset whose images the workers read one by one."""
+        self.sampler.batches = [(epoch, indices) for indices, _ in shards]
+        for (input, target, unreadable, odd), (_, slices) in zip(self._worker_results(), shards):
             for place, reason in unreadable:
                 if place is None:
                     raise InputError(reason)
@@ -143,63 +151,69 @@ class DataLoader:
                     raise InputError(f"{reason}; mend or remove it, or give -skipCorrupt true")
             if self.opt.skipCorrupt:
                 slices = self._skip(unreadable, slices)
-            input = self._received(input) if len(target) else self._black()
-            yield Batch(self._moved(input), target.to(self.device, non_blocking=True), slices)
+            self.odd += odd
+            input = self._keep_mapped(input) if len(target) else self._placeholder()
+            target = target.to(self.device, non_blocking=True)
+            yield Batch(self._to_device(input), target, slices, len(odd))
+        self._report_odd()
 
-    def _received(self, input):
-        """A batch that a worker handed over; what has lain in its room stays mapped here.
+    def _keep_mapped(self, input):
+        """A worker's batch as a tensor; a shared buffer stays mapped in this process.
 
-        torch maps such memory anew unless it is still in use, and doing so page by page takes
-        longer than a copy.
+        torch maps a shared buffer again for each batch unless it is still in use. The page faults
+        of mapping take longer than a copy.
         """
-        if not isinstance(input, workers.Room):
+        if not isinstance(input, workers.SharedBatch):
             return input
-        self.rooms[input.shared.untyped_storage().data_ptr()] = input.shared
+        self.mapped[input.shared.untyped_storage().data_ptr()] = input.shared
         return input.shared if input.pinned is None else input.pinned
 
-    def _moved(self, input):
-        """Images on the device in the run's type; in lists if the dataset has its own `stack`."""
+    def _to_device(self, input):
+        """Images on the device, in the run's dtype. Lists, as a dataset's `stack` may give, too."""
         if isinstance(input, (list, tuple)):
-            return [self._moved(part) for part in input]
+            return [self._to_device(part) for part in input]
         if input.dtype == torch.int64:
             return input.to(self.device, non_blocking=True)
-        input = input.to(self.device, non_blocking=True)  # as it is: only that does not wait
-        # a copy in any case: the worker will use this memory again
+        # first without converting: only a plain copy is asynchronous
+        input = input.to(self.device, non_blocking=True)
+        # always a copy: the worker reuses its buffer
         return input.to(self.dtype, copy=True, memory_format=LAYOUT)
 
-    def _results(self):
-        """What the workers give for the jobs; one that dies is told with the image it was at."""
+    def _worker_results(self):
+        """The workers' results in order. If a worker dies, InputError names the image it read."""
         try:
-            with signals.blocked():  # the first time, this starts the workers
+            with signals.blocked():  # the first call starts the workers
                 results = iter(self.workers)
             self.processes = self.processes or multiprocessing.active_children()
             with contextlib.suppress(ValueError):  # not in the main thread
-                # torch would raise its error wherever we are; now it does in next, within 5 s
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                # torch's handler would raise wherever the main thread is; without it, `next`
+                # raises within 5 s
+                if hasattr(signal, "SIGCHLD"):  # not on Windows
+                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             yield from results
         except RuntimeError as error:
             ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}
             if "DataLoader worker" not in str(error) or not ended:
                 raise
-            raise InputError(self._death(ended)) from None
+            raise InputError(self._death_message(ended)) from None
 
-    def _death(self, ended):
-        """A sentence on the workers that have ended, `ended` being process -> exit code."""
+    def _death_message(self, ended):
+        """One sentence about workers that died. `ended`: process id -> exit code."""
         images = [
-            workers.named(self.dataset, index)
-            for pid, index in self.notes.tolist()
+            workers.image_name(self.dataset, index)
+            for pid, index in self.current.tolist()
             if pid in ended and index >= 0
         ]
         pid, code = next(iter(ended.items()))
         how = signal.Signals(-code).name if code < 0 else f"status {code}"
-        hint = "perhaps for want of memory, fewer -nThreads need less"
+        hint = "perhaps out of memory, fewer -nThreads need less"
         if how == "SIGBUS":
             hint = "perhaps shared memory is too small (/dev/shm; docker run --shm-size)"
         at = f"at {', '.join(images)}" if images else "between two batches"
         return f"a loading worker (process {pid}) was ended by {how} {at}: {hint}"
 
     def _skip(self, unreadable, slices):
-        """Every process's slices without the images that could not be read, which are named."""
+        """Every rank's slice sizes without the unreadable images; prints a line for each image."""
         left = []
         for sizes, missing in zip(slices, group.all_gather(unreadable)):
             ends = np.cumsum(sizes)
@@ -207,11 +221,21 @@ class DataLoader:
             for place, reason in missing:
                 sizes[int(np.searchsorted(ends, place, "right"))] -= 1
                 self.skipped += 1
-                say(f" | skipped {reason} ({self.skipped} so far)")
+                note(f" | skipped {reason} ({self.skipped} so far)")
             left.append([n for n in sizes if n])
         return left
 
-    def _black(self):
+    def _report_odd(self):
+        """Print a line for each odd file of this epoch that no line has named yet."""
+        for sentences in group.all_gather(self.odd):
+            for sentence in sentences:
+                if sentence not in self.named:
+                    self.named.add(sentence)
+                    note(f" | odd but whole: {sentence} ({len(self.named)} so far)")
+        self.odd = []
+
+    def _placeholder(self):
+        """The input of a rank without samples: one black image."""
         side = self.dataset.input_spec()["crop"]
         image = torch.zeros(self.crops, 3, side, side, dtype=self.dtype, device=self.device)
         return image.contiguous(memory_format=LAYOUT)

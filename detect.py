@@ -4,10 +4,12 @@ Files, resuming, replicas, processes and signals are main.py's, by the same code
 """
 
 import copy
+import functools
 import os
 import sys
 
 import opts
+from main import replicas
 from parallel import launch
 from parallel.guard import guard
 from runtime import memory, threads
@@ -87,11 +89,6 @@ RECIPES = {
     },
 }
 # fmt: on
-# What decides the result, beside checkpoints.CARRIED
-CARRIED = (
-    *("shared", "rpnBatchSize", "rpnLR", "rpnIterations", "iterations", "warmup", "epochSize"),
-    *("regions", "anchors", "scale", "largest", "freeze"),
-)
 
 
 def main(argv=None):
@@ -100,45 +97,70 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
     threads.spin_briefly()
+
     count = 1 if opt.show else launch.processes(opt, replicas(opt))
     if count > 1:
-        sys.exit(launch.run(argv, count))
-    run(opt, ends_process)
+        sys.exit(launch.run(argv, count, opt.save))
+    run(opt, argv, ends_process)
 
 
 def parse(argv):
-    """The options; help or one sentence of error ends the program."""
+    """The options; exits after -help or an error in the options."""
     words = []
-    return opts.command_line(
-        argv, "detect.py", HEAD, OPTIONS, lambda opt: _checked(words, opt), words
-    )
+    check = functools.partial(_check, words)
+    return opts.command_line(argv, "detect.py", HEAD, OPTIONS, check, words)
 
 
-def _checked(words, opt):
+def _check(words, opt):
+    """`complete` the options; of a run that resumes later, when its checkpoint has been read."""
     if len(words) > 1:
         raise InputError(f"unexpected word {words[1]!r}: one detector at a time")
     if words:
         if "retrain" in opt.given:
             raise InputError("give the detector as a word or as -retrain, not both")
         opt.retrain = words[0]
+    opt.adopted = frozenset()  # names of options that are the checkpoint's
+    opt.nClasses, opt.tenCrop = 0, False  # main.py's, which datasets/ and dataloader.py read
+    if opt.show:
+        return _complete_show(opt)
+    if opt.resume == "none":
+        return complete(opt)
+    if "save" not in opt.given:
+        opt.save = opt.resume
+    return opt
+
+
+def _complete_show(opt):
+    if opt.retrain == "none":
+        raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
+    _check_retrain(opt)
+    is_number = opt.dataset == "digits" and opt.show.isdigit()
+    if not is_number and not os.path.isfile(opt.show):
+        raise InputError(f"File not found: {opt.show} (-show)")
+    return opt
+
+
+def _check_retrain(opt):
     if opt.retrain != "none" and os.path.isdir(opt.retrain):
         opt.retrain = os.path.join(opt.retrain, "model_best.pth")
     if not opt.retrain.startswith(("none", "torchvision:")) and not os.path.isfile(opt.retrain):
         raise InputError(f"File not found: {opt.retrain} (-retrain)")
-    if opt.retrain == "none" and opt.resume == "none":
+
+
+def complete(opt, resumed=False):
+    """Fill in the recipe's defaults and refuse what cannot work; once more does no harm.
+
+    resumed: there is a checkpoint, whose options `opt` has.
+    """
+    _check_retrain(opt)
+    if opt.retrain == "none" and not resumed:
         raise InputError("give the classifier to begin with: -retrain model_best.pth")
-    if opt.show and opt.retrain == "none":
-        raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
     defaults = {row[0]: row[1] for row in OPTIONS}
     for name, value in RECIPES[opt.dataset, opt.shared].items():
-        if name not in opt.given or getattr(opt, name) == defaults[name]:
+        known = name in opt.given | opt.adopted
+        if not known or getattr(opt, name) == defaults[name]:
             setattr(opt, name, value)
-    # for what is main.py's
-    opt.nEpochs, opt.nClasses, opt.LRSteps, opt.tenCrop = 0, 0, (), False
-    number = opt.dataset == "digits" and opt.show.isdigit()
-    if opt.show and not number and not os.path.isfile(opt.show):
-        raise InputError(f"File not found: {opt.show} (-show)")
-    if opt.dataset == "coco" and not opt.show:
+    if opt.dataset == "coco":
         opt.data = opt.data or "coco"
         if not os.path.isdir(opt.data):
             raise InputError(
@@ -147,75 +169,56 @@ def _checked(words, opt):
     return opt
 
 
-def replicas(opt):
-    """-nGPU, which on a resume is the checkpoint's unless it is given."""
-    if opt.resume == "none" or "nGPU" in opt.given or launch.joined():
-        return opt.nGPU
-    import checkpoints
-
-    return checkpoints.replicas(opt)
-
-
-def run(opt, ends_process):
-    """One process's part of the run; `ends_process`: whether the process ends with it."""
+def run(opt, argv, ends_process):
+    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run."""
     import torch
 
     import checkpoints
     import models
-    from detection import show
+    from detection import scores, show
     from detection.reporter import Reporter
     from detection.trainer import Trainer
     from parallel import group
     from parallel.signals import Interrupts
     from runtime.progress import Clock
-    from runtime.terminal import Terminal, say
+    from runtime.terminal import Terminal
     from storage.run_folder import RunFolder
 
     if opt.show:
         show.photo(opt)
         return
+    scores.library()  # if it is missing, that is said before the training
     device = group.join()
     if device.type == "cpu":
         memory.keep_freed()
-    torch.manual_seed(opt.manualSeed)
 
-    with Terminal(opt.progress), RunFolder(opt) as folder:
-        checkpoint = checkpoints.latest(opt)
-        if checkpoint is not None:
-            adopt(opt, checkpoint)
+    with Terminal(opt.progress), RunFolder(opt) as folder:  # from here on no other run writes there
+        checkpoint = checkpoints.latest(opt, OPTIONS, complete)
+        torch.manual_seed(opt.manualSeed)
         streams, val_loader = data(opt, device)
         model = setup(opt, checkpoint, val_loader.dataset, device)
 
         def save_inside(final):
             folder.save_inside(models.pack(model), trainer.state(), final)
 
-        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, ends_process)
+        command = opts.resume_command(argv, opt.save, "detect.py", OPTIONS)
+        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
         last = streams[-1].last
         reporter = Reporter(Clock(last, streams[-1].every, val_loader.size()))
         trainer = Trainer(model, opt, device, streams, checkpoint, reporter, interrupts)
         if opt.testOnly:
             test(0, trainer, val_loader, opt.out)
             return
+
         folder.begin(checkpoint, model, device)
+        first = checkpoint["epoch"] + 1 if checkpoint else 1
         with interrupts:
-            group.barrier()
-            for epoch in range(checkpoint["epoch"] + 1 if checkpoint else 1, last + 1):
+            group.barrier()  # from here on every process hears signals
+            for epoch in range(first, last + 1):
                 train_epoch(epoch, trainer, val_loader, folder)
-            folder.wait()
+            folder.wait()  # a signal now comes too late to interrupt anything
+        report_best(folder.best)
         show.sheet_of(trainer.found, val_loader.dataset, model, opt)
-        ap, ap50 = (100 - error for error in folder.best)
-        say(f" * Finished AP: {ap:6.3f}  AP50: {ap50:6.3f}")
-
-
-def adopt(opt, checkpoint):
-    """Take over those of the checkpoint's options that are a detector's only."""
-    import checkpoints
-
-    saved = checkpoint["options"]
-    for name in CARRIED:
-        if name not in saved or not opts.fits(name, saved[name], OPTIONS):
-            raise InputError(f"{opt.resume} holds no checkpoint of detect.py: it has no -{name}")
-    checkpoints.adopt(opt, saved, CARRIED)
 
 
 def data(opt, device):
@@ -257,8 +260,6 @@ def setup(opt, checkpoint, images, device):
         say(f"=> Resuming model from {checkpoint['modelFile']}")
         model = files.load(checkpoint["modelFile"], **settings)
     else:
-        if opt.retrain == "none":
-            raise InputError("give the classifier to begin with: -retrain model_best.pth")
         say(f"Loading model from file: {opt.retrain}")
         saved = files.is_detector(opt.retrain)
         if saved is not None:
@@ -281,7 +282,7 @@ def setup(opt, checkpoint, images, device):
         raise InputError(f"the detector is of -shared {str(model.config['shared']).lower()}")
     for trunk in (model.backbone, getattr(model, "rpn_backbone", None)):
         if trunk is not None:
-            trunk.keep(opt.freeze)
+            trunk.freeze_first(opt.freeze)
     if opt.optnet:
         model.recompute()
     dtype = Precision(opt.precision, device).dtype
@@ -322,20 +323,18 @@ def train_epoch(epoch, trainer, val_loader, folder):
     best = tuple(100 - scores[name] for name in ("AP", "AP50")) if "AP" in scores else None
     is_best = best is not None and best < folder.best
     if is_best:
-        folder.best = best
+        folder.best = best  # smaller is better, as of main.py's errors
         say(f" * Best model \t{scores['AP']:.14g}\t{scores['AP50']:.14g}")
-    entry = log.entry(trainer, scores, folder.best)
+    images = trainer.stream(epoch).images(epoch) + val_loader.dataset.size()
+    entry = log.entry(trainer, scores, folder.best, images)
     folder.save(epoch, models.pack(trainer.model), trainer.state(), is_best, entry)
 
 
 def test(epoch, trainer, loader, out):
     """Test and score; returns {"AP": ...} in per cent, after the RPN step {"recall": ...}."""
-    import json
-
     from detection import scores
     from parallel import group
     from runtime.terminal import say
-    from storage import atomic
 
     total = trainer.test(epoch, loader)
     if total.objects:
@@ -346,13 +345,38 @@ def test(epoch, trainer, loader, out):
         source = loader.dataset.source
         found = scores.results(trainer.found, source.categories)
         if out:
-            with atomic.replacing(out) as file:
-                file.write(json.dumps(found).encode())
+            write_results(out, found, needed=not epoch)
         values = scores.evaluate(source.truth(), found)
     values = group.all_gather(values)[0]
-    told = "  ".join(f"{name}: {value:7.3f}" for name, value in values.items())
-    say(f" * Finished epoch # {epoch}     {told}\n")
+    text = "  ".join(f"{name}: {value:7.3f}" for name, value in values.items())
+    say(f" * Finished epoch # {epoch}     {text}\n")
     return values
+
+
+def write_results(path, found, needed):
+    """Write COCO's results; `needed`: a disk that is full, say, is an error, not only a line."""
+    import json
+
+    from runtime.terminal import note
+    from storage import atomic
+
+    try:
+        with atomic.replacing(path) as file:
+            file.write(json.dumps(found).encode())
+    except OSError as error:
+        text = f"{path} could not be written: {error.strerror or error}"
+        if needed:
+            raise InputError(text) from None
+        note(f"=> {text}")
+
+
+def report_best(best):
+    """Print the best scores of the run; none, where no epoch had an object to find."""
+    from runtime.terminal import say
+
+    ap, ap50 = (100 - error for error in best)
+    if ap >= 0:
+        say(f" * Finished AP: {ap:6.3f}  AP50: {ap50:6.3f}")
 
 
 if __name__ == "__main__":

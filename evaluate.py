@@ -1,17 +1,18 @@
-"""Tests trained models in other ways: larger, ten crops, dense at several scales, as an ensemble.
+"""Tests trained models: larger images, ten crops, dense at several scales, ensembles.
 
-The tests of the paper's Tables 5 and 6 and of its text, for model files of any kind. Every image
-counts once, in any number of processes.
+The tests of the paper's Tables 5 and 6, for model files of any kind. Every image counts once, for
+any number of processes.
 """
 
 import functools
+import importlib.util
 import os
 import sys
 
 import opts
 from parallel import launch
 from parallel.guard import guard
-from runtime import memory, threads
+from runtime import memory, output_files, threads
 from runtime.errors import InputError
 
 HEAD = """Usage: evaluate.py MODEL... [options]
@@ -19,12 +20,13 @@ HEAD = """Usage: evaluate.py MODEL... [options]
 Tests models on the validation images of a dataset. MODEL is a file (.pth, .t7, .safetensors),
 torchvision:NAME, or the folder of a run, whose model_best.pth is taken. Several are an ensemble.
 
-Where an image has several outputs (of crops, places, mirror images, scales, models), the mean of
-the outputs is ranked and, apart, the mean of their softmax. Scales and models have equal weights.
+Where an image has several outputs (crops, positions, mirror images, scales, models), there are two
+results: by the mean of the outputs and by the mean of their softmax. Scales and models have equal
+weights.
 
 Options:"""
 
-# As in opts.py, from which most are
+# options that mean what they mean in opts.py
 _SHARED = (
     *("data", "dataset", "nProcs", "cudnn", "gen", "precision"),
     *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
@@ -37,13 +39,16 @@ OPTIONS = (
     ("dense",       (),    opts.series,  None, "Test whole images at these scales: 224,256,288,320,352"),
     ("flip",        False, opts.boolean, None, "Test the mirror images as well"),
     ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
-    ("recomputeBN", 0,     opts.whole,   0,    "Batches to re-estimate batch norm over before (0: no)"),
+    ("recomputeBN", 0,     opts.whole,   0,    "Batches to re-estimate batch norm over first (0: no)"),
+    ("predictions", "",    str,          None, "Write each image's five best classes: FILE.csv"),
+    ("classErrors", "",    str,          None, "Write the errors by class: FILE.csv"),
+    ("confusion",   "",    str,          None, "Write the confusion matrix: FILE.csv, .png, .svg, or several: a.csv,a.png"),
 )
 # fmt: on
 
 
 def main(argv=None):
-    """Evaluate as the command line says; returns what ensemble.test does."""
+    """Test what the command line asks for; returns the errors of ensemble.test."""
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
     threads.spin_briefly()
@@ -51,11 +56,11 @@ def main(argv=None):
     if count > 1:
         sys.exit(launch.run(argv, count))
 
-    # after the options: an error or the help need not wait for torch
+    # after the options: -help and option errors do not wait for torch
     import dataloader
     import datasets
     import models
-    from evaluation import classes, ensemble
+    from evaluation import classes, ensemble, predictions
     from evaluation.views import Views
     from models.fold import folded
     from parallel import group
@@ -87,46 +92,73 @@ def main(argv=None):
     members = [
         ensemble.Member(
             folded(net, precision.mixed),
-            images.places(own),
+            images.view_indices(own),
             outputs.to(device),
             ensemble.window(net, val, opt),
         )
         for net, own, outputs in zip(nets, views, columns)
     ]
+    wanted = opt.predictions or opt.classErrors or opt.confusion
+    found = predictions.Predictions() if wanted else None
     with Terminal(opt.progress):
-        return ensemble.test(members, loader, opt, precision)
+        results = ensemble.test(members, loader, opt, precision, found)
+    if wanted:
+        predictions.write(found, images, tested, opt)
+    return results
 
 
 def parse(argv):
-    """The options, `models` among them; help or one sentence of error ends the program."""
+    """The options, with the models in `opt.models`; exits after -help or an error in the options."""
     words = []
-    check = functools.partial(_checked, words)
+    check = functools.partial(_check, words)
     return opts.command_line(argv, "evaluate.py", HEAD, OPTIONS, check, words)
 
 
-def _checked(words, opt):
+def _check(words, opt):
     if not words:
         raise InputError("give a model: evaluate.py MODEL... [options] (-help says more)")
-    opt.models = [_file(word) for word in words]
-    # how the nets are tested; what datasets and their loader are told is as in training
+    opt.models = [_model(word) for word in words]
+    # scale, crop and ten are of the test; datasets and loader keep the values of training
     opt.scale, opt.crop, opt.ten = opt.testScale, opt.testCrop, opt.tenCrop
     opt.testScale, opt.testCrop, opt.tenCrop = 256, 224, False
     opt.nGPU, opt.manualSeed, opt.backend, opt.testOnly = 1, 0, "cudnn", True
     opts.check_dataset(opt)
     if opt.dense and (opt.ten or opt.scale or opt.crop):
-        raise InputError("-dense tests whole images: without -tenCrop, -testScale and -testCrop")
+        raise InputError("-dense tests whole images: leave out -tenCrop, -testScale and -testCrop")
     if opt.ten and opt.flip:
-        raise InputError("-tenCrop true has mirror images already: without -flip")
+        raise InputError("-tenCrop true has mirror images already: leave out -flip")
     if opt.recomputeBN and opt.batchSize < 2:
         raise InputError("-recomputeBN needs a -batchSize of at least two images")
     if opt.classes and not os.path.isfile(opt.classes):
         raise InputError(f"File not found: {opt.classes} (-classes)")
     opts.check_folder(opt)
+    _check_outputs(opt)
     return opt
 
 
-def _file(word):
-    """The model that a word of the command line names."""
+def _check_outputs(opt):
+    """Refuse files that cannot be written, before the test."""
+    opt.confusion = tuple(opt.confusion.split(",")) if opt.confusion else ()
+    files = [("predictions", opt.predictions), ("classErrors", opt.classErrors)]
+    files = [(option, path) for option, path in files if path]
+    for option, path in files:
+        output_files.check(path, (".csv",), option)
+    for path in opt.confusion:
+        output_files.check(path, (".csv", ".png", ".svg"), "confusion")
+    pictures = [path for path in opt.confusion if not path.lower().endswith(".csv")]
+    if pictures and importlib.util.find_spec("matplotlib") is None:
+        raise InputError(
+            f"{pictures[0]} (-confusion) needs matplotlib, which is not installed: "
+            "pip install matplotlib, or give -confusion FILE.csv"
+        )
+    paths = [os.path.realpath(path) for path in [*(path for _, path in files), *opt.confusion]]
+    twice = next((path for path in paths if paths.count(path) > 1), None)
+    if twice:
+        raise InputError(f"{twice} is to be written twice: give each option a file of its own")
+
+
+def _model(word):
+    """The model that an argument names."""
     path = os.path.join(word, "model_best.pth") if os.path.isdir(word) else word
     if not word.startswith("torchvision:") and not os.path.isfile(path):
         raise InputError(f"File not found: {path}")

@@ -1,4 +1,4 @@
-"""The entries of torch.hub: `load`, a trained model from a file, and the nets with new weights.
+"""Entry points for torch.hub: `load`, a trained model from a file; and the nets with new weights.
 
 >>> torch.hub.load("path/to/this/folder", "load", "model_best.pth", source="local")
 >>> torch.hub.load("path/to/this/folder", "resnext", depth=101, cardinality=32, source="local")
@@ -11,7 +11,7 @@ try:
     from models.resnet import resnet
     from models.resnext import resnext
 except ImportError as error:
-    # Python knows one package of a name: after Hugging Face's datasets, ours is not found
+    # Python keeps one package per name: after Hugging Face's datasets, ours is not found
     raise ImportError(
         f"{error}; if a package called models or datasets was imported before from elsewhere, load"
         " the model in a process of its own"

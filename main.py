@@ -17,8 +17,8 @@ def main(argv=None):
 
     count = launch.processes(opt, replicas(opt))
     if count > 1:
-        sys.exit(launch.run(argv, count))
-    run(opt, ends_process)
+        sys.exit(launch.run(argv, count, opt.save))
+    run(opt, argv, ends_process)
 
 
 def replicas(opt):
@@ -30,8 +30,8 @@ def replicas(opt):
     return checkpoints.replicas(opt)
 
 
-def run(opt, ends_process):
-    """One process's part of the run; `ends_process`: whether the process ends with it."""
+def run(opt, argv, ends_process):
+    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run."""
     # not at the top: an error in the options or the help need not wait for torch
     import torch
 
@@ -50,14 +50,15 @@ def run(opt, ends_process):
     device = group.join()
     if device.type == "cpu":
         memory.keep_freed()
-    torch.manual_seed(opt.manualSeed)
 
     with Terminal(opt.progress), RunFolder(opt) as folder:  # from here on no other run writes there
         # Load previous checkpoint, if it exists
         checkpoint = checkpoints.latest(opt)
+        torch.manual_seed(opt.manualSeed)
 
         # Create model
         model = models.setup(opt, checkpoint, datasets.module(opt.dataset).classes(opt), device)
+        opts.follow_net(opt, model.config)
 
         # Data loading
         train_loader, val_loader = loaders = dataloader.create(opt, device)
@@ -67,7 +68,8 @@ def run(opt, ends_process):
         def save_inside(final):
             folder.save_inside(models.pack(model), trainer.state(), final)
 
-        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, ends_process)
+        command = opts.resume_command(argv, opt.save)
+        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
         reporter = Reporter(Clock(opt.nEpochs, train_loader.size(), val_loader.size()))
         state = checkpoint or checkpoints.optim_state(opt)
         trainer = Trainer(model, criterion(), opt, device, state, reporter, interrupts)
@@ -107,7 +109,9 @@ def train_epoch(epoch, trainer, loaders, folder):
         say(f" * Best model \t{test[0]:.14g}\t{test[1]:.14g}")
 
     position = trainer.position
-    entry = log.entry(trainer.rate, position.train, position.test, folder.best, trainer.device)
+    images = sum(loader.dataset.size() for loader in loaders)
+    sums = position.train, position.test
+    entry = log.entry(trainer.rate, *sums, folder.best, trainer.device, images)
     folder.save(epoch, models.pack(trainer.model), trainer.state(), is_best, entry)
 
 

@@ -8,12 +8,14 @@ and exit status 2, and the options of ResNeXt and of fb.resnet.torch are one set
 import difflib
 import math
 import os
+import shlex
 import sys
 import types
 
 import datasets
 from models import depths
 from runtime.errors import InputError
+from runtime.terminal import complain, note
 
 HEAD = """Usage: main.py [options]
 
@@ -65,7 +67,7 @@ OPTIONS = (
     # ---------- General options ----------
     ("data",            "",            str,     None, "Path to dataset"),
     ("dataset",         "imagenet",    str,     None, "Options: imagenet | cifar10 | cifar100 | digits"),
-    ("manualSeed",      0,             whole,   0,    "Manually set RNG seed"),
+    ("manualSeed",      0,             whole,   None, "Manually set RNG seed"),
     ("nGPU",            1,             whole,   1,    "Number of replicas, on any number of devices"),
     ("nProcs",          1,             whole,   1,    "Processes on the CPU; on CUDA one a device, or so many"),
     ("backend",         "cudnn",       str,     ("cudnn", "cunn"), ""),
@@ -95,10 +97,11 @@ OPTIONS = (
     # ---------- Optimization options ----------
     ("LR",              0.1,           real,    0,    "initial learning rate"),
     ("LRSteps",         (),            series,  None, "Epochs where the rate drops x0.1 (none: the recipe's)"),
+    ("classifierLR",    0.0,           real,    0,    "initial rate of the fully connected layer (0: -LR's)"),
     ("momentum",        0.9,           real,    0,    "momentum"),
     ("weightDecay",     1e-4,          real,    0,    "weight decay"),
     # ---------- Model options ----------
-    ("netType",         "resnext",     str,     None, "Options: " + " | ".join(depths.NETS)),
+    ("netType",         "",            str,     None, "Options: " + " | ".join(depths.NETS)),
     ("bottleneckType",  "resnext_C",   str,     depths.BOTTLENECKS, ""),
     ("depth",           34,            whole,   1,    "ResNet depth: 18 | 34 | 50 | 101 | ..."),
     ("baseWidth",       64,            whole,   1,    "ResNet base width"),
@@ -110,6 +113,7 @@ OPTIONS = (
     ("shareGradInput",  False,         boolean, None, "Accepted; autograd frees gradInput by itself"),
     ("optnet",          False,         boolean, None, "Recompute activations to reduce memory usage"),
     ("resetClassifier", False,         boolean, None, "Reset the fully connected layer for fine-tuning"),
+    ("freeze",          0,             whole,   0,    "Stages that fine-tuning holds still, with the stem (0: none)"),
     ("nClasses",        0,             whole,   0,    "Number of classes (0: as many as are found)"),
 )
 
@@ -126,6 +130,21 @@ RECIPES = {
     ("resnet", "digits"):    (15,  0.02, ("after", (0.49, 0.74)), "A"),
 }
 LIKE = {"preresnet": "resnet"}  # all others: resnext
+# Where -netType is not given, one of these makes it resnext, else it is resnet: ResNeXt's published
+# commands all give them, fb.resnet.torch's have none of them.
+OF_RESNEXT = {"cardinality", "baseWidth", "bottleneckType"}
+# Options of one start. All others are the run's: a resumed one has the checkpoint's, unless given.
+OF_A_START = {
+    *("gen", "nThreads", "nProcs", "save", "resume", "progress", "testOnly", "epochNumber"),
+    *("retrain", "optimState", "resetClassifier", "backend", "shareGradInput"),
+}
+# Of these, not for the command that resumes.
+NOT_AGAIN = {"save", "resume", "testOnly", "epochNumber", "retrain", "optimState", "resetClassifier"}
+# What a net's configuration says, under the names of the options
+OF_THE_NET = {
+    **{"depth": "depth", "cardinality": "cardinality", "base_width": "baseWidth"},
+    **{"bottleneck": "bottleneckType", "shortcut": "shortcutType"},
+}
 # fmt: on
 
 
@@ -145,14 +164,27 @@ def command_line(argv, program, head, options, check, words=None):
     refused, or appended to the list `words`.
     """
     if any(word in ("-h", "-help", "--help") for word in argv):
-        print(help_text(head, options))
+        print(help_text(head, options), flush=True)
         sys.exit(0)
     try:
         return check(read(argv, options, words))
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
-            print(f"{program}: {error}", file=sys.stderr)
+            complain(f"{program}: {error}")
         sys.exit(2)
+
+
+def of_the_run(options=OPTIONS):
+    """The names of the options that a resumed run has from its checkpoint."""
+    return [row[0] for row in options if row[0] not in OF_A_START]
+
+
+def resume_command(argv, save, program="main.py", options=OPTIONS):
+    """The command that resumes a run in the folder `save`, which `argv` began."""
+    given = read(argv, options, [])
+    kept = [row[0] for row in options if row[0] in given.given & OF_A_START - NOT_AGAIN]
+    words = [word for name in kept for word in (f"-{name}", value_text(getattr(given, name)))]
+    return shlex.join(["python", program, "-resume", save, *words])
 
 
 def read(argv, options=OPTIONS, others=None):
@@ -220,30 +252,43 @@ def _value(name, text, kind, allowed):
 
 
 def check(opt, data=True):
-    """Fill in the recipe's defaults and refuse what cannot work together."""
+    """`complete` the options; of a run that resumes later, when its checkpoint has been read."""
+    opt.adopted = frozenset()  # names of options that are the checkpoint's
+    if opt.resume == "none":
+        return complete(opt, data)
+    if "save" not in opt.given:
+        opt.save = opt.resume
+    return opt
+
+
+def complete(opt, data=True, resumed=False):
+    """Fill in the recipe's defaults and refuse what cannot work together; once more does no harm.
+
+    resumed: the net is a checkpoint's, so its depth is, too.
+    """
     check_dataset(opt)
+    if not opt.netType:
+        opt.netType = "resnext" if OF_RESNEXT & opt.given else "resnet"
     if opt.netType not in depths.NETS and not depths.is_own(opt.netType):
         nets = ", ".join(depths.NETS)
         raise InputError(
             f"unknown netType {opt.netType!r}: should be one of {nets}, or a file models/NAME.py"
         )
-    epochs, rate, drops, shortcut = recipe(opt.netType, opt.dataset, opt.stem)
-    opt.nEpochs = opt.nEpochs or epochs
-    opt.LR = opt.LR if "LR" in opt.given else rate
-    opt.drops = ("at", opt.LRSteps) if opt.LRSteps else drops
-    opt.shortcutType = opt.shortcutType or shortcut
+    follow_recipe(opt)
     if opt.momentum == 0:
         raise InputError("-momentum 0: Nesterov momentum requires a momentum; give e.g. 0.9")
     if opt.shareGradInput and opt.optnet:
         raise InputError("cannot use both -shareGradInput and -optnet: leave one out")
+    if opt.freeze and opt.retrain == opt.resume == "none":
+        raise InputError("-freeze needs trained weights: give -retrain FILE")
     if opt.tenCrop and opt.stem != "imagenet":
         raise InputError("-tenCrop true needs -dataset imagenet: small images are not cropped")
     if opt.testCrop > opt.testScale:
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
         raise InputError("-recomputeBN needs two images a replica: a -batchSize above -nGPU")
-    if opt.resume == "none" and opt.retrain == "none" and opt.netType in depths.NETS:
-        depths.stages(opt.netType, opt.stem, opt.depth)  # from a file, the file's depth holds
+    if opt.retrain == "none" and not resumed and opt.netType in depths.NETS:
+        depths.stages(opt.netType, opt.stem, opt.depth)
     for name in ("retrain", "optimState"):
         path = getattr(opt, name)
         named = path == "none" or path.startswith("torchvision:")  # formats/ knows these names
@@ -252,6 +297,34 @@ def check(opt, data=True):
     if data or opt.data:
         check_folder(opt)
     return opt
+
+
+def follow_recipe(opt):
+    """Set what neither the command line nor the checkpoint says to the recipe's."""
+    epochs, rate, drops, shortcut = recipe(opt.netType, opt.dataset, opt.stem)
+    known = opt.given | opt.adopted
+    if "nEpochs" not in known or not opt.nEpochs:
+        opt.nEpochs = epochs
+    if "LR" not in known:
+        opt.LR = rate
+    if "shortcutType" not in known or not opt.shortcutType:
+        opt.shortcutType = shortcut
+    opt.drops = ("at", opt.LRSteps) if opt.LRSteps else drops
+
+
+def follow_net(opt, config):
+    """Let the options be those of a net, which may be from a file; names what was given otherwise.
+
+    config: the net's. The recipe follows the net, unless -netType says whose it is to be.
+    """
+    if "netType" not in opt.given and opt.netType != config["net"]:
+        opt.netType = config["net"]
+        follow_recipe(opt)
+    for theirs, name in OF_THE_NET.items():
+        value = config.get(theirs, getattr(opt, name))
+        if name in opt.given and getattr(opt, name) not in (value, ""):
+            note(f"=> -{name} {value} as the model has, in place of {getattr(opt, name)} as given")
+        setattr(opt, name, value)
 
 
 def recipe(net, dataset, stem):
@@ -289,11 +362,12 @@ def help_text(head=HEAD, options=OPTIONS):
     rows = [head]
     for name, default, _, allowed, text in options:
         text = text or "Options: " + " | ".join(filter(None, allowed))
-        rows.append(f"  -{name:<{width}} {text} [{_shown(default)}]")
+        rows.append(f"  -{name:<{width}} {text} [{value_text(default)}]")
     return "\n".join(rows)
 
 
-def _shown(value):
+def value_text(value):
+    """An option's value as one would type it."""
     if isinstance(value, bool):
         return str(value).lower()
     return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"

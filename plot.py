@@ -1,7 +1,7 @@
-"""The paper's figures from the logs of runs: python plot.py RUN...
+"""Draws the paper's figures from the logs of runs: python plot.py RUN...
 
-Training curves as in figure 5, or error against parameters as in figure 7; the errors
-at the end are printed. Seeds of one command become a mean with its standard error.
+Training curves as in figure 5, or error against parameters as in figure 7. Prints the final errors.
+Runs that differ only in their seed become a mean with its standard error.
 """
 
 import functools
@@ -10,6 +10,7 @@ import os
 import sys
 
 import opts
+from runtime import command
 from runtime.errors import InputError
 from storage import curves
 
@@ -18,11 +19,12 @@ FORMATS = (".png", ".svg")
 
 HEAD = """Usage: plot.py RUN... [options]
 
-RUN  a folder that main.py saved to (-save), or its log.jsonl
+RUN  a folder that main.py or detect.py saved to (-save), or its log.jsonl
 
-curves: top-1 error against epoch, train dashed, val solid. parameters: top-1 error on val after the
-last epoch against the net's parameters. Runs whose options are equal but for -manualSeed are drawn
-and printed as mean and standard error. Needs matplotlib: pip install matplotlib
+curves: top-1 error against epoch, train dashed, val solid; of detectors AP50 dashed, AP solid.
+parameters: top-1 error on val, or AP, after the last epoch against the net's parameters. Runs whose
+options are equal but for -manualSeed are drawn and printed as mean and standard error. Needs
+matplotlib: pip install matplotlib
 
 Options:"""
 OPTIONS = (
@@ -30,8 +32,10 @@ OPTIONS = (
     ("out", "", str, None, f"The picture, {' or '.join(FORMATS)} (none: KIND.png)"),
 )
 
-# Okabe and Ito's colours, which colour-blind people tell apart as well; yellow is too light a line
+# Okabe and Ito's colours for colour-blind readers, without yellow, too light for a line
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+LINE_STYLES = (("--", "train"), ("-", "val"))
+DETECTOR_STYLES = (("--", "AP50"), ("-", "AP"))  # a Curve has these under the same two names
 STYLE = {
     **{"font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
     **{"axes.grid": True, "grid.color": "#E5E5E5", "axes.axisbelow": True},
@@ -40,7 +44,7 @@ STYLE = {
 
 
 def main(argv=None):
-    """Draw as the command line says; the exit status is 0, or 1 or 2 with one sentence."""
+    """Draw what the command line asks for. Exit status 1 for an error, 2 for one in the options."""
     kind, out, paths = parse(sys.argv[1:] if argv is None else list(argv))
     try:
         plot(kind, out, paths)
@@ -50,13 +54,13 @@ def main(argv=None):
 
 
 def parse(argv):
-    """(kind, out, paths); help or one sentence of error ends the program."""
+    """(kind, out, paths); exits after -help or an error in the options."""
     paths = []
-    check = functools.partial(_checked, paths)
+    check = functools.partial(_check, paths)
     return opts.command_line(argv, "plot.py", HEAD, OPTIONS, check, paths)
 
 
-def _checked(paths, opt):
+def _check(paths, opt):
     out = opt.out or opt.kind + FORMATS[0]
     if os.path.splitext(out)[1] not in FORMATS:
         raise InputError(f"-out {out} should end in one of {', '.join(FORMATS)}")
@@ -66,7 +70,7 @@ def _checked(paths, opt):
 
 
 def plot(kind, out, paths):
-    """Draw the runs at these paths into a file, and print the errors at their ends."""
+    """Draw the runs at these paths into the file `out`, and print their final errors."""
     Figure = _figure()
     defaults = {row[0]: row[1] for row in opts.OPTIONS}
     runs = [curves.read(path, defaults, _warn) for path in paths]
@@ -74,9 +78,9 @@ def plot(kind, out, paths):
     for path in real:
         if real.count(path) > 1:
             raise InputError(f"{path} is given more than once")
-    if len({run.finds for run in runs}) > 1:
+    if len({run.detects for run in runs}) > 1:
         raise InputError("a detector's AP and a classifier's error do not go into one picture")
-    drawn = curves.together(runs, _warn)
+    drawn = curves.group_runs(runs, _warn)
     print(table(drawn))
 
     import matplotlib
@@ -107,15 +111,15 @@ def _figure():
 
 
 def _warn(text):
-    print(f"plot.py: note: {text}", file=sys.stderr)
+    print(f"plot.py: warning: {text}", file=sys.stderr)
 
 
 def table(drawn):
-    """The errors on val in words: after the last epoch, and the lowest, as mean +- its error.
+    """The val errors as text: after the last epoch, and the lowest, as mean +- standard error.
 
-    Below a curve come its options as far as they differ.
+    The line below a curve has the options that differ from other curves'.
     """
-    measure = ("val AP %", "highest") if drawn[0].finds else ("val top-1 %", "lowest")
+    measure = ("val AP %", "highest") if drawn[0].detects else ("val top-1 %", "lowest")
     rows = [("", "runs", "epochs", "parameters", *measure)]
     for curve in drawn:
         epochs, count = curve.mean("val")[0], curve.parameters()
@@ -129,8 +133,8 @@ def table(drawn):
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     lines = ["  ".join(line).rstrip() for line in lines]
-    told = [f"\n    {curve.options}" if curve.options else "" for curve in drawn]
-    return "\n".join(line + more for line, more in zip(lines, ["", *told]))
+    options = [f"\n    {curve.options}" if curve.options else "" for curve in drawn]
+    return "\n".join(line + more for line, more in zip(lines, ["", *options]))
 
 
 def _with_error(curve, mean, error):
@@ -138,13 +142,13 @@ def _with_error(curve, mean, error):
 
 
 def _title(drawn):
-    """What all curves share: the data, and the net if it is one."""
+    """The dataset and the net's name, each if all curves share it."""
     data, nets = {curve.data() for curve in drawn}, {curve.name for curve in drawn}
     return ", ".join(next(iter(names)) for names in (data, nets) if len(names) == 1)
 
 
 def _colours(names):
-    """A colour for each name; beyond the palette, along a scale that stays readable in grey."""
+    """{name: colour}; for more names than COLOURS, from a scale that is readable in grey."""
     import matplotlib
 
     names = list(dict.fromkeys(names))
@@ -161,38 +165,34 @@ def draw_curves(axes, drawn):
 
     colours = _colours(curve.label for curve in drawn)
     for curve in drawn:
-        for what, style in (("train", "--"), ("val", "-")):
+        for style, what in LINE_STYLES:
             epochs, means, errors = curve.mean(what)
-            alone = "o" if len(epochs) == 1 else None
+            marker = "o" if len(epochs) == 1 else None
             fill = "none" if what == "train" else None
             axes.plot(
                 *(epochs, means, style),
-                **{"color": colours[curve.label], "marker": alone, "markerfacecolor": fill},
+                **{"color": colours[curve.label], "marker": marker, "markerfacecolor": fill},
                 linewidth=1.8 if what == "val" else 1.3,
             )
             if len(curve.runs) > 1:
                 low, high = ([m + s * e for m, e in zip(means, errors)] for s in (-1, 1))
                 axes.fill_between(epochs, low, high, color=colours[curve.label], alpha=0.2, lw=0)
     axes.set_xlabel("epoch")
-    finds = drawn[0].finds
-    axes.set_ylabel("AP (%)" if finds else "top-1 error (%)")
+    detects = drawn[0].detects
+    axes.set_ylabel("AP (%)" if detects else "top-1 error (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(*limits(drawn))
     if max(run.epochs[-1] for curve in drawn for run in curve.runs) == 1:
         axes.set_xlim(0, 2)
-    key = [Line2D([], [], color=colours[c.label], label=_counted(c)) for c in drawn]
-    names = _DETECTORS if finds else _WAYS
+    key = [Line2D([], [], color=colours[c.label], label=_legend_label(c)) for c in drawn]
+    names = DETECTOR_STYLES if detects else LINE_STYLES
     key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in names]
-    place = "lower right" if finds else "upper right"  # where the curves do not end
+    place = "lower right" if detects else "upper right"  # where the curves do not end
     axes.legend(handles=key, loc=place, ncols=1 if len(key) < 12 else 2)
 
 
-_WAYS = (("--", "train"), ("-", "val"))
-_DETECTORS = (("--", "AP50"), ("-", "AP"))
-
-
 def limits(drawn):
-    """The errors' range without the first tenth of the epochs, where all nets fall from chance."""
+    """(low, high) of the y axis, without the first tenth of the epochs, which start at chance."""
     seen = []
     for curve in drawn:
         for what in ("train", "val"):
@@ -211,10 +211,10 @@ def draw_parameters(axes, drawn):
 
     for curve in drawn:
         if not curve.parameters():
-            _warn(f"{curve.runs[0].path} does not say how many parameters: left out")
+            _warn(f"{curve.runs[0].path} has no number of parameters: left out")
     drawn = [curve for curve in drawn if curve.parameters()]
     if not drawn:
-        raise InputError("no log says how many parameters its net has: older versions' do not")
+        raise InputError("no log has the number of parameters; logs of older versions do not")
     families = {}
     for curve in drawn:
         families.setdefault(curve.family, []).append(curve)
@@ -229,13 +229,13 @@ def draw_parameters(axes, drawn):
             yerr=errors if any(errors) else None,
             capsize=3,
             marker="o",
-            linestyle="-" if curves.one_way(members) else "none",
+            linestyle="-" if curves.one_size_varies(members) else "none",
             color=colours[family],
             label=family,
         )
-        for place, curve in zip(zip(x, y), members):
-            near = {"xytext": (6, 6), "textcoords": "offset points"}
-            axes.annotate(curve.size, place, fontsize=9, color=colours[family], **near)
+        for point, curve in zip(zip(x, y), members):
+            offset = {"xytext": (6, 6), "textcoords": "offset points"}
+            axes.annotate(curve.size, point, fontsize=9, color=colours[family], **offset)
     if max(sizes) > 5 * min(sizes):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -243,15 +243,15 @@ def draw_parameters(axes, drawn):
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.15, 0.15)
     axes.set_xlabel("parameters (millions)")
-    axes.set_ylabel("AP on val (%)" if drawn[0].finds else "top-1 error on val (%)")
+    axes.set_ylabel("AP on val (%)" if drawn[0].detects else "top-1 error on val (%)")
     axes.legend()
 
 
-def _counted(curve):
-    """A curve's label, with how many runs it is the mean of."""
+def _legend_label(curve):
+    """A curve's label, with the number of runs in its mean."""
     count = len(curve.runs)
     return f"{curve.label} (mean of {count})" if count > 1 else curve.label
 
 
 if __name__ == "__main__":
-    main()
+    command.run(main)

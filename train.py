@@ -22,7 +22,7 @@ from parallel.signals import Interrupts
 from runtime import memory
 from runtime.errors import InputError
 from runtime.precision import Precision
-from runtime.terminal import say
+from runtime.terminal import note, say
 
 ORDER = "-batchSize, -manualSeed or -tenCrop"
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
@@ -61,7 +61,7 @@ class Trainer:
         """One epoch, or what is left of it; returns (top-1 error %, top-5 error %, mean loss)."""
         self.rate = learning_rate(self.opt, epoch)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self.rate
+            parameters["lr"] = learning_rate(self.opt, epoch, parameters["initial_lr"])
         total, size = self._position(epoch).train, loader.size()
         if total.done < size:
             say(f"=> Training epoch # {epoch}")
@@ -69,7 +69,7 @@ class Trainer:
         self.slices = None  # -recomputeBN sets others
 
         def report(metrics):
-            check_finite(metrics, epoch, size)
+            metrics.check_finite(epoch, size)
             total.add(metrics)
             self.reporter.train(epoch, size, metrics)
 
@@ -77,7 +77,7 @@ class Trainer:
         for n, batch, data_wait in batches(loader, epoch, total.done):
             with memory.out_of_memory(batch.input.shape, self.device, ADVICE):
                 output, loss = self._step(batch)
-            metrics = Metrics(done=n, seen=batch.count, data_wait=data_wait)
+            metrics = Metrics(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
             errors = scores.count_errors(output, batch.target)
             self.queue.push(metrics, {**errors, "loss": loss})
             self.queue.poll(f"in epoch {epoch} after iteration {n} of {size}")
@@ -155,6 +155,7 @@ class Trainer:
         momentum = {
             name: self.optimizer.state[parameter]["momentum_buffer"]
             for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad
         }
         position = dataclasses.asdict(self.position)
         return {"momentum": momentum, "scaler": self.scaler.state_dict(), "position": position}
@@ -165,7 +166,8 @@ class Trainer:
         for name, buffer in state["momentum"].items():
             if name not in parameters or parameters[name].shape != buffer.shape:
                 raise InputError(f"the optimState does not belong to this net: {name} differs")
-            self.optimizer.state[parameters[name]]["momentum_buffer"].copy_(buffer)
+            if parameters[name].requires_grad:  # -freeze may have been given since
+                self.optimizer.state[parameters[name]]["momentum_buffer"].copy_(buffer)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self._resume_inside(state)
@@ -176,7 +178,7 @@ class Trainer:
         if position is None or position["epoch"] in (None, state.get("epoch")):
             return  # its epoch is finished, or there is none
         if position["order"] != self._order():
-            say(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
+            note(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
             return
         self.position = Position(
             position["epoch"],
@@ -193,10 +195,10 @@ def criterion():
 def optimizer(model, opt):
     """optim.sgd with the original's settings: decay on every parameter, batch norms included.
 
-    torch's Nesterov step with dampening 0 is the same formula.
+    torch's Nesterov step with dampening 0 is the same formula. Frozen parameters are left out.
     """
     sgd = torch.optim.SGD(
-        model.parameters(),
+        _parameter_groups(model, opt),
         lr=opt.LR,
         momentum=opt.momentum,
         dampening=0,
@@ -207,14 +209,28 @@ def optimizer(model, opt):
     # From 0 on, in the parameters' memory layout: with dampening 0 the first step is the same.
     # Fused SGD would begin with uninitialised memory, and leave it so where a first step with
     # -precision half overflows; and it takes equal layouts for granted.
-    for parameter in model.parameters():
+    for parameter in filter(lambda p: p.requires_grad, model.parameters()):
         buffer = torch.zeros_like(parameter, requires_grad=False)
         sgd.state[parameter]["momentum_buffer"] = buffer
     return sgd
 
 
-def learning_rate(opt, epoch):
-    """The rate of an epoch, counted from 1 (Trainer:learningRate of either repository)."""
+def _parameter_groups(model, opt):
+    """The parameters to train, with their rate in the first epoch: two groups for -classifierLR."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not opt.classifierLR:
+        return [{"params": parameters, "initial_lr": opt.LR}]
+    head = list(model.fc.parameters())
+    body = [p for p in parameters if all(p is not other for other in head)]
+    groups = [(body, opt.LR), (head, opt.classifierLR)]
+    return [{"params": group, "initial_lr": rate} for group, rate in groups if group]
+
+
+def learning_rate(opt, epoch, initial=None):
+    """The rate of an epoch, counted from 1 (Trainer:learningRate of either repository).
+
+    initial: the rate of the first epoch, -LR unless it is given.
+    """
     how, where = opt.drops
     if how == "every":
         drops = (epoch - 1) // where
@@ -222,13 +238,4 @@ def learning_rate(opt, epoch):
         drops = sum(epoch / opt.nEpochs > share for share in where)
     else:
         drops = sum(epoch >= step for step in where)
-    return opt.LR * math.pow(0.1, drops)
-
-
-def check_finite(metrics, epoch, size):
-    """InputError if the loss of an iteration is not finite."""
-    if not math.isfinite(metrics.mean_loss):
-        raise InputError(
-            f"the loss is {metrics.mean_loss} at epoch {epoch}, iteration {metrics.done} of {size}:"
-            " try a lower -LR or another -precision; checkpoints of earlier epochs are intact"
-        )
+    return (opt.LR if initial is None else initial) * math.pow(0.1, drops)

@@ -103,7 +103,7 @@ def main():
     random = np.random.default_rng(0)
     images = random.integers(0, 256, (count, 3, 32, 32), dtype=np.uint8)
     labels = random.integers(0, 10, count)
-    opt = opts.parse(f"-dataset cifar10 -depth 29 -batchSize {BATCH} -manualSeed 1".split())
+    opt = opts.parse(f"-dataset cifar10 -depth 20 -batchSize {BATCH} -manualSeed 1".split())
     dataset = cifar10.create({"train_images": images, "train_labels": labels}, opt, "train")
     loader = dataloader.DataLoader(dataset, opt, "train", torch.device("cpu"))
     check(loader)

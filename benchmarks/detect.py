@@ -79,7 +79,7 @@ def build(args):
     config = {"shared": True, "anchors": [64, 128, 256, 512], "regions": args.regions, "pool": 14}
     config |= {"proposals": [12000, 2000, 6000, 300], "scale": args.side, "largest": 2 * args.side}
     model = files.from_classifier(net, config, [str(i) for i in range(CLASSES)])
-    model.backbone.keep(FROZEN)
+    model.backbone.freeze_first(FROZEN)
     return model
 
 

@@ -7,6 +7,7 @@ made a float32 tensor (3, 224, 224). Unless -all is given, photos with sides abo
 left out: ImageNet has few, and they are all decoding.
 """
 
+import contextlib
 import os
 import sys
 from types import SimpleNamespace
@@ -23,8 +24,11 @@ from torchvision import transforms as tv
 
 from datasets import image_folder, imagenet
 from datasets.draws import Draws
-from datasets.image import turbojpeg
+from datasets.image import decoding, optional, turbojpeg
 
+NO_TURBOJPEG = (turbojpeg, "decoder", lambda: None)
+NO_SIMPLEJPEG = (decoding, "simplejpeg", None)
+NO_NUMBA = (optional, "has_numba", lambda: False)
 NORMALIZE = [tv.ToTensor(), tv.Normalize(imagenet.mean, imagenet.std)]
 
 
@@ -48,14 +52,34 @@ def dataset(paths):
 
 
 def fast(ours):
-    """{name: ours.fast_path()}: as it is here, and as it is without libturbojpeg."""
-    if turbojpeg.decoder() is None:
-        return {"ours": ours.fast_path()}
-    found, ways = turbojpeg.decoder, {"ours": ours.fast_path()}
-    turbojpeg.decoder = lambda: None
-    ways["ours, without libturbojpeg"] = ours.fast_path()
-    turbojpeg.decoder = found
+    """{name: (its function of (i, draws), the modules and names it does without)}.
+
+    As it is here; and without libturbojpeg, then also without simplejpeg, numba, or both.
+    """
+    ways = {"ours": (ours.fast_path(), ())}
+    without = {
+        "ours, without libturbojpeg": [NO_TURBOJPEG],
+        "ours, without libturbojpeg, simplejpeg": [NO_TURBOJPEG, NO_SIMPLEJPEG],
+        "ours, without libturbojpeg, numba": [NO_TURBOJPEG, NO_NUMBA],
+        "ours, without all three": [NO_TURBOJPEG, NO_SIMPLEJPEG, NO_NUMBA],
+    }
+    for name, absent in without.items():
+        with lacking(absent):
+            ways[name] = (ours.fast_path(), absent)
     return ways
+
+
+@contextlib.contextmanager
+def lacking(absent):
+    """Within the block, each (module, name, value) is set."""
+    before = [(module, name, getattr(module, name)) for module, name, _ in absent]
+    for module, name, value in absent:
+        setattr(module, name, value)
+    try:
+        yield
+    finally:
+        for module, name, value in before:
+            setattr(module, name, value)
 
 
 def check(ours, prepare):
@@ -110,12 +134,13 @@ def decode(path):
         return simplejpeg.decode_jpeg(file.read(), "RGB")
 
 
-def each(items, function):
+def each(items, function, absent=()):
     """A function that goes through all items and keeps nothing, as a loader would not."""
 
     def run():
-        for item in items:
-            function(item)
+        with lacking(absent):
+            for item in items:
+                function(item)
 
     return run
 
@@ -126,9 +151,10 @@ def main():
     paths = files(folders[0], "-all" in sys.argv)
     ours = dataset(paths)
     ways = {}
-    for name, prepare in fast(ours).items():
+    for name, (prepare, absent) in fast(ours).items():
         print(f"{name}: {check(ours, prepare):.1e} off the plain transforms, {len(paths)} photos")
-        ways[name] = each(range(len(paths)), lambda i, p=prepare: p(i, Draws(1, 1, i)))
+        prepared = each(range(len(paths)), lambda i, p=prepare: p(i, Draws(1, 1, i)), absent)
+        ways[name] = prepared
     print()
     ways |= {name: each(paths, with_pillow(function)) for name, function in peers().items()}
     ways["decoding by simplejpeg"] = each(paths, decode)

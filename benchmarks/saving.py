@@ -22,7 +22,7 @@ import timing
 import checkpoints
 import models
 import opts
-from storage.run_folder import Folder
+from storage.run_folder import RunFolder
 from train import Trainer, criterion
 
 NET = "-depth 50 -cardinality 32 -baseWidth 4"
@@ -63,12 +63,12 @@ def main():
         for parameter in trainer.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
         trainer.optimizer.step()  # now there is momentum
-        state = [checkpoints.pack(trainer.model), trainer.state()]
+        state = [models.pack(trainer.model), trainer.state()]
         size = sum(t.numel() * t.element_size() for t in tensors(state))
         entry = {"train": (1.0, 1.0, 1.0), "test": (1.0, 1.0), "best": (1.0, 1.0), "seconds": 1.0}
 
         times = {"a copy of the state": [], "the loop waits": [], "a save in all": []}
-        with Folder(opt) as folder:
+        with RunFolder(opt) as folder:
             folder.begin(None, trainer.model, device)
             for _ in range(8):
                 began = time.perf_counter()
@@ -76,7 +76,7 @@ def main():
                 times["a copy of the state"].append(time.perf_counter() - began)
                 del copy
                 began = time.perf_counter()
-                folder.save(1, trainer.model, trainer, (1.0, 1.0), True, entry)
+                folder.save(1, models.pack(trainer.model), trainer.state(), True, entry)
                 times["the loop waits"].append(time.perf_counter() - began)
                 folder.wait()
                 times["a save in all"].append(time.perf_counter() - began)

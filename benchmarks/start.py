@@ -19,8 +19,7 @@ TRAIN, VAL = 1281, 50  # images of a class
 INDEX = """
 import contextlib, io, sys, time, types
 sys.path.insert(0, {root!r})
-import datasets
-from datasets import imagenet, imagenet_gen
+from datasets import cache
 opt = types.SimpleNamespace(data={data!r}, gen={gen!r}, dataset="imagenet", testOnly=False)
 began = time.perf_counter()
 with contextlib.redirect_stdout(io.StringIO()):

@@ -33,7 +33,8 @@ from dataloader import Batch
 from models.resnet import resnet
 from models.resnext import resnext
 from runtime import memory, threads
-from train import MIXED, Trainer, criterion
+from runtime.precision import MIXED
+from train import Trainer, criterion
 
 # name: ours, side, classes, name at torchvision and timm, batch on the CPU and on a GPU
 NETS = {
@@ -190,7 +191,7 @@ class Apart:
             self.pipe.send("step")
             return self.pipe.recv()
         except (OSError, EOFError):
-            sys.exit("a way's process has ended, perhaps for want of memory: try a smaller --batch")
+            sys.exit("a way's process has ended, perhaps out of memory: try a smaller --batch")
 
     def end(self):
         self.process.kill()

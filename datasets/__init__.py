@@ -1,6 +1,6 @@
 """The datasets by name. Port of datasets/init.lua.
 
-Imports nothing heavy: opts.py asks here for the datasets that there are, and for their facts.
+opts.py asks this module for the datasets and their facts, so it imports nothing that is slow.
 """
 
 import importlib
@@ -10,23 +10,23 @@ from runtime.errors import InputError
 
 
 def names():
-    """Every dataset there is: the files NAME.py that have a twin NAME_gen.py."""
+    """The names of all datasets: each has the files NAME.py and NAME_gen.py."""
     files = {file for folder in __path__ for file in os.listdir(folder)}
     return sorted(f[:-7] for f in files if f.endswith("_gen.py") and f[:-7] + ".py" in files)
 
 
 def module(name):
-    """The module datasets/NAME.py: its facts, classes(opt) and create(info, opt, split)."""
+    """The module datasets/NAME.py (see the contract in README.md)."""
     if name not in names():
         raise InputError(f"unknown dataset {name!r}: should be one of {', '.join(names())}")
     return importlib.import_module(f"datasets.{name}")
 
 
 def create(opt):
-    """The train and val datasets of opt.dataset, from its cache in opt.gen, made if need be.
+    """The train and val splits of opt.dataset. Writes its cache in opt.gen if that is needed.
 
-    Processes that share opt.gen may all call this at once, but each would do the work: let one of
-    them come first.
+    Processes that share opt.gen may all call this at once, but each would write the cache: let one
+    rank go first.
     """
     from datasets import cache
 

@@ -2,19 +2,19 @@
 
 stem = "cifar"
 side = 32  # pixels
-# of each colour, in bytes, over the entire CIFAR-10 training set
+# of each colour over the training images, in 0..255
 mean = (125.3, 123.0, 113.9)
 std = (63.0, 62.1, 66.7)
 NAMES = "airplane automobile bird cat deer dog frog horse ship truck"
 
 
 def classes(opt):
-    """Class names in the order of the targets."""
+    """Class names; a target is an index into them."""
     return NAMES.split()
 
 
 def create(info, opt, split):
-    """One split; `info` is what cifar10_gen.exec stored."""
-    from datasets.in_memory import Images  # not at the top: opts.py only wants `stem`, at once
+    """The split "train" or "val"; `info` is the cache that cifar10_gen.exec wrote."""
+    from datasets.in_memory import Images  # not at the top: opts.py needs only `stem`, fast
 
     return Images(info, split, mean, std, padding=4, mirror=True)

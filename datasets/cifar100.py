@@ -2,7 +2,7 @@
 
 stem = "cifar"
 side = 32  # pixels
-# of each colour, in bytes, over the entire CIFAR-100 training set; not those of CIFAR-10
+# of each colour over the training images, in 0..255; not those of CIFAR-10
 mean = (129.3, 124.1, 112.4)
 std = (68.2, 65.4, 70.4)
 NAMES = """
@@ -20,12 +20,12 @@ NAMES = """
 
 
 def classes(opt):
-    """Class names in the order of the targets."""
+    """Class names; a target is an index into them."""
     return NAMES.split()
 
 
 def create(info, opt, split):
-    """One split; `info` is what cifar100_gen.exec stored."""
-    from datasets.in_memory import Images  # not at the top: opts.py only wants `stem`, at once
+    """The split "train" or "val"; `info` is the cache that cifar100_gen.exec wrote."""
+    from datasets.in_memory import Images  # not at the top: opts.py needs only `stem`, fast
 
     return Images(info, split, mean, std, padding=4, mirror=True)

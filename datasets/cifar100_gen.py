@@ -5,6 +5,7 @@ from datasets.cifar10_gen import Source, Version
 
 SOURCE = Source(
     name="CIFAR-100",
+    torchvision="CIFAR100",
     classes=100,
     label_bytes=2,  # coarse, fine
     label_key="fine_labels",
@@ -26,10 +27,10 @@ SOURCE = Source(
 
 
 def signature(opt):
-    """As in cifar10_gen."""
+    """See cifar10_gen."""
     return cifar10_gen.signature(opt, SOURCE)
 
 
 def exec(opt, cache_file):
-    """As in cifar10_gen."""
+    """See cifar10_gen."""
     cifar10_gen.exec(opt, cache_file, SOURCE)

@@ -1,8 +1,8 @@
 """One-time preparation of CIFAR-10. Port of datasets/cifar10-gen.lua; cifar100_gen.py shares it.
 
-Differs from the Lua: the source is the authors' own archive (the copy for Torch is gone), or what
--data names: the binary or the python version, as a folder or as the archive, or a folder that
-holds one of these.
+Differs from the Lua: it downloads the authors' own archive, because the copy for Torch is gone.
+-data may also name the dataset: the binary or the python version, as a folder or as an archive, or
+a folder that holds one of these.
 """
 
 import os
@@ -12,11 +12,11 @@ import numpy as np
 
 from datasets import cifar_files, download, in_memory
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note, say
 
 
 class Version(NamedTuple):
-    """One published form of a dataset: its names on disk, the archive's MD5, its files in order."""
+    """One published version of a dataset: its names on disk, the archive's MD5, its files."""
 
     folder: str
     archive: str
@@ -26,12 +26,13 @@ class Version(NamedTuple):
 
 
 class Source(NamedTuple):
-    """What is published of one dataset."""
+    """One dataset as its authors publish it."""
 
     name: str
+    torchvision: str  # its class in torchvision.datasets
     classes: int
-    label_bytes: int  # before the pixels of a binary record
-    label_key: str  # in the dict of a python file
+    label_bytes: int  # before the pixels, in a record of the binary version
+    label_key: str  # in the dict of the python version
     binary: Version
     python: Version
 
@@ -39,6 +40,7 @@ class Source(NamedTuple):
 URL = "https://www.cs.toronto.edu/~kriz/"
 SOURCE = Source(
     name="CIFAR-10",
+    torchvision="CIFAR10",
     classes=10,
     label_bytes=1,
     label_key="labels",
@@ -60,7 +62,7 @@ SOURCE = Source(
 
 
 def signature(opt, source=SOURCE):
-    """What the images come from: the place under -data with sizes and times, or the archive."""
+    """Where the images come from: the path with sizes and times, or the published archive."""
     if not opt.data:
         return f"{source.name} as published, MD5 {source.binary.md5}"
     place = _find(source, opt.data)
@@ -75,12 +77,12 @@ def signature(opt, source=SOURCE):
 
 def exec(opt, cache_file, source=SOURCE):
     """Find or download the dataset; save images and labels of train and val to `cache_file`."""
-    mark = signature(opt, source)
+    stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
     place = _find(source, opt.data) if opt.data else _published(source, opt.gen)
     say(" | combining dataset into a single file")
     train, val = read(source, place)
     say(f" | saving {source.name} dataset to {cache_file}")
-    in_memory.save(cache_file, mark, train, val)
+    in_memory.save(cache_file, stamp, train, val)
 
 
 def read(source, place):
@@ -93,32 +95,37 @@ def read(source, place):
     version = _version(source, contents, place)
     if version is None:
         raise InputError(f"{place} holds no {source.name}: should have {source.binary.train[0]}")
+    md5 = _checksums(source) if version is source.python else {}
+
+    def parse(name):
+        data, where = contents[name], f"{name} of {place}"
+        if version is source.python:
+            return cifar_files.pickled(data, where, source.label_key, md5[name])
+        return cifar_files.binary(data, where, source.label_bytes, source.classes)
+
     splits = []
     for names in (version.train, version.val):
-        parts = [_parse(source, version, contents[n], f"{n} of {place}") for n in names]
-        splits.append(tuple(np.concatenate(column) for column in zip(*parts)))
+        images, labels = zip(*(parse(name) for name in names))
+        splits.append((np.concatenate(images), np.concatenate(labels)))
     return splits
 
 
-def _parse(source, version, data, where):
-    if version is source.binary:
-        images, labels = cifar_files.binary(data, where, source.label_bytes)
-    else:
-        images, labels = cifar_files.pickled(data, where, source.label_key)
-    if labels.min() < 0 or labels.max() >= source.classes:
-        wrong = labels[(labels < 0) | (labels >= source.classes)][0]
-        raise InputError(f"{where} has a label {wrong}: should be 0 to {source.classes - 1}")
-    return images, labels
+def _checksums(source):
+    """The MD5 of each file of the python version, as torchvision checks them: name -> MD5."""
+    from torchvision import datasets  # not at the top: this takes a second
+
+    published = getattr(datasets, source.torchvision)
+    return dict(published.train_list + published.test_list)
 
 
 def _published(source, gen):
-    """The archive in -gen, downloaded unless a version is there with the right checksum."""
+    """The archive in -gen; downloaded if no archive there has the published checksum."""
     for version in (source.binary, source.python):
         path = os.path.join(gen, version.archive)
         if os.path.isfile(path):
             if download.checksum(path) == version.md5:
                 return path
-            say(f"=> {path} is not the published archive: its checksum differs")
+            note(f"=> {path} is not the published archive: its checksum differs")
     url, path = URL + source.binary.archive, os.path.join(gen, source.binary.archive)
     say(f"=> Downloading {source.name} dataset from {url}")
     try:
@@ -129,7 +136,7 @@ def _published(source, gen):
 
 
 def _find(source, data):
-    """The folder or archive that holds the dataset: `data` itself or something in it."""
+    """The folder or archive that holds the dataset: `data` itself, or one inside it."""
     if os.path.isfile(data):
         return data
     if not os.path.isdir(data):
@@ -146,7 +153,7 @@ def _find(source, data):
 
 
 def _version(source, names, place):
-    """Which version has all its files among these names; None if there are none of either."""
+    """The version whose files are all among `names`; None if no file of either version is."""
     missing = {
         version: [name for name in version.train + version.val if name not in names]
         for version in (source.binary, source.python)

@@ -1,10 +1,10 @@
 """The files in which CIFAR-10 and CIFAR-100 are published: folders, archives, records, pickles.
 
-Archives are read in place, never unpacked, and of a pickle only plain values and byte arrays are
-rebuilt, so a file from a stranger can write nothing and run nothing.
+A file from a stranger can write nothing and run nothing: archives are read in place, never
+unpacked, and a pickle is read only if it is the published one.
 """
 
-import io
+import hashlib
 import os
 import pickle
 import tarfile
@@ -19,7 +19,7 @@ LARGEST = 1 << 28  # bytes; the largest real file has 154 million
 
 
 def folder(path, names):
-    """The contents of those of the named files that are in a folder: name -> bytes."""
+    """The contents of the named files, as far as the folder has them: name -> bytes."""
     contents = {}
     for name in names:
         if os.path.isfile(os.path.join(path, name)):
@@ -29,9 +29,9 @@ def folder(path, names):
 
 
 def archive(path, names):
-    """The same from a tar archive, compressed or not, whatever folders it has.
+    """The same from a tar archive, compressed or not. Folder names inside it are ignored.
 
-    Members that are links, devices or folders are passed over, as are all other names.
+    Links, devices, folders and files of other names are skipped.
     """
     contents = {}
     try:
@@ -50,11 +50,12 @@ def archive(path, names):
     return contents
 
 
-def binary(data, where, label_bytes):
-    """(images, labels) of the binary version: records of `label_bytes` labels and the pixels.
+def binary(data, where, label_bytes, classes):
+    """(images, labels) from a file of the binary version, a sequence of records.
 
-    Images are uint8 (N, 3, 32, 32), red plane first; labels int64 (N,), the last label of each
-    record (CIFAR-100 has the coarse one before the fine one). `where` names the file in errors.
+    A record is `label_bytes` bytes of labels, then the pixels. Images are uint8 (N, 3, 32, 32), red
+    plane first. Labels are int64 (N,) in 0..classes-1: the last label of each record, since
+    CIFAR-100 stores the coarse one before the fine one. `where` names the file in errors.
     """
     record = label_bytes + PIXELS
     if not data or len(data) % record:
@@ -63,78 +64,23 @@ def binary(data, where, label_bytes):
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, record)
     labels = records[:, label_bytes - 1].astype(np.int64)
+    if labels.max() >= classes:
+        wrong = labels[labels >= classes][0]
+        raise InputError(f"{where} has a label {wrong}: should be 0 to {classes - 1}")
     return records[:, label_bytes:].reshape(-1, 3, 32, 32), labels
 
 
-def pickled(data, where, label_key):
-    """The same of the python version: a dict with `data`, uint8 (N, 3072), and a list of labels."""
-    try:
-        content = _Unpickler(io.BytesIO(data), where).load()
-    except InputError:
-        raise
-    except Exception as error:  # a damaged pickle can raise anything
-        raise InputError(f"{where} is not a pickle of the python version: {error!r}") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{where} holds no dict: not a file of the python version")
-    images, labels = (content.get(key, content.get(key.encode())) for key in ("data", label_key))
-    if not isinstance(images, _Array) or not isinstance(labels, list):
-        raise InputError(f"{where} lacks the array 'data' or the list {label_key!r}")
-    images = images.pixels(where)
-    if len(labels) != len(images) or not all(type(label) is int for label in labels):
-        raise InputError(f"{where} should have one whole number as label for each image")
-    return images, np.array(labels, np.int64)
+def pickled(data, where, label_key, md5):
+    """The same from a file of the python version, whose MD5 must be `md5`, the published one.
 
-
-class _Array:
-    """Stands in for numpy.ndarray while unpickling: keeps what was stored, runs nothing."""
-
-    def __init__(self, *_):
-        self.state = None
-
-    def __setstate__(self, state):
-        self.state = state
-
-    def pixels(self, where):
-        """The stored bytes as images."""
-        try:
-            _, shape, dtype, fortran, data = self.state
-            images = np.frombuffer(data, np.uint8).reshape(shape, order="F" if fortran else "C")
-            whole = dtype.code in ("u1", b"u1", "|u1", b"|u1") and images.shape[1:] == (PIXELS,)
-        except (TypeError, ValueError, AttributeError):
-            whole = False
-        if not whole or not len(images):
-            raise InputError(f"{where}: 'data' should be bytes of shape (images, {PIXELS})")
-        return np.ascontiguousarray(images).reshape(-1, 3, 32, 32)
-
-
-class _Dtype:
-    """Stands in for numpy.dtype."""
-
-    def __init__(self, code, *_):
-        self.code = code
-
-    def __setstate__(self, state):
-        """Byte order and the like, which bytes have not."""
-
-
-class _Unpickler(pickle.Unpickler):
-    """Admits the globals that an array is pickled with, and these only as stand-ins."""
-
-    ADMITTED = {
-        ("numpy.core.multiarray", "_reconstruct"): _Array,
-        ("numpy._core.multiarray", "_reconstruct"): _Array,  # written anew by NumPy 2
-        ("numpy", "ndarray"): _Array,
-        ("numpy", "dtype"): _Dtype,
-    }
-
-    def __init__(self, file, where):
-        super().__init__(file, encoding="bytes")  # the files were written by Python 2
-        self.where = where
-
-    def find_class(self, module, name):
-        if (module, name) not in self.ADMITTED:
-            raise InputError(
-                f"{self.where} is a pickle that would run {module}.{name}: refused, as no "
-                "published file needs that"
-            )
-        return self.ADMITTED[module, name]
+    Reading a pickle can run code, so only the published bytes, which run none, are unpickled. MD5
+    is enough for that: nobody can make another file to match a checksum that is given.
+    """
+    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    if found != md5:
+        raise InputError(
+            f"{where} is not the published file (its MD5 is {found}, should be {md5}); changed or "
+            "own images should be in the binary version"
+        )
+    content = pickle.loads(data, encoding="latin1")  # the files were written by Python 2
+    return content["data"].reshape(-1, 3, 32, 32), np.array(content[label_key], np.int64)

@@ -1,21 +1,21 @@
-"""The facts of the digits: handwritten digits that need no download, for a first try on a CPU."""
+"""The facts of the digits: handwritten digits for a first run on a CPU, without a download."""
 
 stem = "cifar"
 side = 8  # pixels
-# of each colour, in bytes, over the training images
+# of each colour over the training images, in 0..255
 mean = (77.8, 77.8, 77.8)
 std = (95.9, 95.9, 95.9)
 NAMES = "zero one two three four five six seven eight nine"
 
 
 def classes(opt):
-    """Class names in the order of the targets."""
+    """Class names; a target is an index into them."""
     return NAMES.split()
 
 
 def create(info, opt, split):
-    """One split, as grey colour images of 8 x 8 pixels; `info` is what digits_gen.exec stored."""
-    from datasets.in_memory import Images  # not at the top: opts.py only wants `stem`, at once
+    """The split "train" or "val"; `info` is the cache that digits_gen.exec wrote."""
+    from datasets.in_memory import Images  # not at the top: opts.py needs only `stem`, fast
 
-    # padding: of 8 pixels as much as 4 of 32; mirror: a mirrored 2 is no 2
+    # padding 1 of 8 pixels is CIFAR's 4 of 32; no mirroring, as a mirrored 2 is not a 2
     return Images(info, split, mean, std, padding=1, mirror=False)

@@ -1,7 +1,7 @@
 """One-time preparation of the digits: 1797 handwritten digits that come with scikit-learn.
 
-No Lua twin. They are the test part of "Optical Recognition of Handwritten Digits" (E. Alpaydin and
-C. Kaynak, UCI), 8 x 8 pixels of 17 greys, and work offline.
+They are the test set of "Optical Recognition of Handwritten Digits" (E. Alpaydin and C. Kaynak,
+UCI), 8 x 8 pixels with 17 grey levels. They need no network.
 """
 
 import numpy as np
@@ -10,19 +10,19 @@ from datasets import in_memory
 from runtime.errors import InputError
 from runtime.terminal import say
 
-EVERY = 6  # each sixth image of a class is for the test
+EVERY = 6  # every sixth image of a class goes to val
 
 
 def signature(opt):
-    """The source never changes; the numbers are those of this file."""
+    """A constant for these data, which never change, and this split of them."""
     return f"scikit-learn load_digits, 8 x 8, every {EVERY}th of a class in val"
 
 
 def exec(opt, cache_file):
     """Save images and labels of train (1501) and val (296) to `cache_file`.
 
-    The images lie in the order of their writers. Every sixth image of each class is for the test,
-    so both parts have all classes and all writers: the error is that on writers one knows.
+    The images are in the order of their writers. Val takes every sixth image of each class, so both
+    splits have all classes and all writers: the error is that on known writers.
     """
     try:
         from sklearn.datasets import load_digits
@@ -31,8 +31,8 @@ def exec(opt, cache_file):
             "the digits come with scikit-learn, which is not installed: pip install scikit-learn"
         ) from None
     digits = load_digits()
-    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8), were 0..16
-    images = np.repeat(grey[:, None], 3, axis=1)  # (N, 3, 8, 8): the nets take colours
+    grey = np.rint(digits.images * (255 / 16)).astype(np.uint8)  # (N, 8, 8); was 0..16
+    images = np.repeat(grey[:, None], 3, axis=1)  # (N, 3, 8, 8): the nets take RGB
     labels = digits.target.astype(np.int64)
     val = np.zeros(len(labels), bool)
     for label in range(10):

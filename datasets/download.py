@@ -1,6 +1,7 @@
-"""Fetching a published file, checked before it counts. Takes the place of curl in *-gen.lua.
+"""Download of a published file, with a timeout and a checksum. Takes the place of curl.
 
-The Lua piped curl into tar, so that a broken download was noticed late or never.
+The Lua piped curl into tar, so that a broken download was noticed late or never. torchvision's
+download_url waits for ever on a server that stops sending, and leaves a broken file at the target.
 """
 
 import hashlib
@@ -17,10 +18,10 @@ CHUNK = 1 << 20  # bytes
 
 
 def fetch(url, path, md5, timeout=30):
-    """Download `url` to `path`; there is nothing at `path` until the whole has the checksum `md5`.
+    """Download `url` to `path`. The file appears at `path` only once its MD5 is `md5`.
 
-    A lost connection, a short body or a fault of the server is tried once more. `timeout` is in
-    seconds, for each wait on the network.
+    A lost connection, a short body or a server error is retried once. `timeout` is in seconds, for
+    each wait on the network. InputError says how to get the file by other means.
     """
     for last in (False, True):
         try:
@@ -35,39 +36,40 @@ def fetch(url, path, md5, timeout=30):
                 ) from None
 
 
-def checksum(path):
-    """The MD5 of a file in hexadecimal, as the publishers give it."""
-    digest = _md5()
+def checksum(path, progress=lambda done: None):
+    """The MD5 of a file in hexadecimal, as the publishers give it.
+
+    progress: called with the number of bytes read so far.
+    """
+    # against accidents, not attackers: hence allowed where the system forbids MD5 for security
+    digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
+            progress(file.tell())
     return digest.hexdigest()
 
 
-def _md5():
-    # against accidents, not attackers: hence allowed where the system forbids MD5 for security
-    return hashlib.md5(usedforsecurity=False)
-
-
 def _attempt(url, path, md5, timeout):
-    digest, done = _md5(), 0
+    done = 0
     with urllib.request.urlopen(url, timeout=timeout) as body, atomic.replacing(path) as file:
         length = int(body.headers.get("Content-Length", 0))  # 0: the server does not say
         while chunk := body.read(CHUNK):
             file.write(chunk)
-            digest.update(chunk)
             done += len(chunk)
-            show(f" {os.path.basename(path)}: {_share(done, length)}")
+            show(f" {os.path.basename(path)}: {_progress(done, length)}")
         show("")
         if done < length:  # read(n) takes the end of a lost connection for the end of the body
             raise ConnectionError(f"the connection ended after {done} of {length} bytes")
-        if digest.hexdigest() != md5:
+        file.flush()
+        found = checksum(file.name)
+        if found != md5:
             raise InputError(
-                f"{url} is not the published file (its MD5 is {digest.hexdigest()}, should be "
-                f"{md5}); get that by other means and put it at {path}"
+                f"{url} is not the published file (its MD5 is {found}, should be {md5}); get that "
+                f"by other means and put it at {path}"
             )
 
 
-def _share(done, length):
+def _progress(done, length):
     megabytes = f"{done / 1e6:.1f} MB"
     return f"{100 * done // length} %, {megabytes}" if length else megabytes

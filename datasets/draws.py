@@ -1,8 +1,8 @@
-"""Random numbers as pure functions of (seed, epoch, index): no state to save, share or lose.
+"""Random numbers as pure functions of (seed, epoch, index): there is no state to save or share.
 
-The Lua drew from one Mersenne Twister per worker thread, so its augmentation depended on nThreads
-and could not be resumed. Here the j-th draw for image i in epoch e is a hash of (seed, e, i, j)
-(splitmix64, Steele et al. 2014), the same for one image (`Draws`) and for a batch (`table`).
+The Lua had one Mersenne Twister per worker thread, so its augmentation depended on nThreads and
+could not be resumed. Here the j-th number of image i in epoch e is a hash of (seed, e, i, j):
+splitmix64 (Steele et al. 2014). `Draws` gives the numbers of one image, `table` those of a batch.
 """
 
 import math
@@ -11,18 +11,18 @@ import numpy as np
 
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
-_ORDER = -1  # the "index" whose stream orders the epoch; images count from 0
+_ORDER = -1  # the "index" of the stream that shuffles the epoch; images count from 0
 
 
 def _mix(z):
-    """splitmix64's finaliser on one Python integer below 2^64."""
+    """splitmix64's finaliser for a Python integer below 2^64."""
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
 
 
 def _mix_array(z):
-    """The same on a uint64 array; uint64 arithmetic wraps, as it should."""
+    """The same for a uint64 array, whose arithmetic wraps as splitmix64 needs it."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
@@ -33,12 +33,12 @@ def _key(seed, epoch):
 
 
 def _stream(seed, epoch, index):
-    """The stream that belongs to one index: its j-th number is mix(stream + (j + 1) gamma)."""
+    """The start of an index's stream: its j-th number is mix(stream + (j + 1) gamma)."""
     return _mix((_key(seed, epoch) + (index + 2) * _GAMMA) & _MASK)
 
 
 class Draws:
-    """The draws of one image, under the names and argument order of torch.* in Lua."""
+    """The random numbers of one image, with the names and arguments of Lua's torch.*."""
 
     def __init__(self, seed, epoch, index):
         self._state = _stream(seed, epoch, index)
@@ -53,7 +53,7 @@ class Draws:
         return low + int(self.uniform() * (high - low + 1))
 
     def normal(self, mean=0.0, std=1.0):
-        """Box-Muller as in Torch7; two uniforms for each number, nothing cached."""
+        """Box-Muller as in Torch7, but each number takes two uniforms; none is cached."""
         angle, radius = self.uniform(), self.uniform()
         return mean + std * math.sqrt(-2 * math.log(1 - radius)) * math.cos(2 * math.pi * angle)
 
@@ -67,9 +67,9 @@ class Draws:
 
 
 def table(seed, epoch, indices, count):
-    """The first `count` uniforms of every index: float64 (len(indices), count).
+    """The first `count` uniforms of each index: float64 (len(indices), count).
 
-    Row n holds what `Draws(seed, epoch, indices[n]).uniform()` gives in its first `count` calls.
+    Row n equals the first `count` calls of `Draws(seed, epoch, indices[n]).uniform()`.
     """
     indices = np.asarray(indices).astype(np.uint64)
     with np.errstate(over="ignore"):
@@ -81,7 +81,7 @@ def table(seed, epoch, indices, count):
 
 
 def permutation(seed, epoch, size):
-    """The order of an epoch: int64 (size,), each of 0..size-1 once."""
+    """The shuffled order of an epoch: a permutation of 0..size-1, int64 (size,)."""
     stream = _stream(seed, epoch, _ORDER)
     with np.errstate(over="ignore"):
         steps = (np.arange(size, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)

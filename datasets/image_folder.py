@@ -1,16 +1,19 @@
-"""A split of ImageNet, or of any folder laid out like it: images that are read one by one.
+"""A split of ImageNet, or of any folder laid out like it. Images are read one by one.
 
-Port of the class in datasets/imagenet.lua. Differs from it: what decoding.py says of images;
--testScale and -testCrop.
+Port of the class in datasets/imagenet.lua. Differs from it: -testScale and -testCrop, and the
+image formats (see decoding.py).
 """
 
+import mmap
 import os
 
 import numpy as np
 
 from datasets import transforms as t
-from datasets.image import decoding, turbojpeg
+from datasets.image import decoding, optional, turbojpeg
+from runtime.terminal import say
 
+# of the colours of the ImageNet training images: eigenvalues, and eigenvectors as columns
 EIGVAL = (0.2175, 0.0188, 0.0045)
 EIGVEC = (
     (-0.5675, 0.7192, 0.4009),
@@ -20,9 +23,9 @@ EIGVEC = (
 
 
 class ImageFolder:
-    """The images of one split. `info` is what imagenet_gen.exec stored.
+    """The images of one split. `info` is the cache that imagenet_gen.exec wrote.
 
-    mean, std: of the training images, for each colour, in 0..1.
+    mean, std: of each colour over the training images, in 0..1.
     """
 
     def __init__(self, info, opt, split, mean, std):
@@ -30,22 +33,33 @@ class ImageFolder:
             raise ValueError(f"invalid split: {split}")
         self.opt, self.split, self.mean, self.std = opt, split, mean, std
         self.folder = os.fsencode(os.path.join(opt.data, split))
-        # Arrays, no lists: workers share them instead of copying them page by page
+        # arrays, not lists: forked workers share their pages, while reference counts copy a list's
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
+        # images that were checked and found whole; in memory that forked workers share
+        self.checked = np.frombuffer(mmap.mmap(-1, max(1, len(self.targets))), np.uint8)
+        self.odd = []  # sentences on odd files with whole pixels; the BatchReader empties it
+        optional.entropy()  # compiled once, before the workers are forked
+        if split == "train":  # once a run: the splits are made together
+            for line in optional.missing():
+                say(line)
 
     def get(self, i):
         """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""
-        return decoding.floats(decoding.decode(self._path(i))), int(self.targets[i])
+        pixels = decoding.decode(self._path(i), lambda phrase: self._add_odd(i, phrase))
+        return decoding.floats(pixels), int(self.targets[i])
 
     def name(self, i):
-        """What to call image i in a message: its file."""
+        """How messages call image i: its path."""
         return os.fsdecode(self._path(i))
+
+    def _add_odd(self, i, phrase):
+        self.odd.append(f"{self.name(i)!r}: {phrase}")
 
     def _path(self, i):
         return os.path.join(self.folder, bytes(self.paths[i]))
 
     def input_spec(self):
-        """How a test image becomes input (see input_spec.py)."""
+        """How a test image becomes the net's input (see input_spec.py)."""
         return {
             "scale": self.opt.testScale,
             "crop": self.opt.testCrop,
@@ -55,40 +69,42 @@ class ImageFolder:
         }
 
     def fast_path(self):
-        """A function (i, draws, out) that for the image that transform() gives, and its class.
+        """A function (i, draws, out) -> image, class: `get` and `transform`, but faster.
 
-        Faster; equal but for rounding: scaling is a sum of four products a direction, colour
-        one affine map. The image is written into `out`, if that is given.
+        The result differs by float32 rounding only: scaling is one sum of four products in each
+        direction, and all colour transforms are one affine map. The image is written into `out`
+        if that is given. Without numba, and for ten crops, it is `get` and `transform`.
         """
+        chain = self.transform()
+        if optional.kernels() is None or (self.opt.tenCrop and self.split == "val"):
+            return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
         from datasets.image import fused
 
-        chain = self.transform()
-        if self.split == "train":
-            fast = fused.Training(chain)
-        elif self.opt.tenCrop:
-            return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
-        else:
-            fast = fused.Testing(chain)
+        fast = (fused.Training if self.split == "train" else fused.Testing)(chain)
 
-        room = np.empty(1 << 22, np.uint8)  # a million pixels
+        buffer = np.empty(1 << 22, np.uint8)  # a million pixels of 4 bytes
         decoder = turbojpeg.decoder() if self.split == "train" else None
 
         def load(i, draws, out=None):
-            photo = decoding.Photo(self._path(i), room, decoder)
-            if photo.deep:
+            photo = decoding.Photo(self._path(i), buffer, decoder, self.checked[i])
+            if photo.is_16_bit:  # the kernels take bytes
                 image = chain(decoding.floats(photo.pixels), draws)
             else:
                 image = fast(photo, np.float32(1 / 255), draws, out)
+            if photo.odd:
+                self._add_odd(i, photo.odd)
+            else:
+                self.checked[i] = True
             return image, int(self.targets[i])
 
         return load
 
     def size(self):
-        """How many images there are."""
+        """The number of images."""
         return len(self.targets)
 
     def transform(self):
-        """The transform of this split: (3, H, W) -> (3, 224, 224), for -tenCrop (10, 3, ...)."""
+        """The transform of this split: (3, H, W) -> (3, 224, 224), or (10, 3, ...) for -tenCrop."""
         if self.split == "train":
             return t.Compose(
                 [

@@ -2,19 +2,19 @@
 
 stem = "imagenet"
 
-# of each colour in 0..1, computed from a random subset of the ImageNet training images
+# of each colour in 0..1, over a random subset of the ImageNet training images
 mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def classes(opt):
-    """Names of the classes in the order of the targets: the folders of the images."""
+    """Class names, which are the folder names; a target is an index into them."""
     from datasets import imagenet_gen
 
     return imagenet_gen.classes(opt)
 
 
 def create(info, opt, split):
-    """One split; `info` is what imagenet_gen.exec stored."""
-    from datasets.image_folder import ImageFolder  # not at the top: opts.py only wants `stem`
+    """The split "train" or "val"; `info` is the cache that imagenet_gen.exec wrote."""
+    from datasets.image_folder import ImageFolder  # not at the top: opts.py needs only `stem`, fast
 
     return ImageFolder(info, opt, split, mean, std)

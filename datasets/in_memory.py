@@ -1,7 +1,7 @@
-"""A dataset whose images are all held in memory as bytes: what CIFAR and the digits share.
+"""A dataset whose images all lie in memory as bytes: the class of CIFAR and of the digits.
 
-Takes the place of the class that datasets/cifar10.lua and cifar100.lua each had. Differs from the
-Lua: targets count from 0, and the images can also be augmented by the batch, on any device.
+Port of the class in datasets/cifar10.lua and cifar100.lua. Differs from the Lua: targets count
+from 0, and a whole batch of images can be augmented at once, on any device.
 """
 
 import functools
@@ -9,15 +9,16 @@ import functools
 import numpy as np
 import torch
 
-from datasets.image import batched
+from datasets.image import batched, optional
 from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop
+from runtime.terminal import say
 from storage import atomic
 
 
 def save(cache_file, signature, train, val):
-    """Write the cache that `Images` reads; train and val are (images, labels).
+    """Write the cache that `Images` reads. train and val are (images, labels).
 
-    Images are uint8 (N, 3, H, W), labels int64 (N,) from 0; `signature` says what they come from.
+    Images are uint8 (N, 3, H, W), labels int64 (N,) from 0. `signature` identifies their source.
     """
     with atomic.replacing(cache_file) as file:
         np.savez(
@@ -33,9 +34,9 @@ def save(cache_file, signature, train, val):
 class Images:
     """One split, "train" or "val".
 
-    mean, std: of the training images, for each colour, in bytes (0..255).
-    padding: pixels on each side, of which training crops take the size of the image again.
-    mirror: whether training images are mirrored half of the time.
+    mean, std: of each colour over the training images, in 0..255.
+    padding: pixels added on each side before a training crop of the image's size.
+    mirror: whether training images are flipped with probability 0.5.
     """
 
     def __init__(self, info, split, mean, std, padding, mirror):
@@ -49,7 +50,7 @@ class Images:
         return self.images[i].numpy().astype(np.float32), int(self.labels[i])
 
     def input_spec(self):
-        """How any image becomes a test image (see input_spec.py)."""
+        """How a test image becomes the net's input (see input_spec.py)."""
         side = self.images.shape[-1]
         return {"scale": side, "crop": side, "largest": 255, "mean": self.mean, "std": self.std}
 
@@ -59,25 +60,25 @@ class Images:
 
     @property
     def draws(self):
-        """How many uniforms a training image takes: the flip if any, x, y."""
+        """The number of uniforms for one training image: for the flip if any, x and y."""
         return 3 if self.mirror else 2
 
     def transform(self):
-        """The transform of one image, called as t(image, draws)."""
+        """The transform of this split, called as t(image, draws)."""
         normalize = ColorNormalize(self.mean, self.std)
         if self.split == "val":
             return normalize
         flip = [HorizontalFlip(0.5)] if self.mirror else []
-        # pads after normalising: the border has the mean colour
+        # padding follows normalisation, as in the Lua: the border has the mean colour
         return Compose([normalize, *flip, RandomCrop(self.images.shape[-1], self.padding)])
 
     def augment(self, batch, uniforms=None, dtype=torch.float32):
-        """get and transform for a uint8 batch (N, 3, H, W); uniforms are float64 (N, draws).
+        """The transform for a whole uint8 batch (N, 3, H, W); uniforms are float64 (N, draws).
 
-        Gives the same bits as the transform does with the same draws, for dtype float32.
+        In float32 it equals the transform with the same draws to the last bit.
         """
-        if self.split == "train" and batch.device.type == "cpu":
-            return self._augment_here(batch, uniforms).to(dtype)
+        if self.split == "train" and batch.device.type == "cpu" and self._kernels:
+            return self._augment_on_cpu(batch, uniforms).to(dtype)
         batch = batched.normalize(batch, self.mean, self.std, dtype)
         if self.split == "val":
             return batch
@@ -85,17 +86,26 @@ class Images:
             batch = batched.flip(batch, uniforms[:, 0])
         return batched.crop(batch, uniforms[:, -2], uniforms[:, -1], self.padding)
 
-    def _augment_here(self, batch, uniforms):
-        """The same in one compiled pass over the batch, in channels_last memory."""
-        from datasets.image import kernels
-
+    def _augment_on_cpu(self, batch, uniforms):
+        """The training augmentation in one compiled pass, to channels_last memory."""
         n, c, h, w = batch.shape
         out = np.empty((n, h, w, c), np.float32)
-        kernels.augment(batch.numpy(), uniforms.numpy(), self._values, self.padding, out)
+        self._kernels.augment(batch.numpy(), uniforms.numpy(), self._lookup, self.padding, out)
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     @functools.cached_property
-    def _values(self):
-        """What each byte becomes in each colour, float32 (3, 256)."""
+    def _kernels(self):
+        """The compiled kernels, or None without numba, which the first batch says in a line."""
+        found = optional.kernels()
+        if found is None:
+            say(
+                "=> numba cannot be imported: training images take 7 times as long to make"
+                " (pip install numba)"
+            )
+        return found
+
+    @functools.cached_property
+    def _lookup(self):
+        """The normalised value of each byte in each colour: float32 (3, 256)."""
         levels = np.broadcast_to(np.arange(256, dtype=np.float32), (3, 1, 256))
         return ColorNormalize(self.mean, self.std)(levels)[:, 0]

@@ -1,8 +1,9 @@
 """The input spec: how a test image becomes a net's input, as plain values in the model file.
 
-pretrained/classify.lua and extract-features.lua had ImageNet's values written in, which were wrong
-for every net that was not trained on it. A dataset's `input_spec()` gives its own: scaled as Torch
-does, as in training. With "resize" it is that of a net from torchvision or timm, resized as there.
+pretrained/classify.lua and extract-features.lua used ImageNet's values for every net, which is
+wrong for nets trained on other data. Here a dataset's `input_spec()` gives its own values. Images
+are resized as Torch does, as in training; a spec with "resize" belongs to a net from torchvision or
+timm, and images are resized as there.
 """
 
 import numpy as np
@@ -18,12 +19,13 @@ _RESIZES = ("bilinear", "bicubic")
 
 
 class InputTransform:
-    """What an input spec says: called with an image, gives a float32 tensor (3, crop, crop).
+    """The transform that an input spec describes: image -> float32 tensor (3, crop, crop).
 
-    spec: a dict, or None where it is not known how the net wants its input:
-      scale, crop: of the image's shorter side, and of the square in its middle, in pixels.
-      largest: what a white pixel is before mean and std, of each colour, are taken out.
-      mean, std: of the training images, for each colour.
+    spec: a dict, or None if the net's input is unknown:
+      scale: the length of the shorter side after resizing, in pixels.
+      crop: the side of the centre crop, in pixels.
+      largest: the value of a white pixel before normalisation: 1 or 255.
+      mean, std: of each colour over the training images, on that scale.
       resize: "bilinear" or "bicubic" for Pillow's antialiased resize; absent for Torch's bicubic.
     """
 
@@ -34,13 +36,13 @@ class InputTransform:
         """The image is a path, an open binary file, a Pillow image or a uint8 array (H, W, 3)."""
         self.check()
         if isinstance(image, np.ndarray):
-            image = _picture(image)
+            image = _to_pillow(image)
         image = decoding.floats(decoding.decode(image), self.spec["largest"])
         image = self.scaled(image, self.spec["scale"])
         return torch.from_numpy(self.cropped(image, self.spec["crop"]))
 
     def check(self):
-        """InputError if the spec is unknown or incomplete."""
+        """InputError if the spec is unknown, incomplete or has an invalid resize."""
         if self.spec is None:
             raise InputError(
                 "how an image becomes this model's input is not known; say it with"
@@ -57,19 +59,24 @@ class InputTransform:
             )
 
     def scaled(self, image, scale):
-        """An image, float32 (3, H, W) in 0..largest, scaled by its shorter side and normalised."""
+        """The image resized to a shorter side of `scale`, and normalised.
+
+        The image is float32 (3, H, W) in 0..largest; so is the result, but normalised.
+        """
         spec = self.spec
         if spec.get("resize"):
             return self._resized(image, scale)
         return ColorNormalize(spec["mean"], spec["std"])(Scale(scale)(image))
 
     def cropped(self, image, crop):
-        """The middle of a scaled image: (3, crop, crop)."""
+        """The centre crop of a scaled image: (3, crop, crop)."""
         if not self.spec.get("resize"):
             return CenterCrop(crop)(image)
-        from torchvision import transforms as tv  # a second that other nets need not wait
+        from torchvision import transforms as tv  # takes a second: not for other nets
 
-        return tv.CenterCrop(crop)(torch.from_numpy(image)).numpy()  # rounds in another way
+        return tv.CenterCrop(crop)(
+            torch.from_numpy(image)
+        ).numpy()  # it rounds the offset differently
 
     def _resized(self, image, scale):
         from torchvision import transforms as tv
@@ -81,20 +88,20 @@ class InputTransform:
         return tv.Normalize(spec["mean"], spec["std"])(image * spec["largest"]).numpy()
 
 
-def _picture(pixels):
+def _to_pillow(pixels):
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise InputError(
-            "an array that is an image is uint8 of the shape (height, width, 3),"
-            f" not {pixels.dtype} of the shape {pixels.shape}"
+            "an image array should be uint8 of shape (height, width, 3), not"
+            f" {pixels.dtype} of shape {pixels.shape}"
         )
     return Image.fromarray(pixels)
 
 
 def batches(paths, transform, size):
-    """Read image files, `size` at a time and in order: yields (paths, images, errors).
+    """Read image files in order, `size` at a time: yields (paths, images, errors).
 
-    `images` is float32 (n, 3, crop, crop), of the n `paths` that could be read, or None if n is 0.
-    `errors` has an InputError for each of the others.
+    `paths` are the n files that could be read; `images` is float32 (n, 3, crop, crop), or None if n
+    is 0. `errors` has an InputError for each of the other files.
     """
     transform.check()
     for start in range(0, len(paths), size):

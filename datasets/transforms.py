@@ -1,11 +1,11 @@
-"""The image transforms, one image at a time: the reference that the batched ones must equal.
+"""The image transforms, for one image: the reference for the batched and the fused ones.
 
 Port of datasets/transforms.lua. An image is a float32 array (3, height, width). A transform is
-called as `t(image, draws)`; `draws` is a `datasets.draws.Draws` or anything with its methods, asked
-in the order in which the Lua asked torch. Nothing is clamped.
+called as `t(image, draws)`. `draws` is a `datasets.draws.Draws` or has its methods; the random
+numbers are drawn in the Lua's order. Nothing is clamped.
 
-On purpose different: Brightness, Contrast and Saturation return a new image where the Lua changed
-its input; RandomSizedCrop takes at least one pixel, where the Lua stopped at a tiny image.
+Differs from the Lua: Brightness, Contrast and Saturation return a new image and do not change their
+input; RandomSizedCrop takes at least one pixel, so that it does not fail on a tiny image.
 """
 
 import math
@@ -17,13 +17,13 @@ from datasets.image.resize import crop, hflip, rotate, scale
 
 
 def _round(value):
-    """Half away from zero like torch.round (Python rounds half to even); value >= 0."""
+    """Round half up, like torch.round in Lua (Python rounds half to even); value >= 0."""
     return math.floor(value + 0.5)
 
 
 @dataclass(frozen=True)
 class Compose:
-    """One transform after the other."""
+    """Apply transforms in order."""
 
     transforms: list
 
@@ -47,7 +47,7 @@ class ColorNormalize:
 
 @dataclass(frozen=True)
 class Scale:
-    """Scales the shorter side to `size`; the longer one is rounded down."""
+    """Resize the shorter side to `size`; the longer side is rounded down."""
 
     size: int
     interpolation: str = "bicubic"
@@ -60,7 +60,8 @@ class Scale:
 
     def lengths(self, w, h):
         """The new width and height."""
-        # h / w * size in this order: it can fall below a whole number (10x408 at 100 gives 4079)
+        # h / w * size in the Lua's order, which can round below a whole number: a 10 x 408 image
+        # at 100 gives 4079
         if w < h:
             return self.size, int(h / w * self.size)
         return int(w / h * self.size), self.size
@@ -68,7 +69,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class CenterCrop:
-    """The middle; an odd pixel is left out on the left and at the top."""
+    """The centre crop. If the margins are uneven, the larger ones are left and top."""
 
     size: int
 
@@ -83,7 +84,7 @@ class CenterCrop:
 
 @dataclass(frozen=True)
 class RandomCrop:
-    """A crop from anywhere, after `padding` zeros on each side. Draws x, y; nothing if it fits."""
+    """A random crop after padding with zeros. Draws x, y; nothing if the image has this size."""
 
     size: int
     padding: int = 0
@@ -103,9 +104,9 @@ class RandomCrop:
 
 @dataclass(frozen=True)
 class TenCrop:
-    """Centre and corners (top left, top right, bottom left, bottom right), then mirrored.
+    """Five crops, then the same of the flipped image: (3, h, w) -> (10, 3, size, size).
 
-    (3, h, w) -> (10, 3, size, size).
+    The five are centre, top left, top right, bottom left, bottom right.
     """
 
     size: int
@@ -123,7 +124,7 @@ class TenCrop:
 
 @dataclass(frozen=True)
 class RandomScale:
-    """The shorter side to a random length, both ends included (ResNet-style); the other rounded."""
+    """Resize the shorter side to a random min_size..max_size (ResNet-style); round the longer."""
 
     min_size: int
     max_size: int
@@ -138,10 +139,10 @@ class RandomScale:
 
 @dataclass(frozen=True)
 class RandomSizedCrop:
-    """8 to 100 % of the area, sides as 3/4 to 4/3 or swapped, scaled to size (Inception-style).
+    """A random crop of 8 to 100 % of the area, resized to `size` (Inception-style).
 
-    Ten attempts of three draws (area, aspect, swap); the first that fits draws y, then x. If none
-    fits: Scale and CenterCrop.
+    The aspect ratio is 3/4 to 4/3 or its inverse. Each of up to ten attempts draws area, aspect and
+    swap; the first crop that fits draws y, then x. If none fits: Scale and CenterCrop.
     """
 
     size: int
@@ -155,7 +156,7 @@ class RandomSizedCrop:
         return scale(image[:, y : y + h, x : x + w], self.size, self.size)
 
     def region(self, columns, rows, draws):
-        """x, y, width and height of the part to take; None if no attempt fits."""
+        """x, y, width and height of the crop; None if no attempt fits."""
         for _ in range(10):
             area = draws.uniform(0.08, 1.0) * (rows * columns)
             aspect = draws.uniform(3 / 4, 4 / 3)  # uniform, not log-uniform
@@ -171,7 +172,7 @@ class RandomSizedCrop:
 
 @dataclass(frozen=True)
 class HorizontalFlip:
-    """Mirrors with probability `prob`. Draws one number."""
+    """Flip with probability `prob`. Draws one number."""
 
     prob: float
 
@@ -179,13 +180,13 @@ class HorizontalFlip:
         return hflip(image) if self.drawn(draws) else image
 
     def drawn(self, draws):
-        """Whether this image is to be mirrored."""
+        """Draw whether to flip this image."""
         return draws.uniform() < self.prob
 
 
 @dataclass(frozen=True)
 class Rotation:
-    """Turns by up to `deg` / 2 degrees either way. Draws one number, none if `deg` is 0."""
+    """Rotate by up to `deg` / 2 degrees either way. Draws one number, none if `deg` is 0."""
 
     deg: float
 
@@ -197,9 +198,10 @@ class Rotation:
 
 @dataclass(frozen=True)
 class Lighting:
-    """AlexNet-style noise along the principal axes of colour. Draws three normals, none if 0.
+    """AlexNet-style PCA noise. Draws three normals, none if `alphastd` is 0.
 
-    `eigval` (3,), `eigvec` (3, 3) with an axis in each column. In double, as in the Lua's workers.
+    `eigval`: (3,). `eigvec`: (3, 3), an eigenvector in each column. Computed in double, as in the
+    Lua's workers.
     """
 
     alphastd: float
@@ -212,29 +214,29 @@ class Lighting:
         return image + self.shift(draws).astype(np.float32)[:, None, None]
 
     def shift(self, draws):
-        """What to add to each colour, float64 (3,)."""
+        """Draw the value to add to each colour: float64 (3,)."""
         alpha = np.array([draws.normal(0, self.alphastd) for _ in range(3)])
         return np.sum(np.array(self.eigvec) * alpha * np.array(self.eigval), axis=1)
 
 
 def _blend(image, other, alpha):
-    """alpha image + (1 - alpha) other."""
+    """alpha * image + (1 - alpha) * other."""
     return image * np.float32(alpha) + np.float32(1 - alpha) * other
 
 
 @dataclass(frozen=True)
 class _Blend:
-    """A blend with something in which the image's weight is 1 - var to 1 + var; one draw."""
+    """A blend of the image and something else; the image's weight is 1 - var to 1 + var."""
 
     var: float
 
     def alpha(self, draws):
-        """The weight of the image."""
+        """Draw the weight of the image: one number."""
         return 1 + draws.uniform(-self.var, self.var)
 
 
 def _grayscale(image):
-    """(3, h, w) -> (h, w)."""
+    """Luminance: (3, h, w) -> (h, w)."""
     red, green, blue = image
     gray = np.float32(0.299) * red
     gray += np.float32(0.587) * green
@@ -257,7 +259,7 @@ class Brightness(_Blend):
 
 
 class Contrast(_Blend):
-    """A blend with the mean of the gray image, as the image is when its turn comes."""
+    """A blend with the mean of the gray image, computed from the input of this transform."""
 
     def __call__(self, image, draws):
         alpha = self.alpha(draws)
@@ -267,7 +269,7 @@ class Contrast(_Blend):
 
 @dataclass(frozen=True)
 class RandomOrder:
-    """All the transforms, in an order drawn before them."""
+    """Apply all transforms in a random order, which is drawn first."""
 
     transforms: list
 
@@ -277,14 +279,14 @@ class RandomOrder:
         return image
 
     def order(self, draws):
-        """The transforms as they follow one another."""
+        """Draw the order: a list of the transforms."""
         if not self.transforms:
             return []
         return [self.transforms[k] for k in draws.randperm(len(self.transforms))]
 
 
 class ColorJitter(RandomOrder):
-    """Brightness, Contrast and Saturation in random order; those that are 0 are left out."""
+    """Brightness, Contrast and Saturation in random order; a strength of 0 leaves one out."""
 
     def __init__(self, brightness=0, contrast=0, saturation=0):
         strengths = ((Brightness, brightness), (Contrast, contrast), (Saturation, saturation))

@@ -1,4 +1,4 @@
-"""The loading workers' part of dataloader.py: images of a job, read and transformed into a batch.
+"""What the loading workers of dataloader.py run: read and transform the images of one batch.
 
 Takes the place of the threads of dataloader.lua.
 """
@@ -13,54 +13,59 @@ from datasets.draws import Draws
 from parallel import launch, signals
 from runtime.errors import InputError
 
-AHEAD = 2  # batches that each worker prepares in advance
+PREFETCH = 2  # batches that each worker loads in advance
 
 
-class Jobs(data.Sampler):
-    """What the workers are to do in this epoch: (epoch, indices) of each batch."""
+class EpochSampler(data.Sampler):
+    """The batches of one epoch, each as (epoch, indices). dataloader.py sets them."""
 
-    list = ()
+    batches = ()
 
     def __iter__(self):
-        return iter(self.list)
+        return iter(self.batches)
 
     def __len__(self):
-        return len(self.list)
+        return len(self.batches)
 
 
-class Room:
-    """A batch in memory that its worker will use again, and its copy on the way to a GPU."""
+class SharedBatch:
+    """A batch in a shared buffer that its worker will reuse, and its pinned copy for a GPU."""
 
     def __init__(self, shared):
         self.shared, self.pinned = shared, None
 
     def pin_memory(self):
-        """For torch's loader, whose thread calls this if it was asked for pinned memory."""
+        """torch's DataLoader calls this in its thread if its pin_memory is set."""
         self.pinned = self.shared.pin_memory()
         return self
 
 
 class BatchReader(data.Dataset):
-    """A worker's part: read and transform the images of one job.
+    """A dataset for torch's DataLoader: its items are batches, (input, target, unreadable, odd).
 
-    An unreadable image is handed to the main process as a sentence: an exception would come out
-    wrapped in the worker's traceback, and only the main process may decide and speak.
+    `unreadable` has (place in the batch, reason) for each image that could not be read. It is not
+    an exception: that would arrive wrapped in the worker's traceback, and only the main process
+    decides whether to stop, and prints. A place of None means that the worker is out of memory.
+    `odd` has a sentence for each image whose file is damaged, but not its pixels.
+
+    `current`: a shared int64 tensor (workers, 2), see dataloader.py.
     """
 
-    def __init__(self, dataset, opt, notes):
-        self.dataset, self.seed, self.notes, self.note = dataset, opt.manualSeed, notes, None
+    def __init__(self, dataset, opt, current):
+        self.dataset, self.seed = dataset, opt.manualSeed
+        self.current, self.own_current = current, None
         self.stack = getattr(dataset, "stack", None)
         self.load = None
-        self.rooms, self.turn = [torch.empty(0)] * (AHEAD + 1), 0
-        fast_path(dataset)  # compiles what it needs: once, before the workers are forked
+        self.buffers, self.slot = [torch.empty(0)] * (PREFETCH + 1), 0
+        fast_path(dataset)  # compiles the kernels once, before the workers are forked
 
-    def __getitem__(self, job):
-        epoch, indices = job
-        # made here, in the worker: transforms need not survive pickling
+    def __getitem__(self, batch):
+        epoch, indices = batch
+        # made in the worker, so that transforms need not be picklable
         self.load = self.load or fast_path(self.dataset)
         input, images, targets, unreadable = None, [], [], []
         for place, index in enumerate(indices):
-            self._note(index)
+            self._set_current(index)
             out = None if input is None else input[len(targets)].numpy()
             try:
                 image, target = self.load(index, Draws(self.seed, epoch, int(index)), out)
@@ -68,50 +73,59 @@ class BatchReader(data.Dataset):
                 unreadable.append((place, str(error)))
                 continue
             except MemoryError:
-                reason = f"out of memory at {named(self.dataset, index)}; fewer -nThreads help"
-                return torch.empty(0), torch.empty(0), [(None, reason)]
+                reason = f"out of memory at {image_name(self.dataset, index)}; fewer -nThreads help"
+                return torch.empty(0), torch.empty(0), [(None, reason)], []
             if self.stack:
                 images.append(image)
             elif image is not out:
-                input = self._room(len(indices), image.shape) if input is None else input
+                if input is None:
+                    input = self._buffer(len(indices), image.shape)
                 input[len(targets)] = torch.from_numpy(image)
             targets.append(target)
-        self._note(-1)
+        self._set_current(-1)
         if self.stack:
             input = self.stack(images) if images else torch.empty(0)
         else:
             input = torch.empty(0) if input is None else input[: len(targets)]
-            if input.dim() == 5:  # (N, 10, 3, H, W): the crops of an image follow one another
+            if input.dim() == 5:  # (N, 10, 3, H, W) -> (10 N, 3, H, W)
                 input = input.flatten(0, 1)
-            input = Room(input) if input.is_shared() else input
-        return input, torch.tensor(targets, dtype=torch.int64), unreadable
+            input = SharedBatch(input) if input.is_shared() else input
+        return input, torch.tensor(targets, dtype=torch.int64), unreadable, self._take_odd()
 
-    def _room(self, count, shape):
-        """Memory for so many images: shared, and used again, since fresh pages cost as a copy does.
+    def _take_odd(self):
+        """The dataset's sentences on odd files of this batch; empties its list."""
+        odd = list(getattr(self.dataset, "odd", ()))
+        if odd:
+            self.dataset.odd.clear()
+        return odd
 
-        A worker has AHEAD batches in hand; when it begins another one, the main process is at most
-        at work on one more, and has copied all before.
+    def _buffer(self, count, shape):
+        """A tensor (count, *shape); in a worker, one of PREFETCH + 1 shared buffers in turn.
+
+        Buffers are reused because fresh pages cost as much as a copy. PREFETCH + 1 are enough: a
+        worker is at most PREFETCH batches ahead, the main process is copying at most one more, and
+        it has copied all before that.
         """
         if data.get_worker_info() is None:
             return torch.empty(count, *shape)
-        self.turn = (self.turn + 1) % len(self.rooms)
-        room = self.rooms[self.turn]
-        if room.shape[1:] != shape or len(room) < count:
-            room = self.rooms[self.turn] = torch.empty(count, *shape).share_memory_()
-        return room[:count]
+        self.slot = (self.slot + 1) % len(self.buffers)
+        buffer = self.buffers[self.slot]
+        if buffer.shape[1:] != shape or len(buffer) < count:
+            buffer = self.buffers[self.slot] = torch.empty(count, *shape).share_memory_()
+        return buffer[:count]
 
-    def _note(self, index):
-        """Where this worker is, should it be the last thing it does."""
-        if self.note is None:
+    def _set_current(self, index):
+        """Record which image this worker reads, so that the main process can name it if it dies."""
+        if self.own_current is None:
             worker = data.get_worker_info()
-            # a numpy array, for torch takes 40 us to set an element
-            self.note = np.empty(2) if worker is None else self.notes[worker.id].numpy()
-            self.note[0] = os.getpid()
-        self.note[1] = index
+            # a numpy view: setting an element through torch takes 40 us
+            self.own_current = np.empty(2) if worker is None else self.current[worker.id].numpy()
+            self.own_current[0] = os.getpid()
+        self.own_current[1] = index
 
 
 def fast_path(dataset):
-    """A function (i, draws, out) that gives an image and its target (datasets/README.md)."""
+    """The dataset's fast path, or get and transform: (i, draws, out) -> image, target."""
     if hasattr(dataset, "fast_path"):
         return dataset.fast_path()
     transform = dataset.transform()
@@ -123,12 +137,15 @@ def fast_path(dataset):
     return load
 
 
-def named(dataset, index):
-    """An image as its dataset calls it, a file mostly, else by its number."""
+def image_name(dataset, index):
+    """How messages call an image: the dataset's name for it (mostly its file), or its index."""
     return dataset.name(index) if hasattr(dataset, "name") else f"image {index}"
 
 
-def shield(_):
-    """A worker ends with its process, and only then: schedulers signal the whole group."""
+def init_worker(_):
+    """Let a worker ignore signals and end with its main process.
+
+    Schedulers signal the whole process group, but only the main process decides when to stop.
+    """
     signals.obey_parent()
     launch.die_with_parent()

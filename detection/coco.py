@@ -11,10 +11,10 @@ import os
 
 import numpy as np
 
-from datasets.image import decoding
+from datasets.image import decoding, optional
 from detection.images import Objects
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 
 LAYOUT = "-data DIR must hold annotations/instances_NAME.json and the images in NAME/"
 
@@ -37,6 +37,8 @@ class Coco:
         self.ids = sorted(self.images)
         for id in self.ids:
             self._check_image(id)
+        self.odd = []  # as of datasets/image_folder.py
+        optional.entropy()  # compiled once, before the workers are forked
         self.annotations = self._annotations(content)
         self._objects = self._sorted_by_image()
 
@@ -45,7 +47,7 @@ class Coco:
 
     def pixels(self, i):
         path, image = self.name(i), self.images[self.ids[i]]
-        pixels = decoding.load_image(path)
+        pixels = decoding.load_image(path, lambda phrase: self.odd.append(f"{path!r}: {phrase}"))
         size = pixels.shape[2], pixels.shape[1]
         if size != (image["width"], image["height"]):
             said = f"{image['width']} x {image['height']}"
@@ -126,7 +128,7 @@ class Coco:
         kept = whole & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
         if not kept.all():
             lost = np.count_nonzero(~kept)
-            say(f" | {self.path}: {lost} boxes without area, or outside their image, are left out")
+            note(f" | {self.path}: {lost} boxes without area, or outside their image, are left out")
         labels = np.array([label[a["category_id"]] for a in self.annotations], np.int64)
         crowd = np.array([a["iscrowd"] for a in self.annotations], bool)
         found = []

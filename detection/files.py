@@ -7,8 +7,6 @@ from formats import model_files
 from runtime.errors import InputError
 from storage import atomic
 
-NET = "faster_rcnn"
-
 
 def is_detector(source):
     """The content of a file that holds a detector; None if it holds something else."""
@@ -16,7 +14,7 @@ def is_detector(source):
         return None
     saved = atomic.load(source)
     config = saved.get("config") if isinstance(saved, dict) else None
-    return saved if isinstance(config, dict) and config.get("net") == NET else None
+    return saved if isinstance(config, dict) and config.get("net") == model_files.DETECTOR else None
 
 
 def load(source, saved=None, **settings):
@@ -49,7 +47,14 @@ def from_classifier(net, config, classes):
     """A detector whose trunks and last stage are those of a classifier, name by name."""
     if net.input_spec is None:
         raise InputError("the classifier does not say how it wants its images (its mean and std)")
-    model = Detector({"net": NET, "backbone": dict(net.config), "classes": len(classes), **config})
+    model = Detector(
+        {
+            "net": model_files.DETECTOR,
+            "backbone": dict(net.config),
+            "classes": len(classes),
+            **config,
+        }
+    )
     given = {n: t for n, t in net.state_dict().items() if not n.startswith("fc.")}
     parts = [model.backbone, model.roi_heads.box_head, getattr(model, "rpn_backbone", None)]
     with torch.no_grad():

@@ -27,6 +27,7 @@ class Images:
 
     def __init__(self, source, training, mirror):
         self.source, self.training, self.mirror = source, training, mirror and training
+        self.odd = getattr(source, "odd", [])  # see datasets/image_folder.py
         places = range(len(source.ids))
         self.places = [i for i in places if not training or len(source.objects(i).labels)]
 

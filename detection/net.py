@@ -17,7 +17,6 @@ from models.blocks import Net
 from runtime.errors import InputError
 
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
-LOSSES = ("objectness", "proposal", "classifier", "box")
 
 
 class Trunk(nn.Module):
@@ -44,8 +43,8 @@ class Trunk(nn.Module):
             x = _run(getattr(self, stage), x, self.recompute and self.training)
         return x
 
-    def keep(self, count):
-        """Leave the first `count` as they are: the first layers, then the stages."""
+    def freeze_first(self, count):
+        """Leave the first `count` parts as they are: the first layers, then the stages."""
         first = [self.conv1, *(getattr(self, stage) for stage in self.stages)]
         for part in first[:count]:
             part.requires_grad_(False)

@@ -1,6 +1,5 @@
 """The lines of a detector's training and test, in the shape of main.py's."""
 
-from detection.net import LOSSES
 from runtime.progress import Clock
 from runtime.terminal import say
 
@@ -13,7 +12,7 @@ class Reporter:
 
     def train(self, epoch, size, m):
         """An iteration's line: the sum of the losses, and each that the step has."""
-        parts = [f"{name} {getattr(m, name) / m.seen:1.4f}" for name in LOSSES if getattr(m, name)]
+        parts = [f"{name} {loss:1.4f}" for name, loss in m.losses.items()]
         say(
             f" | Epoch: [{epoch}][{m.done}/{size}]    Time {m.seconds:.3f}  Data {m.data_wait:.3f}"
             f"  Err {m.mean_loss:1.4f}  {'  '.join(parts)}"

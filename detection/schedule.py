@@ -42,6 +42,16 @@ class Stream:
         """How many iterations an epoch has; the last may be short."""
         return min(self.every, self.step.iterations[-1] - self.start(epoch))
 
+    def images(self, epoch):
+        """How many images the iterations of an epoch have."""
+        start, each = self.start(epoch), self.loader.dataset.size()
+
+        def before(place):
+            passes, rest = divmod(place, self.loader.size())
+            return passes * each + min(rest * self.step.batch, each)
+
+        return before(start + self.size(epoch)) - before(start)
+
     def run(self, epoch, done=0):
         """The batches of an epoch after the first `done`."""
         place, end = self.start(epoch) + done, self.start(epoch) + self.size(epoch)

@@ -27,7 +27,7 @@ def parts(model, height, width):
 
 
 class _Once(nn.Module):
-    """A part with several outputs, of which the first one's shape is told."""
+    """A part with several outputs, of which the first one is measured."""
 
     def __init__(self, module):
         super().__init__()

@@ -1,63 +1,51 @@
 """The training loop of a detector, its test and its state: as train.py, with boxes for classes.
 
-Replicas are the slices of a batch, one forward and backward pass each, and the gradient is the mean
-over the images of the batch; so the result does not depend on how many processes share the slices.
+Replicas are slices of a batch, one forward and backward pass each, and the gradient is the mean
+over the images of the batch. So the result does not depend on how many processes share the slices.
 What is drawn at random in a slice is a function of (seed, step, iteration, slice).
 """
 
 import dataclasses
-import math
 
 import torch
 
 from datasets.draws import Draws
 from detection import scores
-from detection.net import LOSSES
+from detection.metrics import LOSSES, DetectionMetrics
 from detection.reporter import Reporter
 from evaluation import testing
-from evaluation.metrics import MetricQueue, Metrics, batches
+from evaluation.metrics import MetricQueue, batches
 from parallel import group
 from parallel.signals import Interrupts
 from runtime import memory
 from runtime.errors import InputError
 from runtime.precision import Precision
-from runtime.terminal import say
+from runtime.terminal import note, say
 
 ADVICE = "a smaller -batchSize or -scale, more replicas (-nGPU), -optnet true, -precision bfloat16"
+ORDER = "-batchSize, -rpnBatchSize, -epochSize or -manualSeed"
 STEPS = ("rpn", "fast", "shared")
 
 
 @dataclasses.dataclass
-class Sums(Metrics):
-    """Metrics of a detector: sums over images of the losses, and counts of a test."""
-
-    objectness: float = 0.0
-    proposal: float = 0.0
-    classifier: float = 0.0
-    box: float = 0.0
-    found: int = 0  # boxes; in a test of the RPN, objects that a proposal covers
-    objects: int = 0  # of so many, in a test of the RPN
-
-    @property
-    def recall(self):
-        """Objects that a proposal covers, in per cent."""
-        return 100 * self.found / max(1, self.objects)
-
-
-@dataclasses.dataclass
 class Position:
-    """How far the run has come: the epoch, and what was trained in it. A test begins again."""
+    """How far the run has come: the epoch, and what was trained in it.
+
+    A test that was interrupted begins again: its detections are in memory only.
+    """
 
     epoch: int | None = None
-    order: list = dataclasses.field(default_factory=list)
-    train: Sums = dataclasses.field(default_factory=Sums)
-    test: Sums = dataclasses.field(default_factory=Sums)
+    order: list = dataclasses.field(default_factory=list)  # what the batches depend on
+    train: DetectionMetrics = dataclasses.field(default_factory=DetectionMetrics)
+    test: DetectionMetrics = dataclasses.field(default_factory=DetectionMetrics)
 
 
 class Trainer:
-    """Trains and tests one detector; `state` is what an earlier run left, if any."""
+    """Trains and tests one detector; `checkpoint` holds the state to go on from, if any."""
 
-    def __init__(self, model, opt, device, streams, state=None, reporter=None, interrupts=None):
+    def __init__(
+        self, model, opt, device, streams, checkpoint=None, reporter=None, interrupts=None
+    ):
         self.model, self.opt, self.device, self.streams = model, opt, device, streams
         self.reporter, self.interrupts = reporter or Reporter(), interrupts or Interrupts()
         self.queue = MetricQueue(device, self.interrupts)
@@ -65,15 +53,15 @@ class Trainer:
         self.scaler = self.precision.scaler()
         self.position, self.step, self.rate = Position(), None, 0.0
         self.found = []  # of the last test: (image id, boxes, scores, labels), by process
-        if state is not None:
-            self._load_state(state)
+        if checkpoint is not None:
+            self.load_state(checkpoint)
 
     def stream(self, epoch):
         """The stream that an epoch belongs to."""
         return next(stream for stream in self.streams if epoch <= stream.last)
 
     def train(self, epoch):
-        """One epoch, or what is left of it; returns its Sums."""
+        """One epoch, or what is left of it; returns its DetectionMetrics."""
         stream = self.stream(epoch)
         total, size, start = self._position(epoch).train, stream.size(epoch), stream.start(epoch)
         self._begin(stream.step)
@@ -82,18 +70,14 @@ class Trainer:
         self.model.train()
 
         def report(metrics):
-            if not math.isfinite(metrics.mean_loss):
-                raise InputError(
-                    f"the loss is {metrics.mean_loss} at epoch {epoch}, iteration {metrics.done} of"
-                    f" {size}: try a lower -LR; checkpoints of earlier epochs are intact"
-                )
+            metrics.check_finite(epoch, size)
             total.add(metrics)
             self.reporter.train(epoch, size, metrics)
 
         self.queue.start(report)
         for n, batch, data_wait in batches(stream, epoch, total.done):
             losses = self._step(batch, stream.loader.dataset, start + n - 1)
-            metrics = Sums(done=n, seen=batch.count, data_wait=data_wait)
+            metrics = DetectionMetrics(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
             self.queue.push(metrics, {**losses, "loss": sum(losses.values())})
             self.queue.poll(f"in epoch {epoch} after iteration {n} of {size}")
         self.queue.poll(f"in epoch {epoch} after iteration {size} of {size}", lag=0)
@@ -165,14 +149,14 @@ class Trainer:
     def test(self, epoch, loader):
         """Test over all images of the loader; what was found is in `found` then.
 
-        After an epoch of the RPN its proposals are tested. Returns the Sums.
+        After an epoch of the RPN its proposals are tested. Returns the DetectionMetrics.
         """
         self.model.eval()
-        total = self._position(epoch).test = Sums()
+        total = self._position(epoch).test = DetectionMetrics()
         images, own = loader.dataset, []
         proposing = bool(epoch) and self.stream(epoch).step.name == "rpn"
 
-        def look(batch):
+        def detect(batch):
             count = {"found": 0, "objects": 0}
             for image, code in zip(batch.input, batch.target.tolist()):
                 with memory.out_of_memory(image.shape, self.device, ADVICE):
@@ -186,7 +170,7 @@ class Trainer:
                 count["found"] += len(parts[1])
             return {name: torch.tensor(n, device=self.device) for name, n in count.items()}
 
-        testing.test(epoch, loader, total, look, self.queue, self.reporter)
+        testing.test(epoch, loader, total, detect, self.queue, self.reporter)
         self.found = sum(group.all_gather(own), [])
         return total
 
@@ -220,7 +204,7 @@ class Trainer:
             "step": self.step.name,
         }
 
-    def _load_state(self, state):
+    def load_state(self, state):
         step = next((s.step for s in self.streams if s.step.name == state.get("step")), None)
         if step is None:
             raise InputError("the checkpoint is of another kind of training: -shared differs")
@@ -235,12 +219,9 @@ class Trainer:
         if position is None or position["epoch"] in (None, state.get("epoch")):
             return
         if position["order"] != self._order():
-            say(
-                f"=> -batchSize, -epochSize or -manualSeed changed inside epoch {position['epoch']}"
-                ": it begins again"
-            )
+            note(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
             return
-        train = Sums(**position["train"])
+        train = DetectionMetrics(**position["train"])
         self.position = Position(position["epoch"], position["order"], train)
 
 

@@ -1,1 +1,1 @@
-"""How a model is judged: error counts, views, ensembles, classes, batch norm re-estimation."""
+"""Testing models: error counts, metrics, views, ensembles, batch norm re-estimation."""

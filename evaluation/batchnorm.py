@@ -1,9 +1,9 @@
 """Batch norm re-estimation (precise BN): running statistics as plain means over N batches.
 
-The advice of fb.resnet.torch's author (its issue 43). Running statistics follow weights that
-change, with a memory of some ten batches; these are of the weights as they are. As in training,
-each replica slice is normalised by its own statistics. The means are over all slices of all
-replicas, each counting once: of their means, and of their unbiased variances.
+The author of fb.resnet.torch advises it (its issue 43). In training, running statistics average
+over about ten batches while the weights change; these are of the final weights. Each replica slice
+is normalised by its own statistics, as in training. The new running mean and variance are the mean
+of the slices' means and of their unbiased variances, each slice of each replica counting once.
 """
 
 import time
@@ -18,13 +18,13 @@ from runtime.errors import InputError
 from runtime.memory import out_of_memory
 from runtime.terminal import say
 
-ADVICE = "a smaller -batchSize or -precision bfloat16"
+ADVICE = "a smaller -batchSize or -precision bfloat16"  # when out of memory
 
 
 def recompute(model, loader, epoch, count, precision, interrupts):
-    """Set the running statistics to means over the first `count` training batches of an epoch.
+    """Re-estimate over the first `count` training batches of an epoch.
 
-    precision: of the forward pass. A signal interrupts the run with the model as it was.
+    precision: of the forward pass. At an interrupt the model still has its old statistics.
     """
     estimate, count = Estimate(model), min(count, loader.size())
     timer = time.perf_counter()
@@ -44,32 +44,33 @@ def recompute(model, loader, epoch, count, precision, interrupts):
 
 
 class Estimate:
-    """Sums up the statistics of slices; `apply` makes their means the model's running ones.
+    """Sums the statistics of slices. `apply` sets the model's running statistics to their means.
 
-    Until then the model stays as it is. The result depends on weights and images only, not on the
-    running statistics that were there before: a slice of one image, which training normalises by
-    them, is left out.
+    The model does not change before. The result depends on weights and images only: a slice of one
+    image is left out, because training normalises it by the old running statistics. Batch norms in
+    evaluation mode, which -freeze holds, are left alone.
     """
 
     def __init__(self, model):
         self.model = model
-        norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+        modules = model.named_modules()
+        norms = {n: m for n, m in modules if isinstance(m, nn.BatchNorm2d) and m.training}
         if not norms:
-            raise InputError("-recomputeBN: this net has no batch norm")
+            raise InputError("-recomputeBN: this net has no batch norm that is not frozen")
         self.norms = list(norms.values())
         self.names = [f"{n}.{which}" for n in norms for which in ("running_mean", "running_var")]
         buffers = dict(model.named_buffers())
         self.sums = [torch.zeros_like(buffers[name], dtype=torch.float64) for name in self.names]
-        self.count = 0  # of the slices in this process
+        self.count = 0  # slices seen by this process
 
     @torch.no_grad()
     def add(self, input, sizes):
-        """Take in a batch (N, 3, H, W) that is slices of these sizes."""
+        """Add a batch (N, 3, H, W) of replica slices of these sizes."""
         before = [norm.momentum for norm in self.norms]
         set_slices(self.model, None)
         try:
             for norm in self.norms:
-                norm.momentum = 1.0  # so that the running statistics are those of the last slice
+                norm.momentum = 1.0  # the running statistics become those of the slice
             for part, size in zip(input.split(sizes) if sizes else (), sizes):
                 if size > 1:
                     self._add_slice(part)
@@ -78,7 +79,7 @@ class Estimate:
                 norm.momentum = momentum
 
     def _add_slice(self, part):
-        # in buffers of their own: a run that stops in between saves the model's
+        # on copies of the buffers: an interrupt saves the model's own
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         buffers |= {name: torch.zeros_like(buffers[name]) for name in self.names}
         functional_call(self.model, buffers, (part,))
@@ -87,7 +88,7 @@ class Estimate:
 
     @torch.no_grad()
     def apply(self):
-        """Set the running statistics, the same in all processes, each of which must call this."""
+        """Set the running statistics, equal in all processes. Every process must call this."""
         flat = torch.cat([*self.sums, self.sums[0].new_tensor([self.count])])
         *sums, count = group.all_reduce(flat).split([len(s) for s in self.sums] + [1])
         if not count:

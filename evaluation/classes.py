@@ -1,78 +1,78 @@
-"""Which output of a net stands for which class, by the classes' names.
+"""Matches a net's outputs to the classes of the data by the names of the classes.
 
-No Lua file: there, classes were counted. By their names a net of 5,000 classes can be tested on
-images of 1,000, among all or among these (the paper's Table 6), and nets that count them in another
-order can be tested together.
+The Lua matches them by index only. By name, a net of 5,000 classes can be tested on images of 1,000
+of them, against all outputs or these 1,000 (the paper's Table 6), and nets with different orders of
+classes can form an ensemble.
 """
 
 import numpy as np
 import torch
 
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 
 
 def read(path):
-    """The names in a file, one a line."""
+    """The class names in a file, one for each line."""
     try:
         with open(path, encoding="utf-8") as file:
             names = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no text in UTF-8"
+        reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise InputError(f"cannot read the class names in {path}: {reason}") from None
     names = [name for name in names if name]
     twice = next((name for name in names if names.count(name) > 1), None) if names else None
     if not names or twice:
         what = f"names {twice} twice" if twice else "is empty"
-        raise InputError(f"{path} {what}: it should have the name of each class in a line")
+        raise InputError(f"{path} {what}: it should have one class name in each line")
     return names
 
 
 def outputs(source, model, data):
-    """The name of each output of a model from `source`; `data` are the data's names, in order.
+    """The class name of each output of a model from `source`; `data`: the data's class names.
 
-    A model that names its classes in another way, or not at all, has the data's in their order.
+    A model whose names are all unknown to the data, or that has none, gets the data's, in order.
     """
     names, count = list(model.classes or ()), model.fc.out_features
     if not set(names) & set(data):
         if count != len(data):
             raise InputError(
                 f"{source} has {count} classes, not those of the data ({len(data)}, {data[0]} and "
-                "others), and which is which cannot be told"
+                "others), so its outputs cannot be matched to them"
             )
         if names:
-            say(f"=> {source} calls its classes otherwise than the data: they are taken in order")
+            note(f"=> {source} has other class names than the data: its outputs are taken in order")
         names = list(data)
-    # without a name are those that its data did not have (-nClasses)
+    # -nClasses may have added outputs that no class of its data had
     return names + [None] * (count - len(names))
 
 
 def columns(source, names, tested, listed=None):
-    """The place of each tested class among a model's outputs, which have these names."""
-    places = {name: place for place, name in enumerate(names) if name is not None}
+    """The output index of each tested class, in a model whose outputs have these names."""
+    columns = {name: column for column, name in enumerate(names) if name is not None}
     if listed is None and names == tested:
         return torch.arange(len(names))
-    missing = [name for name in tested if name not in places]
+    missing = [name for name in tested if name not in columns]
     if missing:
         where = f"are not among those of {source}"
         if listed:
             where = f"in {listed} are unknown to {source}"
         raise InputError(f"{len(missing)} classes {where}: the first is {missing[0]}")
-    return torch.tensor([places[name] for name in tested])
+    return torch.tensor([columns[name] for name in tested])
 
 
 def targets(dataset, data, tested, listed=None):
-    """Which images have a tested class, and its place among those: (indices, targets).
+    """The indices of the images of tested classes, and their targets as indices into `tested`.
 
-    `data` are the dataset's names. Images of other classes are an error, unless the tested ones
-    were `listed` in a file: then they are left out.
+    data: the dataset's class names. Images of other classes are left out if the tested classes are
+    `listed` in a file, and an error otherwise.
     """
     labels = next((getattr(dataset, n) for n in ("targets", "labels") if hasattr(dataset, n)), None)
     if labels is None:
         labels = [dataset.get(i)[1] for i in range(dataset.size())]
     labels = np.asarray(labels)
-    places = {name: place for place, name in enumerate(tested)}
-    found = np.array([places.get(name, -1) for name in data])[labels]
+    index = {name: i for i, name in enumerate(tested)}
+    found = np.array([index.get(name, -1) for name in data])[labels]
     left_out = np.flatnonzero(found < 0)
     if len(left_out):
         name = data[labels[left_out[0]]]
@@ -80,6 +80,6 @@ def targets(dataset, data, tested, listed=None):
             raise InputError(f"the data has images of {name}, a class that the model does not know")
         if len(left_out) == len(found):
             raise InputError(f"no image is of a class in {listed}; the first is of {name}")
-        say(f"=> {len(left_out)} of {len(found)} images are of classes not in {listed}: left out")
+        note(f"=> {len(left_out)} of {len(found)} images are of classes not in {listed}: left out")
     indices = np.flatnonzero(found >= 0)
     return indices, found[indices]

@@ -1,7 +1,7 @@
-"""Nets that are tested together, each in all its views of an image; or one alone.
+"""The test of one net or of an ensemble, each net in several views of an image.
 
-An image's score is the mean over the nets of the mean over each net's views, in the two readings of
-scores.py.
+An image's score is the mean over the nets of the mean over each net's views. There are two scores,
+by the two averages of scores.py.
 """
 
 import dataclasses
@@ -13,6 +13,7 @@ from torch import nn
 import models
 from datasets.input_spec import InputTransform
 from evaluation import batchnorm, scores, testing
+from evaluation.batchnorm import ADVICE
 from evaluation.metrics import MetricQueue, Metrics
 from evaluation.reporter import Reporter
 from evaluation.views import View
@@ -22,42 +23,40 @@ from runtime.memory import out_of_memory
 from runtime.progress import Clock
 from runtime.terminal import say
 
-ADVICE = "a smaller -batchSize or -precision bfloat16"
-
 
 class Member(NamedTuple):
     """One net of an ensemble."""
 
     net: nn.Module
-    views: list  # which of the views of an image are its own
-    columns: torch.Tensor  # which of its outputs stand for the classes that are tested
-    window: int  # side of the maps that its classifier was trained on, 0 if not to be dense
+    views: list  # its own ones of an image's views
+    columns: torch.Tensor  # the output index of each tested class
+    window: int  # side of the last maps in training; 0: not dense
 
 
 @dataclasses.dataclass
-class Readings(Metrics):
-    """Metrics by the mean of the outputs and, beside, by the mean of their softmax."""
+class EnsembleMetrics(Metrics):
+    """wrong1, wrong5: by the mean of the outputs; soft1, soft5: by the mean of their softmax."""
 
     soft1: int = 0
     soft5: int = 0
 
 
 def load(source, precision):
-    """A model from a file or by name, ready for nothing but tests."""
+    """A model from a file or by name, in the precision and memory format of the test."""
     net = models.load(source, precision.device)
-    # whatever the file holds, as in training
+    # as in training, whatever dtype the file has
     return net.to(precision.dtype, memory_format=torch.channels_last)
 
 
 def recompute(nets, loader, opt, precision):
-    """Re-estimate all batch norms (-recomputeBN); `loader` is of training images."""
+    """Re-estimate batch norm in each net (-recomputeBN); `loader`: of training images."""
     for net in nets:
         own = net.input_spec or loader.dataset.input_spec()
         for name, value in loader.dataset.input_spec().items():
             if name in ("largest", "mean", "std") and value != own[name]:
                 raise InputError(
-                    f"-recomputeBN: this net wants its input with {name} {own[name]}, the "
-                    f"training images of {opt.dataset} come with {value}"
+                    f"-recomputeBN: this net needs input with {name} {own[name]}, but the "
+                    f"training images of {opt.dataset} have {value}"
                 )
         net.train()
         batchnorm.recompute(net, loader, 0, opt.recomputeBN, precision, Interrupts())
@@ -65,9 +64,9 @@ def recompute(nets, loader, opt, precision):
 
 
 def views(net, dataset, opt):
-    """The ways in which a net is to look at an image: as its file says or, failing that, the data.
+    """A net's views of an image, by the input spec in its file or else the dataset's.
 
-    Options change the sizes, and nothing else.
+    Options change the sizes only.
     """
     spec = dict(net.input_spec or dataset.input_spec())
     InputTransform(spec).check()
@@ -82,32 +81,43 @@ def views(net, dataset, opt):
 
 
 def window(net, dataset, opt):
-    """The side of a net's last maps when it is shown an image of the size of its training."""
+    """The side of a net's last maps for an image of the training size; 0 without -dense."""
     if not opt.dense:
         return 0
     if not hasattr(net, "maps"):
         raise InputError("-dense needs a net with last maps; this one has no function `maps`")
-    # a net that was trained on smaller images says so; a larger crop only says how it was tested
+    # a smaller crop in the net's spec is the training size, a larger one is a test setting
     side = min(spec["crop"] for spec in (dataset.input_spec(), net.input_spec) if spec)
     image = net.fc.weight.new_zeros(1, 3, side, side)
     with torch.inference_mode():
         return net.maps(image).shape[-1]
 
 
-def test(members, loader, opt, precision):
-    """Test and print the errors; returns (top-1, top-5) in per cent in each reading."""
-    total, queue = Readings(), MetricQueue(precision.device)
+def test(members, loader, opt, precision, predictions=None):
+    """Test and print the errors; returns [(top-1 error %, top-5 error %)] by each average.
 
+    loader: of Views. predictions: a Predictions to fill, if they are wanted.
+    """
+    total, queue = EnsembleMetrics(), MetricQueue(precision.device)
+    targets = torch.from_numpy(loader.dataset.targets).to(precision.device)
+    several = len(members) > 1 or opt.dense or opt.ten or opt.flip
+
+    @torch.inference_mode()
     def count_errors(batch):
-        return _count_errors(members, batch, opt, precision)
+        if not len(batch.target):  # of the image that stands for none
+            return _count_errors(targets.new_zeros(2, 0, 1), targets[:0])
+        parts = (_score(member, batch, opt, precision) for member in members)
+        average = sum(parts) / len(members)
+        if predictions is not None:
+            predictions.add(batch.target, average, several)
+        return _count_errors(average, targets[batch.target])
 
     testing.test(0, loader, total, count_errors, queue, Reporter(Clock(test=loader.size())))
-    several = len(members) > 1 or opt.dense or opt.ten or opt.flip
-    readings = [("mean of outputs", total.wrong1, total.wrong5)]
-    if several:  # else both have the same order
-        readings += [("mean of softmax", total.soft1, total.soft5)]
+    counts = [("mean of outputs", total.wrong1, total.wrong5)]
+    if several:  # of a single output both averages rank the classes alike
+        counts += [("mean of softmax", total.soft1, total.soft5)]
     results = []
-    for name, wrong1, wrong5 in readings:
+    for name, wrong1, wrong5 in counts:
         top1, top5 = 100 * wrong1 / total.seen, 100 * wrong5 / total.seen
         what = f"{name}, " if several else ""
         say(
@@ -118,31 +128,27 @@ def test(members, loader, opt, precision):
     return results
 
 
-@torch.inference_mode()
-def _count_errors(members, batch, opt, precision):
-    """How many of this process's images are wrong, by each reading."""
+def _count_errors(averages, target):
+    """How many images are wrong, by each of the averages (2, N, K)."""
     names = ("wrong1", "wrong5", "soft1", "soft5")
-    if not len(batch.target):
-        return dict.fromkeys(names, torch.zeros((), device=precision.device))
-    score = sum(_score(member, batch, opt, precision) for member in members) / len(members)
-    counts = [scores.count_errors(reading, batch.target).values() for reading in score]
-    return dict(zip(names, (count for reading in counts for count in reading)))
+    counts = [scores.count_errors(average, target).values() for average in averages]
+    return dict(zip(names, (count for pair in counts for count in pair)))
 
 
 def _score(member, batch, opt, precision):
-    """The mean over a member's views: (2, N, classes), by outputs and by softmax."""
+    """A member's score, the mean over its views: (2, N, classes), by outputs and by softmax."""
     shape = (2, len(batch.target), len(member.columns))
     total = torch.zeros(shape, dtype=precision.dtype, device=precision.device)
     for view in member.views:
-        for places, images in batch.input[view]:
+        for indices, images in batch.input[view]:
             for x in [images, images.flip(3)] if opt.flip else [images]:
-                outputs = _outputs(member, x, len(places), precision)[..., member.columns]
-                total[:, places] += scores.readings(outputs.to(precision.dtype))
+                outputs = _outputs(member, x, len(indices), precision)[..., member.columns]
+                total[:, indices] += scores.averages(outputs.to(precision.dtype))
     return total / (len(member.views) * (2 if opt.flip else 1))
 
 
 def _outputs(member, x, count, precision):
-    """What the net gives for views x of `count` images of one size: (count, n, its classes)."""
+    """The net's outputs for views x of `count` images of one size: (count, n, its classes)."""
     net = member.net
     with out_of_memory(x.shape, precision.device, ADVICE), precision.autocast():
         if member.window:

@@ -1,10 +1,12 @@
-"""Metrics of an iteration, asynchronously: from the device to the line that reports them.
+"""Asynchronous metrics: from the device to the line that reports them.
 
-The Lua waited for each loss. A GPU gets its next iteration before the metrics of the last one are
-read, so printing, scoring and loading never make it wait. On the CPU they are reported at once.
+The Lua waits for the loss of each iteration. Here a GPU gets its next iteration before the metrics
+of the last one are read, so printing, scoring and loading never make it wait. On the CPU metrics
+are reported at once.
 """
 
 import dataclasses
+import math
 import time
 from collections import deque
 
@@ -12,27 +14,37 @@ import torch
 
 from parallel import group
 from parallel.signals import Interrupts
+from runtime.errors import InputError
 
-LAG = 1  # iterations a GPU is ahead: enough, as long as queuing one takes less than running it
+LAG = 1  # iterations in flight on a GPU: one is enough if queuing it is faster than running it
 
 
 @dataclasses.dataclass
 class Metrics:
-    """Of one iteration, or summed over several; over all processes."""
+    """Of one iteration or summed over several, over all processes."""
 
     done: int = 0  # the iteration's number, from 1
     seen: int = 0  # images
     wrong1: int = 0  # of these, wrong in top-1
     wrong5: int = 0  # and in top-5
     loss: float = 0.0  # sum over the images
-    seconds: float = 0.0  # since the iteration before was reported
-    data_wait: float = 0.0  # of these, waited for data
+    seconds: float = 0.0  # since the previous report
+    data_wait: float = 0.0  # of these, spent waiting for data
+    odd: int = 0  # images whose file is damaged, but not their pixels
 
     def add(self, other):
-        """Add those of a later iteration."""
+        """Add the metrics of a later iteration."""
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         self.done = other.done
+
+    def check_finite(self, epoch, size):
+        """InputError if the loss of this iteration, of `size` in the epoch, is not finite."""
+        if not math.isfinite(self.mean_loss):
+            raise InputError(
+                f"the loss is {self.mean_loss} at epoch {epoch}, iteration {self.done} of {size}:"
+                " try a lower -LR or another -precision; checkpoints of earlier epochs are intact"
+            )
 
     @property
     def top1(self):
@@ -46,14 +58,14 @@ class Metrics:
 
     @property
     def mean_loss(self):
-        """The mean over the images."""
+        """Mean loss over the images."""
         return self.loss / self.seen
 
 
 class MetricQueue:
-    """Metrics that the device has yet to deliver, in the order of their iterations.
+    """Pending metrics, in the order of their iterations.
 
-    The lag is fixed: every process must act on a signal in the same iteration, so none may read
+    The lag is fixed. Every process must act on a signal in the same iteration, so none may report
     metrics merely because they have arrived.
     """
 
@@ -61,23 +73,24 @@ class MetricQueue:
         cuda = device.type == "cuda"
         self.device, self.lag = device, LAG if cuda else 0
         self.interrupts = interrupts or Interrupts()
-        # beside the stream that computes, so that a read does not wait for the next iteration
+        # a stream of its own: the copy must not queue behind the next iteration
         self.stream = torch.cuda.Stream(device) if cuda else None
         self.pending = deque()  # (sums in host memory, what the copy needs, metrics, names)
-        self.received = deque()  # signal counts of reported iterations, not acted on yet
+        self.received = deque()  # signal counts of reported iterations, for the next `poll`
 
     def start(self, report):
-        """From now on metrics go to `report`, and their seconds count from here."""
+        """Send metrics to report(metrics) from now on; the first one's seconds begin now."""
         self.report, self.last = report, time.perf_counter()
 
     def push(self, metrics, numbers):
-        """Start the sum of `numbers` over all processes: one exchange, not waited for on a GPU.
+        """Start summing `numbers` over all processes: one all-reduce, asynchronous on a GPU.
 
-        metrics: done, seen and data_wait are known. numbers: {field of metrics: tensor of one
-        number on the device}. How often a signal came to this process goes with them.
+        metrics: has done, seen and data_wait, and the `odd` of this process. numbers: {field of
+        metrics: scalar tensor on the device}. `odd` and the signal counts of this process are
+        summed with them.
         """
         values = torch.stack([number.double() for number in numbers.values()])
-        received = torch.tensor(self.interrupts.received, dtype=torch.float64)
+        received = torch.tensor([metrics.odd, *self.interrupts.received], dtype=torch.float64)
         if self.stream is None:
             sums, copy = group.all_reduce(torch.cat([values, received])), None
         else:
@@ -85,21 +98,21 @@ class MetricQueue:
         self.pending.append((sums, copy, metrics, list(numbers)))
 
     def _to_host(self, values, received):
-        """The sums in pinned memory, there after an event; and what must live until then."""
+        """Copy the sums to pinned memory: (sums, (event at the end, tensors it needs))."""
         received = received.pin_memory().to(self.device, non_blocking=True)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             sums = group.all_reduce(torch.cat([values, received]))
             host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
             host.copy_(sums, non_blocking=True)
-            event = torch.cuda.Event(blocking=True)  # a core that spins is one less for the workers
+            event = torch.cuda.Event(blocking=True)  # to spin would take a core from the workers
             event.record()
         return host, (event, values, received, sums)
 
     def poll(self, where, lag=None):
-        """Report what is older than `lag` iterations, then act on signals and -saveEvery.
+        """Report metrics older than `lag` iterations, then act on signals and -saveEvery.
 
-        where: in the run, for the message of an interrupt.
+        where: the position in the run, for the message of an interrupt.
         """
         lag = self.lag if lag is None else lag
         received = ()
@@ -108,10 +121,10 @@ class MetricQueue:
                 self._report()
             received = self.received.popleft()
         if received and self.interrupts.poll(received, where, self.flush):
-            self.last = time.perf_counter()  # no iteration is charged for the save
+            self.last = time.perf_counter()  # the save does not count as time of an iteration
 
     def flush(self):
-        """Report all there is; signals that came with it are for a later `poll`."""
+        """Report all pending metrics. A later `poll` acts on the signals that came with them."""
         while self.pending:
             self._report()
 
@@ -123,14 +136,15 @@ class MetricQueue:
         for name, value in zip(names, sums):
             setattr(metrics, name, type(getattr(metrics, name))(value))
         metrics.seconds, self.last = now - self.last, now
-        self.received.append(sums[len(names) :])
+        metrics.odd = int(sums[len(names)])
+        self.received.append(sums[len(names) + 1 :])
         self.report(metrics)
 
 
 def batches(loader, epoch, done):
-    """(number, batch, seconds waited for it) of an epoch's batches after the first `done`.
+    """(number, batch, seconds waited for it) for each batch of an epoch after the first `done`.
 
-    A batch without images, all unreadable, is left out.
+    A batch whose images are all unreadable is left out.
     """
     numbered = enumerate(loader.run(epoch, done), done + 1)
     while True:

@@ -5,10 +5,10 @@ from runtime.errors import InputError
 
 
 def test(epoch, loader, total, count_errors, queue, reporter):
-    """Test the batches that `total`, a Metrics, has not counted yet, and add them to it.
+    """Test the batches after the first `total.done`, and add their metrics to `total`, a Metrics.
 
     count_errors(batch): {"wrong1": tensor, ...}, how many of this process's images are wrong.
-    queue: the MetricQueue that they go through. InputError if no image could be read.
+    queue: the MetricQueue. InputError if no image could be read.
     """
     size = loader.size()
 
@@ -18,7 +18,7 @@ def test(epoch, loader, total, count_errors, queue, reporter):
 
     queue.start(report)
     for n, batch, data_wait in batches(loader, epoch, total.done):
-        metrics = type(total)(done=n, seen=batch.count, data_wait=data_wait)
+        metrics = type(total)(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
         queue.push(metrics, count_errors(batch))
         queue.poll(f"in the test of epoch {epoch} after batch {n} of {size}")
     queue.poll(f"in the test of epoch {epoch} after batch {size} of {size}", lag=0)

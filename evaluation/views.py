@@ -1,8 +1,8 @@
-"""The test images of a dataset as nets see them that are tested in other ways than in training.
+"""The test images of a dataset in the views of evaluate.py.
 
-No Lua file. A view is one way to look at an image: scaled and cropped, ten crops, or, for dense
-testing, all of it at one scale. Each net may want its own, for it says itself how it wants its
-input. Images of one batch that have the same size come in one tensor.
+A view is an input that is made from an image: scaled and cropped, ten crops, or, for dense testing,
+the whole image at one scale. Each net may need views of its own, by its own input spec. Images of a
+batch that have the same size share a tensor.
 """
 
 from typing import NamedTuple
@@ -15,68 +15,72 @@ from datasets.transforms import TenCrop
 
 
 class View(NamedTuple):
-    """One way to look at an image; equal ones are computed once."""
+    """One way to make an input from an image; equal views are computed once."""
 
     spec: tuple  # the net's input spec without scale and crop, as sorted items
     scale: int  # of the image's shorter side, in pixels
     crop: int  # side of the crop, 0 for the whole image
-    ten: bool = False  # ten crops instead of the middle
+    ten: bool = False  # ten crops instead of the center crop
 
 
 class Views:
-    """The images `indices` of a dataset's split: takes the dataset's place in a DataLoader."""
+    """The images `indices` of a dataset, in these views: a dataset for the DataLoader."""
 
     def __init__(self, dataset, indices, targets, views):
         self.dataset, self.indices, self.targets, self.views = dataset, indices, targets, views
+        self.odd = getattr(dataset, "odd", [])  # see image_folder.py
 
     def get(self, i):
-        """Image i as the dataset reads it, and its target among the classes that are tested."""
-        return self.dataset.get(self.indices[i])[0], int(self.targets[i])
+        """Image i as the dataset reads it, and i, by which `targets` has its class.
+
+        So the loader's batches say which images they hold, where unreadable ones are left out too.
+        """
+        return self.dataset.get(self.indices[i])[0], int(i)
 
     def name(self, i):
-        """What to call image i in a message."""
+        """The name of image i for messages."""
         index = int(self.indices[i])
         return self.dataset.name(index) if hasattr(self.dataset, "name") else f"image {index}"
 
     def size(self):
-        """How many images there are."""
+        """The number of images."""
         return len(self.indices)
 
     def crops(self):
-        """How many inputs come of an image."""
+        """The number of inputs from an image."""
         return sum(10 if view.ten else 1 for view in self.views)
 
-    def places(self, views):
-        """Where some of the views stand among all."""
+    def view_indices(self, views):
+        """The indices of these views among all."""
         return [self.views.index(view) for view in views]
 
     def input_spec(self):
-        """The dataset's own."""
+        """The dataset's input spec."""
         return self.dataset.input_spec()
 
     def transform(self):
-        """A function (image, draws) -> a list with an array for each view."""
+        """A function (image, draws) -> [array for each view]."""
         largest = self.dataset.input_spec()["largest"]
 
         def transform(image, draws=None):
-            return [_seen(view, image, largest) for view in self.views]
+            return [_apply(view, image, largest) for view in self.views]
 
         return transform
 
     def stack(self, images):
-        """For each view a list of (places in the batch, tensor), one for each size of image.
+        """For each view a list of (indices in the batch, tensor), one for each image size.
 
         A tensor is (n, 3, H, W), or for ten crops (10 n, 3, H, W).
         """
         return [_by_size([image[v] for image in images]) for v in range(len(self.views))]
 
 
-def _seen(view, image, largest):
-    """An image (3, H, W) in 0..largest in one view: (3, h, w), or (10, 3, h, w)."""
+def _apply(view, image, largest):
+    """A view of an image (3, H, W) in 0..largest: (3, h, w), or (10, 3, h, w) for ten crops."""
     transform = InputTransform(dict(view.spec))
-    white = transform.spec["largest"]
-    if white != largest:
-        image = image * np.float32(white / largest)
+    own_largest = transform.spec["largest"]
+    if own_largest != largest:
+        image = image * np.float32(own_largest / largest)
     image = transform.scaled(image, view.scale)
     if view.ten:
         return TenCrop(view.crop)(image)
@@ -84,12 +88,13 @@ def _seen(view, image, largest):
 
 
 def _by_size(arrays):
+    """[(indices, their arrays stacked)], one for each shape."""
     groups = {}
-    for place, array in enumerate(arrays):
-        groups.setdefault(array.shape, []).append(place)
+    for i, array in enumerate(arrays):
+        groups.setdefault(array.shape, []).append(i)
     stacked = []
-    for shape, places in groups.items():
-        images = torch.from_numpy(np.stack([arrays[place] for place in places]))
+    for shape, indices in groups.items():
+        images = torch.from_numpy(np.stack([arrays[i] for i in indices]))
         images = images.flatten(0, 1) if len(shape) == 4 else images
-        stacked.append([torch.tensor(places), images])
+        stacked.append([torch.tensor(indices), images])
     return stacked

@@ -1,1 +1,1 @@
-"""Model files of this and other programs, read safely; nets are plain configurations here."""
+"""Reads and writes model files, ours and others'. A net is a configuration here, not a module."""

@@ -1,14 +1,14 @@
-"""Torch7 files: `load(path)` and `save(path, value)`, between bytes and a plain tree.
+"""Torch7 files: `load(path)` reads one as a tree of plain values, `save(path, value)` writes one.
 
 Port of torch7's File.lua and of what Tensor, Storage and tds write, binary and ascii. The tree has
-None, bool, int (a whole Lua number up to 2^53), float, str (bytes that are not UTF-8: surrogates),
-`Table`, `Object` (of a torch class), `Function`, `Storage` and torch tensors. Sharing is kept: a
-table is one object however often it occurs, tensors over one storage share its memory. A tensor of
-a CUDA type is an ordinary one with the type in `.typename`.
+None, bool, int (whole Lua numbers up to 2^53), float, str (surrogates for bytes that are not
+UTF-8), `Table`, `Object` (of a torch class), `Function`, `Storage` and torch tensors. Sharing is
+kept: a table that occurs twice is one object, tensors of one storage share memory. A tensor of a
+CUDA type is a CPU tensor with the type's name in `.typename`.
 
-On purpose not as in Lua: no function is run, no class is looked up, and a file that is broken or
-lies about its lengths, counts, indices or strides is refused with one ValueError that names file
-and byte, before memory is taken for it; so is one in which something follows the value.
+Differs from Lua on purpose: no function is run and no class is looked up. A file with false
+lengths, counts, indices or strides, or with bytes after the value, is refused before memory is
+allocated for it: a ValueError names file and byte.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from formats.t7_bytes import DTYPES, NAMES, WHOLE, storage_name
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, FUNCTION_7, FUNCTION_8 = range(9)
 
-_DEEPEST = 10_000  # levels of nesting; Lua's own stack ends at some 4000
-_HEADED = {"nn.DataParallelTable": 2, "nn.GPU": 0}  # class -> since which version (see Object)
+_DEEPEST = 10_000  # levels of nesting; Lua's own stack ends at about 4000
+_HEADER_SINCE = {"nn.DataParallelTable": 2, "nn.GPU": 0}  # class: its first version with a header
 
 
 class Table(dict):
-    """A Lua table. As in Lua, two tables are equal only if they are the same one."""
+    """A Lua table. As in Lua, a table is equal only to itself."""
 
     __slots__ = ()
     __hash__ = object.__hash__
@@ -55,9 +55,9 @@ class Table(dict):
 
 
 class Object(Table):
-    """An instance of a torch class: the table of its fields, the class's name and version.
+    """An instance of a torch class: the table of its fields, with the class's name and version.
 
-    `header` is a table, of GPUs, that a few classes write before their fields.
+    `header` is a table of GPUs that a few classes write before their fields.
     """
 
     __slots__ = ("typename", "version", "header")
@@ -71,31 +71,31 @@ class Object(Table):
 
 
 class Boolean(enum.Enum):
-    """A boolean as a key, since in Python, other than in Lua, True and 1 are one key."""
+    """A boolean as a key of a Table: in Python, unlike in Lua, True and 1 are the same key."""
 
     FALSE, TRUE = False, True
 
 
 class Storage:
-    """A bare torch storage: its name and its elements, a 1-d tensor over the same memory."""
+    """A torch storage: its type name, and its elements as a 1-d tensor."""
 
     def __init__(self, typename, data):
         self.typename, self.data = typename, data
 
 
 class Function:
-    """What stands for a Lua function: its byte code, never run, and the table of its upvalues."""
+    """A Lua function, as data: its byte code, which is never run, and the table of its upvalues."""
 
     def __init__(self, code, upvalues=None, kind=FUNCTION_8):
         self.code, self.upvalues, self.kind = code, upvalues, kind
 
 
 def load(path, mapped=True):
-    """The value in a Torch7 file; ValueError when it is not one that can be read.
+    """The value in a Torch7 file; ValueError if it cannot be read.
 
-    With `mapped`, tensors lie in the file where its alignment allows, copy on write: they may be
-    changed, the file never is. While they live it must not be overwritten in place (replacing it by
-    a rename is harmless). Otherwise they are read into memory, and the file is done with.
+    With `mapped`, tensors are memory-mapped copy-on-write where alignment allows: changing them
+    does not change the file. While they live the file must not be overwritten in place (replacing
+    it by a rename is harmless). Without `mapped`, tensors are read into memory.
     """
     with open(path, "rb") as file:
         size = file.seek(0, 2)
@@ -109,9 +109,9 @@ def loads(data, name="<bytes>"):
 
 
 def save(path, value, ascii=False):
-    """Write a tree as torch.save does; dict, list, tuple and bytes are taken as well.
+    """Write a tree as Torch7's torch.save does; dict, list, tuple and bytes may be in it too.
 
-    A tensor is written with the whole storage it looks into, once for all that share it.
+    A tensor is written with its whole storage; a storage that tensors share is written once.
     """
     temporary = f"{path}.{os.getpid()}.tmp"  # tensors may be mapped from the file at `path`
     try:
@@ -124,16 +124,16 @@ def save(path, value, ascii=False):
 
 
 def dump(file, value, ascii=False):
-    """`save` into a file that is open for writing bytes."""
+    """Like `save`, into a file open for writing bytes."""
     _Writer(t7_bytes.AsciiOut(file.write) if ascii else t7_bytes.BinaryOut(file.write)).tree(value)
 
 
 def _parse(name, buffer, file, mapped=False):
     if not len(buffer):
         raise ValueError(f"{name}: byte 0: the file is empty")
-    if buffer[0] >= ord("0"):  # a binary file begins with a type, 0..8
+    if buffer[0] >= ord("0"):  # a binary file begins with a type tag, 0 to 8
         return _Reader(t7_bytes.Ascii(name, buffer, file)).tree()
-    # Torch writes a C long, 8 bytes or 4 (32-bit systems, Windows), and does not say which.
+    # A C long has 8 bytes, or 4 on Windows and 32-bit systems; the file does not say which.
     failures = []
     for long in "qi":
         source = t7_bytes.Binary(name, buffer, file)
@@ -146,14 +146,14 @@ def _parse(name, buffer, file, mapped=False):
 
 
 class _Reader:
-    """Builds the tree. What contains values is a generator on a stack of our own, not Python's: it
-    yields where it needs its next value and returns what it became."""
+    """Builds the tree with an explicit stack, since it may be deeper than Python's. A value that
+    contains others is read by a generator: it yields to receive each and returns the whole."""
 
     def __init__(self, source):
         self.source, self.objects = source, {}  # objects: index -> (type, value)
 
     def tree(self):
-        source, stack, value = self.source, [], self._begin()
+        source, stack, value = self.source, [], self._next()
         while stack or isinstance(value, GeneratorType):
             if isinstance(value, GeneratorType):
                 if len(stack) == _DEEPEST:
@@ -162,7 +162,7 @@ class _Reader:
                 value = None
             try:
                 stack[-1].send(value)
-                value = self._begin()
+                value = self._next()
             except StopIteration as stop:
                 stack.pop()
                 value = stop.value
@@ -170,8 +170,8 @@ class _Reader:
             source.fail(f"the value ends here, but {source.size - source.position} bytes follow")
         return value
 
-    def _begin(self):
-        """The next value, or the generator that reads it."""
+    def _next(self):
+        """The next value, or a generator that reads it."""
         source, at = self.source, self.source.position
         kind = source.int()
         if kind == NIL:
@@ -188,7 +188,7 @@ class _Reader:
         if index in self.objects:
             known, value = self.objects[index]
             if known != kind:
-                source.fail(f"object {index} was of type {known} and is of type {kind} here", at)
+                source.fail(f"object {index} was of type {known} and is now of type {kind}", at)
             return value
         return {TABLE: self._table, TORCH: self._object}.get(kind, self._function)(kind, index)
 
@@ -222,7 +222,7 @@ class _Reader:
 
     def _object(self, kind, index):
         source, at = self.source, self.source.position
-        name, version = source.text(), 0  # the first files had no version before the name
+        name, version = source.text(), 0  # the oldest files have no version before the name
         if re.fullmatch(r"V \d{1,9}", name):
             name, version = source.text(), int(name[2:])
         if name not in DTYPES:
@@ -246,17 +246,17 @@ class _Reader:
             for i in range(count):
                 value[i + 1] = yield
         else:
-            if value.version >= _HEADED.get(value.typename, math.inf):
+            if value.version >= _HEADER_SINCE.get(value.typename, math.inf):
                 value.header = yield
             kind, index = source.int(), source.int()
-            if kind != TABLE or index in self.objects:  # it is a table of the object's own
+            if kind != TABLE or index in self.objects:  # a table, not seen before
                 source.fail(f"the fields of {value.typename:.50} are in an unknown form", at)
             self.objects[index] = kind, value
             yield from self._pairs(value, source.int())
 
     def _tensor(self, name):
         source, at, ndim = self.source, self.source.position, self.source.int()
-        if not 0 <= ndim <= 64:  # as far as PyTorch goes in most of its operations
+        if not 0 <= ndim <= 64:  # the most that PyTorch's operations support
             source.fail(f"a tensor of {ndim} dimensions", at)
         sizes, strides, offset = source.numbers("q", ndim), source.numbers("q", ndim), source.long()
         storage = yield
@@ -283,11 +283,11 @@ class _Reader:
 
 
 class _Writer:
-    """Writes depth first, with a stack of iterators over what has to follow."""
+    """Writes the tree depth first, with a stack of iterators over the values still to write."""
 
     def __init__(self, out):
         self.out = out
-        self.seen = {}  # identity -> (index, type name, the thing: no identity is given out twice)
+        self.seen = {}  # id -> (index, type name, the thing; alive, so that no other gets its id)
 
     def tree(self, value):
         stack = [iter([value])]
@@ -300,7 +300,7 @@ class _Writer:
                 stack.pop()
 
     def _begin(self, value):
-        """Write the beginning of a value; return an iterator over the values that follow in it."""
+        """Write a value up to its contained values; return an iterator over those."""
         if value is None:
             self._int(NIL)
         elif isinstance(value, (bool, Boolean)):
@@ -337,7 +337,7 @@ class _Writer:
         self.out.chars(chars)
 
     def _new(self, kind, key, name, thing):
-        """Write type and index; True if the thing was not written before and has to follow."""
+        """Write type tag and index; True if the thing is new, so that its content must follow."""
         new = key not in self.seen
         index, known, _ = self.seen.setdefault(key, (len(self.seen) + 1, name, thing))
         if known != name:
@@ -363,7 +363,7 @@ class _Writer:
             hashed = value.typename == "tds.Hash"
             yield from itertools.chain(*value.items()) if hashed else value.array()
         else:
-            if value.version >= _HEADED.get(value.typename, math.inf):
+            if value.version >= _HEADER_SINCE.get(value.typename, math.inf):
                 yield value.header
             fields = Table(value)
             self._new(TABLE, id(fields), "table", fields)

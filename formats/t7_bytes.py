@@ -1,7 +1,7 @@
-"""The two encodings of Torch7 files, binary and ascii: numbers, characters, elements.
+"""The two encodings of Torch7 files, binary and ascii: numbers, characters, tensor elements.
 
-Port of torch7's DiskFile. What the numbers mean is t7.py's business. Reading compares every count
-with the bytes that are left before anything is taken; ValueError names file and byte.
+Port of torch7's DiskFile. t7.py knows what the numbers mean. Reading compares every count with the
+bytes left before it allocates anything; ValueError names the file and the byte.
 """
 
 import re
@@ -26,10 +26,10 @@ DTYPES = {  # torch.ByteTensor, torch.CudaStorage, ... -> dtype
     for kind, dtype in {**_KINDS, **_CUDA, "Cuda": torch.float32}.items()
     for what in ("Tensor", "Storage")
 }
-WHOLE = 2**53  # every integer up to here is a double, which is Lua's only number
+WHOLE = 2**53  # a double, Lua's only number, is exact for all integers up to here
 NAMES = {dtype: f"torch.{kind}Tensor" for kind, dtype in _KINDS.items()}
 _INT = struct.Struct("<i")
-_TOKEN = re.compile(rb"\s{0,64}([-+.0-9A-Za-z]{1,40})(?![-+.\w])")  # scanf: blanks, a number
+_TOKEN = re.compile(rb"\s{0,64}([-+.0-9A-Za-z]{1,40})(?![-+.\w])")  # as scanf: blanks, a number
 
 
 def storage_name(name):
@@ -38,18 +38,19 @@ def storage_name(name):
 
 
 class Source:
-    """A cursor over the bytes. Nothing is taken before it is known to be there."""
+    """A cursor over the bytes of a file; it checks that bytes are there before it reads them."""
 
     def __init__(self, name, buffer, file):
         self.name, self.buffer, self.file = name, buffer, file
         self.position, self.size = 0, len(buffer)
 
     def fail(self, problem, at=None):
+        """Raise ValueError with the file's name and a byte, by default the current one."""
         at = self.position if at is None else at
         raise ValueError(f"{self.name}: byte {at}: {problem}")
 
     def expect(self, count, size, what):
-        """Refuse a count of things, each of at least `size` bytes, that cannot be there."""
+        """Refuse a negative count, or one of items of `size` bytes that exceeds the bytes left."""
         left = self.size - self.position
         if not 0 <= count * size <= left:
             self.fail(f"{count} {what}, but {left} bytes are left")
@@ -61,7 +62,7 @@ class Source:
         return self.numbers("q", 1)[0]
 
     def double(self):
-        """A double, as an int where nothing is lost by it; minus zero stays a float."""
+        """A double; as an int if that is exact (minus zero stays a float)."""
         (number,) = self.numbers("d", 1)
         if abs(number) <= WHOLE and number.is_integer() and (number or str(number) == "0.0"):
             return int(number)
@@ -72,7 +73,7 @@ class Source:
 
 
 class Binary(Source):
-    least, long_format, mapped = 4, "q", False  # nil, the smallest value, is 4 bytes
+    least, long_format, mapped = 4, "q", False  # the smallest value, nil, has 4 bytes
 
     def numbers(self, kind, count):
         kind = self.long_format if kind == "q" else kind
@@ -81,7 +82,7 @@ class Binary(Source):
         self.position += count * size
         return struct.unpack_from(f"<{count}{kind}", self.buffer, self.position - count * size)
 
-    def int(self):  # numbers("i", 1)[0], which most of the time of reading would go into
+    def int(self):  # the same as numbers("i", 1)[0], which would take most of the reading time
         self.expect(1, 4, "numbers")
         self.position += 4
         return _INT.unpack_from(self.buffer, self.position - 4)[0]
@@ -99,7 +100,7 @@ class Binary(Source):
         self.position += size
         if self.mapped and count and start % dtype.itemsize == 0:
             return torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=start)
-        data = torch.empty(count, dtype=dtype)  # the kernels may rely on alignment, so copy
+        data = torch.empty(count, dtype=dtype)  # a copy: kernels may rely on alignment
         raw = data.view(torch.uint8).numpy()
         if not self.file:
             raw[:] = np.frombuffer(self.buffer, np.uint8, size, start)
@@ -123,7 +124,7 @@ class Ascii(Source):
             try:
                 value = convert(match[1] if match else b"")
             except ValueError:
-                self.fail("no number stands here")
+                self.fail("no number found")
             if isinstance(value, int) and not -(2**63) <= value < 2**63:
                 self.fail(f"the integer {value} is too large")
             self.position = match.end()
@@ -177,8 +178,8 @@ class AsciiOut:
         if flat.element_size() == 1:
             self.chars(flat.numpy().tobytes())
             return
-        form = "%d" if not flat.is_floating_point() else "%.9g"  # 9 and 17 digits lose nothing
+        form = "%d" if not flat.is_floating_point() else "%.9g"  # 9 and 17 digits are exact
         form = "%.17g" if flat.dtype == torch.float64 else form
-        for i, part in enumerate(flat.split(1 << 16)):  # in parts, to hold little text at a time
+        for i, part in enumerate(flat.split(1 << 16)):  # in parts, to save memory
             self.write(b" " * (i > 0) + " ".join(form % value for value in part.tolist()).encode())
         self.write(b"\n" * (len(flat) > 0))

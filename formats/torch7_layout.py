@@ -1,9 +1,10 @@
-"""The modules that the Lua files put together for a configuration of our nets.
+"""The tree of Torch7 modules that the Lua files build for a configuration of our nets.
 
-Port of models/resnet.lua, models/preresnet.lua and models/resnext.lua as descriptions: what is in
-what, the numbers and the shapes, and the name that each layer has in our state dict. torch7.py
-reads and writes by them. Added: form A, the nets of preresnext, shortcut "none", shortcut A between
-any widths, and the forms that ResNet-18, -34, -50 and -200 had when they were released.
+Port of models/resnet.lua, models/preresnet.lua and models/resnext.lua as a description: each module
+with its children, its numbers and shapes, and its name in our state dict. torch7.py reads and
+writes by it. tests/test_torch7.py holds it and models/ together. Added: form A, preresnext,
+shortcut "none", shortcut A between any widths, and ResNet-18, -34, -50 and -200 as they were
+released.
 """
 
 import re
@@ -13,16 +14,16 @@ EPS = 1e-5  # of every batch norm
 
 
 class Node(NamedTuple):
-    """A module that should be there: its class, without the package, and what is in it."""
+    """One module of the tree, as it should be."""
 
-    kind: str
+    class_name: str  # without the package
     children: tuple = ()
-    numbers: dict = {}  # fields that must be equal
-    name: str = ""  # of the layer in our state
-    shapes: dict = {}  # fields that are tensors
-    sink: str = ""  # of a convolution: the entry of our state that can take its bias
-    fields: dict = {}  # what is written besides, and not compared; (): a LongStorage
-    cudnn: bool = False  # whether the Lua files take the class from there
+    numbers: dict = {}  # fields that must have these values
+    name: str = ""  # of the layer in our state dict
+    shapes: dict = {}  # fields that are tensors, with their shapes
+    bias_into: str = ""  # of a convolution: the entry of our state dict that can absorb its bias
+    fields: dict = {}  # more fields, written but not compared; () stands for an empty LongStorage
+    cudnn: bool = False  # whether the Lua files take the class from the package cudnn
 
 
 RELU = Node("ReLU", fields={"inplace": True}, cudnn=True)
@@ -34,33 +35,33 @@ def _sequential(*children):
     return Node("Sequential", children)
 
 
-def _both(*children):
+def _parallel(*children):
     return Node("ConcatTable", children, fields={"output": {}})
 
 
-def _window(kind, size, stride, padding=0, **fields):
+def _window(class_name, size, stride, padding=0, **fields):
     numbers = {"kW": size, "kH": size, "dW": stride, "dH": stride, "padW": padding, "padH": padding}
-    return Node(kind, numbers=numbers | {"ceil_mode": False}, fields=fields)
+    return Node(class_name, numbers=numbers | {"ceil_mode": False}, fields=fields)
 
 
-def _conv(name, inputs, outputs, size, stride=1, groups=1, sink=""):
+def _conv(name, inputs, outputs, size, stride=1, groups=1, bias_into=""):
     numbers = {"nInputPlane": inputs, "nOutputPlane": outputs, "groups": groups}
     numbers |= _window("", size, stride, size // 2).numbers
     del numbers["ceil_mode"]
     shapes = {"weight": (outputs, inputs // groups, size, size)}
-    return Node("SpatialConvolution", (), numbers, name, shapes, sink, cudnn=True)
+    return Node("SpatialConvolution", (), numbers, name, shapes, bias_into, cudnn=True)
 
 
 def _bn(name, channels, key=None):
-    """A batch norm; `key` is what models/init.lua's shareGradInput wants to know of some."""
+    """A batch norm; `key` is a field that models/init.lua reads for shareGradInput."""
     fields = {"momentum": 0.1, "affine": True, **({"__shareGradInputKey": key} if key else {})}
     shapes = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (channels,))
-    kind = "SpatialBatchNormalization"
-    return Node(kind, numbers={"eps": EPS}, name=name, shapes=shapes, fields=fields)
+    class_name = "SpatialBatchNormalization"
+    return Node(class_name, numbers={"eps": EPS}, name=name, shapes=shapes, fields=fields)
 
 
 def counts(state):
-    """The kind of block, "basic" or "bottleneck", and how many each stage has, by a net's state."""
+    """The kind of block, "basic" or "bottleneck", and the blocks in each stage, of a state dict."""
     names = {re.match(r"layer(\d+)\.(\d+)\.", name) for name in state}
     places = {(int(match[1]), int(match[2])) for match in names if match}
     stages = sorted({stage for stage, _ in places})
@@ -70,20 +71,24 @@ def counts(state):
 
 
 def layout(config, kind, counts):
-    """The modules of a configuration, nested as in the Lua files.
+    """The tree of modules of a configuration, as the Lua files build it.
 
-    kind, counts: of its blocks, as in `counts`.
+    kind, counts: the kind of its blocks and their number in each stage, see `counts`.
 
-    `norm`, an entry for resnet and preresnet, says where a block's batch norms stand. "each":
-    behind the branch's convolutions and the shortcut's (resnet.lua). "branch": not behind the
-    shortcut's (preresnet.lua, the released ResNet-18 and -34). "sum": as "branch", but the last one
-    behind the addition (the released ResNet-50). A preresnet with "each" is the released
-    ResNet-200, where every block has its first batch norm and ReLU in the branch.
+    The configuration's entry `norm` (resnet and preresnet only) says which batch norms a block has:
+
+    - "each": after the branch's convolutions and the shortcut's (resnet.lua). A preresnet with
+      "each" is the released ResNet-200, where every block has its first batch norm and ReLU in the
+      branch.
+    - "branch": none after the shortcut's (preresnet.lua, the released ResNet-18 and -34).
+    - "sum": as "branch", but the last one is after the sum (the released ResNet-50).
     """
     pre, large = config["net"].startswith("pre"), config["stem"] == "imagenet"
     norm = config.get("norm", "branch" if pre else "each")
     channels = width = 64 if large or config.get("bottleneck") else 16
-    modules = [_conv("conv1", 3, width, *((7, 2) if large else (3, 1)), sink="bn1.running_mean")]
+    modules = [
+        _conv("conv1", 3, width, *((7, 2) if large else (3, 1)), bias_into="bn1.running_mean")
+    ]
     if large or not pre:
         modules += [_bn("bn1", width), RELU]
     if large:
@@ -91,13 +96,14 @@ def layout(config, kind, counts):
     for i, count in enumerate(counts):
         stage = []
         for j in range(count):
-            act = "postact"
+            activation = "postact"
             if pre:
-                act = "preact" if j or norm == "each" else "both_preact"
-            if act == "both_preact" and large and not i:
-                act = "no_preact"
-            name, stride = f"layer{i + 1}.{j}.", 2 if i and not j else 1
-            block, channels = _block(name, channels, width * 2**i, stride, act, norm, kind, config)
+                activation = "preact" if j or norm == "each" else "both_preact"
+            if activation == "both_preact" and large and not i:
+                activation = "no_preact"
+            sizes = (channels, width * 2**i, 2 if i and not j else 1)
+            name = f"layer{i + 1}.{j}."
+            block, channels = _block(name, *sizes, activation, norm, kind, config)
             stage.append(block)
         modules.append(_sequential(*stage))
     modules += [_bn("bn_last", channels, "last"), RELU] if pre else []
@@ -109,75 +115,84 @@ def layout(config, kind, counts):
     return _sequential(*modules)
 
 
-def _block(name, inputs, planes, stride, act, norm, kind, config):
-    """One residual block and the number of its channels; `act` as in models/blocks.py."""
+def _block(name, inputs, planes, stride, activation, norm, kind, config):
+    """One residual block, and its output channels; `activation` as in models/blocks.py."""
     outputs = planes if kind == "basic" else planes * 4
     last = name + ("bn2" if kind == "basic" else "bn3")
-    post, ends = act == "postact", []
-    sink = f"{last}.running_mean" if post else ""
+    post, after_sum = activation == "postact", []
+    bias_into = f"{last}.running_mean" if post else ""
     if norm == "sum":
-        last, sink = "", f"{name}bn_sum.running_mean"
-        ends = [_bn(f"{name}bn_sum", outputs)]
-    branch = _branch(name, inputs, planes, outputs, stride, kind, config, sink)
+        last, bias_into = "", f"{name}bn_sum.running_mean"
+        after_sum = [_bn(f"{name}bn_sum", outputs)]
+    branch = _branch(name, inputs, planes, outputs, stride, kind, config, bias_into)
     branch += [_bn(last, outputs)] if post and last else []
-    begins = [_bn(f"{name}bn0", inputs, "preact" if act == "both_preact" else None), RELU]
-    if act == "preact":
-        branch = begins + branch
-    shortcut = _shortcut(name, inputs, outputs, stride, norm == "each", config["shortcut"], sink)
-    middle = [_both(_sequential(*branch), shortcut), SUM] if shortcut else branch
-    modules = (begins if act == "both_preact" else []) + middle + ends + ([RELU] if post else [])
+    both = activation == "both_preact"
+    preact = [_bn(f"{name}bn0", inputs, "preact" if both else None), RELU]
+    if activation == "preact":
+        branch = preact + branch
+    each = norm == "each"
+    shortcut = _shortcut(name, inputs, outputs, stride, each, config["shortcut"], bias_into)
+    middle = [_parallel(_sequential(*branch), shortcut), SUM] if shortcut else branch
+    modules = (preact if both else []) + middle + after_sum + ([RELU] if post else [])
     return _sequential(*modules), outputs
 
 
-def _branch(name, inputs, planes, outputs, stride, kind, config, sink):
-    """The branch up to its last convolution, whose bias `sink` can take."""
+def _branch(name, inputs, planes, outputs, stride, kind, config, bias_into):
+    """The branch up to its last convolution; `bias_into` as in Node, for that convolution."""
     form, c = config.get("bottleneck", "resnet"), config.get("cardinality", 1)
     d = planes if form == "resnet" else planes * config["base_width"] // 64
     if kind == "basic":
         return [
             *_layer(name, 1, inputs, planes, 3, stride),
-            _conv(f"{name}conv2", planes, planes, 3, sink=sink),
+            _conv(f"{name}conv2", planes, planes, 3, bias_into=bias_into),
         ]
     if form in ("resnet", "resnext_C"):
         groups = c if form == "resnext_C" else 1
         return [
             *_layer(name, 1, inputs, d * groups, 1),
             *_layer(name, 2, d * groups, d * groups, 3, stride, groups),
-            _conv(f"{name}conv3", d * groups, outputs, 1, sink=sink),
+            _conv(f"{name}conv3", d * groups, outputs, 1, bias_into=bias_into),
         ]
     paths = []
     for i in range(c):
         path = f"{name}paths.{i}."
         layers = [*_layer(path, 1, inputs, d, 1), *_layer(path, 2, d, d, 3, stride)]
-        last = [_conv(f"{path}conv3", d, outputs, 1, sink=sink)] if form == "resnext_A" else []
+        last = (
+            [_conv(f"{path}conv3", d, outputs, 1, bias_into=bias_into)]
+            if form == "resnext_A"
+            else []
+        )
         paths.append(_sequential(*layers, *last))
     if form == "resnext_A":
-        return [_both(*paths), SUM]
+        return [_parallel(*paths), SUM]
     join = Node("JoinTable", numbers={"dimension": 2}, fields={"gradInput": {}, "size": ()})
-    return [_both(*paths), join, _conv(f"{name}conv3", c * d, outputs, 1, sink=sink)]
+    return [_parallel(*paths), join, _conv(f"{name}conv3", c * d, outputs, 1, bias_into=bias_into)]
 
 
 def _layer(name, i, *arguments):
     norm = f"{name}bn{i}"
-    conv = _conv(f"{name}conv{i}", *arguments, sink=f"{norm}.running_mean")
+    conv = _conv(f"{name}conv{i}", *arguments, bias_into=f"{norm}.running_mean")
     return [conv, _bn(norm, arguments[1]), RELU]
 
 
-def _shortcut(name, inputs, outputs, stride, norm, kind, sink):
+def _shortcut(name, inputs, outputs, stride, norm, kind, bias_into):
     if kind == "none":
         return None
     if kind == "C" or (kind == "B" and inputs != outputs):
         name = f"{name}downsample."
         if norm:
-            conv = _conv(f"{name}0", inputs, outputs, 1, stride, sink=f"{name}1.running_mean")
+            conv = _conv(f"{name}0", inputs, outputs, 1, stride, bias_into=f"{name}1.running_mean")
             return _sequential(conv, _bn(f"{name}1", outputs))
-        # its bias is added to the branch's last batch norm, or goes into the one behind the sum
-        sink = sink if "bn_sum" in sink else sink.replace("running_mean", "bias")
-        return _sequential(_conv(f"{name}0", inputs, outputs, 1, stride, sink=sink))
+        # The batch norm after the sum absorbs this bias. Without one, the bias is added to that of
+        # the branch's last batch norm, which reaches the sum too.
+        bias_into = (
+            bias_into if "bn_sum" in bias_into else bias_into.replace("running_mean", "bias")
+        )
+        return _sequential(_conv(f"{name}0", inputs, outputs, 1, stride, bias_into=bias_into))
     if inputs == outputs:
         return Node("Identity")
     pool = _window("SpatialAveragePooling", 1, stride, count_include_pad=True)
-    parts = [Node("Identity")] + [ZEROS] * (outputs // inputs - 1)  # the Lua: twice the channels
+    parts = [Node("Identity")] + [ZEROS] * (outputs // inputs - 1)  # in the Lua only one of zeros
     return _sequential(
         pool, Node("Concat", tuple(parts), {"dimension": 2}, fields={"outputSize": ()})
     )

@@ -1,9 +1,11 @@
-"""Nets of torchvision and timm: what a bare state dict is of, and torchvision's own weights.
+"""Nets of torchvision and timm: infers a bare state dict's configuration; downloads weights.
 
-Our layers have torchvision's names, so a state dict needs no map; what it lacks is the
-configuration of its net, which is read off the names and shapes.
+Our layers have torchvision's names, so a state dict needs no renaming. It does not contain the
+configuration of its net, which is inferred from names and shapes.
 """
 
+import contextlib
+import json
 import os
 import re
 import sys
@@ -12,22 +14,25 @@ import torch
 
 from runtime.errors import InputError
 
-# The nets of torchvision that are ours too; a wide ResNet is a ResNeXt of one path, twice as wide
+# The nets that torchvision has too; a wide ResNet is a ResNeXt of cardinality 1 and base width 128
 NETS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
     *("wide_resnet50_2", "wide_resnet101_2"),
 )
 
-# The preprocessing of torchvision's first weights ("resize": by Pillow's kernel, not Torch's)
+# The input spec of torchvision's V1 weights ("resize": Pillow's kernel instead of Torch's)
 V1 = {
     **{"scale": 256, "crop": 224, "largest": 1},
     **{"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resize": "bilinear"},
 }
 
-# Where training programs keep the weights; first the averaged ones, which they test and publish
+# Entries in which training programs save the weights; averaged ones first, since those are tested
 _WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-_PREFIXES = re.compile(r"(?:module\.|_orig_mod\.)*")  # of DataParallel and of torch.compile
+# of DataParallel, of torch.compile, and of a net in a module of Lightning
+_PREFIXES = re.compile(r"(?:module\.|_orig_mod\.|model\.|net\.)*")
+# timm's nets that blur before they subsample: their weights have a plain ResNet's names and shapes
+_BLURRED = re.compile(r"(?:resnetaa50|resnetblur18|resnetblur50)(?![a-z0-9])")
 _NAME = re.compile(
     r"(?:(?:layer\d+\.\d+\.)?(?:conv\d|bn\d)|layer\d+\.\d+\.downsample\.[01]|fc)"
     r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
@@ -35,7 +40,7 @@ _NAME = re.compile(
 
 
 def plain(saved):
-    """The state dict in what a training program has saved, under the names of the net itself."""
+    """The state dict in a training program's checkpoint, its names without wrappers' prefixes."""
     for name in _WRAPPERS:
         if isinstance(saved.get(name), dict):
             saved = saved[name]
@@ -45,12 +50,36 @@ def plain(saved):
     return state
 
 
-def infer(state):
-    """The configuration of the net that a state dict in torchvision's naming is of.
+def refuse_blurred(path, saved, metadata=None):
+    """InputError if something says that a file has a net of timm that blurs (_BLURRED).
 
-    By its most telling entries; whether the others fit is seen when the net is built. InputError
-    names an entry that no ResNet or ResNeXt has. What leaves no trace in the weights is taken to be
-    as here: the stride in the 3x3 convolution, and no blur before it (timm's resnetblur50 has one).
+    saved, metadata: the checkpoint, and a safetensors file's metadata. Other sources are the file's
+    name and timm's config.json on the Hugging Face hub.
+    """
+    folder, file = os.path.split(path)
+    names = [file, saved.get("arch"), getattr(saved.get("args"), "model", None)]
+    names.append((metadata or {}).get("architecture"))
+    if file in ("model.safetensors", "pytorch_model.bin"):
+        with (
+            contextlib.suppress(OSError, ValueError, AttributeError, RecursionError),
+            open(os.path.join(folder, "config.json"), encoding="utf-8") as config,
+        ):
+            names.append(json.loads(config.read(1 << 20)).get("architecture"))
+    for name in names:
+        found = _BLURRED.match(name) if isinstance(name, str) else None
+        if found:
+            raise InputError(
+                f"{path} is timm's {found[0]}, which blurs before it subsamples: no net of this"
+                " program does"
+            )
+
+
+def infer(state):
+    """The configuration of the net of a state dict with torchvision's names.
+
+    It is inferred from a few entries; models/loading.py checks that all others fit. InputError
+    names an entry that no ResNet or ResNeXt has. What weights cannot show is assumed to be as in
+    our nets: the stride is in the 3x3 convolution, with no blur before it (see `refuse_blurred`).
     """
     for name in state:
         if not _NAME.fullmatch(name):
@@ -85,7 +114,7 @@ def _shape(state, name, dimensions):
 
 
 def _shortcut_type(state):
-    """B has convolutions where the width changes, C everywhere, A (or none) nowhere."""
+    """B has convolutions where the width changes, C in every block, A (or none) in no block."""
     convs = [t for name, t in state.items() if name.endswith("downsample.0.weight")]
     if not convs:
         return "A"
@@ -95,10 +124,10 @@ def _shortcut_type(state):
 def download(name):
     """The content (see model_files.py) of "torchvision:NET", or "torchvision:NET:WEIGHTS".
 
-    WEIGHTS is a name such as IMAGENET1K_V1; without one they are torchvision's default. They are
-    loaded once, into torch.hub's folder.
+    WEIGHTS is a name such as IMAGENET1K_V1; the default is torchvision's. They are downloaded
+    once, into torch.hub's folder.
     """
-    from torchvision.models import get_model_weights  # takes a second that other files need not
+    from torchvision.models import get_model_weights  # takes a second, which other files save
 
     net, _, member = name.removeprefix("torchvision:").partition(":")
     if net not in NETS:
@@ -113,17 +142,17 @@ def download(name):
         state = weights.get_state_dict(
             progress=sys.stderr.isatty(), check_hash=True, weights_only=True
         )
-    except Exception as error:  # of the network, the disk, the hash or a damaged file
+    except Exception as error:  # network, disk, hash or damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
             f"cannot get {name}: neither a good copy in {folder} nor {weights.url} ({reason})"
         ) from None
-    shown = weights.transforms()
-    preprocessing = {
-        **{"scale": shown.resize_size[0], "crop": shown.crop_size[0], "largest": 1},
-        **{"mean": tuple(shown.mean), "std": tuple(shown.std)},
-        "resize": shown.interpolation.value,
+    transform = weights.transforms()
+    spec = {
+        **{"scale": transform.resize_size[0], "crop": transform.crop_size[0], "largest": 1},
+        **{"mean": tuple(transform.mean), "std": tuple(transform.std)},
+        "resize": transform.interpolation.value,
     }
     classes = list(weights.meta["categories"])
     config = infer(state)
-    return {"model": state, "config": config, "classes": classes, "preprocessing": preprocessing}
+    return {"model": state, "config": config, "classes": classes, "preprocessing": spec}

@@ -1,7 +1,7 @@
-"""The nets, and how one is made from options or loaded. Port of models/init.lua.
+"""The nets, and the functions that make one from options or load it. Port of models/init.lua.
 
-The functions are in loading.py; they are imported when first used, so that opts.py can read
-depths.py without waiting for PyTorch.
+The functions are in loading.py. They are imported on first use, so that opts.py can read depths.py
+without waiting for PyTorch.
 """
 
 import importlib

@@ -1,13 +1,16 @@
-"""What the nets share: convolution, batch norm in replicas, shortcut, block, stacking, init.
+"""What the nets share: convolution, batch norm by replica, shortcut, block, whole net, init.
 
 Port of the parts that models/resnet.lua, models/preresnet.lua and models/resnext.lua have in
-common, and of what nn.DataParallelTable does to batch norm. Different on purpose: the head averages
-whole maps, so that images of any size will do (at 224 and 32 pixels it is the Lua's Avg(7) and
-Avg(8)); shortcut A pads to any width (the Lua's could only double it, and so failed with
-bottlenecks); shortcut "none" and the recomputation of blocks are new.
+common, and of batch norm under nn.DataParallelTable. Differs from the Lua on purpose:
 
-Modules are registered in the order of the Lua, so `parameters()` runs as `getParameters()` did,
-under the names of torchvision: conv1 bn1 layer1.0.conv1 ... layer1.0.downsample.0 fc.
+- The head is a global average pooling, so a net takes images of any size. At 224 and 32 pixels this
+  equals the Lua's Avg(7) and Avg(8).
+- Shortcut A pads to any width. The Lua's could only double it, and so failed with bottlenecks.
+- Shortcut "none" and activation recomputation are new.
+
+Modules are registered in the order of the Lua, so that `parameters()` has the order of its
+`getParameters()`. Their names are torchvision's: conv1 bn1 layer1.0.conv1 ...
+layer1.0.downsample.0 fc.
 """
 
 import math
@@ -23,12 +26,12 @@ from runtime.errors import InputError
 
 
 def conv(inputs, outputs, size, stride=1, groups=1):
-    """A size x size convolution without bias that keeps the map's size, but for the stride."""
+    """A size x size convolution without bias; its padding keeps height and width at stride 1."""
     return nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
 
 
 def init_linear(layer):
-    """Begin a linear layer as the Lua does, weight U(+-1/sqrt(inputs)), bias 0; returns it."""
+    """Initialise a linear layer as the Lua does: weight U(+-1/sqrt(inputs)), bias 0. Returns it."""
     bound = 1 / math.sqrt(layer.in_features)
     nn.init.uniform_(layer.weight, -bound, bound)
     nn.init.zeros_(layer.bias)
@@ -36,10 +39,11 @@ def init_linear(layer):
 
 
 def initialise(net):
-    """Convolutions N(0, sqrt(2 / (kH kW nOut))) as in the Lua's ConvInit; the classifier too.
+    """Initialise all layers of a net as the Lua does.
 
-    nOut counts the outputs of the layer, not of one of its groups; in forms A and B each path has
-    layers of its own. Batch norm begins at 1 and 0 by itself.
+    Convolutions (the Lua's ConvInit): N(0, sqrt(2 / (kH kW nOut))). nOut counts the output channels
+    of the layer, not of one group; in forms A and B each path has its own layers. Linear layers:
+    see `init_linear`. Batch norm: PyTorch's own, weight 1 and bias 0, is the Lua's.
     """
     for module in net.modules():
         if isinstance(module, nn.Conv2d):
@@ -51,20 +55,22 @@ def initialise(net):
 
 
 def set_slices(model, sizes):
-    """Let every batch norm of the model see the batch as slices of these sizes (None: as one)."""
-    several = list(sizes) if sizes is not None and len(sizes) > 1 else None
+    """Let every batch norm of the model split the batch into slices of these sizes, or none."""
+    slices = list(sizes) if sizes is not None and len(sizes) > 1 else None
     for module in model.modules():
         if isinstance(module, BatchNorm2d | Net):
-            module.slices = several
+            module.slices = slices
 
 
 class BatchNorm2d(nn.BatchNorm2d):
     """Batch norm as nn.SpatialBatchNormalization does it under nn.DataParallelTable.
 
-    In training each slice of the batch (`slices`, see `set_slices`) is normalised by its own
-    statistics, and only the first, the first replica's, moves the running ones. A slice of one
-    sample is normalised by the running statistics and moves nothing, in Torch7 even where its map
-    has many pixels; it sees them as they were before the batch, as a replica of its own would.
+    In training each replica slice of the batch (`slices`, see `set_slices`) is normalised by its
+    own statistics. Only the first slice, the first replica's, updates the running statistics.
+
+    As in Torch7, a slice of one sample is normalised by the running statistics and updates nothing,
+    even if its feature map has many pixels. It uses the running statistics from before the batch,
+    as it would on a replica of its own.
     """
 
     def __init__(self, channels):
@@ -75,20 +81,23 @@ class BatchNorm2d(nn.BatchNorm2d):
         if not self.training or (self.slices is None and x.shape[0] > 1):
             return super().forward(x)
         first, *others = x.split(self.slices or x.shape[0])
-        others = [self._apart(part) for part in others]  # before the first moves the statistics
-        first = super().forward(first) if first.shape[0] > 1 else self._apart(first)
+        # before the first slice updates the running statistics
+        others = [self._without_update(other) for other in others]
+        first = super().forward(first) if first.shape[0] > 1 else self._without_update(first)
         return torch.cat([first, *others])
 
-    def _apart(self, x):
-        """Normalise a slice that moves no statistics."""
-        alone = x.shape[0] == 1
-        # copies, for backward reads them again, after the first slice has moved the originals
-        mean, var = (self.running_mean.clone(), self.running_var.clone()) if alone else (None, None)
-        return F.batch_norm(x, mean, var, self.weight, self.bias, not alone, 0.0, self.eps)
+    def _without_update(self, x):
+        """Normalise a slice and leave the running statistics as they are."""
+        single = x.shape[0] == 1
+        mean = var = None
+        if single:
+            # copies: backward reads them after the first slice has updated the originals
+            mean, var = self.running_mean.clone(), self.running_var.clone()
+        return F.batch_norm(x, mean, var, self.weight, self.bias, not single, 0.0, self.eps)
 
 
 class StridedIdentity(nn.Module):
-    """Shortcut A: every stride-th pixel, and channels of zeros up to the width asked for."""
+    """Shortcut A: takes every stride-th pixel and pads with zero channels up to `channels`."""
 
     def __init__(self, channels, stride):
         super().__init__()
@@ -102,10 +111,11 @@ class StridedIdentity(nn.Module):
 
 
 def shortcut(kind, inputs, outputs, stride, norm):
-    """The shortcut of a block: a module, or None for the kind "none".
+    """The shortcut of a block: a module, or None for "none".
 
-    A adds no parameters; B is a 1x1 convolution where the width changes; C always. `norm` puts a
-    batch norm behind the convolution (resnet.lua and resnext.lua do, preresnet.lua does not).
+    A has no parameters. B has a 1x1 convolution where the width changes, C has one in every block.
+    `norm` adds a batch norm after the convolution, as in resnet.lua and resnext.lua; preresnet.lua
+    has none.
     """
     if kind not in ("A", "B", "C", "none"):
         raise InputError(f"invalid shortcut type: {kind}; it is one of A, B, C, none")
@@ -120,16 +130,23 @@ def shortcut(kind, inputs, outputs, stride, norm):
 
 
 class Block(nn.Module):
-    """One residual block. A subclass adds the layers of the branch and says how they run.
+    """One residual block. A subclass defines the layers of the branch (`build`, `branch`).
 
-    `activation` is where batch norm and ReLU stand. "postact" (resnet.lua, resnext.lua): after each
-    convolution, and the last ReLU after the sum. Otherwise (preresnet.lua) `bn0` and a ReLU stand
-    before the branch ("preact"), before branch and shortcut ("both_preact"), or are left out
-    ("no_preact"), and nothing follows the last convolution. In each, bnK follows convK.
+    `activation` says where batch norm and ReLU are:
 
-    `norm` is for nets that were released before the Lua files had their last form: "each" has a
-    batch norm behind the shortcut's convolution too (so is "postact" now), "branch" has none there
-    (all others now), "sum" has the last one not in the branch but behind the sum.
+    - "postact" (resnet.lua, resnext.lua): after each convolution; the last ReLU is after the sum.
+    - The others (preresnet.lua) have nothing after the last convolution. `bn0` and a ReLU come
+      before the branch ("preact"), before both branch and shortcut ("both_preact"), or nowhere
+      ("no_preact").
+
+    In all of them bnK follows convK.
+
+    `norm` says which of the other batch norms there are. It exists because some released nets are
+    older than the final Lua files:
+
+    - "each": one after the shortcut's convolution too. The default for "postact".
+    - "branch": none there. The default for the others.
+    - "sum": as "branch", but the branch's last batch norm is after the sum instead.
     """
 
     def __init__(self, inputs, outputs, stride, shortcut_type, activation, norm=None, **layers):
@@ -137,18 +154,17 @@ class Block(nn.Module):
         self.outputs = outputs
         self.activation = activation
         self.norm = norm or ("each" if activation == "postact" else "branch")
-        before = activation in ("preact", "both_preact")
-        self.bn0 = BatchNorm2d(inputs) if before else None
+        preact = activation in ("preact", "both_preact")
+        self.bn0 = BatchNorm2d(inputs) if preact else None
         self.build(inputs, outputs, stride, **layers)
-        each = self.norm == "each"
-        self.downsample = shortcut(shortcut_type, inputs, outputs, stride, each)
+        self.downsample = shortcut(shortcut_type, inputs, outputs, stride, self.norm == "each")
         self.bn_sum = BatchNorm2d(outputs) if self.norm == "sum" else None
         self.relu = nn.ReLU(inplace=True)
 
     def last_norm(self, channels):
-        """What follows the branch's last convolution."""
-        own = self.activation == "postact" and self.norm != "sum"
-        return BatchNorm2d(channels) if own else nn.Identity()
+        """The batch norm after the branch's last convolution, or an identity if it has none."""
+        present = self.activation == "postact" and self.norm != "sum"
+        return BatchNorm2d(channels) if present else nn.Identity()
 
     def forward(self, x):  # (N, inputs, H, W)
         branch = x
@@ -168,7 +184,7 @@ class Block(nn.Module):
 
 
 class Basic(Block):
-    """Two 3x3 convolutions: the nets of 18 and 34 layers and ResNet on CIFAR."""
+    """Two 3x3 convolutions: the block of ResNet-18 and -34 and of ResNet on CIFAR."""
 
     def build(self, inputs, outputs, stride):
         self.conv1 = conv(inputs, outputs, 3, stride)
@@ -185,7 +201,7 @@ class Basic(Block):
 
 
 class Bottleneck(Block):
-    """1x1, 3x3 in `groups` groups and with the stride, 1x1."""
+    """A 1x1, a 3x3 (with the stride and `groups` groups) and a 1x1 convolution."""
 
     def build(self, inputs, outputs, stride, width, groups=1):
         self.conv1 = conv(inputs, width, 1)
@@ -207,24 +223,29 @@ class Bottleneck(Block):
 
 
 class Net(nn.Module):
-    """Stem, stages of blocks, head: (N, 3, H, W) to the scores (N, classes).
+    """Stem, stages of blocks, head: maps images (N, 3, H, W) to scores (N, classes).
 
-    With `recompute` set, training keeps only the inputs of the blocks and runs each block again in
-    the backward pass: the same numbers in less memory and more time (the Lua's -optnet).
+    With `recompute` set (-optnet true), training keeps only the inputs of the blocks and runs each
+    block again in the backward pass. The numbers are the same; it takes less memory and more time.
     """
 
     def __init__(self, config, stem, width, counts, block, preactivation=False):
-        """`block(inputs, planes, stride, activation)` makes a Block; `planes` starts at `width`.
+        """Build the net.
 
-        `config` rebuilds the net: {"net": name of its file and function, **arguments}.
+        config: what rebuilds it, {"net": name of its file and function, **arguments}.
+        stem: "imagenet" or "cifar".
+        width: channels of the stem, and `planes` of the first stage; each stage doubles `planes`.
+        counts: the number of blocks in each stage.
+        block: a function block(inputs, planes, stride, activation) that makes a Block.
         """
         super().__init__()
         self.config = config
         self.recompute = False
-        self.slices = None  # as those of its batch norms
+        self.frozen = ()  # names of the parts that -freeze holds, see freezing.py
+        self.slices = None  # the same as in its batch norms, see set_slices
         large = stem == "imagenet"
         self.conv1 = conv(3, width, 7, 2) if large else conv(3, width, 3)
-        # preresnet.lua: on CIFAR the first block begins with the stem's batch norm and ReLU
+        # preresnet.lua: on CIFAR the stem's batch norm and ReLU are those of the first block
         self.bn1 = BatchNorm2d(width) if large or not preactivation else None
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else None
@@ -233,9 +254,9 @@ class Net(nn.Module):
         for i, count in enumerate(counts):
             first, other = ("both_preact", "preact") if preactivation else ("postact", "postact")
             if preactivation and config.get("norm") == "each":
-                first = "preact"  # the first form of preresnet.lua
+                first = "preact"  # as in the first version of preresnet.lua
             elif preactivation and large and i == 0:
-                first = "no_preact"  # the stem has just done it
+                first = "no_preact"  # the stem already ends with batch norm and ReLU
             blocks = [block(channels, width * 2**i, 2 if i else 1, first)]
             channels = blocks[0].outputs
             blocks += [block(channels, width * 2**i, 1, other) for _ in range(count - 1)]
@@ -244,8 +265,15 @@ class Net(nn.Module):
         self.fc = nn.Linear(channels, config["classes"])
         initialise(self)
 
+    def train(self, mode=True):
+        """Set training or evaluation mode; the frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
     def maps(self, x):
-        """The last maps, (N, channels, H / 32, W / 32) or, with the CIFAR stem, H / 4, W / 4."""
+        """The last feature maps: (N, channels, H / 32, W / 32); CIFAR stem: H / 4, W / 4."""
         x = self.conv1(x)
         if self.bn1 is not None:
             x = self.bn1(x)
@@ -261,7 +289,7 @@ class Net(nn.Module):
         return x
 
     def features(self, x):
-        """What the classifier sees: (N, channels)."""
+        """The features, which are the classifier's input: (N, channels)."""
         return self.maps(x).mean((2, 3))
 
     def forward(self, x):  # (N, 3, H, W)
@@ -269,25 +297,31 @@ class Net(nn.Module):
         return self.fc(x)  # (N, classes)
 
     def _run(self, block, x):
-        # A compiler takes no contexts. It moves statistics once anyway, but would show a slice of
-        # one sample the moved ones; so such a batch, an epoch's last, is not recomputed.
+        # torch.compile accepts no context_fn. Compiled code updates running statistics only once
+        # anyway. But the recomputation of a one-sample slice would use the updated ones, so a batch
+        # with such a slice (the last of an epoch) is not recomputed.
         compiling = torch.compiler.is_compiling()
-        if not (self.recompute and self.training) or (compiling and 1 in (self.slices or ())):
+        recomputed = self.recompute and block.training  # a frozen block keeps no activations
+        if not recomputed or (compiling and 1 in (self.slices or ())):
             return block(x)
-        contexts = {} if compiling else {"context_fn": partial(_contexts, block)}
+        contexts = {} if compiling else {"context_fn": partial(_recompute_contexts, block)}
         return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **contexts)
 
 
-def _contexts(block):
-    """For checkpoint: how a block runs, and how it runs again in the backward pass."""
+def _recompute_contexts(block):
+    """Two contexts for `checkpoint`: of a block's forward pass, and of its recomputation.
+
+    The recomputation gets copies of the running statistics as they are now: a one-sample slice
+    reads them, and they must not be updated twice.
+    """
     norms = [module for module in block.modules() if isinstance(module, BatchNorm2d)]
-    seen = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    return nullcontext(), _statistics(norms, seen)
+    copies = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
+    return nullcontext(), _swapped_buffers(norms, copies)
 
 
 @contextmanager
-def _statistics(norms, lent):
-    """Lend batch norms the running statistics they had; what is added to them is dropped."""
+def _swapped_buffers(norms, copies):
+    """Give batch norms these buffers for a while, then their own back."""
     own = [dict(norm.named_buffers()) for norm in norms]
 
     def use(buffers):
@@ -296,6 +330,6 @@ def _statistics(norms, lent):
                 setattr(norm, name, buffer)
 
     try:
-        yield use(lent)
+        yield use(copies)
     finally:
         use(own)

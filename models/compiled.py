@@ -1,7 +1,4 @@
-"""-compile true: the training step through torch.compile.
-
-Nothing of the Lua. The results are those of the plain step but for rounding.
-"""
+"""-compile true: the training step through torch.compile; results differ by rounding only."""
 
 import os
 import shutil
@@ -13,11 +10,11 @@ from runtime.errors import InputError
 
 
 def compiled(model, device):
-    """The model, compiled when it first sees a batch; one of another size is compiled apart."""
+    """The model under torch.compile. The first batch of each size compiles it for that size."""
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if device.type == "cpu" and not shutil.which(compiler):
         raise InputError(
             f"-compile true needs a C++ compiler on the CPU, but there is no {compiler}: install "
             "one, or name it in the environment variable CXX"
         )
-    return torch.compile(model, dynamic=False)  # sizes that vary would be slower
+    return torch.compile(model, dynamic=False)  # code for dynamic shapes is slower

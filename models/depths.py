@@ -1,9 +1,9 @@
-"""Which depths of which net exist, and how many blocks each of their stages has.
+"""The depths of each net, and the number of blocks in each of their stages.
 
 Port of the `cfg` tables in models/resnet.lua, models/preresnet.lua and models/resnext.lua. They
-stand apart from the nets so that opts.py can refuse a depth before PyTorch is imported. On purpose
-an error names the depths that exist, and a CIFAR net has at least one block a stage (the Lua
-accepted depth 2 and built no block at all).
+are not in the nets' files so that opts.py can refuse a depth before PyTorch is imported. Differs
+from the Lua on purpose: an error names the depths that exist, and a CIFAR net has at least one
+block per stage (the Lua accepted depth 2 and built no block at all).
 """
 
 import importlib
@@ -24,7 +24,7 @@ _IMAGENET = {
     200: ("bottleneck", (3, 24, 36, 3)),
 }
 
-# net: (depths with the ImageNet stem, kind of block with the CIFAR stem). A new net goes here.
+# net: (depths with the ImageNet stem, kind of block with the CIFAR stem); a new net may add a line
 NETS = {
     "resnext": ((50, 101, 152), "bottleneck"),
     "preresnext": ((50, 101, 152, 200), "bottleneck"),
@@ -32,7 +32,7 @@ NETS = {
     "preresnet": ((18, 34, 50, 101, 152, 200), "basic"),
 }
 
-# kind of block: (weight layers that one block in each of three stages adds, depths the Lua names)
+# kind of block: (layers that one more block in each of three stages adds, depths the Lua names)
 _CIFAR = {
     "basic": (6, "20, 32, 44, 56, 110, 1202"),
     "bottleneck": (9, "29, 38, 47, 56, 101"),
@@ -40,17 +40,17 @@ _CIFAR = {
 
 
 def is_own(net):
-    """Whether a net that is not in NETS has a file of its own in models/; this imports it."""
+    """Whether a net that is not in NETS has its own file in models/; imports that file."""
     path = os.path.join(os.path.dirname(os.path.abspath(__file__)), net + ".py")
     exists = net.isidentifier() and os.path.isfile(path)
     return exists and hasattr(importlib.import_module(f"models.{net}"), "create")
 
 
 def stages(net, stem, depth, bottleneck=None):
-    """The kind of block, "basic" or "bottleneck", and a tuple of the blocks in each stage.
+    """The kind of block, "basic" or "bottleneck", and a tuple: the number of blocks in each stage.
 
-    `bottleneck` is the -bottleneckType of a net that has one, checked here for opts.py. InputError
-    if any of the four does not exist.
+    `bottleneck` is the -bottleneckType if the net has one; it is only checked, for opts.py.
+    InputError if net, stem, depth or bottleneck does not exist.
     """
     if net not in NETS:
         known = ", ".join(NETS)
@@ -71,7 +71,7 @@ def _imagenet_stages(net, depth):
         known = ", ".join(map(str, depths[:-1]))
         raise InputError(
             f"Invalid depth: {depth}, for {net} on images of ImageNet's size"
-            f" -depth should be {known} or {depths[-1]}"
+            f" -depth should be {known} or {depths[-1]}{_others(depth, 'imagenet')}"
         )
     return _IMAGENET[depth]
 
@@ -83,6 +83,20 @@ def _cifar_stages(net, depth):
     if rest or blocks < 1:
         raise InputError(
             f"depth should be one of {named} (or another {layers}n+2, from {layers + 2})"
-            f" for {net} on images of CIFAR's size, not {depth}"
+            f" for {net} on images of CIFAR's size, not {depth}{_others(depth, 'cifar')}"
         )
     return kind, (blocks,) * 3
+
+
+def _others(depth, stem):
+    """Which nets do have a depth, for an error."""
+    nets = [
+        net
+        for net, (depths, kind) in NETS.items()
+        if (
+            depth in depths
+            if stem == "imagenet"
+            else depth > 2 and not (depth - 2) % _CIFAR[kind][0]
+        )
+    ]
+    return f"; -netType {' or '.join(nets)} has it" if nets else ""

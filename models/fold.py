@@ -1,8 +1,8 @@
-"""A model made ready for inference: the same function with fewer passes over its maps.
+"""A model prepared for inference: the same function with fewer passes over its feature maps.
 
-No Lua file. A batch norm in evaluation is one factor and one summand a channel; where it directly
-follows a convolution both go into that convolution's weights. Forms A and B of ResNeXt, which are
-form C in many small pieces, become form C (forms.py). What changes is rounding only.
+In evaluation, batch norm is a scale and a shift per channel. Where it directly follows a
+convolution, both are folded into the convolution's weight and bias. Forms A and B of ResNeXt, many
+small convolutions, become form C, few large ones (forms.py). Results differ by rounding only.
 """
 
 import copy
@@ -10,21 +10,20 @@ import copy
 import torch
 from torch import fx, nn
 
-import models
 from models import forms
 from models.blocks import BatchNorm2d
 
-# By their exact type: a subclass of somebody's own may do more with its weights.
+# Compared by exact type: a user's subclass may do more with its weights.
 CONVOLUTIONS = (nn.Conv2d,)
 NORMS = (nn.BatchNorm2d, BatchNorm2d)
 
 
 def folded(model, dtype=None):
-    """A copy of `model` in evaluation mode, for inference only; attributes and methods stay.
+    """A copy of `model` in evaluation mode, for inference only; it keeps attributes and methods.
 
-    A net that torch.fx cannot follow, such as one of your own that looks at its numbers, is copied
-    as it is. `dtype`, such as torch.bfloat16, is for the weights of convolutions and linear layers;
-    the net is then to be run under autocast, which brings their inputs into it.
+    A net that torch.fx cannot trace, such as one whose control flow depends on values, is copied
+    without folding. `dtype`, such as torch.bfloat16, is for the weights of convolutions and linear
+    layers; run the net under autocast then, which casts their inputs to it.
     """
     model = _as_form_c(model).eval().requires_grad_(False)
     modules = dict(model.named_modules())
@@ -38,33 +37,27 @@ def folded(model, dtype=None):
 
 
 def _as_form_c(model):
-    """A copy, in form C if the model is a ResNeXt in form A or B."""
+    """A copy of the model; a ResNeXt in form A or B becomes form C."""
     config = getattr(model, "config", {})
     form = config.get("bottleneck")
     if config.get("net") not in ("resnext", "preresnext") or form not in ("resnext_A", "resnext_B"):
         return copy.deepcopy(model)
-    with torch.device("meta"):
-        wide = models.from_config({**config, "bottleneck": "resnext_C"})
-    state = forms.convert(model.state_dict(), "resnext_C", config["cardinality"])
-    wide.load_state_dict(state, assign=True)
-    for name, value in vars(model).items():  # its classes, preprocess and so on
-        if name not in vars(wide):
-            setattr(wide, name, value)
-    return wide.to(memory_format=torch.channels_last)  # joined weights are contiguous
+    wide = forms.converted(model, "resnext_C")
+    return wide.to(memory_format=torch.channels_last)  # concatenated weights are contiguous
 
 
 class _Tracer(fx.Tracer):
-    """Takes each convolution and batch norm for one step, whichever file it is from."""
+    """Records each convolution and batch norm as one step and does not look into it."""
 
     def is_leaf_module(self, module, name):
         return type(module) in CONVOLUTIONS + NORMS or super().is_leaf_module(module, name)
 
 
 def pairs(model):
-    """(convolution, batch norm) by name, where the norm is all that sees the convolution."""
+    """Names (convolution, batch norm) where only that norm uses the convolution's output."""
     try:
         graph = _Tracer().trace(model)
-    except Exception:  # somebody's net may do what fx cannot follow, and fail in any way
+    except Exception:  # a user's net may do what fx cannot trace, and fail in any way
         return []
     modules = dict(model.named_modules())
     targets = [node.target for node in graph.nodes if node.op == "call_module"]
@@ -87,13 +80,13 @@ def pairs(model):
 
 
 def _fold(conv, norm):
-    """Let the convolution do what the batch norm behind it does; in float64, then rounded."""
+    """Fold a batch norm into the convolution before it; in float64, then rounded."""
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     shift = conv.bias.double() if conv.bias is not None else torch.zeros_like(scale)
     shift = (shift - norm.running_mean.double()) * scale
     if norm.affine:
         scale = scale * norm.weight.double()
         shift = shift * norm.weight.double() + norm.bias.double()
-    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)  # keeps the layout
+    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)  # keeps the memory format
     conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
     conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)

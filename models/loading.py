@@ -1,8 +1,8 @@
-"""From options or a file to a model that is ready to train. Port of models/init.lua.
+"""Makes a model from options, or loads one from a file. Port of models/init.lua.
 
-The order is the Lua's: a checkpoint that is resumed comes before -retrain, that before a new net.
-Differs from the Lua: the number of classes follows the data where -nClasses is 0, and a model that
-does not fit the data is refused instead of failing inside the loss.
+The order is the Lua's: a resumed checkpoint goes before -retrain, and -retrain before a new net.
+Differs from the Lua: -nClasses 0 means the number of classes in the data, and a model that does not
+fit the data is refused instead of failing inside the loss.
 """
 
 import importlib
@@ -14,13 +14,14 @@ from datasets import cifar10, cifar100, imagenet
 from datasets.input_spec import InputTransform
 from formats import model_files
 from models.blocks import init_linear
+from models.freezing import freeze
 from runtime.errors import InputError
 from runtime.precision import Precision
-from runtime.terminal import say
+from runtime.terminal import note, say
 
 
 def setup(opt, checkpoint, classes, device):
-    """The model on its device in the run's precision; `classes` are the names in the data."""
+    """The model on its device in the run's precision; `classes` are the data's class names."""
     count = opt.nClasses or len(classes)
     if count < len(classes):
         raise InputError(f"-nClasses {count}, but the data has {len(classes)} classes")
@@ -30,11 +31,11 @@ def setup(opt, checkpoint, classes, device):
     elif opt.retrain != "none":
         say(f"Loading model from file: {opt.retrain}")
         model = load_file(opt.retrain)
-        if opt.resetClassifier:
-            reset_classifier(model, count)
     else:
         say(f"=> Creating model from file: models/{opt.netType}.py")
         model = build(opt, count)
+    if opt.resetClassifier and checkpoint is None:
+        reset_classifier(model, count)
     outputs = model.fc.out_features
     if outputs != count:
         raise InputError(
@@ -42,9 +43,10 @@ def setup(opt, checkpoint, classes, device):
             f"-resetClassifier true; to leave it so, -nClasses {outputs}"
         )
     model.classes = list(classes)
+    freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
     set_backend(opt)
-    # channels last is at least as fast for every net here, on the CPU by up to 1.7 times
+    # channels_last is at least as fast for every net of ours, on the CPU up to 1.7 times as fast
     dtype = Precision(opt.precision, device).dtype
     return model.to(device, dtype, memory_format=torch.channels_last)
 
@@ -57,11 +59,12 @@ def build(opt, classes):
 def load(source, device="cpu"):
     """A model ready to use: `model(model.transform(image)[None])` gives the scores of an image.
 
-    `source` is anything that model_files.read takes: a file of ours, of Torch7 or of torchvision
-    and timm, or a name such as "torchvision:resnext50_32x4d". The model is in evaluation mode;
-    `classes` (names, or None) and `transform` (an image file or array to a tensor) go with it.
+    `source` is what model_files.read takes: a file of ours, of Torch7, or of torchvision or timm;
+    or a name such as "torchvision:resnext50_32x4d". The model is in evaluation mode and float32,
+    as are transformed images: half-precision weights are converted. It has `classes` (a list of
+    names, or None) and `transform` (from an image file or array to a tensor).
     """
-    model = load_file(source).to(device).eval()
+    model = load_file(source).to(device, torch.float32).eval()
     model.transform = InputTransform(model.input_spec)
     return model
 
@@ -69,8 +72,8 @@ def load(source, device="cpu"):
 def load_file(source):
     """A net from a file, with its weights, class names and input spec.
 
-    The net takes the file's tensors over as they are: nothing is copied, and a configuration that
-    asks for more weights than the file has claims no memory.
+    The net is built on the meta device and then uses the file's tensors themselves. So nothing is
+    copied, and a configuration that claims more weights than the file has takes no memory.
     """
     content = model_files.read(source)
     try:
@@ -89,22 +92,22 @@ def load_file(source):
 
 
 def _check_fits(model, state):
-    """InputError names the first entry of a state that has no place in the net, or is missing."""
+    """Raise InputError for the first entry that does not fit the net, or that is missing."""
     config, own = model.config, model.state_dict()
     net = f"{config['net']} of depth {config.get('depth')} with shortcut {config.get('shortcut')}"
     for name, tensor in state.items():
         if name not in own:
             raise InputError(f"{name!r:.80} has no place in a {net}")
         if tensor.shape != own[name].shape:
-            sizes = f"{tuple(tensor.shape)}, not {tuple(own[name].shape)}"
-            raise InputError(f"{name} is of size {sizes} as in a {net}")
+            sizes = f"{tuple(tensor.shape)}, but {tuple(own[name].shape)}"
+            raise InputError(f"{name} is of size {sizes} in a {net}")
     for name in own:
         if name not in state:
             raise InputError(f"{name} is missing from a {net}")
 
 
 def _original_input_spec(config):
-    """What the original program did to a test image, as far as its net tells; else None."""
+    """The original program's input spec, found by stem and number of classes; or None."""
     if config["stem"] == "imagenet":
         spec = {"scale": 256, "crop": 224, "largest": 1}
         return {**spec, "mean": imagenet.mean, "std": imagenet.std}
@@ -115,24 +118,24 @@ def _original_input_spec(config):
 
 
 def from_config(config):
-    """The net that `model.config` is of, with new weights."""
+    """A net with new weights from a configuration, such as `model.config`."""
     arguments = dict(config)
     name = arguments.pop("net")
     return getattr(importlib.import_module(f"models.{name}"), name)(**arguments)
 
 
 def pack(model):
-    """What a model file holds: weights, how to build the net, its classes and its input spec."""
+    """The content of a model file (see formats/model_files.py)."""
     return {
         "model": model.state_dict(),
         "config": model.config,
         "classes": model.classes,
-        "preprocessing": model.input_spec,  # files have called it so since the first
+        "preprocessing": model.input_spec,  # the name in all files so far
     }
 
 
 def reset_classifier(model, count):
-    """Put a new, freshly initialised last layer in place of the old one."""
+    """Replace the last layer by a newly initialised one with `count` outputs."""
     say(f" => Replacing classifier with {count}-way classifier")
     model.fc = init_linear(nn.Linear(model.fc.in_features, count))
     model.config["classes"] = count
@@ -142,15 +145,15 @@ def _save_memory(opt, model):
     if opt.optnet:
         model.recompute = True
     if opt.shareGradInput:
-        say("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
+        note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
 
 
 def set_backend(opt):
-    """How cuDNN chooses its kernels and rounds, for this whole process."""
+    """Set, for the whole process, how cuDNN selects its algorithms and whether it uses TF32."""
     if opt.backend == "cunn":
-        say("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
+        note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     torch.backends.cudnn.benchmark = opt.cudnn == "fastest"
     torch.backends.cudnn.deterministic = opt.cudnn == "deterministic"
-    # PyTorch lets cuDNN round to TF32 unless told otherwise; single means IEEE float32
+    # PyTorch's default lets cuDNN round to TF32; -precision single means IEEE float32
     torch.backends.cudnn.allow_tf32 = opt.precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = opt.precision == "tf32"

@@ -1,6 +1,6 @@
-"""ResNeXt with pre-activated blocks, the nets of the paper's first figures on CIFAR.
+"""ResNeXt with pre-activated blocks: the nets of the paper's first figures on CIFAR.
 
-No Lua file: the blocks of models/resnext.lua, activated in the way of models/preresnet.lua.
+The blocks of models/resnext.lua, with batch norm and ReLU placed as in models/preresnet.lua.
 """
 
 from models import resnext as post
@@ -16,12 +16,9 @@ def preresnext(
     bottleneck="resnext_C",
 ):
     """A pre-activated ResNeXt; the arguments are those of `resnext`."""
-    arguments = locals()
-    model = post.resnext(**arguments, preactivation=True)
-    model.config = {"net": "preresnext", **arguments}
-    return model
+    return post.aggregated({"net": "preresnext", **locals()}, preactivation=True)
 
 
 def create(opt, classes):
-    """The net that the options ask for, announced as ResNeXt is."""
+    """The net that the options ask for, with the lines of output of ResNeXt."""
     return post.create(opt, classes, preresnext)

@@ -1,7 +1,7 @@
 """ResNet: deep residual learning (https://arxiv.org/abs/1512.03385).
 
-Port of models/resnet.lua, with the stride in the 3x3 convolution as there. Any number of classes
-and any size of image; shortcut A also works with bottlenecks (see blocks.py).
+Port of models/resnet.lua; as there, the stride is in the 3x3 convolution. Added: any number of
+classes, any image size, and shortcut A with bottlenecks (see blocks.py).
 """
 
 from models import depths
@@ -10,22 +10,20 @@ from runtime.errors import InputError
 from runtime.terminal import say
 
 TITLES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-
-
 NORMS = ("each", "branch", "sum")
 
 
 def resnet(depth=34, classes=1000, stem="imagenet", shortcut="B", norm="each"):
     """A ResNet-`depth` of basic or bottleneck blocks.
 
-    `norm` says where batch norm stands (see blocks.py): the ResNet-18 and -34 that were released
-    with fb.resnet.torch are "branch", the ResNet-50 is "sum".
+    `norm` says which batch norms a block has (see blocks.py). Of the nets that were released with
+    fb.resnet.torch, ResNet-18 and -34 are "branch" and ResNet-50 is "sum".
     """
     return residual({"net": "resnet", **locals()})
 
 
 def residual(config, preactivation=False):
-    """The net of a configuration; preresnet.py's too, which differs in the activation."""
+    """A ResNet from its configuration, or with `preactivation` a pre-activated one."""
     kind, counts = depths.stages(config["net"], config["stem"], config["depth"])
     shortcut, norm = config["shortcut"], config["norm"]
     if norm not in NORMS or (preactivation and norm == "sum"):
@@ -41,7 +39,7 @@ def residual(config, preactivation=False):
 
 
 def create(opt, classes, net=resnet):
-    """The net that the options ask for, announced as in the Lua."""
+    """The net that the options ask for, with the Lua's line of output."""
     model = net(opt.depth, classes, opt.stem, opt.shortcutType)
     say(f" | ResNet-{opt.depth} {TITLES.get(opt.dataset, opt.dataset)}")
     return model

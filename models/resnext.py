@@ -1,7 +1,7 @@
 """ResNeXt: aggregated residual transformations (https://arxiv.org/abs/1611.05431).
 
 Port of models/resnext.lua. Added: form A of the paper's figure 3, pre-activated blocks (see
-preresnext.py), any number of classes and any size of image.
+preresnext.py), any number of classes, and any image size.
 """
 
 import torch
@@ -14,7 +14,7 @@ from runtime.terminal import say
 
 
 class Path(nn.Module):
-    """One of the C paths of forms A and B: inputs -> d -> d channels, and in form A -> outputs."""
+    """One path of form A or B: from `inputs` to d to d channels, and in form A to `outputs`."""
 
     def __init__(self, inputs, d, stride, outputs=None):
         super().__init__()
@@ -35,12 +35,12 @@ class Path(nn.Module):
         return self.conv3(x)
 
 
-# The branch of a block in the three forms of figure 3: C paths, d channels wide. All three are one
-# function (see forms.py), given that in form A batch norm follows the sum (footnote 6).
+# The branch of a block in the three forms of figure 3: c paths of d channels each. All three
+# are the same function (see forms.py), because in form A batch norm follows the sum (footnote 6).
 
 
 class FormA(Block):
-    """Figure 3(a): C separate paths, summed."""
+    """Figure 3(a): c separate paths, summed."""
 
     def build(self, inputs, outputs, stride, d, c):
         self.paths = nn.ModuleList(Path(inputs, d, stride, outputs) for _ in range(c))
@@ -52,7 +52,7 @@ class FormA(Block):
 
 
 class FormB(Block):
-    """Figure 3(b): C separate paths, concatenated, then one 1x1 convolution."""
+    """Figure 3(b): c separate paths, concatenated, then one 1x1 convolution."""
 
     def build(self, inputs, outputs, stride, d, c):
         self.paths = nn.ModuleList(Path(inputs, d, stride) for _ in range(c))
@@ -60,13 +60,13 @@ class FormB(Block):
         self.bn3 = self.last_norm(outputs)
 
     def branch(self, x):
-        x = torch.cat([path(x) for path in self.paths], 1)  # (N, C d, H, W)
+        x = torch.cat([path(x) for path in self.paths], 1)  # (N, c d, H, W)
         x = self.conv3(x)
         return self.bn3(x)
 
 
 class FormC(Bottleneck):
-    """Figure 3(c): one path, C d channels wide, whose 3x3 convolution has C groups."""
+    """Figure 3(c): one path of c d channels, whose 3x3 convolution has c groups."""
 
     def build(self, inputs, outputs, stride, d, c):
         super().build(inputs, outputs, stride, width=c * d, groups=c)
@@ -92,13 +92,19 @@ def resnext(
     bottleneck="resnext_C",
     preactivation=False,
 ):
-    """A ResNeXt-`depth` of `cardinality` paths, `base_width` channels each in the first stage.
+    """A ResNeXt-`depth` of `cardinality` paths with `base_width` channels each in the first stage.
 
-    `bottleneck` "resnet" is the block of ResNet, without regard to cardinality and base width.
+    `bottleneck` "resnet" is the block of ResNet; it ignores cardinality and base width.
     """
-    config = {"net": "resnext", **locals()}
+    return aggregated({"net": "resnext", **locals()}, preactivation)
+
+
+def aggregated(config, preactivation=False):
+    """A ResNeXt from its configuration, or with `preactivation` a pre-activated one."""
     net = "preresnext" if preactivation else "resnext"
-    _, counts = depths.stages(net, stem, depth, bottleneck)
+    stem, shortcut, bottleneck = config["stem"], config["shortcut"], config["bottleneck"]
+    cardinality, base_width = config["cardinality"], config["base_width"]
+    _, counts = depths.stages(net, stem, config["depth"], bottleneck)
     if base_width < 1 or cardinality < 1:
         raise InputError(
             f"cardinality {cardinality} and base width {base_width} make blocks without channels;"
@@ -116,8 +122,9 @@ def resnext(
 
 
 def create(opt, classes, net=resnext):
-    """The net that the options ask for, announced as in the Lua."""
-    depths.stages(net.__name__, opt.stem, opt.depth, opt.bottleneckType)  # or nothing is announced
+    """The net that the options ask for, with the Lua's lines of output."""
+    # a wrong depth or block is refused before anything is printed
+    depths.stages(net.__name__, opt.stem, opt.depth, opt.bottleneckType)
     say(DEPLOYING[opt.bottleneckType])
     model = net(
         depth=opt.depth,

@@ -1,1 +1,1 @@
-"""Replicas on processes: starting them, ranks and exchanges, signals."""
+"""Replicas on processes: their start, the process group, signals."""

@@ -1,7 +1,7 @@
-"""The process group of a run: join, deal out, exchange. The one place that knows ranks.
+"""The process group: joining it, ranks, collectives.
 
-Takes the place of nn.DataParallelTable's threads. A run of one process has no group, and all of
-this does nothing. Every function that exchanges something must be called by all processes.
+Takes the place of the threads of nn.DataParallelTable. A run of one process has no group: rank
+is 0, world size is 1, and the collectives do nothing. Every process must call a collective.
 """
 
 import contextlib
@@ -16,15 +16,16 @@ from torch.nn.parallel import DistributedDataParallel
 
 from parallel import launch
 from runtime.errors import InputError
-from runtime.terminal import say
+from runtime.terminal import note
 
-# For one exchange. A process that has died is noticed at once (gloo) or ended by parent or agent;
-# this is for a machine that vanished. In between lie at most a checkpoint and some loading.
+# For one collective. A process that died is noticed at once (gloo), or the parent or the agent ends
+# the others; the timeout is for a machine that vanished. Between two collectives a process at most
+# saves a checkpoint and loads some batches.
 TIMEOUT = datetime.timedelta(minutes=10)
 
 
 def join():
-    """Join the group that the environment tells of, if any; returns this process's device."""
+    """Join the process group that the environment describes, if any; returns the device."""
     device = _pick_device()
     if launch.joined():
         if device.type == "cuda":
@@ -37,19 +38,19 @@ def join():
                 _store().set(key, "0")
         dist.barrier()
     if device.type == "cpu":
-        say("=> No CUDA device: running on the CPU")
+        note("=> No CUDA device: running on the CPU")
     if world_size() > 1:
-        say(f"=> {world_size()} processes on {device.type}")
+        note(f"=> {world_size()} processes on {device.type}")
     return device
 
 
 def _pick_device():
-    """CUDA where there is one, else the CPU; a device that is named but not there is refused."""
+    """The CUDA device of this process, else the CPU; InputError if the device does not exist."""
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     named = os.environ.get("CUDA_VISIBLE_DEVICES", "")
     if torch.backends.cuda.is_built() and "MIG" not in named:
         ids = [word.strip() for word in named.split(",")] if named.strip() else []
-        # CUDA ignores all from the first invalid one, such as -1
+        # CUDA ignores the first invalid id, such as -1, and all after it
         ids = ids[: next((i for i, word in enumerate(ids) if word.startswith("-")), len(ids))]
         if count < len(ids):
             raise InputError(f"CUDA_VISIBLE_DEVICES={named}, but only {count} of these exist")
@@ -58,36 +59,36 @@ def _pick_device():
     local = int(os.environ.get("LOCAL_RANK", 0)) if launch.joined() else 0
     if local >= count:
         raise InputError(
-            f"process {local} of this machine has no CUDA device: only {count} visible; start as "
-            "many processes as there are devices"
+            f"local rank {local} has no CUDA device: only {count} are visible; start as many "
+            "processes as there are devices"
         )
     return torch.device("cuda", local)
 
 
 def rank():
-    """The rank of this process; rank 0 writes and speaks."""
+    """The rank of this process. Rank 0 writes files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size():
-    """How many processes there are."""
+    """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def local_world_size():
-    """How many of them are on this machine."""
+    """The number of processes on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1)) if dist.is_initialized() else 1
 
 
 def all_reduce(tensor):
-    """The sum of a tensor over all processes, in place."""
+    """Sum a tensor over all processes, in place; returns it."""
     if world_size() > 1:
         dist.all_reduce(tensor)
     return tensor
 
 
 def all_gather(value):
-    """The plain value of every process, as a list by rank."""
+    """The values of all processes, by rank; any value that pickles."""
     if world_size() == 1:
         return [value]
     values = [None] * world_size()
@@ -96,7 +97,7 @@ def all_gather(value):
 
 
 def broadcast(tensors):
-    """Overwrite tensors by those of rank 0, one exchange for each dtype."""
+    """Overwrite tensors with those of rank 0, in one collective for each dtype."""
     if world_size() == 1:
         return
     tensors = list(tensors)
@@ -109,33 +110,33 @@ def broadcast(tensors):
 
 
 def data_parallel(model, device):
-    """The model as it is trained: over several processes gradients are averaged, with overlap."""
+    """The model as it is trained: DistributedDataParallel averages gradients over the processes."""
     if world_size() == 1:
         return model
     with warnings.catch_warnings():
-        # torch 2.15 has another name for it, which 2.11 does not know
+        # torch 2.15 renamed the argument; 2.11 does not know the new name
         warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
         return DistributedDataParallel(
             model,
             device_ids=[device] if device.type == "cuda" else None,
-            broadcast_buffers=False,  # rank 0's running statistics hold, sent where needed
+            broadcast_buffers=False,  # Trainer sends rank 0's running statistics when needed
             gradient_as_bucket_view=True,
         )
 
 
 def rank_0_first(action):
-    """Call `action` on rank 0, then on the first process of each machine, then on the rest.
+    """Call `action` on rank 0, then on local rank 0 of each machine, then on all other ranks.
 
-    However long it takes: it may be the preparation of a whole data set.
+    Ranks wait for days if need be: `action` may prepare a whole dataset.
     """
     if world_size() == 1:
         return action()
     machine, local_rank = os.environ.get("GROUP_RANK", "0"), os.environ.get("LOCAL_RANK")
-    store, ever = _store(), datetime.timedelta(days=7)
+    store, days = _store(), datetime.timedelta(days=7)
     if rank():
-        store.wait(["prepared everywhere"], ever)
+        store.wait(["prepared everywhere"], days)
         if local_rank != "0":
-            store.wait([f"prepared on {machine}"], ever)
+            store.wait([f"prepared on {machine}"], days)
     result = action()
     if local_rank == "0":
         store.set(f"prepared on {machine}", "1")
@@ -145,38 +146,38 @@ def rank_0_first(action):
 
 
 def agents():
-    """Which torchrun agents started the processes, as names that no later agent will have."""
+    """The torchrun agents that started the processes, each as "host pid start-time": unique."""
     if "TORCHELASTIC_RUN_ID" not in os.environ:
         return []
     parent, began = os.getppid(), ""
     with contextlib.suppress(OSError), open(f"/proc/{parent}/stat") as file:
-        began = file.read().rpartition(")")[2].split()[19]  # in ticks since the machine's start
+        began = file.read().rpartition(")")[2].split()[19]  # field starttime: in ticks since boot
     return sorted(set(all_gather(f"{socket.gethostname()} {parent} {began}")))
 
 
 def barrier():
-    """Wait for all processes; if one has failed, that one speaks."""
+    """Wait for all processes. No error if one has failed: that one reports its own."""
     if world_size() > 1:
         with contextlib.suppress(RuntimeError):
             dist.barrier()
 
 
 def _store():
-    """The key-value store that all processes share."""
+    """The key-value store of the process group."""
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=5))
 
 
 def first_to_fail():
-    """Whether no other process has failed before this one."""
+    """Whether this process is the first one that failed."""
     try:
         return _store().add("failed", 1) == 1
-    except (RuntimeError, KeyError, ValueError):  # the store has gone with rank 0
+    except (RuntimeError, KeyError, ValueError):  # the store is gone, as rank 0 held it
         return not dist.is_initialized()
 
 
 def lost_peer(error):
-    """Whether an error only says that another process is gone."""
+    """Whether an error only means that another process is gone."""
     if not dist.is_initialized():
         return False
     signs = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "gloo", "NCCL")

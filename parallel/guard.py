@@ -1,60 +1,67 @@
-"""How a process ends: what goes wrong in `main` becomes one sentence on stderr and a status."""
+"""Exit of a process: an error in `main` becomes one sentence on stderr and an exit status."""
 
 import os
 import signal
-import sys
 import time
 import traceback
 
 from parallel import launch
 from parallel.signals import Interrupted
 from runtime.errors import InputError
-from runtime.exit import leave, program
+from runtime.exit import leave, open_standard_streams, script
+from runtime.packages import missing
+from runtime.terminal import complain, is_rank_0
 
 
 def guard(main):
-    """Run main to the end of this process."""
-    attend_parent()
-    status, words = 0, None
+    """Call main, then exit with its status."""
+    open_standard_streams()
+    end_with_parent()
+    status, message = 0, None
     try:
         main()
     except Interrupted as interrupt:
         from parallel import group
 
-        group.barrier()  # rank 0 may still be writing, and whoever watches ends stragglers
-        status, words = interrupt.status, f"{program()}: {interrupt}"
+        group.barrier()  # rank 0 may still write, and the parent kills the rest once one has ended
+        status, message = interrupt.status, f"{script()}: {interrupt}"
     except KeyboardInterrupt:
-        status, words = 130, launch.interrupted()
+        status, message = 130, f"{script()}: interrupted"
+    except BrokenPipeError:  # before or after the run: `-help | head` ends without a word
+        status = 141  # as of SIGPIPE
     except Exception as error:
         fail(error)
-    if words and os.environ.get("RANK", "0") == "0":
-        print(words, file=sys.stderr)
+    if message and is_rank_0():
+        complain(message)
     leave(status)
 
 
-def attend_parent():
-    """In a process that main.py or torchrun started: end with the parent, let it speak."""
+def end_with_parent():
+    """In a process of main.py or torchrun: end when the parent does, leave Ctrl-C to it."""
     if launch.PARENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
         launch.die_with_parent()
     if launch.PARENT in os.environ:
-        if os.getppid() != int(os.environ[launch.PARENT]):
-            os._exit(1)  # it ended before this could be arranged
+        # on Windows the parent of an environment's Python is its launcher
+        if os.name != "nt" and os.getppid() != int(os.environ[launch.PARENT]):
+            os._exit(1)  # the parent ended before prctl was called
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def fail(error):
-    """End this process for an error; of several processes only the first to fail speaks."""
-    words, first = str(error), True
-    if not isinstance(error, InputError):
-        words = "".join(traceback.format_exception(error)).rstrip()
+    """Exit with status 1. Of several processes only the first that failed prints its error."""
+    message, first = str(error), True
+    if missing(error):
+        message = missing(error)
+    elif not isinstance(error, InputError):
+        message = "".join(traceback.format_exception(error)).rstrip()
     if launch.joined():
         from parallel import group
 
         if group.lost_peer(error):
-            time.sleep(3)  # for who failed to say so, and for parent or agent to end this process
+            time.sleep(3)  # the failed process prints first, and parent or agent may end this one
             reason = str(error).splitlines()[0]
-            words = f"rank {group.rank()} lost the other processes: {reason}"
+            message = f"rank {group.rank()} lost the other processes: {reason}"
         first = group.first_to_fail()
     if first:
-        print(f"{program()}: {words}", file=sys.stderr, flush=True)
+        complain(f"{script()}: {message}")
     leave(1)

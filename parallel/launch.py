@@ -1,9 +1,9 @@
-"""The parent of a run over several processes: starts one a device, watches them, ends them all.
+"""The parent process of a run over several processes: starts one for each device and watches them.
 
 Takes the place of the threads of nn.DataParallelTable. The processes find each other through the
-environment variables that torchrun sets as well (group.py). A signal to the process group reaches
-parent and processes; a signal to the parent alone is forwarded. The processes end with the parent
-even if it is killed. Imports torch only where devices have to be counted.
+environment variables that torchrun also sets (group.py). Ctrl-C in a terminal reaches all of them;
+a signal that the parent alone gets is forwarded. The processes end with the parent, even if it is
+killed. torch is imported only to count devices.
 """
 
 import contextlib
@@ -14,20 +14,19 @@ import subprocess
 import sys
 import time
 
-from parallel.signals import SIGNALS
+from parallel.signals import PARENT, SIGNALS, announcement, ended_at_once
 from runtime import terminal
 from runtime.errors import InputError
-from runtime.exit import ROOT, program
-
-PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
+from runtime.exit import ROOT, script
+from runtime.terminal import complain
 
 
 def processes(opt, replicas):
     """How many processes main.py has to start: `available`, but no more than `replicas`.
 
-    1 if this process can do it all, or is one of those that were started.
+    1 means none: this process runs alone, or has been started as one of several.
     """
-    if joined() or (replicas == 1 and opt.nProcs == 1):
+    if replicas == 1 and opt.nProcs == 1:
         return 1
     count = available(opt)
     if count > replicas and "nProcs" in opt.given:
@@ -36,7 +35,7 @@ def processes(opt, replicas):
 
 
 def available(opt):
-    """On CUDA one process a visible device, on the CPU one, unless -nProcs says otherwise."""
+    """One process for each visible CUDA device, on the CPU one; or -nProcs."""
     if joined():
         return 1
     import torch
@@ -49,16 +48,19 @@ def available(opt):
 
 
 def joined():
-    """Whether this process is one of a group, ours or torchrun's."""
+    """Whether main.py or torchrun started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run(argv, count):
-    """Start this program `count` times with the words `argv`; returns the exit status of it all."""
+def run(argv, count, folder=None):
+    """Start the script `count` times with the arguments `argv`; returns the exit status.
+
+    folder: the run folder, for the message if Ctrl-C ends the run at once.
+    """
     from torch.distributed import TCPStore
 
-    # The parent keeps the store in which they meet: nobody can take its port in between, and it
-    # outlives each of them.
+    # The parent holds the store through which the processes meet: no other program can take its
+    # port meanwhile, and it outlives every process.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     received = []
     for signum in SIGNALS:
@@ -67,11 +69,11 @@ def run(argv, count):
     try:
         for rank in range(count):
             children.append(_start(argv, rank, count, store.port))
-        return _watch(children, received)
+        return _watch(children, received, folder)
     finally:
         _end(children)
         for signum in SIGNALS:
-            signal.signal(signum, signal.SIG_IGN)  # what comes now comes too late
+            signal.signal(signum, signal.SIG_IGN)  # too late to interrupt anything
 
 
 def _start(argv, rank, count, port):
@@ -86,69 +88,60 @@ def _start(argv, rank, count, port):
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store is there, rank 0 need not make it
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists, rank 0 must not create it
         PARENT: str(os.getpid()),
     }
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, program()), *argv], env=environment)
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, script()), *argv], env=environment)
 
 
-def _watch(children, received):
-    """Wait until all have ended, or one has failed; returns the exit status."""
+def _watch(children, received, folder):
+    """Wait until all processes have ended or one has failed; returns the exit status."""
     forwarded = 0
     while True:
         states = [child.poll() for child in children]
         for rank, state in enumerate(states):
-            if state is not None and state != 0 and not _interrupted_by_signal(state):
-                return _failed(rank, state, received)
+            if state is not None and state != 0 and not _saved_and_ended(state):
+                return _failed(rank, state, received, folder)
         if None not in states:
             return max(states)
         while forwarded < len(received):
             if received[forwarded] == signal.SIGINT and signal.SIGINT in received[:forwarded]:
-                return _interrupted()
+                return _report_interrupted(folder)
+            if folder is not None and not forwarded:
+                complain(announcement(received[0]))
             for child in children:
-                child.send_signal(
-                    received[forwarded]
-                )  # twice is as good as once, see interrupts.py
+                with contextlib.suppress(ValueError):  # on Windows SIGINT goes to all by itself
+                    child.send_signal(received[forwarded])  # twice does no harm (signals.py)
             forwarded += 1
         time.sleep(0.05)
 
 
-def _interrupted_by_signal(state):
-    """Whether a process ended because a signal interrupted the run, after saving."""
+def _saved_and_ended(state):
+    """Whether a process ended in order, after a signal and the save."""
     return state in [128 + signum for signum in SIGNALS]
 
 
-def _failed(rank, state, received):
-    if state > 0:  # it has said why
+def _failed(rank, state, received, folder):
+    if state > 0:  # the process has printed its error
         return state
-    if -state in received:  # before there was anything to save
-        return _interrupted() if -state == signal.SIGINT else 128 - state
+    if -state in received:  # a signal before there was anything to save
+        return _report_interrupted(folder) if -state == signal.SIGINT else 128 - state
     with contextlib.suppress(ValueError):
         name = signal.Signals(-state).name
         terminal.clear()
-        hint = ", perhaps for want of memory" if name == "SIGKILL" else ""
-        print(f"{program()}: process {rank} was ended by {name}{hint}", file=sys.stderr, flush=True)
+        hint = ", perhaps out of memory" if name == "SIGKILL" else ""
+        complain(f"{script()}: process {rank} was ended by {name}{hint}")
     return 128 - state
 
 
-def interrupted():
-    """What is said after Ctrl-C."""
-    hint = (
-        "; -resume DIR goes on from the last checkpoint"
-        if program() in ("main.py", "detect.py")
-        else ""
-    )
-    return f"{program()}: interrupted{hint}"
-
-
-def _interrupted():
+def _report_interrupted(folder):
     terminal.clear()
-    print(interrupted(), file=sys.stderr, flush=True)
+    complain(ended_at_once(folder))
     return 128 + signal.SIGINT
 
 
 def _end(children):
-    """At once: whoever is still here waits for one that is gone. What is on disk stays whole."""
+    """Kill those that still run: they wait for one that is gone. Files are written atomically."""
     killed = [child for child in children if child.poll() is None]
     for child in killed:
         child.kill()
@@ -159,6 +152,6 @@ def _end(children):
 
 
 def die_with_parent():
-    """Let this process be killed when its parent ends, however that happens (Linux)."""
-    with contextlib.suppress(OSError, AttributeError):
+    """Let the kernel kill this process when its parent ends for any reason (Linux)."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: on Windows
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -1,66 +1,82 @@
-"""What may come between two iterations: a signal that interrupts the run, the time to save.
+"""Interrupts: a signal saves the state after the current iteration and ends the run.
 
-The Lua could only be killed. A signal acts after the iteration it falls into, once every process
-knows of it: the state is saved, and the run ends with the status that a shell gives the signal: 130
-for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
+A signal acts once every process knows of it, so that all stop after the same iteration. The exit
+status is the one that a shell gives the signal: 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
+The periodic save inside an epoch (-saveEvery) happens at the same point.
 """
 
 import contextlib
 import os
+import shlex
 import signal
+import socket
 import threading
 import time
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+from runtime import terminal
+from runtime.exit import leave, script
+from runtime.terminal import complain
+
+PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
+# Windows has no SIGUSR1
+NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
 class Interrupted(Exception):
-    """A signal interrupted the run, which has saved; `status` is the process's exit status."""
+    """A signal interrupted the run after the state was saved; `status` is the exit status."""
 
-    def __init__(self, signum, where, folder):
+    def __init__(self, signum, where, command):
         name = signal.Signals(signum).name
-        super().__init__(f"interrupted by {name} {where}; -resume {folder} goes on from there")
+        super().__init__(f"interrupted by {name} {where}; to go on: {command}")
         self.status = 128 + signum
 
 
 class Interrupts:
-    """While entered, signals are counted; `poll` acts on them, and on -saveEvery."""
+    """While entered, counts signals. `poll` acts on them, and on -saveEvery."""
 
-    def __init__(self, minutes=0, folder=None, save=None, ends_process=False):
-        """save(final): saves the state inside an epoch; `final` if the run ends then.
+    def __init__(self, minutes=0, folder="", save=None, command="", ends_process=False):
+        """save(final): saves the state inside an epoch; `final`: the run ends after this save.
 
-        minutes: between two saves; 0: only signals save. folder: where, for the message.
-        ends_process: whether the process ends with the run.
+        minutes: between two saves, 0 if only signals save. folder: the run folder. command: what
+        resumes the run. ends_process: whether the process ends with the run.
         """
-        self.folder, self.save, self.ends_process = folder, save, ends_process
+        self.folder, self.save, self.command = folder, save, command
+        self.ends_process = ends_process
         self.received = [0] * len(SIGNALS)  # how often each signal came to this process
         self.seconds = 60 * minutes
         self.last = time.monotonic()
+        self.watch = None
 
     def __enter__(self):
         self.before = [signal.signal(signum, self._receive) for signum in SIGNALS]
+        # Under a parent one Ctrl-C may arrive twice, from the terminal and from the parent; there
+        # the parent counts and speaks (launch.py).
+        if self.ends_process and PARENT not in os.environ:
+            self.watch = _Watch(self.folder)
         return self
 
     def __exit__(self, kind, *_):
-        # A process that is done, or was interrupted and has saved, may get another signal, once
-        # more from its parent, too: that must not look as if it had been killed.
+        if self.watch is not None:
+            self.watch.end()
+        # A process that is finished, or interrupted and saved, may get the signal again, also from
+        # its parent. It must not die of it: its exit status would say that it was killed.
         ignore = self.ends_process and kind in (None, Interrupted)
         for signum, handler in zip(SIGNALS, self.before):
             signal.signal(signum, signal.SIG_IGN if ignore else handler)
 
     def _receive(self, signum, _):
-        place = SIGNALS.index(signum)
-        # A second Ctrl-C ends the run at once. Under a parent the same one may come twice, and the
-        # parent counts them (launch.py).
-        if signum == signal.SIGINT and self.received[place] and "MAIN_PY_PARENT" not in os.environ:
+        index = SIGNALS.index(signum)
+        # a second Ctrl-C in a program that goes on afterwards, such as a test
+        if signum == signal.SIGINT and self.received[index] and not self.ends_process:
             raise KeyboardInterrupt
-        self.received[place] += 1
+        self.received[index] += 1
 
     def poll(self, received, where, flush=lambda: None):
-        """Save if it is time; if a signal was received, save and raise Interrupted.
+        """Save if -saveEvery is due. If a signal was received, save and raise Interrupted.
 
-        received: `self.received` summed over all processes. `flush` is called before a save: an
-        error there prevents the save. Returns whether the state was saved.
+        received: `self.received`, summed over all processes. flush: called before a save; an error
+        in it prevents the save. Returns whether the state was saved.
         """
         saved = False
         signum = next((signum for signum, count in zip(SIGNALS, received) if count), None)
@@ -71,13 +87,67 @@ class Interrupts:
             self.last = time.monotonic()
             saved = True
         if signum:
-            raise Interrupted(signum, where, self.folder)
+            raise Interrupted(signum, where, self.command)
         return saved
+
+
+class _Watch:
+    """A thread that sees a signal at once, also while one long operation of PyTorch runs.
+
+    Python calls signal handlers between two of its own instructions only. The first signal is
+    announced, a second Ctrl-C ends the process.
+    """
+
+    def __init__(self, folder):
+        self.folder = folder
+        # not os.pipe, which cannot be made non-blocking on Windows before Python 3.12
+        self.read_end, self.write_end = socket.socketpair()
+        self.write_end.setblocking(False)
+        fileno = self.write_end.fileno()
+        self.before = signal.set_wakeup_fd(fileno, warn_on_full_buffer=False)
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def end(self):
+        """Stop watching."""
+        signal.set_wakeup_fd(self.before)
+        self.write_end.close()
+
+    def _run(self):
+        seen = []
+        while byte := self.read_end.recv(1):
+            if byte[0] not in SIGNALS:
+                continue
+            seen.append(byte[0])
+            if len(seen) == 1:
+                complain(announcement(byte[0]))
+            if seen.count(signal.SIGINT) == 2:
+                terminal.clear()
+                complain(ended_at_once(self.folder))
+                leave(128 + signal.SIGINT)
+        self.read_end.close()
+
+
+def announcement(signum):
+    """What is said when a signal comes."""
+    again = "; Ctrl-C again ends it at once" if signum == signal.SIGINT else ""
+    name = signal.Signals(signum).name
+    return f"{script()}: {name}: the run finishes its iteration, saves and ends{again}"
+
+
+def ended_at_once(folder):
+    """What is said after a second Ctrl-C."""
+    hint = ""
+    if folder and os.path.exists(os.path.join(folder, "latest.pth")):
+        hint = f"; -resume {shlex.quote(folder)} goes on from the last checkpoint"
+    return f"{script()}: interrupted{hint}"
 
 
 @contextlib.contextmanager
 def blocked():
-    """Signals wait until the end of the block; a process started in it begins so."""
+    """Block SIGNALS in this thread. Threads and processes started meanwhile inherit the mask."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: signals come to the main thread only
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
@@ -86,7 +156,11 @@ def blocked():
 
 
 def obey_parent():
-    """Leave signals to the process group to the parent; end when the parent itself sends one."""
+    """In a worker: ignore SIGNALS sent to the process group, but end when the parent sends one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: the parent ends a worker without a signal
+        for signum in SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()

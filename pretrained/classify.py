@@ -1,69 +1,93 @@
-"""The five likeliest classes of each image, by a trained model. Port of pretrained/classify.lua.
+"""Prints the five most probable classes of each image. Port of pretrained/classify.lua.
 
-Differs from the Lua: the model says itself how it wants its input and what its classes are called;
-it may be any that `models.load` takes, of any number of classes; a file that cannot be read is
-named and the others are still classified. The exit status is then 1.
+Differs from the Lua: input spec and class names come from the model, which may be any that
+`models.load` takes, with any number of classes. A file that cannot be read is named on stderr; the
+others are still classified, and the exit status is 1. A folder stands for all images below it, and
+-csv writes a table instead of the printed lines.
 """
 
+import contextlib
 import os
 import sys
 
-# The program's modules lie one folder up, wherever the script is called from.
+# The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from runtime import command, output_files
 from runtime.errors import InputError
 
-USAGE = "Usage: python classify.py MODEL FILE..."
+USAGE = "Usage: python classify.py MODEL FILE... [-csv FILE.csv]"
 TOP = 5
 AT_ONCE = 16
 
 
 def main(arguments):
-    """Classify as the command line says; returns the exit status."""
-    if len(arguments) < 2:
+    """Classify the files of the command line; returns the exit status."""
+    table, words = csv_option(arguments)
+    if len(words) < 2:
         print(USAGE, file=sys.stderr)
         return 1
+    if table:
+        output_files.check(table, (".csv",), "csv")
     # after the check: the usage need not wait for torch
-    import torch
+    from pretrained import inference
 
-    import models
-    from datasets.input_spec import batches
-    from models.fold import folded
-
-    source, *paths = arguments
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE's
-    # in float32 whatever the file holds, as the Lua's :cuda() had it
-    model = models.load(source, device).to(torch.float32, memory_format=torch.channels_last)
-    model = folded(model)
+    source, *words = words
+    paths, errors = inference.image_files(words)
+    for error in errors:
+        print(f"classify.py: {error}", file=sys.stderr)
+    model = inference.load(source)
     names = class_names(model)
-    # on a terminal the results show how far it is
-    progress = len(paths) > 20 and sys.stderr.isatty() and not sys.stdout.isatty()
-    begin = "\r" if progress else ""  # an error takes the place of the progress
-    failed = done = 0
-    for read, images, errors in batches(paths, model.transform, AT_ONCE):
-        for error in errors:
-            print(f"{begin}classify.py: {error}", file=sys.stderr)
-        for path, probabilities in zip(read, classify(model, images) if read else ()):
-            show(path, probabilities, names)
-        failed += len(errors)
-        done += len(read) + len(errors)
-        if progress:
-            end = "\n" if done == len(paths) else ""
-            print(f"{begin}{done} of {len(paths)} ", end=end, file=sys.stderr, flush=True)
-    return 1 if failed else 0
+
+    def probabilities(images):
+        return model(images).softmax(1)
+
+    progress = bool(table) or not sys.stdout.isatty()  # else the results themselves show it
+    done = 0
+    with writer(table, names) as write:
+        batches = inference.run(probabilities, model, paths, AT_ONCE, "classify.py", progress)
+        for read, rows in batches:
+            for path, row in zip(read, rows):
+                write(path, row)
+            done += len(read)
+    return 0 if done == len(paths) and not errors else 1
 
 
-def classify(model, images):
-    """The probabilities of the classes, (N, classes) on the CPU, of images (N, 3, H, W)."""
-    import torch
+def csv_option(arguments):
+    """(the file of -csv or None, the other words); the option may stand anywhere."""
+    words = list(arguments)
+    for option in ("-csv", "--csv"):
+        if option in words:
+            at = words.index(option)
+            if at + 1 == len(words):
+                raise InputError("missing argument for option -csv")
+            table = words[at + 1]
+            del words[at : at + 2]
+            return table, words
+    return None, words
 
-    with torch.inference_mode():
-        return model(images.to(model.fc.weight.device)).softmax(1).cpu()
+
+@contextlib.contextmanager
+def writer(table, names):
+    """A function (path, probabilities) that prints a result, or adds a row to the file `table`."""
+    if table is None:
+        yield lambda path, probabilities: show(path, probabilities, names)
+        return
+    from storage import csv_table
+
+    with csv_table.writing(table) as rows:
+        rows.writerow(["path", *csv_table.best_columns(min(TOP, len(names)))])
+
+        def write(path, probabilities):
+            best, indices = probabilities.topk(min(TOP, len(names)))
+            cells = csv_table.best_cells(names, indices.tolist(), best.tolist())
+            rows.writerow([path, *cells])
+
+        yield write
 
 
 def class_names(model):
-    """The model's own; else ImageNet's for 1000 classes; else, for each left, "class 17"."""
+    """The model's class names, or ImageNet's if it has 1000; missing ones are named "class 17"."""
     outputs = model.fc.out_features
     names = model.classes
     if not names and outputs == 1000:
@@ -85,9 +109,4 @@ def show(path, probabilities, names):
 
 if __name__ == "__main__":
     sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"classify.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command.run(lambda: main(sys.argv[1:]))

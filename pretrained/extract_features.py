@@ -1,20 +1,19 @@
-"""What a trained model's classifier sees of images. Port of pretrained/extract-features.lua.
+"""Saves the features of images, the classifier's input. Port of pretrained/extract-features.lua.
 
-Saves `features`, float32 (N, D), and `image_list`, the N files, to features.npz in the current
-folder; with -t7 to features.t7 as well, as the Lua did. Other differences: the model says itself
-how it wants its input; a folder's files are sorted, its hidden files and subfolders left out; a
-file that cannot be read is named and left out, and the exit status is then 1.
+features.npz in the current folder gets `features`, float32 (N, D), and `image_list`, the N files.
+With -t7, features.t7 gets them too, as in the Lua. Other differences from the Lua: the input spec
+comes from the model; a folder's files are sorted, without hidden files and subfolders; a file that
+cannot be read is named on stderr and left out, and the exit status is then 1.
 """
 
 import os
 import re
 import sys
 
-# The program's modules lie one folder up, wherever the script is called from.
+# The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-import numpy as np
-
+from runtime import command
 from runtime.errors import InputError
 
 USAGE = """\
@@ -24,7 +23,7 @@ AT_ONCE = 16
 
 
 def main(arguments):
-    """Extract as the command line says; returns the exit status."""
+    """Extract the features that the command line asks for; returns the exit status."""
     words = [word for word in arguments if word not in ("-t7", "--t7")]
     in_batches = len(words) > 1 and re.fullmatch("[0-9]+", words[1])
     if len(words) < 2 or (in_batches and len(words) != 3):
@@ -32,25 +31,26 @@ def main(arguments):
         return 1
     paths, size = listed(words[2], int(words[1])) if in_batches else (words[1:], AT_ONCE)
     # after the checks: their errors need not wait for torch
-    import torch
+    import numpy as np
 
-    import models
-    from models.fold import folded
+    from pretrained import inference
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE's
-    # in float32 whatever the file holds, as the Lua's :cuda() had it
-    model = models.load(words[0], device).to(torch.float32, memory_format=torch.channels_last)
-    model = folded(model)
-    read, features = extract(model, paths, size)
+    model = inference.load(words[0])
+    if not hasattr(model, "features"):
+        net = model.config["net"]
+        raise InputError(f"{words[0]}: the net {net} has no function features(images)")
+    read, features = [], np.empty((len(paths), model.fc.in_features), np.float32)
+    for names, rows in inference.run(model.features, model, paths, size, "extract_features.py"):
+        features[len(read) : len(read) + len(names)] = rows
+        read += names
     if not read:
         raise InputError("none of the files could be read as an image: nothing is saved")
-    save(read, features, as_t7=len(words) < len(arguments))
+    save(read, features[: len(read)], as_t7=len(words) < len(arguments))
     return 1 if len(read) < len(paths) else 0
 
 
 def listed(folder, size):
-    """The files of a folder in order, and the size of a batch."""
+    """The sorted paths of a folder's files, and the batch size."""
     if size < 1:
         raise InputError(f"BATCH_SIZE {size}: should be at least 1")
     try:
@@ -63,33 +63,10 @@ def listed(folder, size):
     return [os.path.join(folder, name) for name in sorted(names)], size
 
 
-def extract(model, paths, size):
-    """The paths that could be read, n of them, and the features, float32 (n, D)."""
-    import torch
-
-    from datasets.input_spec import batches
-
-    progress = len(paths) > 20 and sys.stderr.isatty()
-    begin = "\r" if progress else ""  # an error takes the place of the progress
-    features = np.empty((len(paths), model.fc.in_features), np.float32)
-    names, done = [], 0
-    for read, images, errors in batches(paths, model.transform, size):
-        for error in errors:
-            print(f"{begin}extract_features.py: {error}", file=sys.stderr)
-        if read:
-            with torch.inference_mode():
-                rows = model.features(images.to(model.fc.weight.device)).cpu().numpy()
-            features[len(names) : len(names) + len(read)] = rows
-            names += read
-        done += len(read) + len(errors)
-        if progress:
-            end = "\n" if done == len(paths) else ""
-            print(f"{begin}{done} of {len(paths)} ", end=end, file=sys.stderr, flush=True)
-    return names, features[: len(names)]
-
-
 def save(names, features, as_t7=False):
-    """Write features.npz, and features.t7 where asked for."""
+    """Write features.npz and, if asked for, features.t7."""
+    import numpy as np
+
     from storage import atomic
 
     try:
@@ -109,9 +86,4 @@ def save(names, features, as_t7=False):
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except InputError as error:
-        sys.exit(f"extract_features.py: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    command.run(lambda: main(sys.argv[1:]))

@@ -1,1 +1,1 @@
-"""The lowest floor: printing and the terminal, bad input, leaving, threads, memory, precision."""
+"""The lowest floor: the terminal, errors of input, process exit, threads, memory, precision."""

@@ -1,9 +1,9 @@
-"""The one exception that is meant for the person at the keyboard."""
+"""The exception for bad input, the only one that is written for the user."""
 
 
 class InputError(Exception):
-    """Bad input, told in one sentence: what is wrong, where, and what would be right.
+    """Bad input. The message is one sentence: what is wrong, where, and what would be right.
 
-    Scripts print it on stderr without a traceback and exit with a non-zero status. Anything else
-    that escapes is a programming error and may trace.
+    Commands print it on stderr without a traceback and exit with a non-zero status. Any other
+    exception that reaches the top is a bug and keeps its traceback.
     """

@@ -1,5 +1,6 @@
-"""The script that runs, and how its process ends."""
+"""The name of the running script, and the end of its process."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -8,17 +9,29 @@ import sys
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def program():
-    """The name of the script that runs: main.py, or one that borrows its processes."""
+def script():
+    """The file name of the running script if it lies in the root, as evaluate.py; else main.py."""
     name = os.path.basename(sys.argv[0])
     return name if os.path.exists(os.path.join(ROOT, name)) and name.endswith(".py") else "main.py"
 
 
+def open_standard_streams():
+    """Open those of file descriptors 0 to 2 that are closed, so that no other file becomes one."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this one
+
+
 def leave(status):
-    """End this process now, whatever still waits for signals or other processes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's would raise an error
+    """End this process at once, without waiting for threads, workers or other ranks."""
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or None
+            stream.flush()
+    if hasattr(signal, "SIGCHLD"):  # not on Windows
+        with contextlib.suppress(ValueError):  # not from another thread than the main one
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when a worker dies
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(status)

@@ -1,4 +1,4 @@
-"""Memory: the heap of a training process, and out-of-memory errors in one sentence."""
+"""The heap of a training process, and out-of-memory errors in one sentence."""
 
 import contextlib
 import ctypes
@@ -11,14 +11,15 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_freed():
-    """Freed memory stays in the heap for the next step, instead of going back to Linux.
+    """Let freed memory stay in the heap for the next step.
 
-    glibc asks the system for every block over 32 MiB, and gives it back when it is freed. The
-    system hands out pages one by one, cleared: with maps that large, a third of a step's time.
+    By default glibc maps every block over 32 MiB on its own and unmaps it when it is freed. Linux
+    then clears each page again at the next use: a third of a step's time with activations that
+    large.
     """
     if sys.platform != "linux":
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not every C library has it
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # musl and others have none
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
@@ -26,10 +27,10 @@ def keep_freed():
 
 @contextlib.contextmanager
 def out_of_memory(shape, device, advice):
-    """Make an out-of-memory error one sentence: how much, where, for which input, what helps."""
+    """Turn an out-of-memory error into an InputError: how much, where, for which input, advice."""
     try:
         yield
-    except RuntimeError as error:  # torch.OutOfMemoryError is one, the CPU has none of its own
+    except RuntimeError as error:  # what the CPU raises; torch.OutOfMemoryError is a subclass
         needed = re.search(r"[Tt]ried to allocate (\d[\d.]* \w+)", str(error))
         if not needed:
             raise

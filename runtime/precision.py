@@ -1,4 +1,4 @@
-"""What -precision means: the type of weights and images, mixed precision, loss scaling."""
+"""-precision: the dtype of weights and images, mixed precision, loss scaling."""
 
 import torch
 
@@ -8,7 +8,7 @@ MIXED = {"half": torch.float16, "bfloat16": torch.bfloat16}
 class Precision:
     """The precision `name`, one of opts.PRECISIONS, on a device.
 
-    dtype: of weights, gradients and images. mixed: the type of products under `autocast`, or None.
+    dtype: of weights, gradients and images. mixed: the dtype under `autocast`, None without.
     """
 
     def __init__(self, name, device):
@@ -17,9 +17,9 @@ class Precision:
         self.mixed = MIXED.get(name)
 
     def autocast(self):
-        """The context of a forward pass and its loss."""
+        """The context for a forward pass and its loss."""
         return torch.autocast(self.device.type, self.mixed, enabled=self.mixed is not None)
 
     def scaler(self):
-        """The loss scaler: does something for `half` only, whose gradients would underflow."""
+        """The loss scaler. It is enabled for `half` only, whose gradients would underflow."""
         return torch.amp.GradScaler(self.device.type, enabled=self.name == "half")

@@ -1,7 +1,8 @@
-"""Printing for the user: lines (`say`), and a status line at the bottom of a terminal (`show`).
+"""Printing for the user: lines (`say`, `note`), and a status line on a terminal (`show`).
 
-Lines scroll above the status line, whoever prints them. Where the output is no terminal, or with
--progress lines, there is no status line: what is printed is the original's lines to the byte.
+`say` is for what the original prints, on stdout, since scripts parse it; `note` for all else, on
+stderr. Printed lines scroll above the status line. Without a terminal, or with -progress lines,
+there is no status line, and stdout has the original's lines to the byte. Only rank 0 prints.
 """
 
 import contextlib
@@ -10,92 +11,154 @@ import sys
 import threading
 import time
 
-ERASE = "\r\x1b[K"  # to the start of the line, and to its end
-PAUSE = 0.1  # seconds between two changes of the last line by itself
+from runtime.exit import script
+
+ERASE = "\r\x1b[K"  # go to the start of the line, erase it
+MIN_INTERVAL = 0.1  # seconds between two redraws of the status line by `show`
+
+
+def is_rank_0():
+    """Whether this process is rank 0, by the environment: the process group may not exist yet."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def say(*args):
-    """Print a line on the first rank only and flush it: logs are followed through pipes."""
-    if int(os.environ.get("RANK", 0)) == 0:
-        # in one piece: the thread that saves prints too (storage/run_folder.py)
+    """Print a line, on rank 0 only, and flush it: logs are followed through pipes."""
+    if is_rank_0():
+        # one write: the thread that saves prints too (storage/writer.py)
         print(" ".join(map(str, args)) + "\n", end="", flush=True)
 
 
-def show(text):
-    """Let the last line of the terminal be this text, until the next one; "" is none.
+def note(*args):
+    """Print a line that the original does not have, on stderr, on rank 0 only."""
+    if is_rank_0():
+        complain(" ".join(map(str, args)))
 
-    Without a terminal this does nothing: say a line at the start, and one at the end.
+
+def complain(text):
+    """Print an error on stderr, from any rank; a stderr that fails is no error."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text + "\n", end="", file=sys.stderr, flush=True)
+
+
+def show(text):
+    """Set the status line to this text; "" removes it.
+
+    Without a terminal this does nothing: a long job also says a line at its start and its end.
     """
     if isinstance(sys.stdout, _Stream):
         sys.stdout.terminal.show(text)
 
 
 def clear():
-    """Erase the last line in place of a process that was killed before it could."""
-    if _able(sys.stdout):
+    """Erase the status line that a killed process left on the terminal."""
+    if _can_erase(sys.stdout):
         sys.stdout.write(ERASE)
         sys.stdout.flush()
 
 
+class Output:
+    """A standard stream whose failure ends nothing.
+
+    Where the reader is gone (a closed pipe) or the disk is full, lines are lost, and the run goes
+    on. `report(reason)` is called at the first failure.
+    """
+
+    def __init__(self, stream, report=lambda reason: None):
+        self.stream, self.report, self.failed = stream, report, False
+
+    def write(self, text):
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def writelines(self, lines):
+        self.write("".join(lines))
+
+    def flush(self):
+        self._try(self.stream.flush)
+
+    def _try(self, action, *args):
+        try:
+            action(*args)
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            if isinstance(error, BrokenPipeError):  # for good: what is buffered goes nowhere
+                with contextlib.suppress(OSError, ValueError):
+                    null = os.open(os.devnull, os.O_WRONLY)
+                    os.dup2(null, self.stream.fileno())
+                    os.close(null)
+            if not self.failed:
+                self.failed = True
+                self.report(getattr(error, "strerror", None) or str(error))
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
 class Terminal:
-    """While entered, what is printed goes above the last line, if stdout is a terminal."""
+    """While entered, printed lines go above the status line, if stdout is a terminal.
+
+    A stream that fails does not end what runs meanwhile: one line on the other says so.
+    """
 
     def __init__(self, kind="auto"):
-        # of several processes only the first prints
-        self.wanted = kind == "auto" and os.environ.get("RANK", "0") == "0" and _able(sys.stdout)
-        self.owner = os.getpid()  # the loading workers get a copy of this, which is to do nothing
+        self.enabled = kind == "auto" and is_rank_0() and _can_erase(sys.stdout)
+        self.owner = os.getpid()  # loading workers are forks with a copy of this, which only prints
         self.lock = threading.RLock()
         self.text, self.drawn, self.changed = "", False, 0.0
-        self.at_start = True  # of a line, where there is nothing to be written over
+        self.at_start = True  # the cursor: a status line would overwrite a half-printed line
 
     def __enter__(self):
         self.before = sys.stdout, sys.stderr
-        if self.wanted:
+        if sys.stdout is not None:
+            sys.stdout = Output(sys.stdout, _report_lost_output)
+        if sys.stderr is not None:
+            sys.stderr = Output(sys.stderr)
+        if self.enabled:
             sys.stdout = _Stream(self, sys.stdout)
-            if _able(sys.stderr):
+            if _can_erase(sys.stderr):
                 sys.stderr = _Stream(self, sys.stderr)
         return self
 
     def __exit__(self, *_):
-        if self.wanted:
+        if self.enabled:
             self.show("")
-            sys.stdout, sys.stderr = self.before
+        sys.stdout, sys.stderr = self.before
 
     def show(self, text):
-        """See `show`; what comes too soon after the one before waits for the next chance."""
+        """See `show`. A text within MIN_INTERVAL of the last redraw is drawn with the next one."""
         with self.lock:
             self.text, now = text, time.monotonic()
-            if not text or now - self.changed >= PAUSE:
+            if not text or now - self.changed >= MIN_INTERVAL:
                 self.changed = now
-                with contextlib.suppress(OSError):  # the terminal has gone: whoever prints tells
+                with contextlib.suppress(OSError):  # the terminal has gone: print raises
                     self._draw()
 
     def print(self, stream, text):
-        """Write to stdout or stderr; the last line stays the last."""
+        """Write to stdout or stderr, above the status line."""
         if os.getpid() != self.owner:
             stream.write(text)
             return
         with self.lock:
             stream.write(ERASE + text if self.drawn else text)
-            stream.flush()  # the two streams meet on one screen
+            stream.flush()  # both streams write to one screen
             self.drawn = False
             if text:
                 self.at_start = text.endswith("\n")
             self._draw()
 
     def _draw(self):
-        stream = self.before[0]
+        stream = sys.stdout.stream
         erase = ERASE if self.drawn else ""
         shown = self.text[: _width(stream) - 1] if self.at_start else ""
         if erase or shown:
-            # The cursor rests at the start: what others print writes over this, not behind it.
+            # The cursor rests at the start, so that other programs' output overwrites the status.
             stream.write(f"{erase}{shown}\r" if shown else erase)
             stream.flush()
         self.drawn = bool(shown)
 
 
 class _Stream:
-    """sys.stdout or sys.stderr as long as there is a last line."""
+    """Stands for sys.stdout or sys.stderr while a Terminal is entered."""
 
     def __init__(self, terminal, stream):
         self.terminal, self.stream = terminal, stream
@@ -111,13 +174,17 @@ class _Stream:
         return getattr(self.stream, name)
 
 
-def _able(stream):
+def _report_lost_output(reason):
+    note(f"{script()}: stdout cannot be written ({reason}): the run goes on, these lines are lost")
+
+
+def _can_erase(stream):
     """Whether a stream is a terminal whose lines can be erased."""
     return stream is not None and stream.isatty() and os.environ.get("TERM") not in (None, "dumb")
 
 
 def _width(stream):
-    """Columns of the terminal as it is now; of one that does not say, 80."""
+    """Columns of the terminal at this moment, 80 if it reports none."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80

@@ -1,1 +1,1 @@
-"""What a run leaves on disk: atomic files, the run folder, its lock, log and state schema."""
+"""What a run leaves on disk: the run folder, atomic writes, lock, log and state schema."""

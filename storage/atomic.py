@@ -1,4 +1,4 @@
-"""Files that are whole or absent and hold no code: what checkpoints and caches are made of."""
+"""Atomic writes, and reads that verify and run no code: for checkpoints and caches."""
 
 import contextlib
 import os
@@ -14,14 +14,14 @@ from runtime.errors import InputError
 
 
 class Damaged(InputError):
-    """A file that is missing, cut short or changed: an older one may do instead."""
+    """A file that is missing, truncated or changed. The caller may fall back to an older one."""
 
 
 def load(path):
-    """What `save` wrote, on the CPU; anything else is refused in one sentence.
+    """What `save` wrote, on the CPU. InputError for any other file.
 
     Only tensors and plain values are read (weights_only): a pickle that would run code is refused.
-    A file that is not whole, to the last byte of its tensors, is Damaged.
+    Damaged if a byte of the tensors is missing or changed.
     """
     try:
         check(path)
@@ -31,42 +31,42 @@ def load(path):
     except OSError as error:
         raise Damaged(f"cannot read {path}: {error.strerror or error}") from None
     except pickle.UnpicklingError as error:
-        # PyTorch's text is long and says how to run the code after all; only the name is of use
+        # PyTorch's message is long and says how to run the code after all: take the name only
         found = re.search(r"GLOBAL (\S+)", str(error))
         if not found:
             raise Damaged(f"{path} is damaged or holds more than tensors and values") from None
         what = f"it asks for {found[1]}, which could run code"
         raise InputError(f"{path} holds more than tensors and plain values: {what}") from None
-    except Exception as error:  # one changed byte can make the unpickler fail in any way
+    except Exception as error:  # a changed byte can make the unpickler raise anything
         reason = (str(error).strip() or "it ends too soon").splitlines()[0]
         raise Damaged(f"{path} is damaged or not a file of this program: {reason}") from None
 
 
 def check(path):
-    """Hold the records of a file of torch.save against their checksums, which torch.load does not.
+    """Verify the checksums of a file of torch.save, which torch.load does not; at 2 GB/s.
 
-    2 GB/s. Files from before PyTorch 1.6, which are no archives, have none.
+    Files from before PyTorch 1.6 are no zip archives and have no checksums.
     """
     try:
         with open(path, "rb") as file:
             if file.read(2) != b"PK" and not zipfile.is_zipfile(file):
                 return
             with zipfile.ZipFile(file) as archive:
-                # without any: torch.serialization.set_crc32_options(False)
+                # all are 0 after torch.serialization.set_crc32_options(False)
                 checked = any(record.CRC for record in archive.infolist())
                 changed = archive.testzip() if checked else None
     except FileNotFoundError:
         raise Damaged(f"File not found: {path}") from None
     except OSError as error:
         raise Damaged(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # zipfile meets what is no archive in any way
+    except Exception as error:  # zipfile can raise anything for a damaged archive
         raise Damaged(f"{path} is damaged: {error}") from None
     if changed:
         raise Damaged(f"{path} is damaged: its record {changed} has changed")
 
 
 def digest(path):
-    """A number that tells the contents of a whole file of torch.save from others: at no cost."""
+    """A fingerprint of a file of torch.save, from the checksums in it: no tensor is read."""
     try:
         with zipfile.ZipFile(path) as archive:
             records = [(r.filename.partition("/")[2], r.CRC) for r in archive.infolist()]
@@ -76,25 +76,25 @@ def digest(path):
 
 
 def save(path, value):
-    """torch.save that leaves either the old file or the whole new one, never a part."""
+    """torch.save as an atomic write: the old file or the new one is there, never a part."""
     with replacing(path) as file:
         try:
             torch.save(value, file)
-        except RuntimeError as error:  # in which PyTorch wraps what `file` had to say
+        except RuntimeError as error:  # PyTorch wraps the OSError of `file` in it
             if isinstance(error.__context__, OSError):
                 raise error.__context__ from None
             raise
 
 
 def copy(source, target):
-    """A copy that is whole or absent."""
+    """Copy a file with an atomic write."""
     with replacing(target) as file, open(source, "rb") as original:
         shutil.copyfileobj(original, file, 1 << 20)
 
 
 @contextlib.contextmanager
 def replacing(path):
-    """A binary file that takes the place of `path` once it is whole and on disk."""
+    """A temporary binary file, flushed to disk and renamed to `path` at the end of the block."""
     temporary = f"{path}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
@@ -103,9 +103,11 @@ def replacing(path):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        with contextlib.suppress(OSError):  # mostly there is none; what went wrong is known
+        with contextlib.suppress(OSError):  # after the rename there is none
             os.remove(temporary)
-    # a rename lasts through a power cut only once its folder is on disk
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
+        return
+    # a rename survives a power cut only once its folder is flushed too
     folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -114,7 +116,7 @@ def replacing(path):
 
 
 def left_over(folder):
-    """The temporary files in a folder that `replacing` could not remove, having been killed."""
+    """The temporary files in a folder that a killed process left behind."""
     return [
         os.path.join(folder, name)
         for name in os.listdir(folder)

@@ -1,7 +1,7 @@
-"""Logs of runs, read and brought together: the curves that plot.py draws. Imports nothing heavy.
+"""Reads the logs of runs and groups them into the curves of plot.py. Does not import torch.
 
-No Lua file. Runs whose options are equal but for the seed, and for what decides no result, are one
-curve: their mean and its standard error.
+Runs are one curve, their mean and its standard error, if all options that decide the result are
+equal but for the seed.
 """
 
 import json
@@ -11,15 +11,15 @@ from typing import NamedTuple
 
 from runtime.errors import InputError
 
-# Options that decide no result, or that are a matter of chance.
-FREE = {
+# Options that do not decide the result, and the seed.
+IGNORED = {
     *("manualSeed", "save", "gen", "resume", "nThreads", "nProcs", "saveEvery", "keep", "progress"),
     *("tensorboard", "testOnly", "backend", "cudnn", "shareGradInput", "optnet", "epochNumber"),
     *("stem", "drops"),
 }
 SIZE = ("depth", "cardinality", "baseWidth")
-# what the log says of the net, under the names of the options
-NET = {
+# {field of "net" in the log: option}
+NET_OPTIONS = {
     **{"net": "netType", "depth": "depth", "cardinality": "cardinality"},
     **{"base_width": "baseWidth", "bottleneck": "bottleneckType", "shortcut": "shortcutType"},
 }
@@ -28,9 +28,9 @@ NAMES["preresnext"] = "pre-activated ResNeXt"
 
 
 class Run(NamedTuple):
-    """One log: errors are lists of per cent, an epoch each.
+    """One log; `train` and `val` hold one error for each epoch.
 
-    Of a detector `train` is AP50 and `val` is AP, and they are no errors: `finds` is true.
+    A detector's hold AP50 and AP, which are no errors, and `detects` is true.
     """
 
     path: str
@@ -39,24 +39,24 @@ class Run(NamedTuple):
     epochs: list
     train: list  # top-1 error %
     val: list
-    finds: bool = False
+    detects: bool = False
 
 
 class Curve(NamedTuple):
-    """Runs that are alike."""
+    """Runs with equal options."""
 
     name: str  # of the net: ResNeXt-29 8x64d
-    label: str  # the name, and options where it alone does not tell which
-    family: str  # the same without the net's size, of which `size` is what is left
-    size: str
-    options: str  # all those that differ from some other curve's
+    label: str  # the name, with the options that tell it from other curves of that name
+    family: str  # like label, for the name without the net's size: ResNeXt
+    size: str  # the rest of the name: 29 8x64d
+    options: str  # all that differ from those of another curve
     runs: list
 
     def mean(self, what):
         """(epochs, mean, standard error) of "train" or "val", for the epochs that all runs have."""
         found = [dict(zip(run.epochs, getattr(run, what))) for run in self.runs]
         epochs = sorted(set.intersection(*map(set, found)))
-        pairs = [_mean([errors[epoch] for errors in found]) for epoch in epochs]
+        pairs = [_mean_and_error([errors[epoch] for errors in found]) for epoch in epochs]
         return epochs, [mean for mean, _ in pairs], [error for _, error in pairs]
 
     def last(self):
@@ -65,28 +65,29 @@ class Curve(NamedTuple):
         return means[-1], errors[-1]
 
     def data(self):
-        """The dataset, or the folder of images."""
+        """The dataset; for imagenet the name of the folder of images."""
         return _data(self.runs[0].options)
 
     def best(self):
         """(mean, standard error) of each run's lowest test error, or highest AP."""
-        best = max if self.finds else min
-        return _mean([best((e for e in run.val if e == e), default=math.nan) for run in self.runs])
+        best = max if self.detects else min
+        found = [best((e for e in run.val if e == e), default=math.nan) for run in self.runs]
+        return _mean_and_error(found)
 
     @property
-    def finds(self):
+    def detects(self):
         """Whether the runs are a detector's."""
-        return self.runs[0].finds
+        return self.runs[0].detects
 
     def parameters(self):
-        """How many numbers the net has, or None where an older log does not say."""
+        """The number of parameters, None if the log is too old to have it."""
         return next((run.parameters for run in self.runs if run.parameters), None)
 
 
 def read(path, defaults, warn):
-    """The Run of a log, or of the run folder that holds it.
+    """The Run in a log file or run folder.
 
-    defaults: of every option that there is, for older logs. warn(text): what is left out.
+    defaults: {option: default}, for older logs. warn(text): called for what is left out.
     """
     if os.path.isdir(path):
         path = os.path.join(path, "log.jsonl")
@@ -98,7 +99,7 @@ def read(path, defaults, warn):
     except UnicodeDecodeError:
         raise InputError(f"{path} is no log of this program: it is not text") from None
     lines = text.splitlines()
-    parsed = [_line(line) for line in lines]
+    parsed = [_parse(line) for line in lines]
     if len(parsed) > 1 and parsed[-1] is None:
         warn(f"{path}: its last line is cut short and left out")
         parsed.pop()
@@ -118,16 +119,16 @@ def read(path, defaults, warn):
         rows.append((epoch, *errors))
         before = epoch
     if not rows:
-        raise InputError(f"{path} tells of no finished epoch yet")
+        raise InputError(f"{path} has no finished epoch yet")
     parameters = parsed[0].get("parameters")
     parameters = parameters if type(parameters) is int and parameters > 0 else None
     epochs, train, val = (list(column) for column in zip(*rows))
-    finds = any(isinstance(line.get("test"), dict) for line in parsed[1:])
-    return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val, finds)
+    detects = any(isinstance(line.get("test"), dict) for line in parsed[1:])
+    return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val, detects)
 
 
-def _line(text):
-    """A line as a dict, or None."""
+def _parse(text):
+    """A JSON object as a dict, None for any other text."""
     try:
         value = json.loads(text)
     except (ValueError, RecursionError):
@@ -139,66 +140,67 @@ def _errors(line):
     """The two numbers of an epoch: top-1 errors; of a detector AP50 and AP, NaN in its RPN step."""
     test = line.get("test")
     if isinstance(test, dict):
-        return [_first([test.get(name, math.nan)]) for name in ("AP50", "AP")]
-    return [_first(line.get(name)) for name in ("train", "test")]
+        return [_top1([test.get(name, math.nan)]) for name in ("AP50", "AP")]
+    return [_top1(line.get(name)) for name in ("train", "test")]
 
 
-def _first(errors):
-    """The first of a list of numbers, NaN if it is not finite; None if it is no such list."""
+def _top1(errors):
+    """The first of a list of numbers, NaN if it is not finite; None for anything else."""
     if not isinstance(errors, list) or not errors or type(errors[0]) not in (int, float):
         return None
     return errors[0] if -math.inf < errors[0] < math.inf else math.nan
 
 
-def _options(about, defaults):
-    """What decides the result, every option at least with its default, as plain text."""
-    found = defaults | about["options"]
-    net = about.get("net")
+def _options(header, defaults):
+    """The options that decide the result, as text; those not in the header have their defaults."""
+    found = defaults | header["options"]
+    net = header.get("net")
     if isinstance(net, dict):
         net = net.get("backbone", net)  # of a detector
-        found |= {ours: net[theirs] for theirs, ours in NET.items() if theirs in net}
-    if found["dataset"] == "imagenet":  # any folder of images
+        found |= {option: net[field] for field, option in NET_OPTIONS.items() if field in net}
+    if found["dataset"] == "imagenet":  # which is any folder of images
         found["data"] = os.path.basename(os.path.normpath(str(found["data"])))
     else:
         del found["data"]
-    if found["netType"] in ("resnet", "preresnet"):  # which do not know these
+    if found["netType"] in ("resnet", "preresnet"):  # which ignore these
         for name in ("cardinality", "baseWidth", "bottleneckType"):
             del found[name]
-    return {name: _shown(value) for name, value in found.items() if name not in FREE}
+    return {name: _text(value) for name, value in found.items() if name not in IGNORED}
 
 
-def _shown(value):
+def _text(value):
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
-        return ",".join(map(_shown, value)) or "none"
+        return ",".join(map(_text, value)) or "none"
     return str(value) or "none"
 
 
-def together(runs, warn):
-    """The runs as curves, in the order in which they were given."""
+def group_runs(runs, warn):
+    """The runs as curves, in the order of their first runs."""
     groups = {}
     for run in runs:
         groups.setdefault(tuple(sorted(run.options.items())), []).append(run)
-    options = [alike[0].options for alike in groups.values()]
-    for alike in groups.values():
-        if len({run.epochs[-1] for run in alike}) > 1:
-            warn(f"{alike[0].path} and its like end at different epochs: the last that all have")
+    options = [members[0].options for members in groups.values()]
+    for members in groups.values():
+        if len({run.epochs[-1] for run in members}) > 1:
+            seeds = f"{members[0].path} and its other seeds"
+            warn(f"{seeds} end at different epochs: drawn up to the last common one")
     return [
         Curve(
-            net_name(alike[0].options),
-            _told(alike[0].options, options, net_name),
-            _told(alike[0].options, options, _family),
-            net_name(alike[0].options).removeprefix(_kind(alike[0].options) + "-"),
-            " ".join(_words(alike[0].options, options)),
-            alike,
+            net_name(own),
+            _label(own, options, net_name),
+            _label(own, options, _family),
+            net_name(own).removeprefix(_kind(own) + "-"),
+            " ".join(_differing(own, options)),
+            members,
         )
-        for alike in groups.values()
+        for own, members in zip(options, groups.values())
     ]
 
 
 def net_name(options):
-    """A net as the paper calls it: ResNeXt-29 8x64d, with one path ResNet-29 1x64d."""
+    """The paper's name of a net: ResNeXt-29 8x64d, with cardinality 1 ResNet-29 1x64d."""
     name = f"{_kind(options)}-{options['depth']}"
     if "cardinality" in options:
         name += f" {options['cardinality']}x{options['baseWidth']}d"
@@ -215,34 +217,34 @@ def _family(options):
     return f"{name}, cardinality 1" if options.get("cardinality") == "1" else name
 
 
-def _told(mine, all, name):
-    """A name, after it the options that tell it from others of that name and the same data."""
-    same = [one for one in all if name(one) == name(mine) and _data(one) == _data(mine)]
-    data = [_data(mine)] if len({_data(one) for one in all}) > 1 else []
-    return " ".join([*data, name(mine), *_words(mine, same)])
+def _label(own, all, name):
+    """The dataset if there are several, name(own), and what differs among equal names."""
+    same = [other for other in all if name(other) == name(own) and _data(other) == _data(own)]
+    data = [_data(own)] if len({_data(other) for other in all}) > 1 else []
+    return " ".join([*data, name(own), *_differing(own, same)])
 
 
 def _data(options):
     return options.get("data", options["dataset"])
 
 
-def _words(mine, all):
-    """My options that differ somewhere in `all`, but for those that the net's name tells."""
+def _differing(own, all):
+    """The options of `own` that differ within `all`, without those that the net's name has."""
     return [
         f"-{name} {value}"
-        for name, value in mine.items()
-        if name not in ("netType", *SIZE) and len({one.get(name, value) for one in all}) > 1
+        for name, value in own.items()
+        if name not in ("netType", *SIZE) and len({other.get(name, value) for other in all}) > 1
     ]
 
 
-def one_way(members):
-    """Whether curves differ in one of the net's sizes only: a line may then join them."""
+def one_size_varies(members):
+    """Whether curves differ in at most one of SIZE: then a line may join them."""
     values = [{curve.runs[0].options.get(name) for curve in members} for name in SIZE]
     return sum(len(found) > 1 for found in values) < 2
 
 
-def _mean(values):
-    """(mean, standard error); one value has no error that could be told: 0."""
+def _mean_and_error(values):
+    """(mean, standard error); the error of a single value is unknown and given as 0."""
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return mean, 0.0

@@ -1,67 +1,58 @@
-"""One run a folder: a second one on the same -save is refused. Not in the Lua.
+"""The lock of a run folder: a second run on the same -save is refused.
 
-The lock is the kernel's (flock) on a file `lock` in the folder: it ends with its process, however
-that dies. Over NFS it holds between machines where their lock service runs; a file system without
-locks is named, and the run goes on without.
+The operating system holds the lock on a file `lock` in the folder (flock, or msvcrt on Windows) and
+frees it when the process ends for any reason. Over NFS it holds between machines that share a lock
+service. On a file system without locks the run prints a warning and goes on without.
 """
 
 import contextlib
-import fcntl
 import os
 import socket
-import time
+
+import filelock
 
 from runtime.errors import InputError
+from runtime.terminal import note
 
 
 @contextlib.contextmanager
-def held(folder, seconds, say):
-    """Hold the lock of a folder; another run's is waited for so many seconds, then InputError.
+def held(folder, seconds, advice="give another -save"):
+    """Hold the lock of a folder. InputError if another run still holds it after `seconds`.
 
-    A predecessor that is just being ended, by torchrun's agent say, needs a moment to go.
+    The wait is for a previous run that is just being ended, by torchrun's agent for one. `advice`
+    is what a user can do other than wait.
     """
     path = os.path.join(folder, "lock")
-    file = _take(path, seconds, say)
+    # a file of its own: on Windows nobody can read a locked one
+    owner = os.path.join(folder, "lock.owner")
+    # a soft lock, filelock's substitute, would outlive a killed process on another machine
+    # not of one thread: the thread that writes may end it and hold another
+    lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=seconds, poll_interval=0.1)
+    except filelock.Timeout:
+        raise InputError(
+            f"another run writes to {folder}: {_read(owner) or 'it just started'}; wait for its "
+            f"end or {advice}"
+        ) from None
+    except OSError as error:
+        if not os.path.isfile(path):  # the folder cannot be written to at all
+            raise
+        note(f"=> no lock on {path}, {error.strerror}: take care that no other run writes there")
+    with contextlib.suppress(OSError), open(owner, "w") as file:  # the disk may be full
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            os.remove(path)
-        # not by closing alone: loading workers have inherited the open file
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_UN)
-        os.close(file)
+        # Before the release, after which they may be another run's. On Windows an open file cannot
+        # be removed; filelock does it there.
+        for name in (owner, path):
+            with contextlib.suppress(OSError):
+                os.remove(name)
+        lock.release()
 
 
-def _take(path, seconds, say):
-    """The open and locked file."""
-    end = time.monotonic() + seconds
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(file, 200).decode(errors="replace")
-            os.close(file)
-            if time.monotonic() >= end:
-                raise InputError(
-                    f"another run writes to {os.path.dirname(path)}: {owner or 'it has just begun'}"
-                    "; wait for its end or give another -save"
-                ) from None
-            time.sleep(0.1)
-            continue
-        except OSError as error:
-            say(f"=> no lock on {path}, {error.strerror}: take care that no other run writes there")
-            return file
-        if _is_still(path, file):
-            with contextlib.suppress(OSError):  # for the sentence only, and the disk may be full
-                os.ftruncate(file, 0)
-                os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-            return file
-        os.close(file)  # its owner has just removed it
-
-
-def _is_still(path, file):
-    with contextlib.suppress(FileNotFoundError):
-        return os.path.samestat(os.stat(path), os.fstat(file))
-    return False
+def _read(owner):
+    with contextlib.suppress(OSError), open(owner, errors="replace") as file:
+        return file.read(200)
+    return None

@@ -1,18 +1,21 @@
-"""What log.jsonl says: its first line, and the line of an epoch. Takes the place of optim.Logger.
+"""The lines of log.jsonl: the header, and one for each epoch. Takes the place of optim.Logger.
 
-run_folder.py writes it, plot.py draws it, tensorboard.py gives the same numbers to TensorBoard.
-What the clock and the machine decide has names of its own (TIMES); all else is a function of the
-options.
+run_folder.py writes them, plot.py draws them, tensorboard.py passes them to TensorBoard. The fields
+in TIMES depend on the clock and the machine; all others are a function of the options.
 """
 
 import contextlib
 import importlib.metadata
-import resource
 import subprocess
 import sys
 
 import numpy as np
 import torch
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
 
 from parallel import group
 from parallel.replicas import split_sizes
@@ -21,51 +24,57 @@ from runtime.exit import ROOT
 TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory")
 
 
-def about(opt, model, device):
-    """The first line: options, versions, device, and what decides the batch norms."""
+def header(opt, model, device):
+    """The first line: options, versions, net, device, and the slices that batch norm sees."""
     line = {
         "options": options(opt),
         "python": sys.version.split()[0],
-        "torch": str(torch.__version__),  # a class of its own, not plain
+        "torch": str(torch.__version__),  # a subclass of str, not plain
         "torchvision": _version("torchvision"),
         "numpy": np.__version__,
         "commit": _commit(),
-        "net": model.config,  # from a file, the options do not tell
+        "net": model.config,  # of a model from a file, the options do not describe the net
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "processes": group.world_size(),
         "replicas": opt.nGPU,
-        # of each replica, in a full batch
+        # the slice of each replica in a full batch
         "images_per_statistic": split_sizes(opt.batchSize, opt.nGPU),
     }
     if device.type == "cuda":
-        # one a process
+        # one device for each process
         return {**line, "device": torch.cuda.get_device_name(device), "devices": line["processes"]}
     return {**line, "device": device.type, "threads": torch.get_num_threads()}
 
 
 def options(opt):
     """The options as plain values."""
-    return {name: value for name, value in vars(opt).items() if name not in ("given", "agents")}
+    return {
+        name: value
+        for name, value in vars(opt).items()
+        if name not in ("given", "adopted", "agents")
+    }
 
 
-def entry(rate, train, test, best, device):
-    """The line of an epoch without its number; `train` and `test` are the epoch's Metrics.
-
-    The times are of training and test together, saving left out, with what was before an interrupt
-    inside the epoch; images_per_second is of the training. Memory is the first process's.
-    """
+def entry(rate, train, test, best, device, images):
+    """The line of an epoch, without its number; `train` and `test` are the epoch's Metrics."""
     return {
         "rate": rate,
         "train": (train.top1, train.top5, train.mean_loss),  # errors in %
         "test": (test.top1, test.top5),
-        "best": best,  # the test with the lowest top-1 error so far
-        **times(train, test, device),
+        "best": best,  # test errors of the epoch with the lowest top-1 error
+        **work(train, test, device, images),
     }
 
 
-def times(train, test, device):
-    """What the clock and the machine decide of an epoch's line."""
+def work(train, test, device, images):
+    """The fields of an epoch's line that say how much was done, and at what cost.
+
+    seconds and data_wait are sums over training and test, without saving, and include the part of
+    the epoch before an interrupt. images_per_second is of training. peak_memory is of rank 0.
+    """
     return {
+        "skipped": images - train.seen - test.seen,  # with -skipCorrupt true
+        "odd": train.odd + test.odd,  # images whose file is damaged, but not their pixels
         "seconds": train.seconds + test.seconds,
         "images_per_second": train.seen / train.seconds if train.seconds else None,
         "data_wait": train.data_wait + test.data_wait,  # seconds
@@ -74,7 +83,7 @@ def times(train, test, device):
 
 
 def scalars(line):
-    """The numbers of an epoch's line by name: {"train/top1": 12.5, ...}."""
+    """The numbers of an epoch's line as TensorBoard tags: {"train/top1": 12.5, ...}."""
     found = {}
     for name, value in line.items():
         if isinstance(value, dict):
@@ -89,11 +98,13 @@ def scalars(line):
 
 
 def _peak_memory(device):
-    """The most that tensors took on a CUDA device, or that this process took of the machine."""
+    """Peak memory in bytes: of tensors on a CUDA device, else of this process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB on Linux
 
 
 def _version(package):
@@ -103,7 +114,7 @@ def _version(package):
 
 
 def _commit():
-    """The commit of this program, or None outside a clone."""
+    """The commit of this repository, or None outside a clone."""
     with contextlib.suppress(OSError):
         command = ["git", "-C", ROOT, "rev-parse", "HEAD"]
         result = subprocess.run(command, capture_output=True, text=True)

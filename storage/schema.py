@@ -1,8 +1,8 @@
-"""The state schema: what may stand in optimState_N.pth.
+"""The state schema: the fields of optimState_N.pth and their types.
 
-`read` refuses what run_folder.py cannot have written, so that whoever resumes need not look again:
-a file from a stranger may hold any plain value at any place. Whether the options in it can have
-their values is for checkpoints.py, which knows the table.
+A file from a stranger may hold any plain value under any key. `read` refuses what run_folder.py
+cannot have written, so that the code that resumes need not check again. The values of the options
+are checked by checkpoints.py, which knows the option table.
 """
 
 import torch
@@ -10,29 +10,29 @@ import torch
 from runtime.errors import InputError
 from storage import atomic
 
-# as evaluation.metrics.Metrics
-SUMS = {"done", "seen", "wrong1", "wrong5", "loss", "seconds", "data_wait"}
-# as detection.trainer.Sums
-BOXES = {"objectness", "proposal", "classifier", "box", "found", "objects"}
+# the fields of evaluation.metrics.Metrics
+METRICS = {"done", "seen", "wrong1", "wrong5", "loss", "seconds", "data_wait", "odd"}
+# and those that detection.metrics.DetectionMetrics adds
+DETECTION_METRICS = {"objectness", "proposal", "classifier", "box", "found", "objects"}
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
 def read(path):
-    """The state; Damaged if the file is not whole, InputError if it is no such state."""
+    """The state in a file. Damaged if the file is, InputError if it does not fit the schema."""
     state = atomic.load(path)
     if not isinstance(state, dict) or "momentum" not in state:
         raise InputError(f"{path} is not an optimState file of this program")
-    for name, is_right in RIGHT.items():
+    for name, is_valid in FIELDS.items():
         if name not in state and name in ("epoch", "best", "options"):
             raise InputError(f"{path} is no checkpoint of this program: its {name} is missing")
-        if name in state and not is_right(state[name]):
+        if name in state and not is_valid(state[name]):
             value = "of other types or sizes" if name == "momentum" else f"{state[name]!r:.80}"
             raise InputError(f"{path} is no checkpoint of this program: its {name} is {value}")
     return state
 
 
 def is_count(value):
-    """Whether something is a whole number from 0."""
+    """Whether a value is an integer >= 0."""
     return type(value) is int and value >= 0
 
 
@@ -49,41 +49,43 @@ def _is_momentum(momentum):
         isinstance(tensor, torch.Tensor)
         and tensor.is_floating_point()
         and tensor.layout == torch.strided
-        and tensor.untyped_storage().nbytes() >= tensor.nbytes  # no row that stands for many
+        # else it is an expanded view of fewer numbers
+        and tensor.untyped_storage().nbytes() >= tensor.nbytes
         for tensor in momentum.values()
     )
 
 
 def _is_position(position):
-    """A place as Trainer.position has it; its epoch is None before the first."""
+    """Whether it is a train.Position as a dict; its epoch is None before the first epoch."""
     if not isinstance(position, dict) or "epoch" not in position:
         return False
     if position["epoch"] is None:
         return True
-    parts = [position.get("train"), position.get("test")]
-    return is_count(position["epoch"]) and "order" in position and all(map(_are_sums, parts))
+    metrics = [position.get("train"), position.get("test")]
+    return is_count(position["epoch"]) and "order" in position and all(map(_is_metrics, metrics))
 
 
-def _are_sums(sums):
+def _is_metrics(sums):
     return (
         isinstance(sums, dict)
-        and set(sums) <= SUMS | BOXES
+        and set(sums) <= METRICS | DETECTION_METRICS
         and all(is_count(sums.get(name)) for name in ("done", "seen", "wrong1", "wrong5"))
-        and all(_is_number(sums.get(name, 0)) for name in SUMS | BOXES)
+        and is_count(sums.get("odd", 0))
+        and all(_is_number(sums.get(name, 0)) for name in METRICS | DETECTION_METRICS)
         and "loss" in sums
     )
 
 
 def _is_scaler(scaler):
-    empty = scaler == {}
-    return empty or (
+    return scaler == {} or (
         isinstance(scaler, dict) and set(scaler) == SCALER and all(map(_is_number, scaler.values()))
     )
 
 
 def _is_log(log):
-    lines = isinstance(log, list) and all(isinstance(line, dict) for line in log) and log != []
-    return lines and all(is_count(line.get("epoch")) for line in log[1:])
+    if not isinstance(log, list) or not log or not all(isinstance(line, dict) for line in log):
+        return False
+    return all(is_count(line.get("epoch")) for line in log[1:])
 
 
 def _is_dict(value):
@@ -94,7 +96,7 @@ def _is_list(value):
     return isinstance(value, list)
 
 
-RIGHT = {
+FIELDS = {
     "epoch": is_count,
     "best": _is_best,
     "options": _is_dict,

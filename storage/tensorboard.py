@@ -1,8 +1,8 @@
-"""-tensorboard true: the numbers of log.jsonl once more, as a file of events for TensorBoard.
+"""The TensorBoard log (-tensorboard true): the numbers of log.jsonl as an event file.
 
-No Lua file. It is written at the end of an epoch from the log's lines; a resumed run makes it anew
-from them, so that no step is there twice and none is missing. By the parts that torch's writer is
-made of, and not by it, because it tells of a full disk with a traceback from a thread of its own.
+Each save appends the new lines of the log. A resumed run writes a new file from the whole log, so
+that no step is missing or there twice. It uses the parts of torch's SummaryWriter instead of the
+writer, which reports a full disk by a traceback from a thread of its own.
 """
 
 import glob
@@ -15,28 +15,28 @@ import types
 from runtime.errors import InputError
 from storage import log
 
-SUFFIX = ".main"  # of our files: others that lie in the folder stay
+SUFFIX = ".main"  # of our event files: those of other programs in the folder stay
 
 
-class Events:
-    """The file of events in a folder, kept up with the lines of the log."""
+class TensorBoardLog:
+    """The event file in a run folder."""
 
     def __init__(self, folder):
-        library()  # better now than after an epoch
+        _tensorboard()  # a missing package is an error now, not after an epoch
         self.folder, self.path, self.written = folder, None, 0
 
     def write(self, lines):
-        """What is new in the log's lines, the first of which is not an epoch's."""
+        """Append what is new in the lines of log.jsonl; the first line is its header."""
         if self.path is None:
             self._begin()
         new = [(line, log.scalars(line)) for line in lines[1 + self.written :]]
-        # as if each had been written when its epoch ended
+        # wall times as if each line had been written at the end of its epoch
         moment = time.time() - sum(numbers.get("seconds", 0) for _, numbers in new)
         records = []
         for line, numbers in new:
             moment += numbers.get("seconds", 0)
             records.append(_record(_event(moment, line["epoch"], numbers)))
-        path, self.path = self.path, None  # should the disk be full: all of it anew next time
+        path, self.path = self.path, None  # if the disk is full, the next call writes a new file
         with open(path, "ab") as file:
             file.write(b"".join(records))
         self.path = path
@@ -50,25 +50,25 @@ class Events:
         name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}{SUFFIX}"
         path = os.path.join(self.folder, name)
         with open(path, "wb") as file:
-            event = library().event_pb2.Event(wall_time=now, file_version="brain.Event:2")
+            event = _tensorboard().event_pb2.Event(wall_time=now, file_version="brain.Event:2")
             file.write(_record(event))
         self.path, self.written = path, 0
 
 
 def _event(moment, step, numbers):
     values = [{"tag": name, "simple_value": number} for name, number in numbers.items()]
-    return library().event_pb2.Event(wall_time=moment, step=step, summary={"value": values})
+    return _tensorboard().event_pb2.Event(wall_time=moment, step=step, summary={"value": values})
 
 
 def _record(event):
-    """An event as the bytes of the file."""
+    """An event as a record of the file, in bytes."""
     buffer = io.BytesIO()
-    library().RecordWriter(buffer).write(event.SerializeToString())
+    _tensorboard().RecordWriter(buffer).write(event.SerializeToString())
     return buffer.getvalue()
 
 
-def library():
-    """What torch's writer takes from tensorboard: the form of an event, the form of the file."""
+def _tensorboard():
+    """What SummaryWriter uses of tensorboard: the event's protobuf and the writer of records."""
     try:
         from tensorboard.compat.proto import event_pb2
         from tensorboard.summary.writer.record_writer import RecordWriter

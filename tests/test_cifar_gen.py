@@ -1,5 +1,6 @@
 """The preparation of CIFAR: every published form gives what the original stored."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -9,6 +10,7 @@ import types
 import numpy as np
 import pytest
 import torch
+import torchvision
 
 import datasets
 from datasets import cifar10, cifar10_gen, cifar100_gen, download
@@ -71,8 +73,15 @@ def pack(path, folder, contents, mode="w:gz"):
             tar.addfile(member, io.BytesIO(data))
 
 
+def publish(monkeypatch, dataset, train, test):
+    """Let torchvision list these files (name -> contents) as the published ones of its class."""
+    for name, contents in (("train_list", train), ("test_list", test)):
+        sums = [[file, hashlib.md5(data).hexdigest()] for file, data in contents.items()]
+        monkeypatch.setattr(getattr(torchvision.datasets, dataset), name, sums)
+
+
 @pytest.fixture
-def forms(lua):
+def forms(lua, monkeypatch):
     """The same images in both versions of CIFAR-10: folder name -> file name -> contents."""
     images, labels = lua["train_data"], lua["train_labels"] - 1
     cuts = [slice(i * 7, i * 7 + 7) for i in range(5)]
@@ -80,7 +89,9 @@ def forms(lua):
     python = {n: python2(images[c], labels[c], "labels") for n, c in zip(TRAIN, cuts)}
     images, labels = lua["val_data"], lua["val_labels"] - 1
     binary["test_batch.bin"] = records(images, labels)
-    python["test_batch"] = python2(images, labels, "labels")
+    test = {"test_batch": python2(images, labels, "labels")}
+    publish(monkeypatch, "CIFAR10", python, test)
+    python.update(test)
     return {"cifar-10-batches-bin": binary, "cifar-10-batches-py": python}
 
 
@@ -113,16 +124,8 @@ def test_every_form_gives_what_the_lua_stored(tmp_path, forms, lua, folder, form
     assert os.listdir(tmp_path / "gen") == ["cifar10.npz"]
 
 
-def test_pickles_of_today_are_read(tmp_path, forms, lua):
-    images, labels = lua["val_data"].reshape(-1, 3072), lua["val_labels"] - 1
-    content = {"data": images, "labels": [int(label) for label in labels]}
-    forms["cifar-10-batches-py"]["test_batch"] = pickle.dumps(content, 4)
-    write(tmp_path / "py", forms["cifar-10-batches-py"])
-    assert_as_in_lua(*datasets.create(options(tmp_path, tmp_path / "py")), lua)
-
-
 @pytest.mark.parametrize("folder", ["cifar-100-binary", "cifar-100-python"])
-def test_cifar100_takes_the_fine_labels(tmp_path, lua, folder):
+def test_cifar100_takes_the_fine_labels(tmp_path, lua, folder, monkeypatch):
     contents = {}
     fine = {"train": np.arange(35) + 60, "val": np.arange(21)}  # 60..94, 0..20
     for split, name in (("train", "train"), ("val", "test")):
@@ -131,6 +134,8 @@ def test_cifar100_takes_the_fine_labels(tmp_path, lua, folder):
             contents[name + ".bin"] = records(images, labels // 5, labels)
         else:
             contents[name] = python2(images, labels, "fine_labels")
+    if folder == "cifar-100-python":
+        publish(monkeypatch, "CIFAR100", *({n: contents[n]} for n in ("train", "test")))
     write(tmp_path / folder, contents)
     for dataset, split in zip(datasets.create(options(tmp_path, tmp_path, "cifar100")), fine):
         assert np.array_equal(dataset.labels, fine[split])
@@ -154,6 +159,15 @@ def test_a_label_out_of_range(tmp_path, forms):
     write(tmp_path / "data", contents)
     message = refused(options(tmp_path, tmp_path / "data"))
     assert message == f"test_batch.bin of {tmp_path / 'data'} has a label 10: should be 0 to 9"
+
+
+def test_a_changed_python_version(tmp_path, forms, lua):
+    images, labels = lua["val_data"].reshape(-1, 3072), lua["val_labels"] - 1
+    content = {"data": images, "labels": [int(label) for label in labels]}
+    forms["cifar-10-batches-py"]["test_batch"] = pickle.dumps(content, 4)
+    write(tmp_path / "py", forms["cifar-10-batches-py"])
+    message = refused(options(tmp_path, tmp_path / "py"))
+    assert message.startswith(f"test_batch of {tmp_path / 'py'} is not the published file")
 
 
 def test_a_part_of_the_dataset(tmp_path, forms):
@@ -226,7 +240,7 @@ def test_offline(tmp_path, published, capsys):
     message = str(error.value)
     assert message.startswith(f"cannot download {site.as_uri()}/cifar-10-binary.tar.gz: ")
     assert f"put it at {path}" in message and message.endswith("-data DIR")
-    assert f"{path} is not the published archive" in capsys.readouterr().out
+    assert f"{path} is not the published archive" in capsys.readouterr().err
     assert os.listdir(tmp_path / "gen") == ["cifar-10-binary.tar.gz"]
 
 
@@ -234,4 +248,9 @@ def test_offline(tmp_path, published, capsys):
 def test_what_is_published(module):
     checksums = [version.md5 for version in (module.SOURCE.binary, module.SOURCE.python)]
     assert all(len(md5) == 32 and int(md5, 16) for md5 in checksums)
+    # the python version as torchvision knows it
+    python, theirs = module.SOURCE.python, getattr(torchvision.datasets, module.SOURCE.torchvision)
+    assert python[:3] == (theirs.base_folder, theirs.filename, theirs.tgz_md5)
+    assert list(python.train) == [name for name, _ in theirs.train_list]
+    assert list(python.val) == [name for name, _ in theirs.test_list]
     assert module.signature(types.SimpleNamespace(data="")).endswith(checksums[0])

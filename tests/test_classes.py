@@ -28,7 +28,7 @@ def test_outputs(capsys):
     assert classes.outputs("a", net(4, DATA), DATA) == [*DATA, None]  # -nClasses 4
     assert capsys.readouterr().out == ""
     assert classes.outputs("a", net(3, ["tabby", "hound", "reynard"]), DATA) == DATA
-    assert capsys.readouterr().out.startswith("=> a calls its classes otherwise")
+    assert capsys.readouterr().err.startswith("=> a has other class names")
     for names in (None, ["a", "b", "c", "d"]):
         with pytest.raises(InputError, match="b.t7 has 4 classes, not those of the data .3, cat"):
             classes.outputs("b.t7", net(4, names), DATA)
@@ -56,7 +56,7 @@ def test_targets(name, capsys):
         classes.targets(images, DATA, ["cat", "fox"])
     indices, targets = classes.targets(images, DATA, ["fox", "cat"], "list.txt")
     assert indices.tolist() == [0, 1, 3, 4] and targets.tolist() == [1, 1, 0, 0]
-    assert "1 of 5 images are of classes not in list.txt: left out" in capsys.readouterr().out
+    assert "1 of 5 images are of classes not in list.txt: left out" in capsys.readouterr().err
     with pytest.raises(InputError, match="no image is of a class in list.txt; the first is of cat"):
         classes.targets(images, DATA, ["owl"], "list.txt")
 
@@ -77,7 +77,7 @@ def test_lists_that_are_refused(tmp_path, text, message):
         classes.read(path)
     assert str(path) in str(stop.value)
     path.write_bytes(b"cat\xff\n")
-    with pytest.raises(InputError, match="no text in UTF-8"):
+    with pytest.raises(InputError, match="not text in UTF-8"):
         classes.read(path)
 
 

@@ -1,5 +1,6 @@
 """The script that classifies images: its lines, its names, its errors."""
 
+import csv
 import os
 import re
 import subprocess
@@ -127,12 +128,12 @@ def test_a_net_in_another_precision(tmp_path, capsys, pictures, dtype):
 def test_unreadable_files_are_named_and_the_others_classified(tmp_path, capsys, pictures):
     path = save(tmp_path / "net.pth", 7, ANIMALS)
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0")
-    odd = [str(tmp_path / "missing.png"), str(tmp_path / "broken.jpg"), str(tmp_path)]
+    odd = [str(tmp_path / name) for name in ("missing.png", "broken.jpg")]
     assert classify.main([path, odd[0], pictures[0], *odd[1:], pictures[1]]) == 1
     out, err = capsys.readouterr()
     assert [name for name, _ in parsed(out)] == pictures[:2]
     lines = err.splitlines()
-    assert len(lines) == 3 and all(line.startswith("classify.py: cannot read ") for line in lines)
+    assert len(lines) == 2 and all(line.startswith("classify.py: cannot read ") for line in lines)
     assert all(repr(path) in line for path, line in zip(odd, lines))
     assert classify.main([path, odd[0]]) == 1 and capsys.readouterr().out == ""
 
@@ -152,7 +153,7 @@ def test_progress_only_on_a_terminal(tmp_path, capsys, monkeypatch, pictures):
 @pytest.mark.parametrize("arguments", [[], ["net.pth"]])
 def test_usage(capsys, arguments):
     assert classify.main(arguments) == 1
-    assert capsys.readouterr() == ("", "Usage: python classify.py MODEL FILE...\n")
+    assert capsys.readouterr() == ("", "Usage: python classify.py MODEL FILE... [-csv FILE.csv]\n")
 
 
 def test_a_model_that_does_not_say_its_input(tmp_path, capsys, pictures):
@@ -182,3 +183,81 @@ def test_a_missing_model_is_one_sentence(tmp_path):
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert result.returncode == 1 and result.stdout == ""
     assert re.fullmatch(r"classify\.py: .*gone\.pth.*\n", result.stderr)
+
+
+# folders, tables
+
+
+def read_table(path):
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return list(csv.reader(file))
+
+
+@pytest.fixture
+def folder(tmp_path, pictures):
+    """A folder of pictures without classes: below it, hidden ones, other files, a link back."""
+    top = tmp_path / "unsorted"
+    (top / "deeper" / "still").mkdir(parents=True)
+    (top / ".hidden").mkdir()
+    names = ["b.png", "a.JPG", "deeper/c.webp", "deeper/still/d.gif", ".hidden/no.png", ".no.png"]
+    for name, picture in zip(names, [*pictures, pictures[0]]):
+        os.link(picture, top / name)
+    (top / "notes.txt").write_text("no picture")
+    os.symlink(top, top / "deeper" / "loop")
+    return [str(top / name) for name in ("a.JPG", "b.png", "deeper/c.webp", "deeper/still/d.gif")]
+
+
+def test_a_folder_is_the_images_below_it(tmp_path, capsys, folder, pictures):
+    path = save(tmp_path / "net.pth", 7, ANIMALS)
+    assert classify.main([path, pictures[4], str(tmp_path / "unsorted"), pictures[0]]) == 0
+    out, err = capsys.readouterr()
+    assert [name for name, _ in parsed(out)] == [pictures[4], *folder, pictures[0]] and err == ""
+    os.mkdir(tmp_path / "empty")
+    assert classify.main([path, str(tmp_path / "empty"), pictures[0]]) == 1
+    out, err = capsys.readouterr()
+    assert [name for name, _ in parsed(out)] == [pictures[0]]
+    assert err == f"classify.py: no image in the folder {str(tmp_path / 'empty')!r}\n"
+
+
+@pytest.mark.parametrize("outputs", [3, 7])
+def test_a_table_has_what_is_printed(tmp_path, capsys, folder, outputs):
+    path = save(tmp_path / "net.pth", outputs, ANIMALS[:outputs])
+    top = str(tmp_path / "unsorted")
+    classify.main([path, top])
+    printed = parsed(capsys.readouterr().out)
+    assert classify.main([path, "-csv", str(tmp_path / "found.csv"), top]) == 0
+    assert capsys.readouterr() == ("", "")
+    head, *rows = read_table(tmp_path / "found.csv")
+    count = min(outputs, 5)
+    assert head[:3] == ["path", "class1", "probability1"] and len(head) == 1 + 2 * count
+    for row, (name, lines) in zip(rows, printed, strict=True):
+        assert row[0] == name and row[1::2] == [animal for _, animal in lines]
+        np.testing.assert_allclose(np.array(row[2::2], float), [p for p, _ in lines], rtol=1e-5)
+
+
+def test_names_of_any_bytes_in_the_table(tmp_path, pictures):
+    save(tmp_path / "net.pth", 2, ['a,"b"', "c\nd"])
+    (tmp_path / "gone.csv").write_text("an older table")
+    name = b"\xe9\xff, 1.png"
+    os.link(pictures[0], os.fsencode(tmp_path) + b"/" + name)
+    script = os.path.join(ROOT, "pretrained", "classify.py")
+    words = ["net.pth", name, "gone.png", "-csv", "gone.csv"]
+    result = subprocess.run([sys.executable, script, *words], cwd=tmp_path, capture_output=True)
+    assert result.returncode == 1 and result.stdout == b""
+    assert result.stderr.count(b"\n") == 1 and b"'gone.png'" in result.stderr
+    [_, row] = read_table(tmp_path / "gone.csv")
+    assert os.fsencode(row[0]) == name and {row[1], row[3]} == {'a,"b"', "c\nd"}
+
+
+@pytest.mark.parametrize(
+    "words, error",
+    [
+        (["-csv"], "missing argument for option -csv"),
+        (["-csv", "x.txt"], "-csv x.txt should end in .csv"),
+        (["--csv", "no/x.csv"], "the folder 'no' does not exist"),
+    ],
+)
+def test_a_table_that_cannot_be_written(tmp_path, monkeypatch, pictures, words, error):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=error):
+        classify.main(["never-read.pth", pictures[0], *words])

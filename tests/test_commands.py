@@ -1,4 +1,4 @@
-"""The commands in README.md and TRAINING.md parse, and their nets are as large as said."""
+"""The commands in README.md, TRAINING.md and docs/ parse, and their nets are as large as said."""
 
 import functools
 import os
@@ -8,9 +8,12 @@ import pytest
 import torch
 
 import complexity
+import convert
+import detect
 import evaluate
 import models
 import opts
+import plot
 from models.resnext import resnext
 
 # weights of the nets of the paper and of pycls' model zoo (with 10 or 1000 classes)
@@ -25,6 +28,7 @@ SIZES = {
 }
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+PAGES = ("README.md", "TRAINING.md", "pretrained/README.md")
 
 
 def read(name):
@@ -32,13 +36,18 @@ def read(name):
         return file.read().replace("$seed", "1")  # in the loop over seeds
 
 
+def documents():
+    """The files whose commands are tested."""
+    pages = sorted(name for name in os.listdir(os.path.join(ROOT, "docs")) if name.endswith(".md"))
+    return [*PAGES, *(f"docs/{name}" for name in pages)]
+
+
 def commands(script):
     """The options of every command of a script in the documents, each once, in order."""
-    word = r"[^\s`|]+" if script == "evaluate" else r"-\w+ [^\s`|]+"  # that names files as well
+    # all but main.py and complexity.py take names of files as well
+    word = r"-\w+ [^\s`|]+" if script in ("main", "complexity") else r"[^\s`|#]+"
     pattern = rf"python {script}\.py((?: {word})*)"
-    found = [
-        words for name in ("README.md", "TRAINING.md") for words in re.findall(pattern, read(name))
-    ]
+    found = [words for name in documents() for words in re.findall(pattern, read(name))]
     return list(dict.fromkeys(found))
 
 
@@ -72,17 +81,21 @@ def folder(monkeypatch, tmp_path):
     for place in ("imagenet", "imagenet5k", "photos", "IMAGENET"):
         for split in ("train", "val"):
             (tmp_path / place / split).mkdir(parents=True)
-    (tmp_path / "checkpoints").mkdir()
-    for name in ("resnext_50_32x4d", "resnext_101_64x4d", "resnet-200"):
+    (tmp_path / "coco").mkdir()
+    for run in ("checkpoints", "finetuned", "detector"):
+        (tmp_path / run).mkdir()
+        (tmp_path / run / "model_best.pth").touch()
+    for name in ("resnext_50_32x4d", "resnext_101_32x4d", "resnext_101_64x4d"):
         (tmp_path / f"{name}.t7").touch()
-    (tmp_path / "checkpoints/model_best.pth").touch()
-    (tmp_path / "1000.txt").touch()
+    for name in ("resnet-200.t7", "resnet-101.t7", "resnet-50.t7", "1000.txt", "photo.jpg"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
 
 
 def test_there_are_commands():
     assert len(commands("main")) > 50 and len(commands("complexity")) >= 2
-    assert len(commands("evaluate")) >= 5
+    assert len(commands("evaluate")) >= 5 and len(commands("detect")) >= 8
+    assert len(commands("plot")) >= 4 and len(commands("convert")) >= 1
 
 
 @pytest.mark.parametrize("command", [command for command in commands("main") if command])
@@ -100,6 +113,23 @@ def test_complexity(command):
 @pytest.mark.parametrize("command", commands("evaluate"))
 def test_evaluate(command, folder):
     assert evaluate.parse(command.split()).models
+
+
+@pytest.mark.parametrize("command", commands("detect"))
+def test_detect(command, folder):
+    opt = detect.parse(command.split())
+    assert opt.show or opt.resume != "none" or opt.iterations
+
+
+@pytest.mark.parametrize("command", [words for words in commands("plot") if words])
+def test_plot(command):
+    assert plot.parse(command.split())
+
+
+@pytest.mark.parametrize("command", commands("convert"))
+def test_convert(command):
+    words = command.replace(" IN OUT", " in.t7 out.pth")  # that stand for any
+    assert convert.parse(words.split())
 
 
 def tables():
@@ -126,6 +156,16 @@ def test_every_row_of_the_papers_tables_is_a_command():
     for _, rows in complexity.TABLES:
         for name, options, *_ in rows:
             assert options in text, name
+
+
+def test_the_papers_table_8():
+    """Each row of TRAINING.md with the paper's AP50 and AP, from its table 8."""
+    text = read("TRAINING.md")
+    papers = {"ResNet-50": (47.6, 26.5), "ResNeXt-50 32x4d": (49.7, 27.5)}
+    papers |= {"ResNet-101": (51.1, 29.8), "ResNeXt-101 32x4d": (51.9, 30.0)}
+    for name, (ap50, ap) in papers.items():
+        row = rf"^\| {name} \| {ap50} \| {ap} \| not .*`python detect\.py -data coco "
+        assert re.search(row, text, re.M), name
 
 
 def test_a_trained_net_is_a_backbone_of_torchvisions_detector(tmp_path, monkeypatch):

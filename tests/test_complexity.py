@@ -178,7 +178,7 @@ def test_a_line_of_options(capsys, photos):
     assert re.search(r"^fc +7 +14,343 +14,343 +7$", other, re.M)
     mine = run(capsys, *command.split(), "-data", photos)
     assert re.search(r"^fc +2 ", mine, re.M)
-    assert re.search(r"^fc +100 ", run(capsys, *"-dataset cifar100 -depth 29".split()), re.M)
+    assert re.search(r"^fc +100 ", run(capsys, *"-dataset cifar100 -depth 20".split()), re.M)
 
 
 def test_a_net_from_a_file(capsys, tmp_path):
@@ -192,7 +192,7 @@ def test_a_net_from_a_file(capsys, tmp_path):
     )
 
 
-@pytest.mark.parametrize("command", ["-depth 34", "-dataset cifar10 -depth 30", "-dep 50", "50"])
+@pytest.mark.parametrize("command", ["-depth 35", "-dataset cifar10 -depth 30", "-dep 50", "50"])
 def test_a_bad_command_is_refused_in_one_sentence(command, capsys):
     with pytest.raises(SystemExit) as stop:
         complexity.main(command.split())
@@ -213,6 +213,6 @@ def test_a_file_that_is_no_model_is_refused_in_one_sentence(capsys, tmp_path):
 
 def test_the_sides_are_those_of_the_images(cifar, tmp_path):
     for dataset, side in (("digits", 8), ("cifar10", 32)):
-        opt = opts.parse(f"-dataset {dataset} -depth 29 -data {cifar} -gen {tmp_path}".split())
+        opt = opts.parse(f"-dataset {dataset} -depth 20 -data {cifar} -gen {tmp_path}".split())
         assert datasets.create(opt)[0].images.shape[2:] == (side, side)
         assert complexity.side(opt) == side

@@ -32,7 +32,7 @@ def same(batches, others):
 
 
 def test_in_memory(cifar, tmp_path):
-    opt = options("-dataset cifar10 -depth 29 -batchSize 8 -manualSeed 5", cifar, tmp_path)
+    opt = options("-dataset cifar10 -depth 20 -batchSize 8 -manualSeed 5", cifar, tmp_path)
     train, val = dataloader.create(opt, CPU)
     assert (train.size(), val.size()) == (5, 3)
     batches = list(train.run(1))
@@ -52,14 +52,14 @@ def test_in_memory(cifar, tmp_path):
 
 
 def test_one_at_a_time_equals_the_batch(cifar, tmp_path):
-    """The workers' way of CIFAR, through get and preprocess, gives the bits of the batched way."""
-    opt = options("-dataset cifar10 -depth 29 -batchSize 8 -nThreads 0", cifar, tmp_path)
+    """The workers' way of CIFAR, through get and transform, gives the bits of the batched way."""
+    opt = options("-dataset cifar10 -depth 20 -batchSize 8 -nThreads 0", cifar, tmp_path)
     train, val = dataloader.create(opt, CPU)
     for loader, split in ((train, "train"), (val, "val")):
         dataset = loader.dataset
 
         class Slow:
-            get, size, preprocess = dataset.get, dataset.size, dataset.preprocess
+            get, size, transform = dataset.get, dataset.size, dataset.transform
 
         same(loader.run(3), dataloader.DataLoader(Slow(), opt, split, CPU).run(3))
 
@@ -79,7 +79,7 @@ def test_a_workers_memory_is_mapped_once(photos, tmp_path, monkeypatch):
     """Else each of a batch's pages would be a fault, in every batch."""
     opt = options("-depth 50 -batchSize 5 -nThreads 1", photos, tmp_path)
     train, _ = dataloader.create(opt, CPU)
-    monkeypatch.setattr(train, "_moved", lambda input: input.sum())  # reads all, needs no memory
+    monkeypatch.setattr(train, "_to_device", lambda input: input.sum())  # reads all
     list(train.run(1))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     count = sum(len(batch.target) for epoch in (2, 3) for batch in train.run(epoch))
@@ -93,10 +93,10 @@ def test_batches_are_pinned_on_the_way_to_a_gpu(photos, tmp_path, monkeypatch):
     opt = options("-depth 50 -batchSize 5 -nThreads 1", photos, tmp_path)
     expected = list(dataloader.create(opt, CPU)[0].run(1))
     train, _ = dataloader.create(opt, CPU)
-    workers, moved, arrived = train.workers, train._moved, []
+    workers, moved, arrived = train.workers, train._to_device, []
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     monkeypatch.setattr(train, "workers", Pinning(workers))
-    monkeypatch.setattr(train, "_moved", lambda input: arrived.append(input) or moved(input))
+    monkeypatch.setattr(train, "_to_device", lambda input: arrived.append(input) or moved(input))
     same(train.run(1), expected)
     assert arrived and not any(input.is_shared() for input in arrived)
 
@@ -114,7 +114,7 @@ class Pinning:
 def test_double_precision_and_ten_crops(photos, tmp_path):
     command = "-depth 50 -batchSize 20 -nThreads 0 -precision double -tenCrop true"
     train, val = dataloader.create(options(command, photos, tmp_path), CPU)
-    input, target, _ = next(iter(val.run(1)))
+    input, target = next(iter(val.run(1)))[:2]
     assert input.shape == (20, 3, 224, 224) and len(target) == 2
     assert input.dtype == torch.float64 and val.crops == 10 and train.crops == 1
     # the sixth crop is the mirrored first: the centre, flipped
@@ -145,11 +145,13 @@ def kill():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def want_of_memory():
+def out_of_memory():
     raise MemoryError
 
 
-@pytest.mark.parametrize("end, how", [(kill, "was ended by SIGKILL at "), (want_of_memory, "no")])
+@pytest.mark.parametrize(
+    "end, how", [(kill, "ended by SIGKILL at "), (out_of_memory, "memory at ")]
+)
 def test_a_worker_that_dies_is_told_with_its_image(photos, tmp_path, end, how):
     opt = options("-depth 50 -batchSize 4 -nThreads 2", photos, tmp_path)
     train, _ = datasets.create(opt)
@@ -164,6 +166,6 @@ def test_an_idle_worker_that_dies_is_told(photos, tmp_path):
     opt = options("-depth 50 -batchSize 4 -nThreads 1", photos, tmp_path)
     train, _ = dataloader.create(opt, CPU)
     list(train.run(1))
-    os.kill(int(train.notes[0, 0]), signal.SIGKILL)
+    os.kill(int(train.current[0, 0]), signal.SIGKILL)
     with pytest.raises(InputError, match="was ended by SIGKILL between two batches"):
         list(train.run(2))

@@ -32,12 +32,13 @@ def made(opt, capsys):
     assert os.listdir(opt.gen) == ["cifar10.npz"]
     after = os.stat(path)
     new = before is None or (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns)
-    return train, new, capsys.readouterr().out
+    captured = capsys.readouterr()
+    return train, new, captured.err + captured.out
 
 
 def test_a_cache_is_made_once(opt, capsys):
     first, new, text = made(opt, capsys)
-    assert new and " | saving CIFAR-10 dataset to " in text and "anew" not in text
+    assert new and " | saving CIFAR-10 dataset to " in text and "making it again" not in text
     again, new, text = made(opt, capsys)
     assert not new and text == ""
     assert np.array_equal(first.images, again.images)

@@ -41,21 +41,21 @@ JPEGS = {
 
 @pytest.mark.parametrize("name", JPEGS)
 def test_jpeg_equals_pillow(name):
-    pixels = decoding.jpeg(JPEGS[name])
+    pixels = decoding.decode_jpeg(JPEGS[name])
     assert (pixels is None) == name.startswith("CMYK")  # left to Pillow
     expected = np.asarray(Image.open(io.BytesIO(JPEGS[name])).convert("RGB"))
     if pixels is not None:
         np.testing.assert_array_equal(pixels[:, :, :3], expected)
 
 
-def test_damaged_jpegs_are_left_to_pillow():
+def test_damaged_jpegs_are_refused_by_simplejpeg():
     whole = JPEGS["RGB2 75x50"]
-    assert decoding.jpeg(whole) is not None
+    assert decoding.decode_jpeg(whole) is not None
     for data in (b"", whole[:2], whole[:300], whole[:-300], b"\x89PNG" + whole[4:]):
-        assert decoding.jpeg(data) is None
+        assert decoding.decode_jpeg(data) is None
     noisy = bytearray(whole)
     noisy[-400:-300] = bytes(100)
-    assert decoding.jpeg(bytes(noisy)) is None
+    assert decoding.decode_jpeg(bytes(noisy)) is None
 
 
 def colors(data):
@@ -82,9 +82,9 @@ def test_parts_of_jpegs_equal_pillow(name):
         assert decoder.shape(data) is None  # left to Pillow
         return
     assert decoder.shape(data) == (height, width)
-    for room in (np.full(4 * height * width, 7, np.uint8), np.empty(3, np.uint8)):
+    for buffer in (np.full(4 * height * width, 7, np.uint8), np.empty(3, np.uint8)):
         for x, y, w, h in regions(height, width):
-            pixels, (i, j, *size) = decoder.part(data, (x, y, w, h), room)
+            pixels, (i, j, *size) = decoder.decode_region(data, (x, y, w, h), buffer)
             assert size == [w, h] and pixels.flags.c_contiguous
             part = pixels[j : j + h, i : i + w, :3]
             np.testing.assert_array_equal(part, expected[y : y + h, x : x + w], str((x, y, w, h)))
@@ -93,7 +93,7 @@ def test_parts_of_jpegs_equal_pillow(name):
 def test_a_small_part_is_not_all(tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEGS["RGB0 64x48"])
     photo = decoding.Photo(tmp_path / "a.jpg", np.empty(99999, np.uint8), turbojpeg.decoder())
-    pixels, _ = photo.part((20, 20, 9, 9))
+    pixels, _ = photo.decode_region((20, 20, 9, 9))
     assert photo.shape == (64, 48) and pixels.shape == (32, 32, 4) and photo.pixels is None
 
 
@@ -101,25 +101,26 @@ def test_a_file_cut_short_is_named_though_the_part_is_there(tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEGS["RGB2 75x50"][:-60])
     for decoder in (None, turbojpeg.decoder()):
         with pytest.raises(
-            InputError, match="cannot read the image '.*a.jpg': image file is trunc"
+            InputError, match="cannot read the image '.*a.jpg': its pixels .* lost: its scan ends"
         ):
-            decoding.Photo(tmp_path / "a.jpg", np.empty(9, np.uint8), decoder).part((0, 0, 9, 9))
+            decoding.Photo(tmp_path / "a.jpg", np.empty(9, np.uint8), decoder).decode_region(
+                (0, 0, 9, 9)
+            )
 
 
-def test_a_damaged_part_is_left_to_pillow(tmp_path):
+def test_damage_since_the_check_is_named(tmp_path):
     data = bytearray(JPEGS["RGB2 75x50"])
     data[-400:-300] = bytes(100)
     (tmp_path / "a.jpg").write_bytes(data)
-    decoder = turbojpeg.decoder()
-    photo = decoding.Photo(tmp_path / "a.jpg", np.empty(99999, np.uint8), decoder)
+    decoder, buffer = turbojpeg.decoder(), np.empty(99999, np.uint8)
+    photo = decoding.Photo(tmp_path / "a.jpg", buffer, decoder, checked=True)
     assert photo.pixels is None and photo.shape == (75, 50)
-    pixels, region = photo.part((3, 2, 40, 73))
-    np.testing.assert_array_equal(pixels[:, :, :3], colors(bytes(data)))
-    assert region == (3, 2, 40, 73)
+    with pytest.raises(InputError, match=r"a\.jpg': its pixels are damaged or lost"):
+        photo.decode_region((3, 2, 40, 73))
     whole = JPEGS["RGB2 75x50"]
     assert decoder.shape(whole) == (75, 50)  # and goes on to decode others
     np.testing.assert_array_equal(
-        decoder.part(whole, (0, 0, 50, 75), photo.room)[0][:, :, :3], colors(whole)
+        decoder.decode_region(whole, (0, 0, 50, 75), photo.buffer)[0][:, :, :3], colors(whole)
     )
 
 

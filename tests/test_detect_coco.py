@@ -59,7 +59,7 @@ def test_odd_boxes(tmp_path, content, capsys):
     objects = found.objects(0)
     assert objects.boxes.tolist() == [[0, 0, 6, 14], [width - 5, 3, width, 11.5]]
     assert objects.labels.tolist() == [2, 2] and objects.crowd.tolist() == [[1, 2, 31, 22]]
-    assert "4 boxes without area, or outside their image, are left out" in capsys.readouterr().out
+    assert "4 boxes without area, or outside their image, are left out" in capsys.readouterr().err
     assert len(found.truth()["annotations"]) == len(odd)  # the evaluation decides for itself
     assert Images(found, True, True).size() == 1 and Images(found, False, False).size() == 3
 

@@ -1,8 +1,5 @@
 """Files of detectors: what is written is read again; what is wrong in one is named."""
 
-import re
-from pathlib import Path
-
 import pytest
 import torch
 from support.detectors import classifier, detector, images
@@ -12,8 +9,6 @@ import models
 from detection import files
 from runtime.errors import InputError
 from storage import atomic
-
-DOCS = Path(__file__).parents[1] / "docs" / "detection.md"
 
 
 @pytest.fixture(scope="module")
@@ -80,26 +75,9 @@ def test_what_is_no_detector(tmp_path, content):
         detector(net=net)
 
 
-def commands():
-    return sorted(set(re.findall(r"python detect\.py ([^`\n]+)", DOCS.read_text())))
-
-
-@pytest.mark.parametrize("command", commands())
-def test_the_commands_of_the_page(tmp_path, monkeypatch, command):
-    monkeypatch.chdir(tmp_path)
-    for name in ("coco", "checkpoints", "detector"):
-        (tmp_path / name).mkdir()
-    nets = ("resnet-50", "resnet-101", "resnext_50_32x4d", "resnext_101_32x4d")
-    for name in ("checkpoints/model_best.pth", "detector/model_best.pth", "photo.jpg"):
-        (tmp_path / name).touch()
-    for name in nets:
-        (tmp_path / f"{name}.t7").touch()
-    opt = detect.parse(command.split())
-    assert (
-        opt.iterations
-        and opt.rpnIterations == ((120000, 180000) if not opt.shared else ())
-        or (opt.dataset == "digits")
-    )
+def test_main_py_refuses_a_detector(tmp_path, content):
+    with pytest.raises(InputError, match="holds a detector: detect.py trains, tests and shows it"):
+        models.load_file(saved(tmp_path, content))
 
 
 def test_the_recipe_of_the_paper(tmp_path):

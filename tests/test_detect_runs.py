@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -52,7 +53,8 @@ def run(folder, monkeypatch, capsys):
 
         monkeypatch.setattr(metrics.MetricQueue, "push", counting)
         detect.main(command.split())
-        return capsys.readouterr().out.splitlines()
+        out, notes = capsys.readouterr()
+        return notes.splitlines() + out.splitlines()
 
     return run
 
@@ -93,7 +95,8 @@ def test_the_two_steps(straight, folder):
     assert set(found[0]["train"]) == {"loss", "objectness", "proposal"}
     assert set(found[3]["train"]) == {"loss", "classifier", "box"}
     assert 0 <= found[1]["test"]["recall"] <= 100 and "AP50" in found[3]["test"]
-    assert lines[-1].startswith(" * Finished AP: ")
+    assert lines[-2].startswith(" * Finished AP: ") and lines[-1] == "=> two/detections.png"
+    assert all(line["skipped"] == line["odd"] == 0 for line in found)
     assert Image.open(folder / "two" / "detections.png").size[0] > 100
     for entry in json.loads((folder / "two" / "detections.json").read_text()):
         assert entry["image_id"] in (10, 11, 12) and entry["category_id"] in (3, 90)
@@ -119,25 +122,29 @@ def test_stopped_and_resumed(run, straight, folder, place):
     name = f"stopped{place}"
     with pytest.raises(signals.Interrupted) as stop:
         run(TWO_STEPS + NEW + f" -save {name}", stop_at(place))
-    assert stop.value.status == 143 and str(stop.value).endswith(
-        f"-resume {name} goes on from there"
-    )
-    lines = run(f"-data data -nThreads 0 -save {name} -resume {name}")
-    assert "=> -rpnIterations 1,3 from the checkpoint" in lines
+    command = str(stop.value).partition("; to go on: python detect.py ")[2]
+    assert stop.value.status == 143 and command == f"-resume {name} -nThreads 0"
+    lines = run(command)
+    assert " -rpnIterations 1,3" in lines[0] and lines[0].startswith("=> from the checkpoint: ")
     same(results(folder / "two", 4), results(folder / name, 4))
 
 
 def test_killed_in_either_step(straight, folder):
-    """kill -9 at the second iteration of each step; what is left resumes to the straight run."""
+    """kill -9 inside an epoch of each step; what is left resumes to the straight run."""
     command = TWO_STEPS + NEW + " -save killed -resume killed -saveEvery 1e-9"
-    for step, place in (("rpn", "[1][2/2]"), ("fast", "[3][2/2]")):
+    inside = folder / "killed" / "inside_epoch.pth"
+    for step, epoch in (("rpn", 1), ("fast", 3)):
         process = start(command, folder)
-        while place not in (line := process.stdout.readline()):
+        while f"[{epoch}][1/2]" not in (line := process.stdout.readline()):
             assert line, f"ended before {step}"
-        time.sleep(0.05)
+        while not inside.exists():
+            assert process.poll() is None
+            time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.communicate()
         assert process.returncode == -signal.SIGKILL
+        state = atomic.load(inside)
+        assert (state["step"], state["epoch"]) == (step, epoch - 1)
     process = start(command, folder)
     said = process.communicate(timeout=600)[0]
     assert process.returncode == 0, said
@@ -208,6 +215,39 @@ def test_bad_options(folder, monkeypatch, capsys, command, words):
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
+def test_damaged_images(run, folder):
+    """One of the training images is torn, of another only a comment is wrong."""
+    write_coco(folder / "torn", "train2017", 6)
+    write_coco(folder / "torn", "val2017", 3, seed=1)
+    torn, odd = (folder / "torn" / "train2017" / f"{n}.png" for n in (11, 12))
+    torn.write_bytes(torn.read_bytes()[:900])
+    data = odd.read_bytes()
+    comment = b"\0\0\0\x03tEXta\0b" + b"\0\0\0\0"  # the last four should be its checksum
+    odd.write_bytes(data[:33] + comment + data[33:])
+    command = SHARED.replace("-data data", "-data torn").replace("-epochSize 2", "-epochSize 3")
+    command += NEW + " -save torn_run -iterations 3"
+    with pytest.raises(InputError, match="11.png.*mend or remove it, or give -skipCorrupt true"):
+        run(command)
+    lines = run(command + " -skipCorrupt true")
+    assert sum("skipped" in line and "11.png" in line for line in lines) == 1
+    assert sum("odd but whole" in line and "12.png" in line for line in lines) == 1
+    (line,) = log(folder / "torn_run")
+    assert (line["skipped"], line["odd"]) == (1, 1)
+
+
+def test_an_earlier_run_is_set_aside_and_a_removed_folder_made_again(run, straight, folder):
+    shutil.copytree(folder / "one", folder / "again")
+    lines = run(SHARED + NEW + " -save again", remove_at(3, folder / "again"))
+    assert any("held an earlier run: its files are in again/earlier-1 now" in x for x in lines)
+    assert "=> again was removed: made again" in lines
+    same(results(folder / "one", 2), results(folder / "again", 2))
+    assert json.loads((folder / "again" / "detections.json").read_text()) is not None
+
+
+def remove_at(place, path):
+    return lambda n: shutil.rmtree(path) if n == place else None
+
+
 def test_resuming_what_is_no_detector(run, folder):
     options = {"LR": 0.1}
     state = {"momentum": {}, "epoch": 1, "best": (1.0, 1.0), "options": options}
@@ -216,5 +256,5 @@ def test_resuming_what_is_no_detector(run, folder):
     atomic.save("other/optimState_1.pth", state)
     newest = {"epoch": 1, "modelFile": "model_1.pth", "optimFile": "optimState_1.pth"}
     atomic.save("other/latest.pth", newest)
-    with pytest.raises(InputError, match="other holds no checkpoint of detect.py"):
+    with pytest.raises(InputError, match="other/model_1.pth holds no detector of this program"):
         run(SHARED + " -resume other -save other")

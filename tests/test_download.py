@@ -112,10 +112,32 @@ def test_silence_is_not_waited_for(tmp_path, monkeypatch):
             download.fetch(url, str(tmp_path / "file"), MD5, timeout=0.1)
 
 
+def test_a_server_that_stops_sending_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            for _ in range(2):  # each attempt; the connection stays open
+                connections.append(server.accept()[0])
+                connections[-1].recv(9999)
+                header = f"HTTP/1.0 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n"
+                connections[-1].sendall(header.encode() + BODY[:1000])
+
+        connections, thread = [], threading.Thread(target=serve)
+        thread.start()
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/file"
+        with pytest.raises(InputError, match="timed out"):
+            download.fetch(url, str(tmp_path / "file"), MD5, timeout=0.5)
+        thread.join()
+        for connection in connections:
+            connection.close()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_percentage_on_a_terminal(server, tmp_path, monkeypatch):
     ours, theirs = ptys.open_pty(40)
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr("progress.PAUSE", 0)
+    monkeypatch.setattr("runtime.terminal.MIN_INTERVAL", 0)
     with os.fdopen(theirs, "w") as out:
         monkeypatch.setattr("sys.stdout", out)
         with Terminal():

@@ -198,7 +198,9 @@ def test_the_disk_is_full(cifar, tmp_path):
             said, status = disk.finish(RUN + " -nEpochs 4", cifar)
             assert status == 1 and "Traceback" not in said
             assert re.search(r"=> epoch \d could not be saved: No space left on device; ", said)
-            assert said.splitlines()[-1].startswith("main.py: at the end of the run its state")
+            assert said.splitlines()[-1].startswith(
+                "main.py: the state at the end of the run could"
+            )
             assert not atomic.left_over(disk.inside) and not os.path.exists(disk.inside + "/lock")
             held += os.path.exists(disk.inside + "/latest.pth")
             disk.do(f"mount -o remount,size=50m {folder}")

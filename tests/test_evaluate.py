@@ -1,7 +1,6 @@
 """evaluate.py against plain loops: an image, a view, a place and a model at a time, in float64."""
 
 import sys
-import types
 
 import numpy as np
 import pytest
@@ -13,7 +12,7 @@ from torchvision.transforms import functional as tv
 import evaluate
 from datasets.transforms import Scale
 from evaluation import ensemble
-from runtime import exit
+from runtime import exit, memory
 from runtime.errors import InputError
 
 
@@ -112,7 +111,7 @@ def dense(scales, mirrored=False):
 
 
 def restated(nets, photos, outputs):
-    """Scores of all images in both readings: means over nets of means over views of means."""
+    """Scores of all images by both averages: means over nets of means over views of means."""
     plain, soft = [], []
     with torch.no_grad():
         for pixels, _ in pictures(photos):
@@ -198,7 +197,7 @@ def test_what_does_not_fit_is_refused(files, run):
     for words, message in (
         (["one", "-testScale", "20"], "a crop of 32 is larger than the image"),
         (["other", "one"], "2 classes are not among those of .*one.pth: the first is fox"),
-        (["other", "-recomputeBN", "1"], "wants its input with mean"),
+        (["other", "-recomputeBN", "1"], "needs input with mean"),
     ):
         names = [files.get(word, [word])[0] for word in words]
         with pytest.raises(InputError, match=message):
@@ -206,10 +205,9 @@ def test_what_does_not_fit_is_refused(files, run):
 
 
 def test_out_of_memory_is_one_sentence():
-    opt = types.SimpleNamespace(precision="bfloat16")
     with (
-        pytest.raises(InputError, match="for an input of 2 x 3 .*-batchSize") as stop,
-        ensemble._running(opt, torch.zeros(2, 3)),
+        pytest.raises(InputError, match="for an input of 2 x 3; give a smaller -batchSize") as stop,
+        memory.out_of_memory((2, 3), torch.device("cpu"), ensemble.ADVICE),
     ):
         torch.empty(2**50, dtype=torch.uint8)
     assert "\n" not in str(stop.value)
@@ -217,6 +215,6 @@ def test_out_of_memory_is_one_sentence():
 
 def test_it_speaks_in_its_own_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/evaluate.py", "-help"])
-    assert exit.program() == "evaluate.py"
+    assert exit.script() == "evaluate.py"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
-    assert exit.program() == "main.py"
+    assert exit.script() == "main.py"

@@ -48,7 +48,7 @@ def test_processes_count_each_image_once(photos, tmp_path, count, words, capsys,
     alone = wrong(capsys.readouterr().out)
     done = program(*words, "-nProcs", str(count))
     assert done.returncode == 0, done.stderr
-    assert f"=> {count} processes on cpu" in done.stdout
+    assert f"=> {count} processes on cpu" in done.stderr
     assert len(alone) == 2 and alone[0][2] == "8" and wrong(done.stdout) == alone
 
 

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from PIL import Image
 import models
 from formats import t7
 from models.resnet import resnet
-from pretrained import extract_features
+from pretrained import extract_features, inference
 from runtime.errors import InputError
 from storage import atomic
 
@@ -181,3 +182,10 @@ def test_as_a_command_from_anywhere(net, album):
     result = subprocess.run([*command[:-1], "gone"], capture_output=True, text=True)
     error = "extract_features.py: cannot list the directory gone: No such file or directory\n"
     assert (result.returncode, result.stdout, result.stderr) == (1, "", error)
+
+
+def test_a_net_without_features(monkeypatch):
+    net = types.SimpleNamespace(config={"net": "own"})
+    monkeypatch.setattr(inference, "load", lambda source: net)
+    with pytest.raises(InputError, match=r"own.pth: the net own has no function features\(images"):
+        extract_features.main(["own.pth", "photo.jpg"])

@@ -90,7 +90,7 @@ def test_paths_are_joined(form):
     paths.load_state_dict(forms.convert(net.state_dict(), form, 2))
     ready = folded(paths)
     assert ready.state_dict().keys() == wide.state_dict().keys()
-    assert ready.classes == net.classes and wide.preprocess == "kept"
+    assert ready.classes == net.classes and wide.transform == "kept"
     assert ready.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     close(net, ready, 32, 1e-5)  # float32, roundings of 1e-7 each
 

@@ -146,7 +146,10 @@ def test_the_signature_follows_the_folders(tmp_path):
         (["train/a/1.png", "val/1.png"], "val/1.png' is not directly inside a class folder"),
         (["train/1.png", "train/a/1.png", "val/a/1.png"], "train/1.png' is not directly inside"),
         (["train/a/b/c/1.png", "val/a/1.png"], "train/a/b/c/1.png' is not directly inside"),
-        (["train/a/1.png", "val/b/1.png"], "class not found: .*val/b' holds images but has no"),
+        (
+            ["train/a/1.png", "val/b/1.png"],
+            "class not found: .*val/b' holds images, but train has no",
+        ),
     ],
 )
 def test_folders_in_disorder(tmp_path, files, message):

@@ -120,27 +120,27 @@ def test_largest_also_counts_with_resize():
 
 @pytest.mark.parametrize("more", [{}, {"resize": "bilinear"}])
 def test_kinds_of_source(tmp_path, more):
-    preprocess = InputTransform({**SMALL, **more})
+    transform = InputTransform({**SMALL, **more})
     image, path = pixels(50, 60), tmp_path / "a.png"
     Image.fromarray(image).save(path)
-    expected = preprocess(image)
+    expected = transform(image)
     assert expected.shape == (3, 32, 32) and expected.dtype == torch.float32
     for source in (str(path), os.fsencode(path), path, io.BytesIO(path.read_bytes())):
-        assert torch.equal(preprocess(source), expected)
-    assert torch.equal(preprocess(Image.fromarray(image)), expected)
-    assert torch.equal(preprocess(image[::-1, ::-1][::-1, ::-1]), expected)  # any order in memory
+        assert torch.equal(transform(source), expected)
+    assert torch.equal(transform(Image.fromarray(image)), expected)
+    assert torch.equal(transform(image[::-1, ::-1][::-1, ::-1]), expected)  # any order in memory
     with open(path, "rb") as file, Image.open(file) as opened:  # not loaded yet
-        assert torch.equal(preprocess(opened), expected)
-    assert torch.equal(pickle.loads(pickle.dumps(preprocess))(image), expected)  # goes with a model
+        assert torch.equal(transform(opened), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(image), expected)  # goes with a model
 
 
 def test_a_grey_or_transparent_picture_in_memory_is_not_changed():
-    preprocess = InputTransform(SMALL)
+    transform = InputTransform(SMALL)
     grey = Image.fromarray(pixels(50, 60)[:, :, 0])
-    assert torch.equal(preprocess(grey), preprocess(grey.convert("RGB")))
+    assert torch.equal(transform(grey), transform(grey.convert("RGB")))
     palette = grey.convert("P")
     palette.info["transparency"] = bytes(range(256))
-    assert torch.equal(preprocess(palette), preprocess(grey.convert("RGB")))
+    assert torch.equal(transform(palette), transform(grey.convert("RGB")))
     assert palette.mode == "P" and "transparency" in palette.info
 
 
@@ -164,7 +164,7 @@ def test_an_opened_picture_that_is_broken_is_named(tmp_path):
     ],
 )
 def test_other_arrays_are_refused(image):
-    with pytest.raises(InputError, match=r"uint8 of the shape \(height, width, 3\), not "):
+    with pytest.raises(InputError, match=r"uint8 of shape \(height, width, 3\), not "):
         InputTransform(SMALL)(image)
 
 
@@ -178,7 +178,7 @@ def test_what_is_no_image_is_refused():
 
 def test_unknown_values_say_what_to_pass():
     unknown = InputTransform(None)
-    with pytest.raises(InputError, match=r"not known; say it with model\.preprocess = ") as error:
+    with pytest.raises(InputError, match=r"not known; say it with model\.transform = ") as error:
         unknown(pixels(8, 8))
     example = str(error.value).split("InputTransform(")[1].split("), for example")[0]
     image = pixels(300, 300)
@@ -202,19 +202,19 @@ def test_wrong_values_are_named(values, message):
 
 
 def test_batches_keep_the_order_and_name_what_is_broken(tmp_path):
-    preprocess, paths = InputTransform(SMALL), []
+    transform, paths = InputTransform(SMALL), []
     for i in range(7):
         paths.append(str(tmp_path / f"{i}.png"))
         if i in (1, 3, 4, 5):
             (tmp_path / f"{i}.png").write_bytes(b"")
         else:
             Image.fromarray(pixels(50, 45 + i)).save(paths[-1])
-    got = list(batches(paths, preprocess, 3))
+    got = list(batches(paths, transform, 3))
     assert [read for read, _, _ in got] == [[paths[0], paths[2]], [], [paths[6]]]
     for read, images, errors in got:
         assert (images is None) if not read else len(images) == len(read)
         for path, image in zip(read, () if images is None else images):
-            assert torch.equal(image, preprocess(path))
+            assert torch.equal(image, transform(path))
         assert all(isinstance(error, InputError) for error in errors)
     named = [[str(error).split("'")[1] for error in errors] for _, _, errors in got]
     assert named == [[paths[1]], paths[3:6], []]

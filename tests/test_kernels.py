@@ -26,7 +26,9 @@ def picture(height, width, seed=0):
 
 def photo(pixels):
     """What takes the place of a decoding.Photo."""
-    return types.SimpleNamespace(shape=pixels.shape[:2], part=lambda region: (pixels, region))
+    return types.SimpleNamespace(
+        shape=pixels.shape[:2], decode_region=lambda region: (pixels, region)
+    )
 
 
 def floats(pixels):

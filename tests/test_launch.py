@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from support.runs import NET, difference, finish, log, nobody_left, results, start
+from support.runs import NET, difference, errors, finish, log, nobody_left, results, start
 
 import main
 import opts
@@ -116,7 +116,7 @@ def test_a_killed_process_ends_all(cifar, tmp_path, victim):
     _, error = finish(process, -9 if victim == "parent" else 137)
     assert nobody_left(process.pid, 1) and time.monotonic() - killed < 3
     if victim == "process":
-        words = "main.py: process 1 was ended by SIGKILL, perhaps for want of memory\n"
+        words = "main.py: process 1 was ended by SIGKILL, perhaps out of memory\n"
         assert error == words
     assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
 
@@ -138,7 +138,7 @@ def test_how_many(monkeypatch, capsys):
     def processes(command, devices):
         monkeypatch.setattr("torch.cuda.is_available", lambda: devices > 0)
         monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
-        opt = opts.parse(f"-dataset cifar10 -depth 29 {command}".split())
+        opt = opts.parse(f"-dataset cifar10 -depth 20 {command}".split())
         return launch.processes(opt, main.replicas(opt))
 
     assert processes("", 8) == processes("-nGPU 8", 0) == processes("-nGPU 8", 1) == 1
@@ -156,7 +156,7 @@ def test_how_many(monkeypatch, capsys):
 def test_a_resumed_run_has_the_replicas_of_the_checkpoint(cifar, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main.main([*RUN.split(), "-data", cifar, "-nEpochs", "1"])
-    opt = opts.parse("-dataset cifar10 -depth 29 -resume checkpoints -nProcs 2".split())
+    opt = opts.parse("-dataset cifar10 -depth 20 -resume checkpoints -nProcs 2".split())
     assert launch.processes(opt, main.replicas(opt)) == 2
 
 
@@ -186,7 +186,7 @@ def test_torchrun_on_two_nodes(one, cifar, tmp_path):
 def test_an_option_error_is_told_once_under_torchrun(cifar, tmp_path):
     agent = "--standalone --nproc-per-node 2".split()
     process = torchrun(tmp_path, cifar, 0, 0, RUN + " -depht 8", *agent)
-    _, error = process.communicate(timeout=100)
+    error = errors(process.communicate(timeout=100)[1])
     assert error.count("main.py: unknown option -depht") == 1 and process.returncode
 
 
@@ -203,7 +203,6 @@ def test_elastic(one, cifar, tmp_path):
     first = torchrun(tmp_path, cifar, 0, 0, command + "elastic", *rendezvous)
     time.sleep(2)
     second = torchrun(tmp_path, cifar, 0, 0, command + "elastic", *rendezvous)
-    until(first, "=> 2 processes on cpu")
     until(first, " | Epoch: [3]")
     workers = children(second)
     second.kill()

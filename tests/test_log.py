@@ -118,6 +118,7 @@ def check_events(folder):
     parts = {"train": ("top1", "top5", "loss"), "test": ("top1", "top5"), "best": ("top1", "top5")}
     wanted = {f"{kind}/{name}" for kind, names in parts.items() for name in names}
     singles = {"rate", "seconds", "images_per_second", "data_wait", "peak_memory"}
+    singles |= {"skipped", "odd"}
     assert set(accumulator.Tags()["scalars"]) == wanted | singles
     for tag in wanted | singles:
         kind, _, name = tag.partition("/")
@@ -200,7 +201,7 @@ def test_events_are_appended_and_others_stay(tmp_path):
 
 
 def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
-    """Events that cannot be written are one line; the next save writes them all."""
+    """A TensorBoard log that cannot be written is one line; the next save writes all of it."""
     with entered(tmp_path, "-tensorboard", "true") as run:
         run.epoch(1)
         run.folder.wait()
@@ -209,7 +210,7 @@ def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
         path.symlink_to("/dev/full")
         run.epoch(2)
         run.folder.wait()
-        assert "=> epoch 2 could not be saved: No space left on device" in capsys.readouterr().out
+        assert "=> epoch 2 could not be saved: No space left on device" in capsys.readouterr().err
         run.epoch(3)
     (path,) = [p for p in tmp_path.iterdir() if p.name.endswith(".main")]
     events = [Event.FromString(record) for record in RawEventFileLoader(str(path)).Load()]

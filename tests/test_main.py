@@ -1,5 +1,6 @@
 """Whole runs of main.py on small data: text, resuming, retraining, bad input."""
 
+import json
 import os
 import re
 import shutil
@@ -7,7 +8,7 @@ import signal
 import time
 
 import pytest
-from support.runs import NET, ROOT, results, same, start
+from support.runs import NET, ROOT, errors, results, same, start
 
 import main
 from runtime.errors import InputError
@@ -24,7 +25,8 @@ def run(tmp_path, monkeypatch, capsys, cifar):
 
     def run(command, data=cifar):
         main.main([*command.split(), "-data", data])
-        return capsys.readouterr().out.splitlines()
+        captured = capsys.readouterr()
+        return (captured.err + captured.out).splitlines()
 
     return run
 
@@ -63,7 +65,7 @@ def test_a_resumed_run_is_the_straight_run(run):
         {"epoch": 2, "modelFile": "model_2.pth", "optimFile": "optimState_2.pth"},
     )
     lines = run("-dataset cifar10 -resume stopped -save stopped -nThreads 1")
-    assert "=> -LR 0.01 from the checkpoint" in lines
+    assert any("-LR 0.01" in line for line in lines if line.startswith("=> from the checkpoint:"))
     same(results("straight", 4), results("stopped", 4))
 
 
@@ -158,6 +160,35 @@ def test_an_unreadable_image(run, photos, tmp_path):
     assert lines[-1].startswith(" * Finished")
 
 
+def test_damaged_and_odd_photos(run, photos, tmp_path):
+    """A damaged one ends the run or is left out, an odd one with all its pixels is used."""
+    data = str(tmp_path / "broken")
+    shutil.copytree(photos, data)
+    lost, odd = (os.path.join(data, "train", "plain", name) for name in ("0.jpg", "1.jpg"))
+    with open(lost, "rb+") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(size // 2)
+        file.write(bytes(size // 4))  # the end of the image is as before
+    with open(odd, "rb") as file:
+        whole = file.read()
+    with open(odd, "wb") as file:
+        file.write(whole[:20] + b"???" + whole[20:])  # behind the first segment
+    options = "-netType resnet -depth 18 -batchSize 4 -nEpochs 2 -LR 0.001 -nThreads "
+    with pytest.raises(InputError, match=re.escape(lost) + "': its pixels are damaged or lost: "):
+        run(options + "1", data)
+    logs = []
+    for threads in (0, 2):
+        lines = run(f"{options}{threads} -skipCorrupt true -save {threads}", data)
+        named = [line for line in lines if lost in line]
+        assert len(named) == 2 and "(1 so far)" in named[0] and "(2 so far)" in named[1]
+        (once,) = [line for line in lines if odd in line]
+        assert once.startswith(" | odd but whole: ") and "3 bytes too many" in once
+        with open(f"{threads}/log.jsonl") as file:
+            logs.append([json.loads(line) for line in file][1:])
+        assert [(line["skipped"], line["odd"]) for line in logs[-1]] == [(1, 1)] * 2
+    assert [line["train"] for line in logs[0]] == [line["train"] for line in logs[1]]
+
+
 def test_a_loss_that_is_not_finite(run):
     with pytest.raises(InputError, match="epoch 1, iteration"):
         run(NET + " -nEpochs 1 -LR 1e30")
@@ -187,11 +218,11 @@ def test_interrupted_from_the_keyboard(cifar, tmp_path):
             break
     time.sleep(0.05)
     os.killpg(process.pid, signal.SIGINT)
-    _, error = process.communicate(timeout=60)
+    error = errors(process.communicate(timeout=60)[1])
     assert process.returncode == 130
     assert re.fullmatch(
         r"main.py: interrupted by SIGINT in (the test of )?epoch \d+ after \w+ \d of \d; "
-        r"-resume checkpoints goes on from there\n",
+        r"to go on: python main.py -resume checkpoints\n",
         error,
     )
     assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 2
@@ -200,7 +231,7 @@ def test_interrupted_from_the_keyboard(cifar, tmp_path):
 def test_an_error_is_one_line_without_a_traceback(cifar, tmp_path):
     (tmp_path / "checkpoints").write_text("a file in the way")
     process = start(NET + " -nEpochs 1", cifar, tmp_path)
-    _, error = process.communicate(timeout=120)
+    error = errors(process.communicate(timeout=120)[1])
     assert process.returncode == 1
     assert error.startswith("main.py: unable to create checkpoint directory checkpoints")
     assert error.count("\n") == 1
@@ -233,8 +264,10 @@ def test_a_net_is_added_by_adding_a_file(cifar, tmp_path):
     (root / "models" / "tiny.py").write_text(NEW_NET)
     process = start("-netType tiny -dataset cifar10 -nEpochs 1 -LR 0.001", cifar, tmp_path, root)
     out, error = process.communicate(timeout=120)
+    error = errors(error)
     assert process.returncode == 0, error
     assert "=> Creating model from file: models/tiny.py" in out
     process = start("-dataset cifar10 -resume checkpoints -nEpochs 2", cifar, tmp_path, root)
     out, error = process.communicate(timeout=120)
+    error = errors(error)
     assert process.returncode == 0 and "=> Training epoch # 2" in out, error

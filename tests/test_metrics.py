@@ -150,7 +150,7 @@ def stopped_in_a_group(rank, port, answers):
     def save(final):
         saved.append((ours.position.train.done, final))
 
-    interrupts = Interrupts(minutes=0 if rank else 1e-9, folder="F", save=save)
+    interrupts = Interrupts(minutes=0 if rank else 1e-9, folder="F", save=save, command="C")
     ours = trainer(1, pytest.MonkeyPatch(), interrupts)
     step = ours._step
 
@@ -181,7 +181,7 @@ def test_processes_stop_in_the_same_iteration():
     found = sorted(answers.get(timeout=100) for _ in processes)
     for process in processes:
         process.join(100)
-    where = "interrupted by SIGTERM in epoch 1 after iteration 3 of 6; -resume F goes on from there"
+    where = "interrupted by SIGTERM in epoch 1 after iteration 3 of 6; to go on: C"
     # the first has told iteration 2 early, for the save, and still stops with the other
     assert found == [(0, where, [(2, False), (3, True)]), (1, where, [(3, True)])]
 

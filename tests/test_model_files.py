@@ -1,9 +1,11 @@
 """Our own model files and Torch7's, in every format: written, read, and the same."""
 
+import gzip
 import json
 import os
 import sys
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -134,7 +136,7 @@ def test_metadata_are_for_everybody_to_read(net, tmp_path):
         (lambda: resnet(8, 3, "cifar"), None),
     ],
 )
-def test_a_file_of_torch7_gets_the_originals_preprocessing(make, expected, tmp_path):
+def test_a_file_of_torch7_gets_the_originals_input_spec(make, expected, tmp_path):
     net = shake(make())
     tree, path = torch7.to_t7(net.config, net.state_dict()), str(tmp_path / "model")
     for ascii in (False, True) if net.config["stem"] == "cifar" else (False,):
@@ -144,7 +146,8 @@ def test_a_file_of_torch7_gets_the_originals_preprocessing(make, expected, tmp_p
         state = uncounted({"model": net.state_dict()})
         assert content["model"].keys() == state.keys()
         assert all(torch.equal(content["model"][name], state[name]) for name in state)
-        found = content["preprocessing"]
+        assert content["preprocessing"] is None and content["torch7"]
+        found = models.load_file(path).input_spec
         if isinstance(expected, tuple):
             assert found.pop("mean") == expected and len(found.pop("std")) == 3
             assert found == {"scale": 32, "crop": 32, "largest": 255}
@@ -172,3 +175,38 @@ def test_a_tree_of_torch7_that_is_no_net(tmp_path):
     os.truncate(path, 30)
     with pytest.raises(InputError, match="byte"):
         model_files.load_t7(path)
+
+
+def test_a_packed_t7(net, tmp_path, monkeypatch):
+    path, packed = str(tmp_path / "net.t7"), str(tmp_path / "net.t7.gz")
+    model_files.write(path, models.pack(net))
+    with open(path, "rb") as file:
+        data = file.read()
+    with gzip.open(packed, "wb") as file:
+        file.write(data)
+    assert model_files.is_t7(packed)
+    same(model_files.read(packed), model_files.read(path))
+    with open(packed, "rb") as file:
+        half = file.read()[: os.path.getsize(packed) // 2]
+    (tmp_path / "half.t7.gz").write_bytes(half)
+    refused(tmp_path / "half.t7.gz", "is damaged")
+    monkeypatch.setattr(model_files, "_LARGEST_T7", len(data))
+    same(model_files.read(packed), model_files.read(path))
+    monkeypatch.setattr(model_files, "_LARGEST_T7", len(data) - 1)
+    refused(packed, "unpacks to more than")
+
+
+@pytest.mark.parametrize("content", [b"PK\3\4 and so on", b"", b"text"])
+def test_other_packed_files(content, tmp_path):
+    (tmp_path / "net.pth.gz").write_bytes(gzip.compress(content))
+    refused(tmp_path / "net.pth.gz", "is packed by gzip and no .t7.gz")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_any_precision_are_used_as_float32(net, dtype, tmp_path):
+    model_files.write(str(tmp_path / "net.pth"), models.pack(net.to(dtype)))
+    model = models.load(tmp_path / "net.pth")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    picture = np.full((40, 40, 3), 99, np.uint8)
+    assert model(model.transform(picture)[None]).dtype == torch.float32
+    assert models.load_file(tmp_path / "net.pth").fc.weight.dtype == dtype  # as convert.py keeps it

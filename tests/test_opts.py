@@ -43,8 +43,8 @@ def test_every_option_of_the_original_has_its_default(file, count):
     original = original_help(file)
     assert len(original) == count
     ours = dict(re.findall(r"^  -(\w+) .*\[(.*)\]$", opts.help_text(), re.MULTILINE))
-    if file == "help_fbresnet.txt":
-        assert original.pop("netType") == "resnet"  # one program for both: resnext is the default
+    # one program for both: which it is follows from the other options (test_published_commands.py)
+    assert original.pop("netType") == file.split("_")[1].removesuffix(".txt").replace("fb", "")
     assert {name: ours.get(name) for name in original} == original
 
 
@@ -78,11 +78,11 @@ COMMANDS = [
     "-weightDecay 5e-4 -batchSize 32 -nGPU 2 -LR 0.025 -nThreads 8 -shareGradInput true",
     "-dataset imagenet -depth 50 -baseWidth 4 -cardinality 32 -nGPU 8 -data DIR",
     "-dataset cifar10 -depth 29 -cardinality 16 -baseWidth 64 -resume checkpoints",
-    # fb.resnet.torch's TRAINING.md, whose netType was the default
-    "-netType resnet -dataset cifar10 -nGPU 2 -batchSize 128 -depth 20",
-    "-netType resnet -dataset cifar10 -nGPU 2 -batchSize 128 -depth 1202 -shareGradInput true",
-    "-netType resnet -depth 18 -nGPU 4 -nThreads 8 -batchSize 256 -data DIR",
-    "-netType resnet -depth 152 -nGPU 8 -nThreads 12 -batchSize 256 -shareGradInput true -data DIR",
+    # fb.resnet.torch's TRAINING.md
+    "-dataset cifar10 -nGPU 2 -batchSize 128 -depth 20",
+    "-dataset cifar10 -nGPU 2 -batchSize 128 -depth 1202 -shareGradInput true",
+    "-depth 18 -nGPU 4 -nThreads 8 -batchSize 256 -data DIR",
+    "-depth 152 -nGPU 8 -nThreads 12 -batchSize 256 -shareGradInput true -data DIR",
     "-netType preresnet -depth 200 -nGPU 8 -batchSize 256 -data DIR -testOnly true -tenCrop true",
 ]
 
@@ -99,8 +99,8 @@ def test_documented_commands(command, photos):
 
 
 def test_the_last_of_two_wins_and_given_names_are_known():
-    opt = opts.parse("-dataset cifar10 -depth 20 -LR 0.5 -depth 29".split())
-    assert opt.depth == 29
+    opt = opts.parse("-dataset cifar10 -depth 20 -LR 0.5 -depth 32".split())
+    assert opt.depth == 32
     assert opt.given == {"dataset", "depth", "LR"}
 
 
@@ -123,15 +123,30 @@ def test_the_last_of_two_wins_and_given_names_are_known():
         ("-dataset cifar10 -precision quad", ["quad", "single, double, half, bfloat16, tf32"]),
         ("-dataset cifar10 -depth 29 -bottleneckType foo", ["foo", "resnext_B", "resnext_C"]),
         ("-netType vgg", ["vgg", "preresnext"]),
-        ("-dataset cifar10 -depth 30", ["depth should be one of 29, 38, 47, 56, 101", "30"]),
+        (
+            "-dataset cifar10 -depth 30 -cardinality 2",
+            ["should be one of 29, 38, 47, 56, 101", "30"],
+        ),
+        (
+            "-dataset cifar10 -depth 29",
+            ["should be one of 20, 32", "-netType resnext or preresnext has it"],
+        ),
+        (
+            "-dataset cifar10 -depth 32 -baseWidth 4",
+            ["should be one of 29,", "-netType resnet or preresnet has it"],
+        ),
         ("-dataset cifar10 -netType resnet -depth 21", ["depth should be one of 20, 32, 44, 56"]),
-        ("-dataset cifar10 -depth 29 -shareGradInput true -optnet true", ["-shareGradInput"]),
-        ("-dataset cifar10 -depth 29 -momentum 0", ["Nesterov momentum requires a momentum"]),
-        ("-dataset cifar10 -depth 29 -tenCrop true", ["-tenCrop", "imagenet"]),
+        ("-dataset cifar10 -depth 20 -shareGradInput true -optnet true", ["-shareGradInput"]),
+        ("-dataset cifar10 -depth 20 -momentum 0", ["Nesterov momentum requires a momentum"]),
+        ("-dataset cifar10 -depth 20 -tenCrop true", ["-tenCrop", "imagenet"]),
         ("-dataset cifar10 -retrain nowhere.pth", ["File not found: nowhere.pth"]),
         ("-depth 50 -data nowhere", ["missing ImageNet data directory", "train/<class>/<image>"]),
         ("-depth 50 -data PHOTOS -testCrop 300", ["-testCrop 300", "-testScale 256"]),
-        ("-data PHOTOS", ["Invalid depth: 34", "50, 101 or 152"]),
+        (
+            "-data PHOTOS -cardinality 32",
+            ["Invalid depth: 34", "50, 101 or 152", "-netType resnet or preresnet has it"],
+        ),
+        ("-data PHOTOS -depth 51", ["Invalid depth: 51", "18, 34, 50, 101 or 152"]),
     ],
 )
 def test_a_bad_command_is_refused_in_one_sentence(argv, words, capsys, photos):

@@ -27,7 +27,7 @@ def log(tmp_path):
     def write(name, words, *val, parameters=1000, train=None, first=None):
         (tmp_path / name).mkdir()
         opt = vars(opts.parse(f"{WORDS} {words} -save {name}".split()))
-        opt = {key: value for key, value in opt.items() if key != "given"}
+        opt = {key: value for key, value in opt.items() if key not in ("given", "adopted")}
         lines = [first or {"options": opt, "parameters": parameters}]
         for epoch, error in enumerate(val, 1):
             ours = train[epoch - 1] if train else error / 2
@@ -43,7 +43,7 @@ def together(*paths):
     notes = []
     defaults = {row[0]: row[1] for row in opts.OPTIONS}
     runs = [curves.read(path, defaults, notes.append) for path in paths]
-    return curves.together(runs, notes.append), notes
+    return curves.group_runs(runs, notes.append), notes
 
 
 def draw(how, drawn):
@@ -168,7 +168,7 @@ def test_a_log_of_a_first_version(log, tmp_path):
     old = log("old", "", 43.7, 40.3, first={"options": options, "python": "3.11.7"})
     drawn, _ = together(old)
     assert drawn[0].label == "ResNet-20" and "not logged" in plot.table(drawn)
-    with pytest.raises(InputError, match="no log says how many parameters"):
+    with pytest.raises(InputError, match="no log has the number of parameters"):
         plot.plot("parameters", str(tmp_path / "out.png"), [old])
     plot.plot("parameters", str(tmp_path / "out.png"), [old, log("new", "", 30.0)])
 
@@ -216,7 +216,7 @@ def test_bad_logs_are_refused_in_one_sentence(tmp_path, text, words, capsys):
     "argv, words, status",
     [
         ([], "give the folder", 2),
-        (["-kind", "pie", "a"], "-kind should be one of curves, parameters", 2),
+        (["-kind", "pie", "a"], "unknown kind 'pie': should be one of curves, parameters", 2),
         (["-out", "x.jpg", "a"], "should end in one of .png, .svg", 2),
         (["-colour", "a"], "unknown option -colour", 2),
         (["a", "-out"], "missing argument for option -out", 2),

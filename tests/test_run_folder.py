@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import shutil
 import signal
 import threading
 import time
@@ -18,7 +19,8 @@ from storage.run_folder import RunFolder
 
 
 def newest(folder, lines=None):
-    return checkpoints.newest(str(folder), (lines if lines is not None else []).append)[0]
+    keep = (lines if lines is not None else []).append
+    return checkpoints.newest(str(folder), keep, keep)[0]
 
 
 def die_at(count):
@@ -141,7 +143,7 @@ def test_nothing_whole_is_not_a_fresh_start(tmp_path):
     with entered(tmp_path) as run:
         run.epoch(1)
     os.truncate(tmp_path / "model_1.pth", 100)
-    with pytest.raises(InputError, match="no checkpoint .* is whole: .*model_1.pth is damaged"):
+    with pytest.raises(InputError, match="no checkpoint .* is intact: .*model_1.pth is damaged"):
         newest(tmp_path)
     os.remove(tmp_path / "latest.pth")
     with pytest.raises(InputError, match="latest.pth; .*model_1.pth is damaged"):
@@ -160,16 +162,35 @@ def test_files_that_do_not_belong_together(tmp_path):
     assert "model_2.pth is not the model that" in lines[-1]
 
 
-def test_an_older_runs_files_are_not_mistaken_for_this_runs(tmp_path):
-    with entered(tmp_path) as run:
-        for n in range(1, 6):
-            run.epoch(n)
-    with entered(tmp_path) as run:
-        assert step_of(newest(tmp_path)) == 5  # until there is something better
+def test_an_earlier_run_is_set_aside_whole(tmp_path, capsys):
+    (tmp_path / "mine.txt").write_text("not of a run")
+    for count in (1, 2, 3):
+        with entered(tmp_path) as run:
+            for n in range(1, 6 - count):
+                run.epoch(n, best=n == 1)
+    assert step_of(newest(tmp_path)) == 2
+    for number, steps in ((1, 4), (2, 3)):
+        earlier = tmp_path / f"earlier-{number}"
+        assert step_of(newest(earlier)) == steps
+        assert {"model_best.pth", "log.jsonl", f"optimState_{steps}.pth"} <= set(
+            os.listdir(earlier)
+        )
+        assert f"its files are in {earlier} now" in capsys.readouterr().err or number == 2
+    assert (tmp_path / "mine.txt").exists() and "model_3.pth" not in os.listdir(tmp_path)
+
+
+def test_a_folder_that_is_removed_is_made_again(tmp_path, capsys):
+    folder = tmp_path / "run"
+    with entered(folder) as run:
         run.epoch(1)
+        run.folder.wait()
+        shutil.rmtree(folder)
         run.epoch(2)
-    os.truncate(tmp_path / "model_2.pth", 100)
-    assert step_of(newest(tmp_path)) == 1
+        run.folder.wait()
+        assert f"=> {folder} was removed: made again" in capsys.readouterr().err
+        with pytest.raises(InputError, match="another run"), RunFolder(run.folder.opt):
+            pass
+    assert step_of(newest(folder)) == 2
 
 
 @contextlib.contextmanager
@@ -191,7 +212,7 @@ def test_a_full_disk(tmp_path, capsys):
         with full_disk():
             run.epoch(2, best=True)
             run.folder.wait()
-        said = capsys.readouterr().out.splitlines()
+        said = capsys.readouterr().err.splitlines()
         assert len(said) == 1
         assert said[0].startswith("=> epoch 2 could not be saved: File too large; ")
         assert f"{tmp_path} still holds epoch 1, training goes on" in said[0]
@@ -214,7 +235,10 @@ def test_a_full_disk_at_the_end_is_an_error(tmp_path):
     with entered(tmp_path / "b") as run:
         run.epoch(1)
         run.folder.wait()
-        with full_disk(), pytest.raises(InputError, match="told to stop .*still holds epoch 1"):
+        with (
+            full_disk(),
+            pytest.raises(InputError, match="interrupted .*still holds epoch 1"),
+        ):
             run.inside(2, stop=True)
     assert step_of(newest(tmp_path / "b")) == 1
 

@@ -53,9 +53,9 @@ def test_dense_is_the_classifier_at_each_place(height, width, window):
     assert torch.allclose(scores.dense(maps, fc, window), torch.stack(expected, 1), rtol=1e-12)
 
 
-def test_two_readings():
+def test_two_averages():
     outputs = torch.tensor([[[4.0, 0.0], [0.0, 2.0], [0.0, 1.5]]], dtype=torch.float64)
-    plain, soft = scores.readings(outputs)
+    plain, soft = scores.averages(outputs)
     assert plain[0].tolist() == pytest.approx([4 / 3, 3.5 / 3])  # here the first class wins
     shares = [1 / (1 + math.exp(x)) for x in (-4, 2, 1.5)]
     assert soft[0].tolist() == pytest.approx([sum(shares) / 3, 1 - sum(shares) / 3])

@@ -6,7 +6,7 @@ import signal
 import time
 
 import pytest
-from support.runs import NET, finish, nobody_left, results, same, start
+from support.runs import NET, errors, finish, nobody_left, results, same, start
 
 import main
 from evaluation import metrics
@@ -34,7 +34,8 @@ def run(tmp_path, monkeypatch, capsys, cifar):
 
         monkeypatch.setattr(metrics.MetricQueue, "push", counting)
         main.main([*command.split(), "-data", cifar])
-        return capsys.readouterr().out.splitlines()
+        captured = capsys.readouterr()
+        return (captured.err + captured.out).splitlines()
 
     return run
 
@@ -55,7 +56,7 @@ def test_stopped_at_every_iteration(run):
         assert f"interrupted by {signal.Signals(signum).name} {where} {n // 8 + 1}" in str(
             stop.value
         )
-        assert str(stop.value).endswith("; -resume chain goes on from there")
+        assert str(stop.value).endswith("; to go on: python main.py -resume chain")
     run(RUN + " -save chain -resume chain")
     same(results("straight", 2), results("chain", 2))
     straight, chain = (atomic.load(f"{name}/model_best.pth") for name in ("straight", "chain"))
@@ -120,7 +121,7 @@ def stop_and_resume(command, photos, folder, delay, signum=signal.SIGTERM):
             break
     time.sleep(delay)
     os.killpg(process.pid, signum)
-    _, error = process.communicate(timeout=60)
+    error = errors(process.communicate(timeout=60)[1])
     assert nobody_left(process.pid)
     if process.returncode == 0:
         return True

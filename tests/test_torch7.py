@@ -1,7 +1,8 @@
-"""models/torch7.py against trees that Torch7 wrote, and against a small interpreter of nn."""
+"""formats/torch7.py against trees that Torch7 wrote, a small interpreter of nn, and our nets."""
 
 import gzip
 import io
+import itertools
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,8 @@ from support import torch7 as support
 from support.lua_nn import at, build, modules, random_net, read, resnet8, same_output, whole
 
 from formats import t7, torch7
+from formats.torch7_layout import layout
+from models import depths
 from runtime.errors import InputError
 
 REFERENCE = Path(__file__).parent / "reference" / "torch7"
@@ -125,6 +128,52 @@ def test_parameters_of_large_nets_are_torch7s(key):
             if field in module:
                 found.append([kind, field, list(module[field].shape)])
     assert found == [parameter[:3] for parameter in FACTS[key]["parameters"]]
+
+
+def layers(node):
+    """{name: node} of the layers in a layout, in the tree's order."""
+    found = {node.name: node} if node.name else {}
+    for child in node.children:
+        found |= layers(child)
+    return found
+
+
+def configs_of(net, stem):
+    """Every kind of block, place of batch norm, form and shortcut of a net."""
+    shortcuts = ("A", "B", "C", "none")
+    if net.endswith("resnext"):
+        forms = itertools.product(depths.BOTTLENECKS, [3], [5])
+        sizes = [{"form": form, "depth": 50 if stem == "imagenet" else 20} for form in forms]
+    else:
+        norms = ("each", "branch") if net == "preresnet" else ("each", "branch", "sum")
+        known = (18, 50) if stem == "imagenet" else (14,)
+        sizes = [{"norm": norm, "depth": depth} for norm in norms for depth in known]
+    for size, shortcut in itertools.product(sizes, shortcuts):
+        yield whole({"net": net, "stem": stem, "shortcut": shortcut, **size})
+
+
+@pytest.mark.parametrize("stem", depths.STEMS)
+@pytest.mark.parametrize("net", depths.NETS)
+def test_the_layout_has_the_layers_of_our_nets(net, stem):
+    for config in configs_of(net, stem):
+        model = build(config)
+        blocks = depths.stages(net, stem, config["depth"], config.get("bottleneck"))
+        found = layers(layout(model.config, *blocks))
+        shapes = {
+            f"{name}.{field}": shape
+            for name, node in found.items()
+            for field, shape in node.shapes.items()
+        }
+        state = {n: t.shape for n, t in model.state_dict().items() if "num_batches" not in n}
+        assert shapes == state, config
+        parameters = [name for name in shapes if "running" not in name]
+        assert parameters == [name for name, _ in model.named_parameters()], config
+        for name, node in found.items():
+            if node.class_name == "SpatialConvolution":
+                conv, numbers = model.get_submodule(name), node.numbers
+                assert conv.stride == (numbers["dH"], numbers["dW"]), (config, name)
+                assert conv.padding == (numbers["padH"], numbers["padW"]), (config, name)
+                assert conv.groups == numbers["groups"], (config, name)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda config: "-".join(map(str, config.values())))

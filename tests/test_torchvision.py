@@ -15,6 +15,7 @@ from support.nets import V1, images, refused, same, shake
 import models
 from formats import model_files
 from formats.torchvision import NETS, infer
+from models.loading import from_config
 from models.resnet import resnet
 from models.resnext import resnext
 from runtime.errors import InputError
@@ -265,3 +266,56 @@ def test_an_unknown_name_is_answered_with_the_known_ones(hub):
     refused("torchvision:vgg16", "resnet18, ", "resnext101_64x4d")
     refused("torchvision:resnet50:V3", "IMAGENET1K_V1, IMAGENET1K_V2")
     refused("torchvision:", "resnet18")
+
+
+@pytest.mark.parametrize("width", [8, 16, 32, 48])
+def test_the_instagram_nets_fit(width):
+    """ResNeXt-101 32x8d to 32x48d (WSL), by shape: on the meta device."""
+    with torch.device("meta"):
+        theirs = torchvision.models.ResNet(
+            torchvision.models.resnet.Bottleneck,
+            [3, 4, 23, 3],
+            groups=32,
+            width_per_group=width,
+        )
+        state = theirs.state_dict()
+        ours = from_config(infer(state))
+    expected = {**X, "depth": 101, "cardinality": 32, "base_width": width}
+    assert infer(state) == expected
+    shapes = {name: tensor.shape for name, tensor in state.items()}
+    assert shapes == {name: tensor.shape for name, tensor in ours.state_dict().items()}
+    # the sizes in facebookresearch/WSL-Images' README, in millions
+    published = {8: 88, 16: 193, 32: 466, 48: 829}[width]
+    size = sum(parameter.numel() for parameter in ours.parameters())
+    assert size / 1e6 == pytest.approx(published, rel=0.01)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.", "module.", "model.module._orig_mod."])
+def test_a_checkpoint_of_lightning(prefix, net18, tmp_path):
+    state = {prefix + name: tensor for name, tensor in net18.state_dict().items()}
+    saved = {"epoch": 3, "pytorch-lightning_version": "2.5", "state_dict": state}
+    torch.save({**saved, "hyper_parameters": {"lr": 0.1}}, tmp_path / "last.ckpt")
+    compare(net18, tmp_path / "last.ckpt")
+
+
+def test_nets_that_blur_are_refused_where_something_names_them(net18, tmp_path):
+    """timm's resnetblur18 has the names and shapes of resnet18."""
+    state = timm.create_model("resnetblur18").state_dict()
+    sentence = "is timm's resnetblur18, which blurs before it subsamples"
+    torch.save(state, tmp_path / "resnetblur18-84f4748f.pth")
+    refused(tmp_path / "resnetblur18-84f4748f.pth", sentence)
+    path = tmp_path / "checkpoint.pth"
+    torch.save({"state_dict": state, "arch": "resnetblur18.tag"}, path)
+    refused(path, sentence)
+    torch.save({"state_dict": state, "args": argparse.Namespace(model="resnetblur18")}, path)
+    refused(path, sentence)
+    path = tmp_path / "other.safetensors"
+    safetensors.torch.save_file(state, path, {"format": "pt", "architecture": "resnetblur18"})
+    refused(path, sentence)
+    path = tmp_path / "model.safetensors"
+    safetensors.torch.save_file(state, path)
+    (tmp_path / "config.json").write_text('{"architecture": "resnetblur18"}')
+    refused(path, sentence)
+    for text in ('{"architecture": "resnet18"}', "[1]", "{", ""):
+        (tmp_path / "config.json").write_text(text)
+        assert models.load_file(path).config["depth"] == 18

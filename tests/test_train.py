@@ -36,7 +36,7 @@ def test_learning_rate(family):
 
 
 def test_given_steps_take_the_place_of_the_recipe():
-    opt = opts.parse("-dataset cifar10 -depth 29 -LR 1 -LRSteps 150,225".split())
+    opt = opts.parse("-dataset cifar10 -depth 20 -LR 1 -LRSteps 150,225".split())
     rates = [learning_rate(opt, epoch) for epoch in (149, 150, 224, 225)]
     assert rates == pytest.approx([1, 0.1, 0.1, 0.01], rel=1e-12)
 
@@ -54,7 +54,7 @@ def test_sgd_as_optim_sgd(name):
     arrays = np.load(os.path.join(HERE, "misc", "sgd_double.npz"))
     with open(os.path.join(HERE, "misc", "misc.json")) as file:
         configs = {case["config"]["name"]: case["config"] for case in json.load(file)["sgd"]}
-    opt = opts.parse("-dataset cifar10 -depth 29".split())
+    opt = opts.parse("-dataset cifar10 -depth 20".split())
     opt.momentum, opt.weightDecay = configs[name]["momentum"], configs[name]["weightDecay"]
 
     def recorded(what, step):
@@ -198,7 +198,7 @@ def test_a_first_step_that_overflows_is_left_out():
 
 def test_replicas_are_slices_with_statistics_of_their_own():
     """nGPU 3 on a batch of 8 = the mean gradient of slices 3, 3, 2 run one by one, float64."""
-    input, target, _ = random_batch(8, torch.float64)
+    input, target, *_ = random_batch(8, torch.float64)
     together = small("double", 3)
     output, loss = together._step(batch(input, target, 3))
     reference = small("double", 1).model.train()
@@ -278,7 +278,7 @@ class Greedy(nn.Linear):
 
 
 def test_out_of_memory_is_one_sentence():
-    opt = opts.parse("-dataset cifar10 -depth 29".split())
+    opt = opts.parse("-dataset cifar10 -depth 20".split())
     trainer = Trainer(Greedy(1, 1), criterion(), opt, CPU)
     with pytest.raises(
         InputError, match="out of memory on the CPU: 1125899906842624 bytes"

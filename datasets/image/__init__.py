@@ -1,1 +1,1 @@
-"""What one image goes through: decoding, Torch's resize, colour, compiled kernels."""
+"""From an image file to a net's input: decoding, Torch's resize, colour, compiled kernels."""

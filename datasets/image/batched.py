@@ -1,9 +1,9 @@
-"""The transforms of small images over a whole batch, on whatever device it lies.
+"""The transforms of CIFAR for a whole batch, on any device.
 
-Ports ColorNormalize, HorizontalFlip(0.5) and RandomCrop(size, padding) of datasets/transforms.lua.
-Given the uniforms of `draws.table`, a batch equals datasets/transforms.py with `draws.Draws` image
-by image, to the last bit; for CIFAR's chain the columns of the table are flip, x, y. Nothing here
-waits for the device.
+ColorNormalize, HorizontalFlip(0.5) and RandomCrop(size, padding) of datasets/transforms.lua. With
+the uniforms of `draws.table` a batch equals, to the last bit, what datasets/transforms.py gives
+image by image with `draws.Draws`. The columns of the table are flip, x, y. No function waits for
+the device.
 """
 
 import torch
@@ -20,24 +20,24 @@ def normalize(batch, mean, std, dtype=torch.float32):
 
 
 def flip(batch, uniforms):
-    """Mirrors the images whose uniform is below 0.5: (N, C, H, W) and (N,)."""
+    """Flip the images whose uniform is below 0.5: (N, C, H, W) and (N,)."""
     return torch.where((uniforms < 0.5)[:, None, None, None], batch.flip(3), batch)
 
 
 def crop(batch, uniforms_x, uniforms_y, padding):
-    """Shifts every image by 0..2 padding inside `padding` zeros on each side; the size stays.
+    """Crop each image at a random place after padding with zeros; the size stays.
 
-    Uniforms are float64 (N,). After `normalize` the zeros are the mean colour, as in the Lua.
+    Uniforms are float64 (N,). After `normalize`, zero is the mean colour, as in the Lua.
     """
     n, _, h, w = batch.shape
     x, y = ((u * (2 * padding + 1)).long() for u in (uniforms_x, uniforms_y))
     padded = F.pad(batch, (padding,) * 4)
-    windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # a view: (N, C, places y, places x, H, W)
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # a view: (N, C, offsets y, offsets x, H, W)
     return windows[torch.arange(n, device=batch.device), :, y, x]
 
 
 def _per_channel(values, batch):
-    """float32 (C, 1, 1) on the batch's device; filled there, as a copy would wait for it."""
+    """float32 (C, 1, 1), filled on the batch's device: a copy to it would wait."""
     return torch.stack(
         [torch.full((1, 1), v, dtype=torch.float32, device=batch.device) for v in values]
     )

@@ -1,8 +1,8 @@
-"""From an image file to its pixels: JPEG by libjpeg-turbo itself, all else through Pillow.
+"""From an image file to its pixels: JPEG with libjpeg-turbo, all other formats with Pillow.
 
-No Lua file of its own: the original called torch/image. Differs from it: images that it could not
-read are read (BMP, grey with alpha, WebP, TIFF); a damaged or truncated one is named, not patched
-up. Of 16-bit colour Pillow reads the upper byte only: up to 1/257 off the original.
+Takes the place of the package torch/image. Differs from it: BMP, WebP, TIFF and grey with alpha can
+be read; a damaged or truncated image is an error that names it (damage.py), and is not patched up.
+Pillow reads only the upper byte of 16-bit colours: up to 1/257 off the original.
 """
 
 import contextlib
@@ -12,108 +12,118 @@ import os
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from datasets.image import damage
+from datasets.image.optional import simplejpeg
 from runtime.errors import InputError
 
-try:
-    import simplejpeg
-except ImportError:  # it has no wheel for every system, and Pillow gives the same bytes
-    simplejpeg = None
-
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
-# Pillow warns above this many pixels and refuses twice as many. Its own limit is below what a
-# telephone takes; this one still stops a broken header from asking for all the memory.
+# Pillow warns above this many pixels and refuses twice as many. Its default is too low for phone
+# photos. This limit still stops a broken header from allocating all memory.
 Image.MAX_IMAGE_PIXELS = 1 << 28
 
 
 class Photo:
-    """An image file of which the part that is needed may be decoded alone.
+    """An image file that can be decoded in part: one region of it.
 
-    `shape` is (rows, columns). `room`: bytes for the pixels, used again for every image, since
-    fresh memory would cost time. `decoder`: what turbojpeg.decoder() gave.
+    `shape` is (rows, columns). `buffer`: a uint8 array for the pixels, reused for every image,
+    because fresh memory costs time. `decoder`: the result of turbojpeg.decoder().
+    `checked`: whether damage.check found nothing in this file before. `odd`: a phrase that says
+    what is wrong with a file whose pixels are whole, else "" or None.
     """
 
-    def __init__(self, path, room, decoder=None):
-        self.path, self.room, self.decoder, self.pixels = path, room, decoder, None
-        with _named(path):
+    def __init__(self, path, buffer, decoder=None, checked=False):
+        self.path, self.buffer, self.decoder, self.pixels = path, buffer, decoder, None
+        with _naming(path):
             self.data = _read(path)
-        self.shape = decoder and decoder.shape(self.data)
+            self.odd = "" if checked else damage.check(self.data)
+        self.shape = decoder and not self.odd and decoder.shape(self.data)
         if not self.shape or self.shape[0] * self.shape[1] > Image.MAX_IMAGE_PIXELS:
             self._decode()
 
     @property
-    def deep(self):
-        """Whether it has 16 bits, as uint16 (H, W, 3) in `pixels`."""
+    def is_16_bit(self):
+        """Whether the image has 16 bits; `pixels` is uint16 (H, W, 3) then."""
         return self.pixels is not None and self.pixels.dtype == np.uint16
 
-    def part(self, region):
-        """(pixels, region within them) for a region (x, y, width, height) of the image.
+    def decode_region(self, region):
+        """Decode at least a region (x, y, width, height): (pixels, the region within them).
 
-        pixels: uint8 (H, W, 4) as of `decode`. InputError if it is damaged there.
+        pixels: uint8 (H, W, 4) as from `decode`. InputError if the image is damaged there.
         """
         if self.pixels is None:
-            found = self.decoder.part(self.data, region, self.room)
+            found = self.decoder.decode_region(self.data, region, self.buffer)
             if found is not None:
                 return found
+            with _naming(self.path):
+                self.odd = damage.check(self.data)  # the file may have changed since it was checked
             self._decode()
         return self.pixels, region
 
     def _decode(self):
-        with _named(self.path):
-            self.pixels = _pixels_of(self.data, self.room)
+        with _naming(self.path):
+            self.pixels, self.odd = _decode_bytes(self.data, self.odd, self.buffer)
         self.shape = self.pixels.shape[:2]
 
 
-def decode(source):
-    """uint8 (H, W, 4), red, green, blue and nothing; of 16-bit grey uint16 (H, W, 3).
+def decode(source, report=None):
+    """The pixels as uint8 (H, W, 4), RGB and an unused byte; 16-bit grey as uint16 (H, W, 3).
 
-    `source` is a path (str, bytes, Path), an open file or Pillow's image. The format is told by
-    content, not by name. Grey becomes three equal colours, a palette its colours; transparency is
-    dropped and the orientation in EXIF ignored, as in the original. InputError if unreadable.
+    `source` is a path (str, bytes, Path), an open file or a Pillow image. The format is known from
+    the content, not the name. Grey and palette images become RGB. Transparency is dropped and the
+    EXIF orientation ignored, as in the original. InputError if unreadable or damaged. If the file
+    is damaged but its pixels are whole, report(phrase) is called.
     """
-    with _named(source):
+    with _naming(source):
         if isinstance(source, Image.Image):
-            return _pixels(source)
+            return _to_rgbx(source)
         if isinstance(source, (str, bytes, os.PathLike)):
-            return _pixels_of(_read(source))
-        return _opened(source)
+            data = _read(source)
+        else:
+            with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a pipe
+                source.seek(0)
+            data = source.read()
+        pixels, odd = _decode_bytes(data, damage.check(data))
+        if odd and report:
+            report(odd)
+        return pixels
 
 
-def load_image(source):
-    """An image as uint8 RGB (3, H, W); `source` is as in `decode`."""
-    planes = _planes(decode(source))
+def load_image(source, report=None):
+    """An image as uint8 RGB (3, H, W). `source`, `report`: see `decode`."""
+    planes = _planes(decode(source, report))
     if planes.dtype == np.uint16:
         planes = np.rint(planes / 257)  # 65535 is 255 times 257
     return np.ascontiguousarray(planes, dtype=np.uint8)
 
 
 def floats(pixels, largest=1):
-    """What `decode` gives as float32 RGB (3, H, W) in 0..largest."""
+    """The pixels of `decode` as float32 RGB (3, H, W) in 0..largest."""
     planes = _planes(pixels)
     white = 65535 if pixels.dtype == np.uint16 else 255
-    # as in torch/image times the rounded reciprocal, which is not quite a division
+    # torch/image multiplies by the rounded reciprocal, which differs slightly from a division
     image = np.empty(planes.shape, np.float32)
     return np.multiply(planes, np.float32(largest / white), out=image, dtype=np.float32)
 
 
 def _planes(pixels):
-    """(3, H, W) of what `decode` gives, in whatever memory order."""
+    """The pixels of `decode` as a view (3, H, W)."""
     return pixels[:, :, :3].transpose(2, 0, 1)
 
 
-def jpeg(data, room=None):
-    """A colour or grey JPEG through simplejpeg, or None for Pillow to see to.
+def decode_jpeg(data, buffer=None):
+    """A colour or grey JPEG decoded with simplejpeg, or None: then Pillow should decode it.
 
-    Pillow decodes by the same library, to the same bytes, but copies them twice. What is damaged in
-    any way is left to it as well.
+    Pillow uses the same library and gives the same bytes, but copies them twice. Files that the
+    library warns of and rare kinds of JPEG are left to Pillow.
     """
     if simplejpeg is None or data[:2] != b"\xff\xd8":
         return None
     with contextlib.suppress(ValueError, RuntimeError):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         if colors in ("YCbCr", "Gray") and height * width <= Image.MAX_IMAGE_PIXELS:
-            if room is not None and 4 * height * width > len(room):
-                room = None
-            return simplejpeg.decode_jpeg(data, "RGBX", buffer=room, strict=True)
+            if buffer is not None and 4 * height * width > len(buffer):
+                buffer = None
+            return simplejpeg.decode_jpeg(data, "RGBX", buffer=buffer, strict=True)
     return None
 
 
@@ -122,42 +132,68 @@ def _read(path):
         return file.read()
 
 
-def _pixels_of(data, room=None):
-    pixels = jpeg(data, room)
-    return _opened(io.BytesIO(data)) if pixels is None else pixels
+def _decode_bytes(data, odd, buffer=None):
+    """(pixels, what is odd about the file). `odd`: the result of damage.check."""
+    pixels = decode_jpeg(data, buffer)
+    if pixels is not None:
+        return pixels, odd or ""
+    pixels = _decode_with_pillow(io.BytesIO(data))
+    warning = _libjpeg_warning(data)
+    if warning and not odd:
+        odd = damage.check(data)  # the file may have changed since it was checked
+    if odd is None and warning.startswith(("Corrupt", "Premature")):
+        raise InputError(warning)  # `check` cannot read this file
+    return pixels, odd or warning
 
 
-def _opened(file):
+def _libjpeg_warning(data):
+    """What libjpeg says of a JPEG file that it decodes, or ""; Pillow does not pass it on."""
+    if simplejpeg is None or data[:2] != b"\xff\xd8":
+        return ""
+    try:
+        colors = simplejpeg.decode_jpeg_header(data)[2]
+        simplejpeg.decode_jpeg(data, "CMYK" if colors in ("CMYK", "YCCK") else "RGBX", strict=True)
+    except (ValueError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
+def _decode_with_pillow(file):
     with Image.open(file, formats=FORMATS) as image:
         image.load()
-        return _pixels(image)
+        return _to_rgbx(image)
 
 
-def _pixels(image):
+def _to_rgbx(image):
+    """The pixels of a Pillow image, in the form of `decode`."""
     if image.mode == "F":
         raise InputError("its pixels are floating point numbers; 8 or 16 bit would be right")
-    if image.mode.startswith("I"):  # "I;16" and its kin, or "I" for the same in 32 bits
+    if image.mode.startswith("I"):  # "I;16", "I;16B" and so on, or "I": the same in 32 bits
         grey = np.asarray(image)
         if grey.min() < 0 or grey.max() > 65535:
             raise InputError("its pixels have 32 bits; 8 or 16 would be right")
         return np.repeat(grey.astype(np.uint16)[:, :, None], 3, axis=2)
-    if "transparency" in image.info:  # Pillow may warn that it will be dropped
+    if "transparency" in image.info:  # else Pillow may warn that it drops it
         image = image.copy()
         del image.info["transparency"]
     return np.asarray(image.convert("RGB").convert("RGBX"))
 
 
 @contextlib.contextmanager
-def _named(source):
-    """Turn whatever is raised into an InputError that says which image it was."""
+def _naming(source):
+    """Turn any exception into an InputError that names the image."""
     try:
         yield
-    except Exception as error:  # broken files make Pillow raise a dozen kinds
-        raise InputError(f"cannot read the image {_name(source)!r}: {_reason(error)}") from None
+    except Exception as error:  # on broken files Pillow raises a dozen kinds
+        raise InputError(
+            f"cannot read the image {_source_name(source)!r}: {_reason(error)}"
+        ) from None
 
 
-def _name(source):
-    if not isinstance(source, (str, bytes, os.PathLike)):  # a file knows its name, or Pillow does
+def _source_name(source):
+    if not isinstance(
+        source, (str, bytes, os.PathLike)
+    ):  # an open file or a Pillow image may know it
         source = getattr(source, "name", None) or getattr(source, "filename", None)
     return os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "the data"
 

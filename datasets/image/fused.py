@@ -1,7 +1,7 @@
-"""The chains of ImageNet from the decoder's bytes to the net's input: fast, one image at a time.
+"""The transforms of ImageNet, fused: from the decoder's bytes to the net's input, image by image.
 
-No Lua file. They draw what the chains of transforms.py draw, in the same order, and give the same
-numbers up to the rounding of float32. Only what reaches the result is computed.
+They draw the same random numbers as those of transforms.py, in the same order, and give the same
+result up to float32 rounding. Pixels that the crop leaves out are not computed.
 """
 
 import numpy as np
@@ -25,7 +25,10 @@ class Training:
         self.mean, self.std = np.array(normalize.mean), np.array(normalize.std)
 
     def __call__(self, photo, unit, draws, out=None):
-        """A decoding.Photo of 8 bits to float32 (3, size, size); unit is what 1 of 255 becomes."""
+        """A decoding.Photo of 8 bits -> float32 (3, size, size).
+
+        unit: the value of a byte of 1 before normalisation, 1/255 for values in 0..1.
+        """
         rows, columns = photo.shape
         size = self.crop.size
         region = self.crop.region(columns, rows, draws)
@@ -33,10 +36,10 @@ class Training:
         shift = self.lighting.shift(draws)
         mirror = self.flip.drawn(draws)
         if region is None:
-            region, window = _middle(columns, rows, t.Scale(size), t.CenterCrop(size))
+            region, window = _center_window(columns, rows, t.Scale(size), t.CenterCrop(size))
         else:
             window = (size, size, 0, 0)
-        out = _scaled(photo, region, (*window, mirror), unit, size, out)
+        out = _resize(photo, region, (*window, mirror), unit, size, out)
         kernels.color(out, np.array(blends).reshape(-1, 2), shift, self.mean, self.std)
         return out
 
@@ -49,25 +52,28 @@ class Testing:
         self.mean, self.std = np.float32(normalize.mean), np.float32(normalize.std)
 
     def __call__(self, photo, unit, draws=None, out=None):
-        """A decoding.Photo of 8 bits to float32 (3, size, size); unit is what 1 of 255 becomes."""
+        """A decoding.Photo of 8 bits -> float32 (3, size, size).
+
+        unit: the value of a byte of 1 before normalisation, 1/255 for values in 0..1.
+        """
         rows, columns = photo.shape
-        region, window = _middle(columns, rows, self.scale, self.crop)
-        out = _scaled(photo, region, (*window, False), unit, self.crop.size, out)
+        region, window = _center_window(columns, rows, self.scale, self.crop)
+        out = _resize(photo, region, (*window, False), unit, self.crop.size, out)
         kernels.normalize(out, self.mean, self.std)
         return out
 
 
-def _middle(columns, rows, scale, crop):
-    """The whole image as region, and the window that `scale` and `crop` leave of it."""
+def _center_window(columns, rows, scale, crop):
+    """The region, which is the whole image, and the window that `crop` takes after `scale`."""
     width, height = scale.lengths(columns, rows)
     x, y = crop.place(width, height)
     check_crop(width, height, x, y, crop.size, crop.size)
     return (0, 0, columns, rows), (height, width, y, x)
 
 
-def _scaled(photo, region, window, unit, size, out):
-    pixels, (x, y, w, h) = photo.part(region)
+def _resize(photo, region, window, unit, size, out):
+    pixels, (x, y, w, h) = photo.decode_region(region)
     out = np.empty((3, size, size), np.float32) if out is None else out
-    words = pixels.view("<u4")[:, :, 0]  # (H, W): the colours from the lowest byte on
+    words = pixels.view("<u4")[:, :, 0]  # (H, W): red in the lowest byte
     kernels.bicubic(words, (y, x, h, w), window, unit, out)
     return out

@@ -1,41 +1,32 @@
-"""The inner loops of the input, compiled by numba: Torch's bicubic, colour, CIFAR's augmentation.
+"""Kernels compiled by numba: Torch's bicubic resize, the colour transforms, CIFAR's augmentation.
 
-No Lua file. What they compute is said by image.py, transforms.py and batched.py, which the tests
-hold them against. They run on the calling thread alone and let others run meanwhile.
+resize.py, transforms.py and batched.py are their references, which the tests compare them with.
+They run on the calling thread and release the GIL.
 
-Importing this takes half a second, and some 10 s the first time, when all is compiled: into
-the cache that numba keeps beside this file or in the user's folder; where it may write to neither,
-each process compiles for itself.
+Importing this file takes half a second. The first import takes about 10 s, because numba compiles;
+it caches the code beside this file or in the user's folder. If it can write to neither, each
+process compiles.
 """
 
 import numba
 import numpy as np
 
+from datasets.image.jit import compiled
+
 _F, _U = np.float32, np.uint32
 
-CONTRAST, SATURATION, BRIGHTNESS = 0.0, 1.0, 2.0  # kinds of blends
-
-
-def _compiled(signature):
-    """numba.njit for one signature, at once: so that workers inherit it compiled."""
-
-    def compile(function):
-        try:
-            return numba.njit(signature, nogil=True, cache=True)(function)
-        except Exception:  # a cache that is full, damaged or nowhere; real errors come again
-            return numba.njit(signature, nogil=True)(function)
-
-    return compile
+CONTRAST, SATURATION, BRIGHTNESS = 0.0, 1.0, 2.0  # kinds of blend
 
 
 @numba.njit
 def _taps(size, length, first, count):
-    """What samples first..first+count-1 of `length` are made of: four pixels each, of `size`.
+    """The filter taps that resize `size` pixels to `length`, for the outputs first..first+count-1.
 
-    Their places (4, count), uint32, and weights, float32: Catmull-Rom with image._positions.
-    The straight line beyond a border is a matter of weights, so places are never outside.
+    Returns the indices of four pixels for each output, uint32 (4, count), and their weights,
+    float32 (4, count): Catmull-Rom at resize._positions. Beyond a border the pixels continue in a
+    straight line; the weights contain that, so all indices lie inside.
     """
-    cells, weights = np.empty((4, count), np.uint32), np.empty((4, count), np.float32)
+    indices, weights = np.empty((4, count), np.uint32), np.empty((4, count), np.float32)
     step = _F(size - 1) / _F(max(length - 1, 1))
     for n in range(count):
         where = _F(first + n) * step
@@ -52,23 +43,24 @@ def _taps(size, length, first, count):
         if left + 2 >= size:  # the last one 2 p2 - p1
             w1, w2, w3 = w1 - w3, w2 + 2 * w3, 0.0
         for k in range(4):
-            cells[k, n] = min(max(left - 1 + k, 0), size - 1)
+            indices[k, n] = min(max(left - 1 + k, 0), size - 1)
         weights[0, n], weights[1, n], weights[2, n], weights[3, n] = w0, w1, w2, w3
-    return cells, weights
+    return indices, weights
 
 
 @numba.njit(inline="always")
-def _value(pixel, shift):
+def _channel(pixel, shift):
+    """One colour of a packed pixel as float32: shift is 0, 8 or 16."""
     return _F(np.int32((pixel >> _U(shift)) & _U(255)))
 
 
 @numba.njit(fastmath={"contract"})
-def _scale_row(row, cells, weights, taps, out):
-    """One row of pixels (w,) to the new width: out (3, n). taps: room, uint32 (4, n).
+def _scale_row(row, indices, weights, taps, out):
+    """Resize one row of packed pixels (w,) to n: fills out (3, n). taps: scratch, uint32 (4, n).
 
-    Gathering whole pixels first leaves to the arithmetic what the processor can do 16 at a time.
+    The pixels are gathered first, so that the processor can do the arithmetic for 16 at a time.
     """
-    c0, c1, c2, c3 = cells[0], cells[1], cells[2], cells[3]
+    c0, c1, c2, c3 = indices[0], indices[1], indices[2], indices[3]
     t0, t1, t2, t3 = taps[0], taps[1], taps[2], taps[3]
     w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
     red, green, blue = out[0], out[1], out[2]
@@ -77,14 +69,16 @@ def _scale_row(row, cells, weights, taps, out):
     for i in range(len(t0)):
         p, q, r, s = t0[i], t1[i], t2[i], t3[i]
         a, b, c, d = w0[i], w1[i], w2[i], w3[i]
-        red[i] = a * _value(p, 0) + b * _value(q, 0) + c * _value(r, 0) + d * _value(s, 0)
-        green[i] = a * _value(p, 8) + b * _value(q, 8) + c * _value(r, 8) + d * _value(s, 8)
-        blue[i] = a * _value(p, 16) + b * _value(q, 16) + c * _value(r, 16) + d * _value(s, 16)
+        red[i] = a * _channel(p, 0) + b * _channel(q, 0) + c * _channel(r, 0) + d * _channel(s, 0)
+        green[i] = a * _channel(p, 8) + b * _channel(q, 8) + c * _channel(r, 8) + d * _channel(s, 8)
+        blue[i] = (
+            a * _channel(p, 16) + b * _channel(q, 16) + c * _channel(r, 16) + d * _channel(s, 16)
+        )
 
 
 @numba.njit(fastmath={"contract"})
-def _join_rows(rows, weights, out, j):
-    """Four scaled rows, each (3, n), to row j of `out`."""
+def _combine_rows(rows, weights, out, j):
+    """The weighted sum of four scaled rows, each (3, n), into row j of `out`."""
     (w0, w1, w2, w3), (r0, r1, r2, r3) = weights, rows
     for k in range(3):
         p, q, r, s, line = r0[k], r1[k], r2[k], r3[k], out[k, j]
@@ -92,17 +86,20 @@ def _join_rows(rows, weights, out, j):
             line[i] = w0 * p[i] + w1 * q[i] + w2 * r[i] + w3 * s[i]
 
 
-_pixels = numba.types.Array(numba.uint32, 2, "C", readonly=True)  # takes writable ones as well
+_pixels = numba.types.Array(numba.uint32, 2, "C", readonly=True)  # accepts writable arrays too
 _four, _five = (numba.types.UniTuple(numba.int64, n) for n in (4, 5))
 
 
-@_compiled(numba.void(_pixels, _four, _five, numba.float32, numba.float32[:, :, ::1]))
+@compiled(numba.void(_pixels, _four, _five, numba.float32, numba.float32[:, :, ::1]))
 def bicubic(pixels, region, window, unit, out):
-    """image.scale of a part of an image, but for rounding: fills `out`, (3, rows, columns).
+    """Resize a region of an image and fill `out`, (3, rows, columns), with a window of the result.
 
-    pixels: (H, W), each red + 256 green + 65536 blue. region: (y, x, height, width), what to scale.
-    window: (height, width, y, x, mirror), the size it is scaled to, where in that `out` begins, and
-    whether `out` is mirrored. unit: what 1 of 255 becomes.
+    Equals image.scale up to rounding.
+    pixels: packed (H, W), red + 256 green + 65536 blue.
+    region: (y, x, height, width), the part to resize.
+    window: (height, width, y, x, mirror), the size it is resized to, the place of `out` in that,
+    and whether `out` is mirrored.
+    unit: the output for a byte of 1.
     """
     y, x, h, w = region
     height, width, first, start, mirror = window
@@ -120,8 +117,8 @@ def bicubic(pixels, region, window, unit, out):
             _scale_row(pixels[y + r, x : x + w], across, weights, taps, ring[r % 4])
             done = r
         four = (ring[a % 4], ring[b % 4], ring[c % 4], ring[d % 4])
-        shares = (lower[0, j] * unit, lower[1, j] * unit, lower[2, j] * unit, lower[3, j] * unit)
-        _join_rows(four, shares, out, j)
+        scaled = (lower[0, j] * unit, lower[1, j] * unit, lower[2, j] * unit, lower[3, j] * unit)
+        _combine_rows(four, scaled, out, j)
 
 
 @numba.njit
@@ -133,48 +130,48 @@ def _means(planes):
         sums[:] = 0
         for y in range(h):
             row = planes[c, y]
-            for x in range(w):  # a sum for each column: these can go on side by side
+            for x in range(w):  # one sum for each column, so that the loop vectorises
                 sums[x] += np.float64(row[x])
         means[c] = sums.sum() / (h * w)
     return means
 
 
 @numba.njit
-def _blend(map, kind, alpha, means):
-    """Blend the image with black, its gray or its mean gray: changes `map`, (3, 4)."""
+def _blend(matrix, kind, alpha, means):
+    """Compose a blend with black, gray or the mean gray into the colour matrix (3, 4), in place."""
     gray, level = np.zeros(4), 0.0
     for k in range(4):
-        gray[k] = 0.299 * map[0, k] + 0.587 * map[1, k] + 0.114 * map[2, k]
+        gray[k] = 0.299 * matrix[0, k] + 0.587 * matrix[1, k] + 0.114 * matrix[2, k]
     if kind == CONTRAST:
         level = gray[0] * means[0] + gray[1] * means[1] + gray[2] * means[2] + gray[3]
     for c in range(3):
         for k in range(4):
-            map[c, k] *= alpha
+            matrix[c, k] *= alpha
             if kind == SATURATION:
-                map[c, k] += (1 - alpha) * gray[k]
-        map[c, 3] += (1 - alpha) * level
+                matrix[c, k] += (1 - alpha) * gray[k]
+        matrix[c, 3] += (1 - alpha) * level
 
 
-@_compiled("void(float32[:,:,::1], float64[:,::1], float64[::1], float64[::1], float64[::1])")
+@compiled("void(float32[:,:,::1], float64[:,::1], float64[::1], float64[::1], float64[::1])")
 def color(planes, blends, shift, mean, std):
-    """Jitter, lighting and ColorNormalize in one pass over an image (3, h, w), in place.
+    """ColorJitter, Lighting and ColorNormalize in one pass over an image (3, h, w), in place.
 
-    blends: (n, 2), the kind and the alpha of each in turn. shift: what lighting adds. Nothing is
-    clamped, so all is one affine map of a pixel once the image's mean colour is known; the map is
-    made in float64.
+    blends: (n, 2), the kind and alpha of each, in order. shift: the colour that Lighting adds.
+    Nothing is clamped, so given the image's mean colour the whole is one affine map of each pixel.
+    Its matrix (3, 4) is computed in float64.
     """
-    means, map = _means(planes), np.zeros((3, 4))
+    means, matrix = _means(planes), np.zeros((3, 4))
     for c in range(3):
-        map[c, c] = 1
+        matrix[c, c] = 1
     for k in range(len(blends)):
-        _blend(map, blends[k, 0], blends[k, 1], means)
+        _blend(matrix, blends[k, 0], blends[k, 1], means)
     for c in range(3):
-        map[c, 3] += shift[c] - mean[c]
+        matrix[c, 3] += shift[c] - mean[c]
         for k in range(4):
-            map[c, k] /= std[c]
-    r0, r1, r2, r3 = _F(map[0, 0]), _F(map[0, 1]), _F(map[0, 2]), _F(map[0, 3])
-    g0, g1, g2, g3 = _F(map[1, 0]), _F(map[1, 1]), _F(map[1, 2]), _F(map[1, 3])
-    b0, b1, b2, b3 = _F(map[2, 0]), _F(map[2, 1]), _F(map[2, 2]), _F(map[2, 3])
+            matrix[c, k] /= std[c]
+    r0, r1, r2, r3 = _F(matrix[0, 0]), _F(matrix[0, 1]), _F(matrix[0, 2]), _F(matrix[0, 3])
+    g0, g1, g2, g3 = _F(matrix[1, 0]), _F(matrix[1, 1]), _F(matrix[1, 2]), _F(matrix[1, 3])
+    b0, b1, b2, b3 = _F(matrix[2, 0]), _F(matrix[2, 1]), _F(matrix[2, 2]), _F(matrix[2, 3])
     _, h, w = planes.shape
     for y in range(h):
         red, green, blue = planes[0, y], planes[1, y], planes[2, y]
@@ -185,7 +182,7 @@ def color(planes, blends, shift, mean, std):
             blue[x] = b0 * r + b1 * g + b2 * b + b3
 
 
-@_compiled("void(float32[:,:,::1], float32[::1], float32[::1])")
+@compiled("void(float32[:,:,::1], float32[::1], float32[::1])")
 def normalize(planes, mean, std):
     """ColorNormalize in place, equal to the last bit: (3, h, w)."""
     for c in range(3):
@@ -196,22 +193,25 @@ def normalize(planes, mean, std):
                 row[x] = (row[x] - m) / s
 
 
-@_compiled("void(uint8[:,:,:,::1], float64[:,::1], float32[:,::1], int64, float32[:,:,:,::1])")
-def augment(images, uniforms, values, padding, out):
-    """ColorNormalize, HorizontalFlip(0.5) if it is drawn for, RandomCrop: equal to the last bit.
+@compiled("void(uint8[:,:,:,::1], float64[:,::1], float32[:,::1], int64, float32[:,:,:,::1])")
+def augment(images, uniforms, lookup, padding, out):
+    """ColorNormalize, HorizontalFlip(0.5) and RandomCrop of a batch, equal to the last bit.
 
-    images: (N, 3, H, W). uniforms: (N, 2 or 3), flip if any, x, y. values: (3, 256), what each byte
-    becomes. out: (N, H, W, 3).
+    images: (N, 3, H, W). uniforms: (N, 3) for flip, x, y; (N, 2) for x, y without flips. lookup:
+    (3, 256), the normalised value of each byte. out: (N, H, W, 3).
     """
     count, _, height, width = images.shape
-    places = 2 * padding + 1
-    red, green, blue = values[0], values[1], values[2]
+    offsets = 2 * padding + 1
+    red, green, blue = lookup[0], lookup[1], lookup[2]
     for n in range(count):
         draws = uniforms[n]
         mirror = len(draws) == 3 and draws[0] < 0.5
-        x = int(draws[len(draws) - 2] * places) - padding
-        y = int(draws[len(draws) - 1] * places) - padding
-        begin, end = max(0, -x), min(width, width - x)  # of the crop, what the image covers
+        x = int(draws[len(draws) - 2] * offsets) - padding
+        y = int(draws[len(draws) - 1] * offsets) - padding
+        begin, end = (
+            max(0, -x),
+            min(width, width - x),
+        )  # the columns of the crop that lie in the image
         step = -1 if mirror else 1
         first = width - 1 - (begin + x) if mirror else begin + x
         for row in range(height):

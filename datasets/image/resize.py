@@ -1,8 +1,8 @@
-"""What the transforms need of torch/image: scale, crop, hflip and rotate, equal to the last bit.
+"""scale, crop, hflip and rotate of torch/image, equal to the last bit.
 
 Port of those functions of the Lua package `image` (init.lua, generic/image.c), for float32 arrays
-(3, height, width); every result is a new array. What the C rounds to float32 and what it keeps in
-double is the same here.
+(3, height, width). Every result is a new array. The C rounds some values to float32 and keeps
+others in double; so does this file.
 """
 
 import math
@@ -15,10 +15,10 @@ _HALF = np.float32(0.5)
 
 
 def _positions(size, length):
-    """Where `length` samples fall among `size` when the first and the last of both coincide.
+    """The positions of `length` output samples among `size` input samples, with aligned corners.
 
-    Returns the sample on the left, int64 (length,), and the way to the next one, float32 (length,).
-    Torch computes both in float32, and always copies the last sample.
+    Returns the index of the input to the left, int64 (length,), and the fraction of the way to the
+    next one, float32 (length,). Torch computes both in float32, and always copies the last sample.
     """
     step = np.float32(size - 1) / np.float32(max(length - 1, 1))
     where = np.arange(length, dtype=np.float32) * step
@@ -31,15 +31,15 @@ def _positions(size, length):
 def _bicubic(plane, length):
     """Catmull-Rom over the rows: (size, n) -> (length, n). Shrinking is not antialiased.
 
-    Beyond the border the plane goes on in a straight line. The last sum is in double, as the C had
-    it; the arithmetic is in place because fresh arrays would cost more than the sums.
+    Beyond the border the plane continues in a straight line. The last sum is in double, as in the
+    C. The arithmetic is in place because fresh arrays cost more than the sums.
     """
     size = len(plane)
     left, x = _positions(size, length)
     x = x[:, None]
     p0, p1, p2, p3 = (plane[np.clip(left + k, 0, size - 1)] for k in (-1, 0, 1, 2))
-    head = np.searchsorted(left, 0, side="right")  # here p0 lies before the first row
-    tail = np.searchsorted(left, size - 2)  # and here p3 after the last one
+    head = np.searchsorted(left, 0, side="right")  # for these, p0 lies before the first row
+    tail = np.searchsorted(left, size - 2)  # from here on, p3 lies after the last one
     p0[:head] = 2 * p1[:head] - p2[:head]
     p3[tail:] = 2 * p2[tail:] - p1[tail:]
     # p1 + x/2 (p2 - p0 + x (2 p0 - 5 p1 + 4 p2 - p3 + x (3 (p1 - p2) + p3 - p0)))
@@ -69,13 +69,13 @@ def _bilinear_up(plane, length):
 
 
 def _box_down(plane, length):
-    """Each new row is the mean of the rows it covers, in part at its two ends."""
+    """Each output row is the mean of the input rows that it covers, partly at both ends."""
     size = len(plane)
     ends = np.arange(1, length + 1, dtype=np.float32) * (np.float32(size) / np.float32(length))
     last = ends.astype(np.int64)
-    part = ends - last.astype(np.float32)  # how much of row `last` is covered
+    part = ends - last.astype(np.float32)  # the covered part of row `last`
     first = np.append(0, last[:-1])
-    rest = 1 - np.append(np.float32(0), part[:-1])  # how much of row `first` is left
+    rest = 1 - np.append(np.float32(0), part[:-1])  # the covered part of row `first`
     total = rest[:, None] * plane[first]
     weight = rest.copy()
     for k in range(1, int((last - first).max()) + 1):
@@ -97,17 +97,18 @@ def _resize(plane, length, interpolation):
 
 
 def scale(image, width, height, interpolation="bicubic"):
-    """image.scale of torch/image: (3, h, w) -> a new (3, height, width).
+    """image.scale of torch/image: (3, h, w) -> (3, height, width).
 
-    "bicubic": Catmull-Rom, corners aligned, never antialiased. "bilinear": the same grid when
-    growing, the mean over the covered area when shrinking. No stock operator equals either.
+    "bicubic": Catmull-Rom with aligned corners, never antialiased. "bilinear": linear on the same
+    grid when growing, the mean over the covered area when shrinking. No operator of PyTorch or
+    Pillow equals either.
     """
     if interpolation not in ("bicubic", "bilinear"):
         raise ValueError(f"interpolation is bicubic or bilinear, not {interpolation}")
     width, height = max(int(width), 1), max(int(height), 1)
     out = np.empty((len(image), height, width), np.float32)
     for plane, new in zip(image, out):
-        # To the new width first, as in the original. Whole rows are what numpy gathers fast.
+        # Width first, as in the original; transposed, since numpy gathers whole rows fast
         columns = _resize(np.ascontiguousarray(plane.T), width, interpolation)  # (width, h)
         new[:] = _resize(np.ascontiguousarray(columns.T), height, interpolation)
     return out
@@ -130,16 +131,16 @@ def check_crop(columns, rows, x, y, width, height):
 
 
 def hflip(image):
-    """The mirror image, left and right exchanged."""
+    """The image flipped left to right."""
     return np.ascontiguousarray(image[:, :, ::-1])
 
 
 def _edge(position, size):
-    """The two neighbours of a position, their weight and whether they exist (image.rotate)."""
+    """The neighbours of each position, the weight of the second, and whether they exist."""
     low = np.floor(position).astype(np.int64)
     high = low + 1
     weight = position - low.astype(np.float32)
-    # Less than half a pixel outside, the border stands for both neighbours; beyond that, 0.
+    # Up to half a pixel outside, both neighbours are the border pixel; further out the result is 0
     high = np.where((high == size) & (weight < 0.5), low, high)
     low_in = np.where((low == -1) & (weight > 0.5), high, low)
     inside = (high < size) & (low_in >= 0)
@@ -157,9 +158,9 @@ def rotate(image, theta):
     down = (math.cos(theta) * y + math.sin(theta) * x).astype(np.float32) + np.float32(yc)
     left, right, u, inside_x = _edge(across, columns)
     top, bottom, v, inside_y = _edge(down, rows)
-    not_u, not_v = 1 - u.astype(np.float64), 1 - v.astype(np.float64)  # 1.0 makes a double of it
+    not_u, not_v = 1 - u.astype(np.float64), 1 - v.astype(np.float64)  # double, since C's 1.0 is
     value = not_u * not_v * image[:, top, left]
     value += u * not_v * image[:, top, right]
     value += not_u * v * image[:, bottom, left]
-    value += u * v * image[:, bottom, right]  # a product of floats, in C as here
+    value += u * v * image[:, bottom, right]  # a product of floats, as in the C
     return np.where(inside_x & inside_y, value, 0).astype(np.float32, order="C")

@@ -1,8 +1,8 @@
-"""The part of a JPEG image that is needed, decoded alone: by libturbojpeg 3, where it is installed.
+"""Decodes one region of a JPEG image, with libturbojpeg 3 where it is installed.
 
-No Lua file. libjpeg-turbo leaves out colour and inverse DCT of what lies outside a region and stops
-below it; simplejpeg and Pillow, which have it built in, always decode whole images. The bytes are
-the same.
+libjpeg-turbo skips the colour conversion and inverse DCT outside the region, and stops below it.
+simplejpeg and Pillow contain the same library but always decode whole images. The bytes are the
+same.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ import numpy as np
 _DECOMPRESS, _RGBX = 1, 2
 _STOP_ON_WARNING, _SAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORS = 0, 4, 5, 6, 7, 8
 _YCBCR, _GRAY = 1, 2
-# Width and height in pixels of what is coded together: 4:4:4, 4:2:2, 4:2:0, grey. The rest is rare
-_UNITS = {0: (8, 8), 1: (16, 8), 2: (16, 16), 3: (8, 8)}
+# Width and height of a coded block (MCU) in pixels: 4:4:4, 4:2:2, 4:2:0, grey. Others are rare
+_BLOCKS = {0: (8, 8), 1: (16, 8), 2: (16, 16), 3: (8, 8)}
 
 
 class _Region(ctypes.Structure):
@@ -26,7 +26,7 @@ class _Region(ctypes.Structure):
 
 
 def decoder():
-    """A Decoder, or None where there is no libturbojpeg, or one older than 3."""
+    """A Decoder, or None without libturbojpeg 3."""
     for path in _candidates():
         with contextlib.suppress(OSError):
             library = ctypes.CDLL(path)
@@ -36,7 +36,7 @@ def decoder():
 
 
 def _candidates():
-    """The system's library, the environment's (conda), the one in PyPI's package turbojpeg."""
+    """Paths to try: the system's library, the environment's (conda), PyPI's package turbojpeg."""
     name = "libturbojpeg.dylib" if sys.platform == "darwin" else "libturbojpeg.so.0"
     yield name
     for folder in (os.path.join(sys.prefix, "lib"), "/opt/homebrew/lib", "/usr/local/lib"):
@@ -49,7 +49,7 @@ def _candidates():
 
 
 class Decoder:
-    """One handle of the library; for one thread at a time."""
+    """One handle of the library. Only one thread may use it at a time."""
 
     def __init__(self, library):
         self.turbo = library
@@ -63,10 +63,10 @@ class Decoder:
         library.tj3SetCroppingRegion.argtypes = (handle, _Region)
         library.tj3Decompress8.argtypes = (*data, pointer, ctypes.c_int, ctypes.c_int)
         self.handle = None
-        self._begin()
+        self._new_handle()
 
-    def _begin(self):
-        """Take a fresh handle: one that has met a broken file may refuse whole ones after it."""
+    def _new_handle(self):
+        """Replace the handle: after a broken file, a handle may refuse good files too."""
         self.__del__()
         self.handle = self.turbo.tj3Init(_DECOMPRESS)
         if not self.handle:
@@ -78,43 +78,46 @@ class Decoder:
             self.turbo.tj3Destroy(self.handle)
 
     def shape(self, data):
-        """(rows, columns) of a JPEG file that `part` can decode, else None.
+        """(rows, columns) of a JPEG file that `decode_region` can decode, else None.
 
-        One that does not end as it should may be cut short, and no part of it would tell.
+        A file without the end marker may be truncated. Decoding a region would not notice that.
         """
         if not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9"):
             return None
         if self.turbo.tj3DecompressHeader(self.handle, data, len(data)):
-            self._begin()
+            self._new_handle()
             return None
-        known = self._get(_SAMPLING) in _UNITS and self._get(_COLORS) in (_YCBCR, _GRAY)
+        known = self._get(_SAMPLING) in _BLOCKS and self._get(_COLORS) in (_YCBCR, _GRAY)
         if not known or self._get(_PRECISION) != 8:
             return None
         return self._get(_HEIGHT), self._get(_WIDTH)
 
-    def part(self, data, region, room):
-        """(pixels, region within them) for a region (x, y, width, height); None if it is damaged.
+    def decode_region(self, data, region, buffer):
+        """(pixels, the region within them) for a region (x, y, width, height); None if damaged.
 
-        `data` is what `shape` was asked about last. pixels: uint8 (H, W, 4), red, green, blue and
-        nothing, in `room` (bytes) if they fit.
+        `data` must be that of the last call of `shape`. pixels: uint8 (H, W, 4), RGB and an
+        unused byte; in `buffer` (a uint8 array) if they fit.
         """
-        left, top, right, bottom = self._around(*region)
+        left, top, right, bottom = self._aligned(*region)
         rows, columns = bottom - top, right - left
-        if 4 * rows * columns > len(room):
-            room = np.empty(4 * rows * columns, np.uint8)
-        pixels = room[: 4 * rows * columns].reshape(rows, columns, 4)
+        if 4 * rows * columns > len(buffer):
+            buffer = np.empty(4 * rows * columns, np.uint8)
+        pixels = buffer[: 4 * rows * columns].reshape(rows, columns, 4)
         area, to = _Region(left, top, columns, rows), pixels.ctypes.data
         if self.turbo.tj3SetCroppingRegion(self.handle, area) or self.turbo.tj3Decompress8(
             self.handle, data, len(data), to, 4 * columns, _RGBX
         ):
-            self._begin()
+            self._new_handle()
             return None
         x, y, width, height = region
         return pixels, (x - left, y - top, width, height)
 
-    def _around(self, x, y, width, height):
-        """left, top, right, bottom: a unit more on each side, for colours are smoothed across."""
-        wide, high = _UNITS[self._get(_SAMPLING)]
+    def _aligned(self, x, y, width, height):
+        """left, top, right, bottom: the region grown to whole blocks, and one more on each side.
+
+        The decoder smooths colours across block borders, so it needs the neighbours.
+        """
+        wide, high = _BLOCKS[self._get(_SAMPLING)]
         rows, columns = self._get(_HEIGHT), self._get(_WIDTH)
         left, top = max(x // wide - 1, 0) * wide, max(y // high - 1, 0) * high
         right, bottom = ((x + width - 1) // wide + 2) * wide, ((y + height - 1) // high + 2) * high

@@ -1,4 +1,4 @@
-"""Test support: two nets on disk that tell pictures apart, and what evaluate.py makes of them."""
+"""Test support: two nets on disk that tell pictures apart, and runs of evaluate.py."""
 
 import os
 from unittest import mock
@@ -22,25 +22,25 @@ VISION["resize"] = "bilinear"
 
 
 def pair(folder, photos):
-    """Two nets in float64 and their files; each has its own classes and wants its own input."""
+    """{name: (path, net in float64)} of two nets with different classes and input specs."""
     one = nets.ours(resnet(8, 2, "cifar", "A"), ["plain", "striped"], TORCH7)
     classes = ["striped", "fox", "plain", "cat"]
     other = nets.ours(resnext(11, 2, 4, 4, "cifar"), classes, VISION)
     found = {}
     for net, name in ((one, "one.pth"), (other, "other.safetensors")):
-        seen = [InputTransform(net.input_spec)(pixels) for pixels, _ in pictures(photos)]
+        inputs = [InputTransform(net.input_spec)(pixels) for pixels, _ in pictures(photos)]
         with torch.no_grad():
-            net.fc.weight.mul_(20)  # the pictures are much alike
+            net.fc.weight.mul_(20)  # the pictures differ little
             net.fc.bias.sub_(
-                net(torch.stack(seen)).median(0).values
-            )  # so that no class always wins
+                net(torch.stack(inputs)).median(0).values
+            )  # so that no class is always the best
         model_files.write(str(folder / name), models.pack(net))
         found[name.split(".")[0]] = str(folder / name), net.double()
     return found
 
 
 def pictures(photos):
-    """(uint8 array (H, W, 3), place of the class) of the validation images, in order."""
+    """(uint8 array (H, W, 3), class index) of the validation images, in order."""
     for target, name in enumerate(("plain", "striped")):
         folder = os.path.join(photos, "val", name)
         for file in sorted(os.listdir(folder)):
@@ -48,20 +48,20 @@ def pictures(photos):
 
 
 def scored(function, words):
-    """What a function of a command line returns, and the scores whose errors are counted in it."""
+    """The result of a command's main function, and the scores that it passes to count_errors."""
     found, count_errors = [], scores.count_errors
 
-    def look(output, target):
+    def recording(output, target):
         found.append(output)
         return count_errors(output, target)
 
-    with mock.patch.object(scores, "count_errors", look):
+    with mock.patch.object(scores, "count_errors", recording):
         result = function([str(word) for word in words])
     return result, found
 
 
 def evaluated(*words, data, dataset="imagenet"):
-    """The results of evaluate.py, and all images' scores in both readings."""
+    """The results of evaluate.py, and all images' scores by both averages."""
     more = ["-data", data, "-dataset", dataset, "-nThreads", "0", "-batchSize", "3"]
     results, found = scored(evaluate.main, [*more, *words])
     return results, torch.cat(found[::2]), torch.cat(found[1::2])

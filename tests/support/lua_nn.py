@@ -1,4 +1,4 @@
-"""Test support: nets at random, t7 trees of nn's modules, and what such a tree computes."""
+"""Test support: random nets, .t7 trees of nn's modules, and the function that a tree computes."""
 
 import importlib
 
@@ -9,7 +9,7 @@ from formats import t7, torch7
 
 
 def whole(config):
-    """A full configuration, as the nets keep it."""
+    """A configuration with all fields, as net.config has them."""
     form = config.get("form")
     config = {"classes": 7, "stem": "imagenet", "shortcut": "B", **config}
     if form:
@@ -19,7 +19,7 @@ def whole(config):
 
 
 def build(config):
-    """A net whose parameters are still to be given."""
+    """A net on the meta device, without values for its parameters."""
     arguments = dict(config)
     name = arguments.pop("net")
     with torch.device("meta"):
@@ -27,7 +27,7 @@ def build(config):
 
 
 def random_net(config):
-    """A net with other numbers than the first ones in every layer, float64."""
+    """A net in float64 whose every tensor is filled with random values."""
     net = build(config).to_empty(device="cpu").double()
     noise = torch.randn(4099, generator=torch.Generator().manual_seed(3)).double()
     for i, (name, tensor) in enumerate(net.state_dict().items()):
@@ -57,7 +57,7 @@ def at(tree, path):
 
 
 def forward(module, x):
-    """What a tree computes in evaluation, as the documentation of nn says of each module."""
+    """The output of a tree in evaluation mode, by nn's documentation of each module."""
     kind, get = module.typename.split(".")[1], module.get
     parts = get("modules", t7.Table()).array()
     if kind == "Sequential":
@@ -81,7 +81,7 @@ def forward(module, x):
     if kind == "SpatialMaxPooling":
         return F.max_pool2d(x, *window)
     if kind == "SpatialAveragePooling":
-        size = min(get("kH"), x.shape[2])  # nets for 224 pixels are tried on 32
+        size = min(get("kH"), x.shape[2])  # nets for 224 pixels are tested on 32
         return F.avg_pool2d(x, size, *window[1:])
     if kind == "SpatialBatchNormalization":
         if "running_std" in module:
@@ -99,7 +99,10 @@ def forward(module, x):
 
 
 def same_output(net, tree, tolerance=1e-9):
-    """Both sum in double precision, in another order; many layers let 1e-16 grow."""
+    """Whether net and tree agree in float64.
+
+    Their orders of summation differ, and many layers let 1e-16 grow.
+    """
     torch.manual_seed(1)
     x = torch.randn(1, 3, 32, 32).double()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Test support: nets with all their numbers at random, and what model files hold or are refused."""
+"""Test support: nets with random parameters and buffers, and checks of model files."""
 
 import pytest
 import torch
@@ -19,21 +19,21 @@ V1 = {
 
 
 def shake(net):
-    """Give a net, of this program or of another, new numbers; in evaluation mode."""
+    """Fill any net's parameters and buffers with random values; returns it in evaluation mode."""
     generator = torch.Generator().manual_seed(1)
     for name, tensor in net.state_dict().items():
         if name.endswith("num_batches_tracked"):
             tensor.fill_(7)
         elif tensor.ndim > 1:
             tensor.normal_(0, tensor[0].numel() ** -0.5, generator=generator)
-        else:  # batch norms, and the bias of fc; no variance may be negative
+        else:  # batch norms and the bias of fc; a variance must not be negative
             tensor.uniform_(0.5, 1.5, generator=generator)
     return net.eval()
 
 
-def ours(net, classes=None, preprocessing=None):
-    """`shake` for a net of this program, which also has classes and preprocessing."""
-    net.classes, net.input_spec = classes, preprocessing
+def ours(net, classes=None, input_spec=None):
+    """`shake` for a net of this program, with classes and input spec."""
+    net.classes, net.input_spec = classes, input_spec
     return shake(net)
 
 
@@ -43,13 +43,13 @@ def small():
 
 
 def images(net, side, count=2):
-    """Random images in the type of a net's weights."""
+    """Random images (count, 3, side, side) in the dtype of a net's weights."""
     generator = torch.Generator().manual_seed(2)
     return torch.randn(count, 3, side, side, generator=generator).to(net.fc.weight.dtype)
 
 
 def refused(source, *words):
-    """What is refused, and in one sentence that names the file."""
+    """Assert that a model file is refused in one sentence that names it; returns the sentence."""
     with pytest.raises(InputError) as caught:
         models.load_file(source)
     text = str(caught.value)
@@ -60,6 +60,7 @@ def refused(source, *words):
 
 
 def same(content, expected):
+    """Assert that two contents of model files are equal to the bit."""
     assert list(content) == ["model", "config", "classes", "preprocessing"]
     for name in ("config", "classes", "preprocessing"):
         assert content[name] == expected[name]

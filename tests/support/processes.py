@@ -1,4 +1,4 @@
-"""Experiments that run in a group of gloo processes; the first one's answer comes back."""
+"""Test support: runs a function in a group of gloo processes and returns rank 0's result."""
 
 import multiprocessing
 import os
@@ -22,7 +22,7 @@ RUNS = [(15, "false"), (15, "true"), (16, "false")]  # last batches of 5, 5, 3 f
 
 
 def together(count, data, folder, experiment=None):
-    """What `experiments`, or another function of (data, folder), gives in `count` processes."""
+    """Rank 0's result of experiment(data, folder) in `count` processes; default: `experiments`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -52,7 +52,7 @@ def _process(rank, count, port, data, answer, experiment):
 
 
 def experiments(data, folder):
-    """Everything that must not depend on the number of processes."""
+    """All results that must not depend on the number of processes."""
     result = {("dpt", replicas, n): data_parallel_table(replicas, n) for replicas, n in DPT}
     for size, optnet in RUNS:
         result["run", size, optnet] = run(data, folder, f"-batchSize {size} -optnet {optnet}")
@@ -65,7 +65,7 @@ def trainer(command, model, data="none"):
 
 
 def data_parallel_table(replicas, n):
-    """Two steps of the net and the batches of dpt.npz."""
+    """Two training steps with the net and batches of dpt.npz."""
     net = torch7.fill_net(
         resnet(8, 10, "cifar", "A"),
         torch7.facts()["resnet8_cifar10"]["parameters"],
@@ -96,7 +96,7 @@ def data_parallel_table(replicas, n):
 
 
 def run(data, folder, command):
-    """Two epochs of 8 replicas in double precision: the means, parameters, momentum, statistics."""
+    """Two epochs of 8 replicas in float64: metrics, parameters, momentum, running statistics."""
     torch.manual_seed(1)
     net = resnet(8, 10, "cifar", "A").double()
     ours = trainer(f"-nGPU 8 -LR 0.05 -precision double -gen {folder}/gen {command}", net, data)

@@ -1,4 +1,4 @@
-"""A terminal for tests: a program's output in a real pseudo-terminal, and what a screen shows."""
+"""Test support: runs a program in a pseudo-terminal and emulates the screen."""
 
 import contextlib
 import fcntl
@@ -26,7 +26,7 @@ def resize(end, columns):
 
 
 def read(ours, seconds=0.2):
-    """What there is to read now, as text."""
+    """The text that can be read now."""
     data = b""
     with contextlib.suppress(OSError):  # Linux's way to say that the other end is closed
         while select.select([ours], [], [], seconds)[0]:
@@ -36,16 +36,16 @@ def read(ours, seconds=0.2):
 
 
 class Screen:
-    """As much of a terminal as main.py needs: letters, returns, lines, erasing to the end.
+    """A terminal that knows what main.py uses: letters, \\r, \\n, erasing to the end of a line.
 
-    `rows` is everything since the start, never scrolled away.
+    `rows` has all lines since the start, as if the screen never scrolled.
     """
 
     def __init__(self, columns):
         self.columns, self.cells, self.row, self.column = columns, [[]], 0, 0
 
     def feed(self, text):
-        assert PART.sub("", text) == "", "something that this terminal does not know"
+        assert PART.sub("", text) == "", "an unknown control sequence"
         for number, letter, back, down, plain in PART.findall(text):
             if letter:
                 assert letter == "K" and number in ("", "0")
@@ -75,7 +75,7 @@ class Screen:
 
 
 def start(command, columns, folder, **environment):
-    """A program whose stdin, stdout and stderr are a terminal: (process, our end)."""
+    """Start a program whose stdin, stdout and stderr are a terminal: (process, our end)."""
     ours, theirs = open_pty(columns)
     process = subprocess.Popen(
         command,
@@ -91,7 +91,7 @@ def start(command, columns, folder, **environment):
 
 
 def until(process, ours, seconds=100, wanted=None):
-    """The chunks that a program writes until its end, or until the text `wanted` is there."""
+    """The chunks that a program writes until it ends or has written `wanted`."""
     chunks, limit = [], time.monotonic() + seconds
     while time.monotonic() < limit:
         chunk = read(ours)

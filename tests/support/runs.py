@@ -1,7 +1,8 @@
-"""Runs of main.py as programs: starting one, and what two of them have to agree on."""
+"""Test support: starts main.py as a process, and compares the results of two runs."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ NET = "-netType resnet -dataset cifar10 -depth 8 -batchSize 8 -LR 0.01"
 
 
 def start(command, data, folder, root=ROOT, before=(), **environment):
-    """main.py with this command, a group of processes of its own; `before` as in torchrun ..."""
+    """Start main.py with this command in a process group of its own; `before`: its launcher."""
     program = [*(before or [sys.executable]), os.path.join(root, "main.py")]
     return subprocess.Popen(
         [*program, *command.split(), "-data", str(data)],
@@ -30,14 +31,24 @@ def start(command, data, folder, root=ROOT, before=(), **environment):
 
 
 def finish(process, status=0, timeout=100):
-    """Wait for its end; returns (lines, the text on stderr)."""
+    """Wait for the end and check the status; returns (notes and lines of stdout, errors)."""
     out, error = process.communicate(timeout=timeout)
     assert process.returncode == status, f"{process.returncode}\n{out[-2000:]}\n{error[-4000:]}"
-    return out.splitlines(), error
+    notes = [line for line in error.splitlines() if NOTE.match(line)]
+    return notes + out.splitlines(), errors(error)
+
+
+# What the program says on stderr that is no error: its own lines, a signal that came.
+NOTE = re.compile(r"=> | \| skipped|main\.py: SIG\w+: the run finishes its iteration")
+
+
+def errors(text):
+    """What was printed on stderr, without the notes."""
+    return "".join(line + "\n" for line in text.splitlines() if not NOTE.match(line))
 
 
 def nobody_left(group, seconds=6):
-    """Whether every process of a group has ended within so many seconds."""
+    """Whether every process of a group ends within `seconds`."""
     for _ in range(10 * seconds):
         if not any(_runs_in(group, pid) for pid in os.listdir("/proc") if pid.isdigit()):
             return True
@@ -51,11 +62,13 @@ def _runs_in(group, pid):
             state, _, of = file.read().rpartition(")")[2].split()[:3]
     except (FileNotFoundError, ProcessLookupError):
         return False
-    return int(of) == group and state != "Z"  # dead, but nobody has asked for its status
+    return (
+        int(of) == group and state != "Z"
+    )  # a zombie has ended; its parent has not read the status
 
 
 def log(folder):
-    """log.jsonl without its first line and what the clock and the machine decide."""
+    """The epochs' lines of log.jsonl, without the fields that clock and machine decide."""
     with open(os.path.join(folder, "log.jsonl")) as file:
         lines = [json.loads(line) for line in file][1:]
     times = ("seconds", "images_per_second", "data_wait", "peak_memory")
@@ -63,7 +76,7 @@ def log(folder):
 
 
 def results(folder, epoch):
-    """Everything that a later epoch depends on, and the log without its times."""
+    """(model and momentum tensors, best error, `log`) after an epoch."""
     model = atomic.load(os.path.join(folder, f"model_{epoch}.pth"))["model"]
     state = atomic.load(os.path.join(folder, f"optimState_{epoch}.pth"))
     return (
@@ -74,13 +87,13 @@ def results(folder, epoch):
 
 
 def same(one, other):
-    """Assert that the results are the same to the last bit."""
+    """Assert that two results are equal to the bit."""
     assert one[0].keys() == other[0].keys()
     differ = [name for name in one[0] if not torch.equal(one[0][name], other[0][name])]
     assert not differ and one[1:] == other[1:]
 
 
 def difference(one, other):
-    """The largest difference of any number in the results' tensors; the keys agree."""
+    """The largest absolute difference between the tensors of two results."""
     assert one[0].keys() == other[0].keys()
     return max(float((one[0][name] - other[0][name]).abs().max()) for name in one[0])

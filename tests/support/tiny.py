@@ -1,4 +1,4 @@
-"""A net of 30 numbers and its state, to be saved in a folder without a training run around it."""
+"""Test support: a net of 30 parameters and its state, to test a RunFolder without training."""
 
 import contextlib
 import os
@@ -15,13 +15,13 @@ CPU = torch.device("cpu")
 
 
 class Trainer:
-    """What a RunFolder is given of a trainer: its state, here as a function of the step."""
+    """A trainer whose state is a function of the step."""
 
     def __init__(self, model):
         self.model, self.step = model, 0
 
     def at(self, step):
-        """Let weights and momentum be those of a step."""
+        """Set weights and momentum to those of a step."""
         self.step = step
         with torch.no_grad():
             for i, parameter in enumerate(self.model.parameters()):
@@ -33,13 +33,13 @@ class Trainer:
         return {"momentum": momentum, "scaler": {}, "position": {"epoch": None}}
 
     def saved(self, step):
-        """What is saved of a step: the packed model, the state."""
+        """(packed model, state) of a step."""
         self.at(step)
         return models.pack(self.model), self.state()
 
 
 def options(save, *words):
-    opt = opts.parse(["-dataset", "cifar10", "-depth", "29", "-save", str(save), *words])
+    opt = opts.parse(["-dataset", "cifar10", "-depth", "20", "-save", str(save), *words])
     opt.agents = []
     return opt
 
@@ -52,7 +52,7 @@ def model():
 
 @contextlib.contextmanager
 def entered(save, *words, checkpoint=None):
-    """A folder that a run writes to, with a net: folder.epoch(n) and folder.inside(n) save."""
+    """An entered RunFolder with a net; epoch(n) and inside(n) save."""
     opt = options(save, *words)
     trainer = Trainer(model())
     with RunFolder(opt) as folder:
@@ -73,7 +73,7 @@ def entered(save, *words, checkpoint=None):
 
 
 def step_of(checkpoint):
-    """The step that a checkpoint is of, all of whose numbers have to agree."""
+    """The step of a checkpoint; asserts that all its tensors belong to that step."""
     weights = torch.load(checkpoint["modelFile"])["model"]
     momentum = checkpoint["momentum"]
     step = -float(momentum["weight"][0, 0])

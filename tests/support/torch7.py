@@ -1,4 +1,4 @@
-"""Test support: the numbers that the original printed under Torch7, and the formulas behind them.
+"""Test support: the results that the original printed under Torch7, and the formulas of its inputs.
 
 The original's nets were run with weights, inputs and labels that are pure functions of a seed, the
 same to the bit in LuaJIT and numpy, so that only results had to be stored (tests/reference/models).
@@ -14,7 +14,7 @@ REFERENCE = Path(__file__).parents[1] / "reference"
 
 
 def u01(seed, start, count):
-    """`count` uniforms in [0, 1) from place `start` of a seed's stream (splitmix64), float64."""
+    """`count` uniforms in [0, 1) from position `start` of a seed's stream (splitmix64), float64."""
     with np.errstate(over="ignore"):
         x = np.uint64(seed) * np.uint64(2**32) + np.uint64(start)
         z = x + np.arange(1, count + 1, dtype=np.uint64)

@@ -1,4 +1,4 @@
-"""Torch7's generator and its initialisation of a net, restated from reference note 10.
+"""Test support: Torch7's random generator and initialisation, restated from reference note 10.
 
 MT19937; uniform = raw / 2^32; normal = Box-Muller, cosine first, then sine; a FloatTensor rounds
 its bounds and deviation to float32 first. Constructors draw before ConvInit overwrites.

@@ -1,0 +1,54 @@
+"""Whether the packages that make the input fast can be imported: numba and simplejpeg.
+
+Both are optional at run time, because a new Python or a rare machine may have no wheel of them.
+Without numba the plain transforms make the input and no scan is read code by code (damage.py),
+without simplejpeg Pillow decodes.
+"""
+
+try:
+    import simplejpeg
+except ImportError:  # some systems have no wheel; Pillow gives the same bytes
+    simplejpeg = None
+
+
+def has_numba():
+    """Whether numba can be imported."""
+    try:
+        import numba  # noqa: F401
+    except (ImportError, OSError):  # OSError: LLVM's library cannot be loaded
+        return False
+    return True
+
+
+def kernels():
+    """The module of compiled kernels, or None without numba."""
+    if not has_numba():
+        return None
+    from datasets.image import kernels
+
+    return kernels
+
+
+def entropy():
+    """The module that reads the scans of JPEG files, or None without numba."""
+    if not has_numba():
+        return None
+    from datasets.image import entropy
+
+    return entropy
+
+
+def missing():
+    """A line for each package that training on photos lacks, for the user."""
+    lines = []
+    if not has_numba():
+        lines.append(
+            "=> numba cannot be imported: training images take 4 times as long on a core"
+            " (pip install numba)"
+        )
+    if simplejpeg is None:
+        lines.append(
+            "=> simplejpeg cannot be imported: Pillow decodes, in 1.5 times the time"
+            " (pip install simplejpeg)"
+        )
+    return lines

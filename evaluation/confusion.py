@@ -1,0 +1,77 @@
+"""Errors by class, and the confusion matrix as CSV or as a picture (matplotlib, optional)."""
+
+import os
+
+import numpy as np
+
+from runtime.errors import InputError
+from storage import atomic, csv_table
+
+NAMED = 50  # classes up to which the picture names them
+COUNTED = 20  # and up to which it prints the counts
+PICTURES = (".png", ".svg")
+
+
+def matrix(targets, predicted, count):
+    """int64 (count, count): images of class i that were taken for class j.
+
+    Images without a ranking (-1), whose outputs have a NaN, are left out.
+    """
+    found = np.zeros((count, count), np.int64)
+    ranked = predicted >= 0
+    np.add.at(found, (targets[ranked], predicted[ranked]), 1)
+    return found
+
+
+def write_errors(path, targets, best, names):
+    """Write each class's images and errors; best (N, k): the images' best classes."""
+    right = best == targets[:, None]
+    counts = [
+        np.bincount(targets, weights, len(names)).astype(int)
+        for weights in (None, ~right[:, 0], ~right.any(1))
+    ]
+    with csv_table.writing(path) as rows:
+        rows.writerow(["class", "images", "wrong1", "wrong5", "top1", "top5"])
+        for name, images, wrong1, wrong5 in zip(names, *counts):
+            errors = [f"{100 * n / images:.3f}" if images else "" for n in (wrong1, wrong5)]
+            rows.writerow([name, images, wrong1, wrong5, *errors])
+
+
+def write(path, matrix, names):
+    """Write the matrix, true classes by row, as CSV or by the ending of `path` as a picture."""
+    if os.path.splitext(path)[1].lower() in PICTURES:
+        _draw(path, matrix, names)
+        return
+    with csv_table.writing(path) as rows:
+        rows.writerow(["true \\ predicted", *names])
+        for name, counts in zip(names, matrix.tolist()):
+            rows.writerow([name, *counts])
+
+
+def _draw(path, matrix, names):
+    """Draw the matrix: the colour is the share of the true class's images."""
+    from matplotlib.figure import Figure
+
+    count = len(names)
+    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = 4 + 0.3 * min(count, NAMED)
+    figure = Figure(figsize=(side + 1, side), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+    figure.colorbar(image, label="% of the true class's images", shrink=0.8)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    if count <= NAMED:
+        shown = [os.fsencode(name).decode("utf-8", "replace") for name in names]
+        text = {"fontsize": 8, "parse_math": False}  # a dollar in a name is no formula
+        axes.set_xticks(range(count), shown, rotation=90, **text)
+        axes.set_yticks(range(count), shown, **text)
+    if count <= COUNTED:
+        for i, j in np.argwhere(matrix):
+            colour = "white" if shares[i, j] > 50 else "black"
+            axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color=colour)
+    try:
+        with atomic.replacing(path) as file:
+            figure.savefig(file, format=os.path.splitext(path)[1][1:].lower())
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,80 @@
+"""The predictions of a test, image by image: gathered from all processes, written as CSV.
+
+The best classes are ranked by the score that the errors are counted by; with several outputs of an
+image, by the mean of their softmax, which is a probability. Errors by class and the confusion
+matrix are in confusion.py.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from evaluation import confusion
+from parallel import group
+from runtime.terminal import say
+from storage import csv_table
+
+TOP = 5
+
+
+class Table(NamedTuple):
+    """The predictions of N images, in the dataset's order."""
+
+    indices: np.ndarray  # (N,) of the images; unreadable ones are left out
+    best: np.ndarray  # (N, k) classes, best first, k = min(5, classes); -1 without a ranking
+    probabilities: np.ndarray  # (N, k) of these; NaN where the outputs have a NaN
+
+
+class Predictions:
+    """Collects this process's predictions, batch by batch."""
+
+    def __init__(self):
+        self.batches = []
+
+    def add(self, indices, average, several):
+        """Add a batch. indices (n,) of the images; average (2, n, K): see scores.averages."""
+        score = average[1] if several else average[0]
+        probabilities = score.double() if several else score.double().softmax(1)
+        best = score.float().topk(min(TOP, score.shape[1]), dim=1).indices  # as count_errors
+        # the copies to the CPU come at the end: here they would wait for the device
+        self.batches.append((indices, best, probabilities.gather(1, best)))
+
+    def gathered(self):
+        """The Table of all processes' images, on every process."""
+        own = [torch.cat(part).cpu().numpy() for part in zip(*self.batches)]
+        parts = [part for part in group.all_gather(own) if part]
+        indices, best, probabilities = (np.concatenate(part) for part in zip(*parts))
+        best = np.where(np.isnan(probabilities), -1, best)
+        order = np.argsort(indices)
+        return Table(indices[order], best[order], probabilities[order])
+
+
+def write(found, images, names, opt):
+    """Write what -predictions, -classErrors and -confusion ask for, on rank 0.
+
+    found: Predictions. images: the tested Views. names: of the tested classes.
+    """
+    table = found.gathered()
+    if group.rank() > 0:
+        return
+    names = [f"class {i}" if name is None else name for i, name in enumerate(names)]
+    targets = images.targets[table.indices]
+    if opt.predictions:
+        _write_rows(opt.predictions, table, images, targets, names)
+        say(f"=> {opt.predictions}")
+    if opt.classErrors:
+        confusion.write_errors(opt.classErrors, targets, table.best, names)
+        say(f"=> {opt.classErrors}")
+    for path in opt.confusion:
+        matrix = confusion.matrix(targets, table.best[:, 0], len(names))
+        confusion.write(path, matrix, names)
+        say(f"=> {path}")
+
+
+def _write_rows(path, table, images, targets, names):
+    with csv_table.writing(path) as rows:
+        rows.writerow(["path", "class", *csv_table.best_columns(table.best.shape[1])])
+        for index, target, best, p in zip(table.indices, targets, table.best, table.probabilities):
+            cells = csv_table.best_cells(names, best, p)
+            rows.writerow([images.name(index), names[target], *cells])

@@ -1,0 +1,33 @@
+"""-freeze N: holds the stem and the first N stages of a net still while the rest is trained.
+
+Their parameters need no gradient, so autograd keeps none of their activations, and the optimizer
+has no state for them. Their batch norms are in evaluation mode: they normalise by the running
+statistics of the net that was loaded and do not update them.
+"""
+
+from runtime.errors import InputError
+from runtime.terminal import note
+
+
+def freeze(model, count, recomputes=False):
+    """Freeze the stem and the first `count` stages; 0 freezes nothing.
+
+    With all stages, the batch norm of a pre-activated net after the last stage is frozen too, so
+    that only the classifier is trained. InputError if the net has fewer stages, or with all of them
+    if it `recomputes` its batch norms (-recomputeBN), of which none is left.
+    """
+    if not count:
+        return
+    stages = getattr(model, "stages", None)
+    if stages is None:
+        raise InputError(f"-freeze {count}: this net has no stages (a net of models/blocks.py has)")
+    if count > len(stages):
+        raise InputError(f"-freeze {count}: this net has {len(stages)} stages, so at most that")
+    if recomputes and count == len(stages):
+        raise InputError(f"-recomputeBN: -freeze {count} freezes every batch norm; leave one out")
+    last = ["bn_last"] if count == len(stages) else []
+    names = ["conv1", "bn1", *stages[:count], *last]
+    model.frozen = tuple(name for name in names if getattr(model, name) is not None)
+    for name in model.frozen:
+        model.get_submodule(name).requires_grad_(False)
+    note(f"=> Frozen: {', '.join(model.frozen)}")

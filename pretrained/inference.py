@@ -1,0 +1,75 @@
+"""What both scripts do: load a model for inference, and run it on image files in batches."""
+
+import os
+import sys
+
+import torch
+
+import models
+from datasets.imagenet_gen import EXTENSIONS
+from datasets.input_spec import batches
+from models.fold import folded
+
+
+def load(source):
+    """A model ready for inference, on the GPU if there is one."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
+    # float32 whatever the file holds, as the Lua's :cuda() makes it
+    model = models.load(source, device).to(torch.float32, memory_format=torch.channels_last)
+    return folded(model)
+
+
+def image_files(words):
+    """(paths, errors): each word is a file, or a folder that stands for all images below it.
+
+    A folder's images are sorted; those without an image's ending and hidden ones are left out. An
+    error is a sentence about a folder that cannot be listed or has no image.
+    """
+    paths, errors = [], []
+    for word in words:
+        if not os.path.isdir(word):
+            paths.append(word)
+            continue
+        found = sorted(_images_below(word, errors))
+        if not found:
+            errors.append(f"no image in the folder {word!r}")
+        paths += found
+    return paths, errors
+
+
+def _images_below(folder, errors):
+    def unlisted(error):
+        errors.append(f"cannot list {error.filename!r}: {error.strerror}")
+
+    seen = {os.path.realpath(folder)}  # a link may lead back
+    for parent, folders, files in os.walk(folder, onerror=unlisted, followlinks=True):
+        inside = {os.path.realpath(os.path.join(parent, f)): f for f in folders if f[0] != "."}
+        folders[:] = [name for path, name in inside.items() if path not in seen]
+        seen |= inside.keys()
+        for name in files:
+            if name[0] != "." and name.lower().endswith((*EXTENSIONS, ".gif")):
+                yield os.path.join(parent, name)
+
+
+def run(function, model, paths, size, script, progress=True):
+    """Yield (paths, function(images) on the CPU) for each batch of `size` files.
+
+    function: the model or a part of it, of images (n, 3, crop, crop).
+    The n `paths` are those that could be read. For each other file, an error that begins with the
+    script's name goes to stderr. More than 20 files show progress if stderr is a terminal.
+    """
+    progress = progress and len(paths) > 20 and sys.stderr.isatty()
+    start = "\r" if progress else ""  # an error overwrites the progress
+    done = 0
+    for read, images, errors in batches(paths, model.transform, size):
+        for error in errors:
+            print(f"{start}{script}: {error}", file=sys.stderr)
+        if read:
+            with torch.inference_mode():
+                outputs = function(images.to(model.fc.weight.device)).cpu()
+            yield read, outputs
+        done += len(read) + len(errors)
+        if progress:
+            end = "\n" if done == len(paths) else ""
+            print(f"{start}{done} of {len(paths)} ", end=end, file=sys.stderr, flush=True)

@@ -1,0 +1,110 @@
+"""Pictures as JPEG files of every form, and the ways in which such files are damaged."""
+
+import io
+import itertools
+
+import numpy as np
+from PIL import Image
+
+
+def picture(seed, height=200, width=264):
+    """uint8 (height, width, 3): smooth parts, edges and texture, as a photo has them."""
+    random = np.random.default_rng(seed)
+    y, x = np.mgrid[:height, :width] / 20
+    waves = [np.sin(a * x + b * y + c) for a, b, c in random.uniform(-1, 2, (6, 3))]
+    image = np.stack([waves[i] + waves[i + 3] for i in range(3)], 2) * 40 + 128
+    for _ in range(12):
+        top, left = random.integers(0, (height - 20, width - 20))
+        image[top : top + 40, left : left + 40] += random.uniform(-60, 60, 3)
+    image[height // 3 :] += random.normal(0, 12, (height - height // 3, width, 1))
+    return image.clip(0, 255).astype(np.uint8)
+
+
+FORMS = {
+    f"{'progressive' if progressive else 'baseline'} {sampling} {restarts}": {
+        "kind": "L" if sampling == "grey" else "RGB",
+        "progressive": progressive,
+        **({} if sampling == "grey" else {"subsampling": sampling}),
+        **({} if restarts == "plain" else {"restart_marker_rows": 1}),
+    }
+    for progressive, sampling, restarts in itertools.product(
+        (False, True), ("4:4:4", "4:2:0", "grey"), ("plain", "restarts")
+    )
+}
+
+
+def jpeg(form, seed=1, size=(200, 264), **more):
+    """A file of that form, as bytes."""
+    how = {"quality": 85, **FORMS[form], **more}
+    file = io.BytesIO()
+    Image.fromarray(picture(seed, *size)).convert(how.pop("kind")).save(file, "JPEG", **how)
+    return file.getvalue()
+
+
+def scan(data):
+    """(first, last) byte of the coded data: after the first SOS header, before EOI."""
+    start = data.index(b"\xff\xda")
+    return start + 2 + int.from_bytes(data[start + 2 : start + 4], "big"), len(data) - 2
+
+
+def _span(data, at, share):
+    first, last = scan(data)
+    left = first + int((last - first) * at)
+    return left, min(left + max(1, int((last - first) * share)), last)
+
+
+def _filled(value, share):
+    def damage(data, at, other):
+        left, right = _span(data, at, share)
+        return data[:left] + bytes([value]) * (right - left) + data[right:]
+
+    return damage
+
+
+def _cut(data, at, other):
+    return data[: _span(data, at, 0.1)[0]] + b"\xff\xd9"
+
+
+def _random_tail(data, at, other):
+    left = _span(data, at, 0.1)[0]
+    noise = np.random.default_rng(left).integers(0, 256, len(data) - 2 - left, dtype=np.uint8)
+    return data[:left] + noise.tobytes() + b"\xff\xd9"
+
+
+def _hole(share):
+    def damage(data, at, other):
+        left, right = _span(data, at, share)
+        return data[:left] + data[right:]
+
+    return damage
+
+
+def _spliced(data, at, other):
+    left, right = _span(data, at, 0.2)
+    first, last = _span(other, at, 0.2)
+    return data[:left] + other[first:last] + data[right:]
+
+
+def _other_tail(data, at, other):
+    return data[: _span(data, at, 0.1)[0]] + other[_span(other, at, 0.1)[0] :]
+
+
+KINDS = {
+    "zeroed 5 %": _filled(0, 0.05),
+    "zeroed 10 %": _filled(0, 0.1),
+    "zeroed 30 %": _filled(0, 0.3),
+    "set to 255, 10 %": _filled(255, 0.1),
+    "cut, end put back": _cut,
+    "tail random": _random_tail,
+    "hole 1 %": _hole(0.01),
+    "hole 5 %": _hole(0.05),
+    "hole 20 %": _hole(0.2),
+    "piece of another": _spliced,
+    "tail of another": _other_tail,
+}
+PLACES = (0.05, 0.3, 0.6, 0.85)
+
+
+def damaged(kind, form, at):
+    """A damaged file."""
+    return KINDS[kind](jpeg(form), at, jpeg(form, seed=2))

@@ -1,0 +1,230 @@
+"""prepare.py on small archives made like the official ones."""
+
+import hashlib
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import time
+import types
+
+import numpy as np
+import pytest
+import scipy.io
+from PIL import Image
+from torchvision.datasets import imagenet as torchvision_imagenet
+
+import datasets
+import prepare
+from datasets import imagenet_archives
+from runtime.errors import InputError
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WNIDS = ("n01440764", "n02102040", "n03000684")
+TRAIN, VAL = (4, 2, 3), (2, 1, 0, 2, 1, 0)  # images of each class; the class of each image of val
+
+
+def jpeg(number):
+    """A JPEG whose grey is its number."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((40, 50, 3), number, np.uint8)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def archive(files, mode="w"):
+    """The bytes of a tar file with these {name: bytes}."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode) as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return out.getvalue()
+
+
+def meta():
+    """meta.mat as in the development kit: its classes are numbered in another order than sorted."""
+    kind = [("ILSVRC2012_ID", "O"), ("WNID", "O"), ("words", "O"), ("gloss", "O")]
+    synsets = np.empty(4, [*kind, ("num_children", "O")])
+    order = (2, 0, 1)  # ID n + 1 is class order[n]
+    for n, wnid in enumerate([*(WNIDS[k] for k in order), "n00001740"]):
+        synsets[n] = (n + 1, wnid, f"word {n}, other", "gloss", 0 if n < 3 else 3)
+    file = io.BytesIO()
+    scipy.io.savemat(file, {"synsets": synsets})
+    labels = "".join(f"{order.index(k) + 1}\n" for k in VAL).encode()
+    return file.getvalue(), labels
+
+
+@pytest.fixture
+def archives(tmp_path, monkeypatch):
+    """A folder with the three archives, whose checksums are taken for the published ones."""
+    folder, number = tmp_path / "archives", 0
+    folder.mkdir()
+    inner = {}
+    for wnid, count in zip(WNIDS, TRAIN):
+        images = {f"{wnid}_{n}.JPEG": jpeg(number + n) for n in range(count)}
+        inner[wnid + ".tar"], number = archive(images), number + count
+    mat, labels = meta()
+    kit = "ILSVRC2012_devkit_t12/data/"
+    truth = kit + "ILSVRC2012_validation_ground_truth.txt"
+    images = {f"ILSVRC2012_val_{n + 1:08d}.JPEG": jpeg(100 + n) for n in range(len(VAL))}
+    contents = {
+        "train": ("ILSVRC2012_img_train.tar", archive(inner)),
+        "val": ("ILSVRC2012_img_val.tar", archive(dict(reversed(images.items())))),
+        "devkit": (
+            "ILSVRC2012_devkit_t12.tar.gz",
+            archive({kit + "meta.mat": mat, truth: labels}, "w:gz"),
+        ),
+    }
+    known = {}
+    for name, (file, data) in contents.items():
+        (folder / file).write_bytes(data)
+        known[name] = (file, hashlib.md5(data).hexdigest())
+    monkeypatch.setattr(torchvision_imagenet, "ARCHIVE_META", known)
+    monkeypatch.setattr(imagenet_archives, "CLASSES", 3)
+    monkeypatch.setattr(imagenet_archives, "IMAGES", {"train": sum(TRAIN), "val": len(VAL)})
+    return folder
+
+
+def tree(folder):
+    """{path: bytes} of all files but hidden ones."""
+    paths = [p for p in folder.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def expected():
+    files, number = {}, 0
+    for wnid, count in zip(WNIDS, TRAIN):
+        for n in range(count):
+            files[f"train/{wnid}/{wnid}_{n}.JPEG"] = jpeg(number + n)
+        number += count
+    for n, k in enumerate(VAL):
+        files[f"val/{WNIDS[k]}/ILSVRC2012_val_{n + 1:08d}.JPEG"] = jpeg(100 + n)
+    return files
+
+
+def test_all_images_in_the_folders_of_their_classes(archives, tmp_path, capsys):
+    target = tmp_path / "new" / "imagenet"
+    before = tree(archives)
+    prepare.main([str(archives), str(target)])
+    assert tree(target) == expected() and tree(archives) == before
+    out = capsys.readouterr().out
+    assert " | 9 images of 3 classes in " in out and " | 6 images of 3 classes in " in out
+    assert out.count("=> Checking") == 3
+    opt = types.SimpleNamespace(dataset="imagenet", data=str(target), gen=str(tmp_path / "gen"))
+    opt.testOnly, opt.tenCrop, opt.testScale, opt.testCrop = False, False, 256, 224
+    train, val = datasets.create(opt)
+    assert sorted(train.targets) == [0] * 4 + [1] * 2 + [2] * 3 and val.size() == 6
+
+
+def test_again_nothing_changes(archives, tmp_path, capsys):
+    target = tmp_path / "imagenet"
+    prepare.main([str(archives), str(target)])
+    times = {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
+    capsys.readouterr()
+    prepare.main([str(archives), str(target)])
+    assert "Checking" not in capsys.readouterr().out
+    assert times == {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
+
+
+def test_a_stop_at_any_image_loses_nothing(archives, tmp_path, monkeypatch):
+    copy, target = imagenet_archives.shutil.copyfileobj, tmp_path / "imagenet"
+    for last in (0, 3, 5, 8, 12, 14):
+        left = [last]
+
+        def stop(source, file, length, left=left):
+            if left[0] == 0:
+                file.write(b"part")
+                raise KeyboardInterrupt
+            left[0] -= 1
+            copy(source, file, length)
+
+        monkeypatch.setattr(imagenet_archives.shutil, "copyfileobj", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prepare.main([str(archives), str(tmp_path / str(last))])
+        found = tree(tmp_path / str(last))
+        whole = {n: d for n, d in found.items() if "/.n" not in n}
+        assert whole.items() <= expected().items()  # hidden folders aside, only whole classes
+        monkeypatch.setattr(imagenet_archives.shutil, "copyfileobj", copy)
+        prepare.main([str(archives), str(tmp_path / str(last))])
+        assert tree(tmp_path / str(last)) == expected()
+    assert not target.exists()
+
+
+def test_killed(archives, tmp_path):
+    """kill -9 while a class is unpacked; then the same command."""
+    target = tmp_path / "imagenet"
+    code = (
+        "import sys, time; from datasets import imagenet_archives as a\n"
+        "from torchvision.datasets import imagenet\n"
+        f"imagenet.ARCHIVE_META = {torchvision_imagenet.ARCHIVE_META!r}\n"
+        "copy = a.shutil.copyfileobj\n"
+        "def slow(source, file, length):\n"
+        "    copy(source, file, length); file.flush(); time.sleep(0.3)\n"
+        "a.shutil.copyfileobj = slow\n"
+        f"a.prepare({str(archives)!r}, {str(target)!r})\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    end = time.monotonic() + 60
+    while not list(target.glob("train/.n*.tmp/*.JPEG")) and time.monotonic() < end:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    assert list(target.glob("train/.n*.tmp"))
+    prepare.main([str(archives), str(target)])
+    assert tree(target) == expected() and not list(target.glob("train/.n*"))
+
+
+def test_train_or_val_alone(archives, tmp_path):
+    (archives / "ILSVRC2012_img_train.tar").rename(tmp_path / "train.tar")
+    prepare.main([str(archives), str(tmp_path / "a")])
+    assert tree(tmp_path / "a").keys() == {n for n in expected() if n.startswith("val")}
+    (archives / "ILSVRC2012_devkit_t12.tar.gz").unlink()
+    with pytest.raises(InputError, match="devkit_t12.tar.gz is missing"):
+        prepare.main([str(archives), str(tmp_path / "b")])
+    (archives / "ILSVRC2012_img_val.tar").unlink()
+    with pytest.raises(InputError, match="holds no ILSVRC2012_img_train.tar or ILSVRC2012_img_val"):
+        prepare.main([str(archives), str(tmp_path / "b")])
+    (tmp_path / "train.tar").rename(archives / "ILSVRC2012_img_train.tar")
+    prepare.main([str(archives), str(tmp_path / "a")])
+    assert tree(tmp_path / "a") == expected()
+
+
+def test_a_damaged_archive_is_refused_before_anything_is_unpacked(archives, tmp_path):
+    path = archives / "ILSVRC2012_img_train.tar"
+    data = bytearray(path.read_bytes())
+    data[700] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(InputError, match="train.tar is not the published archive: its MD5 is"):
+        prepare.main([str(archives), str(tmp_path / "imagenet")])
+    assert not tree(tmp_path / "imagenet")
+
+
+def test_foreign_files_are_left_alone(archives, tmp_path):
+    target = tmp_path / "imagenet"
+    prepare.main([str(archives), str(target)])
+    lost = target / "train" / WNIDS[1] / f"{WNIDS[1]}_0.JPEG"
+    lost.unlink()
+    with pytest.raises(InputError, match=f"{WNIDS[1]} holds other files than the archive: move"):
+        prepare.main([str(archives), str(target)])
+    (target / "train" / WNIDS[1]).rename(target / "train" / "cats")
+    with pytest.raises(InputError, match="cats is not ImageNet's: move it away"):
+        prepare.main([str(archives), str(target)])
+    (target / "train" / "cats").rename(tmp_path / "cats")
+    prepare.main([str(archives), str(target)])
+    assert tree(target) == expected() and len(list((tmp_path / "cats").iterdir())) == 1
+
+
+def test_too_small_a_disk(archives, tmp_path, monkeypatch):
+    few = types.SimpleNamespace(free=1000)
+    monkeypatch.setattr(imagenet_archives.shutil, "disk_usage", lambda path: few)
+    with pytest.raises(InputError, match="needs 0.0 GB more, but 0.0 GB are free"):
+        prepare.main([str(archives), str(tmp_path / "imagenet")])
+
+
+@pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["no/such/folder"]])
+def test_bad_words(words, capsys):
+    with pytest.raises(SystemExit) as caught:
+        prepare.main(words)
+    assert caught.value.code == 2 and capsys.readouterr().err.startswith("prepare.py: ")
