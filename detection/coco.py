@@ -50,9 +50,9 @@ class Coco:
         pixels = decoding.load_image(path, lambda phrase: self.odd.append(f"{path!r}: {phrase}"))
         size = pixels.shape[2], pixels.shape[1]
         if size != (image["width"], image["height"]):
-            said = f"{image['width']} x {image['height']}"
+            stated = f"{image['width']} x {image['height']}"
             raise InputError(
-                f"the image {path!r} has {size[0]} x {size[1]} pixels, but {said} in {self.path}"
+                f"the image {path!r} has {size[0]} x {size[1]} pixels, but {stated} in {self.path}"
             )
         return pixels
 
@@ -91,7 +91,7 @@ class Coco:
             )
 
     def _annotations(self, content):
-        """What stands in the file, looked at; "area" and "iscrowd" filled in where they lack."""
+        """The annotations, checked; "area" and "iscrowd" are filled in where they lack."""
         found, seen = [], set()
         known = set(self.categories)
         for place, entry in enumerate(_entries(content, "annotations", self.path)):

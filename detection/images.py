@@ -63,7 +63,7 @@ class Images:
         return {"crop": 32}
 
     def target(self, code, width, dtype=torch.float32):
-        """What a code stands for: "boxes", "labels", "crowd" of an image `width` pixels wide."""
+        """The objects of a code: "boxes", "labels", "crowd" of an image `width` pixels wide."""
         objects = self.source.objects(self.places[code // 2])
         boxes, crowd = (torch.as_tensor(part, dtype=dtype) for part in (objects[0], objects[2]))
         if code % 2:

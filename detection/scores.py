@@ -1,6 +1,6 @@
 """COCO's scores by the library that is installed: faster-coco-eval or pycocotools.
 
-No score is computed here.
+This program computes no score itself.
 """
 
 import contextlib
