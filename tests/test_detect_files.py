@@ -4,6 +4,7 @@ import pytest
 import torch
 from support.detectors import classifier, detector, images
 
+import datasets
 import detect
 import models
 from detection import files
@@ -90,3 +91,20 @@ def test_the_recipe_of_the_paper(tmp_path):
     assert (opt.scale, opt.largest, opt.proposals) == (600, 1000, (12000, 2000, 6000, 300))
     assert detect.parse([*words, "-freeze", "0"]).freeze == 0
     assert detect.parse([*words, "-shared", "true", "-LR", "0.3"]).LR == 0.3
+
+
+def test_batch_norm_is_re_estimated_on_the_classification_data(tmp_path, monkeypatch):
+    """-recomputeBN: the first batch norm then has the statistics of the digits themselves."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pth").touch()
+    opt = detect.parse("-dataset digits -retrain net.pth -recomputeBN 30 -nGPU 2".split())
+    net = classifier(8, 10, "cifar", "A")
+    detect.recompute(opt, net, torch.device("cpu"))
+    opt.stem = "cifar"
+    digits = datasets.create(opt)[0]
+    images = (digits.images - digits.mean[0]) / digits.std[0]
+    with torch.no_grad():
+        maps = net.conv1(images)
+    mean, std = maps.mean((0, 2, 3)), maps.std((0, 2, 3))
+    assert ((net.bn1.running_mean - mean).abs() < 0.1 * std).all()
+    assert (net.bn1.running_var.sqrt() / std - 1).abs().max() < 0.1
