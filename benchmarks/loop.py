@@ -72,7 +72,7 @@ def bare(model, batches):
 
     def run():
         model.train()
-        for input, target, _ in batches.batches:
+        for input, target, *_ in batches.batches:
             loss = nn.functional.cross_entropy(model(input), target, reduction="sum")
             sgd.zero_grad(set_to_none=True)
             (loss * (1 / len(target))).backward()

@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets import transforms as t
 from datasets.image import decoding, optional, turbojpeg
-from runtime.terminal import say
+from runtime.terminal import note
 
 # of the colours of the ImageNet training images: eigenvalues, and eigenvectors as columns
 EIGVAL = (0.2175, 0.0188, 0.0045)
@@ -41,7 +41,7 @@ class ImageFolder:
         optional.entropy()  # compiled once, before the workers are forked
         if split == "train":  # once a run: the splits are made together
             for line in optional.missing():
-                say(line)
+                note(line)
 
     def get(self, i):
         """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""

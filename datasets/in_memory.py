@@ -11,7 +11,7 @@ import torch
 
 from datasets.image import batched, optional
 from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop
-from runtime.terminal import say
+from runtime.terminal import note
 from storage import atomic
 
 
@@ -98,7 +98,7 @@ class Images:
         """The compiled kernels, or None without numba, which the first batch says in a line."""
         found = optional.kernels()
         if found is None:
-            say(
+            note(
                 "=> numba cannot be imported: training images take 7 times as long to make"
                 " (pip install numba)"
             )

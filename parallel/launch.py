@@ -18,7 +18,7 @@ from parallel.signals import PARENT, SIGNALS, announcement, ended_at_once
 from runtime import terminal
 from runtime.errors import InputError
 from runtime.exit import ROOT, script
-from runtime.terminal import complain
+from runtime.terminal import complain, note
 
 
 def processes(opt, replicas):
@@ -30,7 +30,7 @@ def processes(opt, replicas):
         return 1
     count = available(opt)
     if count > replicas and "nProcs" in opt.given:
-        print(f"=> -nProcs {count}: as many as there are replicas, {replicas} (-nGPU)", flush=True)
+        note(f"=> -nProcs {count}: as many as there are replicas, {replicas} (-nGPU)")
     return min(count, replicas)
 
 
