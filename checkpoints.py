@@ -23,12 +23,12 @@ from storage import atomic, schema, tensors
 from storage.run_folder import INSIDE
 
 
-def latest(opt, data=True):
+def latest(opt, options=opts.OPTIONS, complete=opts.complete):
     """The checkpoint in -resume, or None. A dict of epoch, best, modelFile, optimizer state, log.
 
-    Sets in `opt` the checkpoint's options that the command line does not give, and completes them
-    (data: as in opts.complete). The folder may be one of Torch7's. In a folder with both, ours is
-    taken: it was resumed from Torch7's.
+    Sets in `opt` the checkpoint's options that the command line does not give; options: the table
+    that they are in. Then calls complete(opt, resumed=whether there is a checkpoint). The folder
+    may be one of Torch7's. In a folder with both, ours is taken: it was resumed from Torch7's.
     """
     opt.agents = group.agents()
     if _restarted_by_agent(opt):
@@ -39,8 +39,8 @@ def latest(opt, data=True):
     if checkpoint is None:
         note(f"=> No checkpoint in {opt.resume}: starting afresh")
     else:
-        _adopt_options(opt, checkpoint["options"])
-    opts.complete(opt, data, resumed=checkpoint is not None)
+        _adopt_options(opt, checkpoint["options"], options)
+    complete(opt, resumed=checkpoint is not None)
     return checkpoint
 
 
@@ -228,10 +228,13 @@ def _torch7_state(path, model):
     return {"best": (math.inf, math.inf), "momentum": momentum, "options": options, "file": path}
 
 
-def _adopt_options(opt, saved):
+def _adopt_options(opt, saved, options):
     """Set the checkpoint's options that are not given; print those that differ."""
     adopted = []
-    for name in opts.of_the_run():
+    for name in opts.of_the_run(options):
+        if name in saved and not opts.fits(name, saved[name], options):
+            value = f"{saved[name]!r:.80}"
+            raise InputError(f"{opt.resume} holds no checkpoint of this program: -{name} {value}")
         ours, theirs = getattr(opt, name), saved.get(name, getattr(opt, name))
         if name not in opt.given:
             setattr(opt, name, theirs)

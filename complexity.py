@@ -2,7 +2,8 @@
 
 `python complexity.py OPTIONS` takes main.py's options and measures the net that they build, without
 data and without memory for its weights. Without options it prints the sizes in the paper's Tables
-1, 2, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5 has the nets of Table 4).
+1, 2, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5 has the nets of Table 4), and
+ours for Table 8's detectors.
 
 - Parameters: weights and biases of all layers, batch norm included, without running statistics.
 - Multiply-adds, for one image, of convolutions and classifier; batch norm, ReLU, pooling and sums
@@ -27,7 +28,8 @@ USAGE = """Usage: complexity.py [options]
 
 Parameters, multiply-adds and activations of the net that main.py would train with these options
 (main.py -help lists them), or with -retrain FILE of the net in a file. Images for ImageNet's nets
-have -testCrop pixels a side. Without -nClasses and -data these nets have 1000 classes.
+have -testCrop pixels a side. Without -nClasses and -data these nets have 1000 classes. Of a
+detector, a file of detect.py, the parts are listed.
 
 Without options: the paper's tables of sizes, ours beside them."""
 
@@ -70,6 +72,8 @@ FIGURE_7 = (
     *TABLE_7,
     *(_row(29, 1, d) for d in (98, 149, 219, 320)),
 )
+TABLE_8 = (TABLE_1[0], TABLE_1[1], _row(101, 1, 64), _row(101, 32, 4))
+COCO_CLASSES = 80
 TABLES = (
     ("Table 1: ResNet-50 and ResNeXt-50", TABLE_1),
     ("Table 3: cardinality against width, complexity preserved", TABLE_3),
@@ -110,6 +114,8 @@ def main(argv=None):
         return
     opt = opts.parse(argv, "complexity.py", data=False)
     try:
+        if print_detector(opt.retrain):
+            return
         net = build(opt)
         size = side(opt)
     except InputError as error:
@@ -127,7 +133,8 @@ def build(opt):
     import models
 
     with contextlib.redirect_stdout(io.StringIO()):  # the lines that a run prints
-        checkpoint = checkpoints.latest(opt)
+        complete = functools.partial(opts.complete, data=False)
+        checkpoint = checkpoints.latest(opt, complete=complete)
         file = checkpoint["modelFile"] if checkpoint else opt.retrain
         if file == "none":
             with torch.device("meta"):
@@ -226,16 +233,37 @@ def width(cardinality):
     return round((math.sqrt(512**2 + 4 * 9 * each) - 512) / (2 * 9))
 
 
-def print_net(title, rows):
-    """Print a net by stage: output shapes and exact counts."""
-    print(
-        f"{title}\n\n{'':8}{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
-    )
+def print_net(title, rows, wide=8):
+    """Print a net by stage: output shapes and exact counts; the names take `wide` columns."""
+    heads = f"{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
+    print(f"{title}\n\n{'':{wide}}{heads}")
     for row in rows:
         shape = " x ".join(map(str, row.output))
-        print(f"{row.name:8}{shape:>16}{row[2]:14,}{row[3]:17,}{row[4]:14,}")
+        print(f"{row.name:{wide}}{shape:>16}{row[2]:14,}{row[3]:17,}{row[4]:14,}")
     parameters, multiply_adds, activations = total(rows)
-    print(f"{'total':8}{'':16}{parameters:14,}{multiply_adds:17,}{activations:14,}\n")
+    print(f"{'total':{wide}}{'':16}{parameters:14,}{multiply_adds:17,}{activations:14,}\n")
+
+
+def print_detector(source):
+    """Print the parts of a detector, if `source` holds one; returns whether it does."""
+    from detection import files
+
+    saved = files.is_detector(source) if source != "none" else None
+    if saved is None:
+        return False
+    rows, size = detector_parts(files.load(source, saved).to("meta"))
+    print_net(f"One image of {size} pixels in a test (a multiply-add is 2 FLOPs)", rows, 18)
+    return True
+
+
+def detector_parts(model):
+    """(parts of a detector as Stages, size of the image that they are for, as text)."""
+    from detection import sizes
+
+    # detection/net.py pads the sides to multiples of 32
+    height, width = (-(-model.config[side] // 32) * 32 for side in ("scale", "largest"))
+    rows = [Stage(*part) for part in sizes.parts(model, height, width)]
+    return rows, f"{height} x {width}"
 
 
 def print_paper():
@@ -256,6 +284,7 @@ def print_paper():
         print()
         if rows is TABLE_1:
             print_table_2()
+    print_table_8()
 
 
 def print_table_2():
@@ -271,6 +300,34 @@ def print_table_2():
         flops = sum(layer.multiply_adds for layer in inside)
         widths = f"{c:4}{d:8}{width(c):6}{c * d:8}{inside[0].output[0]:6}"
         print(f"{widths}{'~0.07':>8}{weights / 1e6:8.3f}{'~0.22':>9}{flops / 1e9:8.3f}")
+    print()
+
+
+def print_table_8():
+    """Print the detectors of Table 8 in detect.py's recipe; the paper gives no sizes for them."""
+    import torch
+
+    from detect import RECIPES
+    from detection import files
+
+    config = {name: RECIPES["coco", False][name] for name in ("anchors", "scale", "largest")}
+    config |= {name: RECIPES["coco", False][name] for name in ("regions", "proposals", "pool")}
+    for place, (name, options, *_) in enumerate(TABLE_8):
+        net = build(opts.parse(options.split(), "complexity.py", data=False))
+        net.input_spec = {"largest": 1, "mean": (0, 0, 0), "std": (1, 1, 1)}
+        with torch.device("meta"):
+            names = [str(i) for i in range(COCO_CLASSES)]
+            model = files.from_classifier(net, {**config, "shared": False}, names)
+        rows, size = detector_parts(model)
+        if not place:
+            print(f"Table 8: Faster R-CNN, one image of {size} pixels in a test; RPN's and Fast")
+            print("R-CNN's trunks; the last stage and the predictor for 300 regions\n")
+            heads = f"{'trunks':>8}{'RPN':>8}{'regions':>9}{'total':>8}"
+            print(f"{'':24}{'parameters':>11}  multiply-adds:{heads}")
+        own, fast, rpn, stage, last = (row.multiply_adds / 1e9 for row in rows)
+        m, g, _ = total(rows)
+        sums = f"{own + fast:8.1f}{rpn:8.1f}{stage + last:9.1f}{g / 1e9:8.1f}"
+        print(f"{name:24}{m / 1e6:11.2f}{'':16}{sums}")
     print()
 
 

@@ -180,17 +180,17 @@ def command_line(argv, program, head, options, check, words=None):
         sys.exit(2)
 
 
-def of_the_run():
+def of_the_run(options=OPTIONS):
     """The names of the options that a resumed run has from its checkpoint."""
-    return [row[0] for row in OPTIONS if row[0] not in OF_A_START]
+    return [row[0] for row in options if row[0] not in OF_A_START]
 
 
-def resume_command(argv, save):
+def resume_command(argv, save, program="main.py", options=OPTIONS):
     """The command that resumes a run in the folder `save`, which `argv` began."""
-    given = read(argv)
-    kept = [row[0] for row in OPTIONS if row[0] in given.given & OF_A_START - NOT_AGAIN]
+    given = read(argv, options, [])
+    kept = [row[0] for row in options if row[0] in given.given & OF_A_START - NOT_AGAIN]
     words = [word for name in kept for word in (f"-{name}", value_text(getattr(given, name)))]
-    return shlex.join(["python", "main.py", "-resume", save, *words])
+    return shlex.join(["python", program, "-resume", save, *words])
 
 
 def read(argv, options=OPTIONS, others=None):
@@ -230,9 +230,9 @@ def _nearest(name, names):
     return "; did you mean -" + " or -".join(near) + "?" if near else " (-help lists all)"
 
 
-def fits(name, value):
+def fits(name, value, options=OPTIONS):
     """Whether an option can have a value, which a file holds."""
-    default, kind, allowed = next(row[1:4] for row in OPTIONS if row[0] == name)
+    default, kind, allowed = next(row[1:4] for row in options if row[0] == name)
     if kind is series:
         return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
     if type(value) is not type(default):

@@ -20,11 +20,12 @@ FORMATS = (".png", ".svg")
 
 HEAD = """Usage: plot.py RUN... [options]
 
-RUN  a folder that main.py saved to (-save), or its log.jsonl
+RUN  a folder that main.py or detect.py saved to (-save), or its log.jsonl
 
-curves: top-1 error against epoch, train dashed, val solid. parameters: top-1 error on val after the
-last epoch against the net's parameters. Runs whose options are equal but for -manualSeed are drawn
-and printed as mean and standard error. Needs matplotlib: pip install matplotlib
+curves: top-1 error against epoch, train dashed, val solid; of detectors AP50 dashed, AP solid.
+parameters: top-1 error on val, or AP, after the last epoch against the net's parameters. Runs whose
+options are equal but for -manualSeed are drawn and printed as mean and standard error. Needs
+matplotlib: pip install matplotlib
 
 Options:"""
 OPTIONS = (
@@ -35,6 +36,7 @@ OPTIONS = (
 # Okabe and Ito's colours for colour-blind readers, without yellow, too light for a line
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 LINE_STYLES = (("--", "train"), ("-", "val"))
+DETECTOR_STYLES = (("--", "AP50"), ("-", "AP"))  # a Curve has these under the same two names
 STYLE = {
     **{"font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
     **{"axes.grid": True, "grid.color": "#E5E5E5", "axes.axisbelow": True},
@@ -78,6 +80,8 @@ def plot(kind, out, paths):
     for path in real:
         if real.count(path) > 1:
             raise InputError(f"{path} is given more than once")
+    if len({run.detects for run in runs}) > 1:
+        raise InputError("a detector's AP and a classifier's error do not go into one picture")
     drawn = curves.group_runs(runs, _warn)
     print(table(drawn))
 
@@ -117,7 +121,8 @@ def table(drawn):
 
     The line below a curve has the options that differ from other curves'.
     """
-    rows = [("", "runs", "epochs", "parameters", "val top-1 %", "lowest")]
+    measure = ("val AP %", "highest") if drawn[0].detects else ("val top-1 %", "lowest")
+    rows = [("", "runs", "epochs", "parameters", *measure)]
     for curve in drawn:
         epochs, count = curve.mean("val")[0], curve.parameters()
         rows.append(
@@ -175,14 +180,17 @@ def draw_curves(axes, drawn):
                 low, high = ([m + s * e for m, e in zip(means, errors)] for s in (-1, 1))
                 axes.fill_between(epochs, low, high, color=colours[curve.label], alpha=0.2, lw=0)
     axes.set_xlabel("epoch")
-    axes.set_ylabel("top-1 error (%)")
+    detects = drawn[0].detects
+    axes.set_ylabel("AP (%)" if detects else "top-1 error (%)")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_ylim(*limits(drawn))
     if max(run.epochs[-1] for curve in drawn for run in curve.runs) == 1:
         axes.set_xlim(0, 2)
     key = [Line2D([], [], color=colours[c.label], label=_legend_label(c)) for c in drawn]
-    key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in LINE_STYLES]
-    axes.legend(handles=key, loc="upper right", ncols=1 if len(key) < 12 else 2)
+    names = DETECTOR_STYLES if detects else LINE_STYLES
+    key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in names]
+    place = "lower right" if detects else "upper right"  # where the curves do not end
+    axes.legend(handles=key, loc=place, ncols=1 if len(key) < 12 else 2)
 
 
 def limits(drawn):
@@ -237,7 +245,7 @@ def draw_parameters(axes, drawn):
         axes.xaxis.set_minor_formatter(NullFormatter())
     axes.margins(0.15, 0.15)
     axes.set_xlabel("parameters (millions)")
-    axes.set_ylabel("top-1 error on val (%)")
+    axes.set_ylabel("AP on val (%)" if drawn[0].detects else "top-1 error on val (%)")
     axes.legend()
 
 

@@ -73,7 +73,7 @@ class Trainer:
         set_slices(self.model, None)
 
         def report(metrics):
-            check_finite(metrics, epoch, size)
+            metrics.check_finite(epoch, size)
             total.add(metrics)
             self.reporter.train(epoch, size, metrics)
 
@@ -302,12 +302,3 @@ def learning_rate(opt, epoch, initial=None):
     else:
         drops = sum(epoch >= step for step in where)
     return (opt.LR if initial is None else initial) * math.pow(0.1, drops)
-
-
-def check_finite(metrics, epoch, size):
-    """InputError if the loss of an iteration is not finite."""
-    if not math.isfinite(metrics.mean_loss):
-        raise InputError(
-            f"the loss is {metrics.mean_loss} at epoch {epoch}, iteration {metrics.done} of {size}:"
-            " try a lower -LR or another -precision; checkpoints of earlier epochs are intact"
-        )

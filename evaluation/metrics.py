@@ -7,6 +7,7 @@ are reported at once.
 
 import dataclasses
 import itertools
+import math
 import time
 from collections import deque
 
@@ -14,6 +15,7 @@ import torch
 
 from parallel import group
 from parallel.signals import Interrupts
+from runtime.errors import InputError
 
 LAG = 1  # iterations in flight on a GPU: one is enough if queuing it is faster than running it
 
@@ -36,6 +38,14 @@ class Metrics:
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         self.done = other.done
+
+    def check_finite(self, epoch, size):
+        """InputError if the loss of this iteration, of `size` in the epoch, is not finite."""
+        if not math.isfinite(self.mean_loss):
+            raise InputError(
+                f"the loss is {self.mean_loss} at epoch {epoch}, iteration {self.done} of {size}:"
+                " try a lower -LR or another -precision; checkpoints of earlier epochs are intact"
+            )
 
     @property
     def top1(self):

@@ -28,6 +28,7 @@ from runtime.foreign import shown
 from storage import atomic, pickles, tensors
 
 EXTENSIONS = (".pth", ".safetensors", ".t7")  # that `write` knows
+DETECTOR = "faster_rcnn"  # the net of a detector's config (detection/files.py)
 TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -163,7 +164,9 @@ def _load(path):
 def _own_content(path, saved):
     """The content of a file of ours, checked before a net is built from its configuration."""
     state, config = saved.get("model"), saved["config"]
-    _check_state(path, state)
+    check_state(path, state)
+    if config["net"] == DETECTOR:
+        raise InputError(f"{path} holds a detector: detect.py trains, tests and shows it")
     if not isinstance(config["net"], str) or "fc.weight" not in state:
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
     _check_config(path, config, state)
@@ -172,7 +175,7 @@ def _own_content(path, saved):
         raise InputError(
             f"{path} is damaged: its classes are no list of {outputs} names, one for each output"
         )
-    spec = _checked_spec(path, saved.get("preprocessing"))
+    spec = checked_spec(path, saved.get("preprocessing"))
     return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
 
 
@@ -192,7 +195,7 @@ def _bare_content(path, saved):
     """The content of a bare state dict: its configuration is inferred."""
     torchvision.refuse_blurred(path, saved)
     state = torchvision.plain(saved)
-    _check_state(path, state)
+    check_state(path, state)
     try:
         config = torchvision.infer(state)
     except InputError as error:
@@ -205,7 +208,7 @@ def _bare_content(path, saved):
     return {"model": state, "config": config, "classes": None, "preprocessing": spec}
 
 
-def _check_state(path, state):
+def check_state(path, state):
     """Refuse anything but a dict of names and finite weights; of one dtype but for batch norms."""
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path} holds no state dict: save that of a net, net.state_dict()")
@@ -240,7 +243,7 @@ def _is_list_of(values, types, length=None):
     return is_list and all(type(value) in types for value in values)
 
 
-def _checked_spec(path, found):
+def checked_spec(path, found):
     """The checked input spec; mean and std become tuples of floats, which JSON and Lua lack."""
     if found is None:
         return None
@@ -302,14 +305,14 @@ def _safetensors(path):
 def _read_t7(path):
     tree = load_t7(path)
     config, state = torch7.from_t7(tree, path)
-    _check_state(path, state)
+    check_state(path, state)
     content = {"model": state, "config": config, "classes": None, "preprocessing": None}
     classes, spec = tree.get("classes"), tree.get("preprocessing")
     if isinstance(classes, t7.Table) and _is_list_of(classes.array(), (str,), config["classes"]):
         content["classes"] = classes.array()
     if isinstance(spec, t7.Table):
         arrays = {k: v.array() if isinstance(v, t7.Table) else v for k, v in spec.items()}
-        return content | {"preprocessing": _checked_spec(path, arrays)}
+        return content | {"preprocessing": checked_spec(path, arrays)}
     return content | {"torch7": True}
 
 

@@ -27,7 +27,7 @@ def folded(model, dtype=None):
     """
     model = _as_form_c(model).eval().requires_grad_(False)
     modules = dict(model.named_modules())
-    for conv, norm in _pairs(model):
+    for conv, norm in pairs(model):
         _fold(modules[conv], modules[norm])
         model.set_submodule(norm, nn.Identity())
     for module in modules.values():
@@ -53,7 +53,7 @@ class _Tracer(fx.Tracer):
         return type(module) in CONVOLUTIONS + NORMS or super().is_leaf_module(module, name)
 
 
-def _pairs(model):
+def pairs(model):
     """Names (convolution, batch norm) where only that norm uses the convolution's output."""
     try:
         graph = _Tracer().trace(model)

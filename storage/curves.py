@@ -32,7 +32,10 @@ NAMES["preresnext"] = "pre-activated ResNeXt"
 
 
 class Run(NamedTuple):
-    """One log; `train` and `val` hold one error for each epoch."""
+    """One log; `train` and `val` hold one error for each epoch.
+
+    A detector's hold AP50 and AP, which are no errors, and `detects` is true.
+    """
 
     path: str
     options: dict
@@ -40,6 +43,7 @@ class Run(NamedTuple):
     epochs: list
     train: list  # top-1 error %
     val: list
+    detects: bool = False
 
 
 class Curve(NamedTuple):
@@ -69,9 +73,15 @@ class Curve(NamedTuple):
         return _data(self.runs[0].options)
 
     def best(self):
-        """(mean, standard error) of each run's lowest test error."""
-        lowest = [min((e for e in run.val if e == e), default=math.nan) for run in self.runs]
-        return _mean_and_error(lowest)
+        """(mean, standard error) of each run's lowest test error, or highest AP."""
+        best = max if self.detects else min
+        found = [best((e for e in run.val if e == e), default=math.nan) for run in self.runs]
+        return _mean_and_error(found)
+
+    @property
+    def detects(self):
+        """Whether the runs are a detector's."""
+        return self.runs[0].detects
 
     def parameters(self):
         """The number of parameters, None if the log is too old to have it."""
@@ -103,7 +113,7 @@ def read(path, defaults, warn):
     rows, before = [], 0
     for number, line in enumerate(parsed[1:], 2):
         epoch = line and line.get("epoch")
-        errors = line and [_top1(line.get(name)) for name in ("train", "test")]
+        errors = line and _errors(line)
         if type(epoch) is not int or not before < epoch < MOST or None in errors:
             raise InputError(
                 f"{path}, line {number} is not that of a next epoch with its errors: "
@@ -116,7 +126,8 @@ def read(path, defaults, warn):
     parameters = parsed[0].get("parameters")
     parameters = parameters if type(parameters) is int and 0 < parameters < MOST else None
     epochs, train, val = (list(column) for column in zip(*rows))
-    return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val)
+    detects = any(isinstance(line.get("test"), dict) for line in parsed[1:])
+    return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val, detects)
 
 
 def _parse(text):
@@ -126,6 +137,14 @@ def _parse(text):
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def _errors(line):
+    """The two numbers of an epoch: top-1 errors; of a detector AP50 and AP, NaN in its RPN step."""
+    test = line.get("test")
+    if isinstance(test, dict):
+        return [_top1([test.get(name, math.nan)]) for name in ("AP50", "AP")]
+    return [_top1(line.get(name)) for name in ("train", "test")]
 
 
 def _top1(errors):
@@ -142,6 +161,7 @@ def _options(header, defaults):
     found = defaults | header["options"]
     net = header.get("net")
     if isinstance(net, dict):
+        net = net.get("backbone", net)  # of a detector
         found |= {option: net[field] for field, option in NET_OPTIONS.items() if field in net}
     if found["dataset"] == "imagenet":  # which is any folder of images
         found["data"] = os.path.basename(os.path.normpath(str(found["data"])))

@@ -57,16 +57,23 @@ def options(opt):
 
 
 def entry(rate, train, test, best, device, images):
-    """The line of an epoch, without its number; `train` and `test` are the epoch's Metrics.
-
-    seconds and data_wait are sums over training and test, without saving, and include the part of
-    the epoch before an interrupt. images_per_second is of training. peak_memory is of rank 0.
-    """
+    """The line of an epoch, without its number; `train` and `test` are the epoch's Metrics."""
     return {
         "rate": rate,
         "train": (train.top1, train.top5, train.mean_loss),  # errors in %
         "test": (test.top1, test.top5),
         "best": best,  # test errors of the epoch with the lowest top-1 error
+        **work(train, test, device, images),
+    }
+
+
+def work(train, test, device, images):
+    """The fields of an epoch's line that say how much was done, and at what cost.
+
+    seconds and data_wait are sums over training and test, without saving, and include the part of
+    the epoch before an interrupt. images_per_second is of training. peak_memory is of rank 0.
+    """
+    return {
         "skipped": images - train.seen - test.seen,  # with -skipCorrupt true
         "odd": train.odd + test.odd,  # images whose file is damaged, but not their pixels
         "seconds": train.seconds + test.seconds,
@@ -80,7 +87,9 @@ def scalars(line):
     """The numbers of an epoch's line as TensorBoard tags: {"train/top1": 12.5, ...}."""
     found = {}
     for name, value in line.items():
-        if isinstance(value, (list, tuple)):
+        if isinstance(value, dict):
+            found.update({f"{name}/{part}": number for part, number in value.items()})
+        elif isinstance(value, (list, tuple)):
             parts = zip(("top1", "top5", "loss"), value)
             found.update({f"{name}/{part}": number for part, number in parts})
         else:

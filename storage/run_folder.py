@@ -27,7 +27,7 @@ INSIDE = "inside_epoch.pth"
 # What a run leaves, but for the lock. A Torch7 program's files are not ours.
 OURS = re.compile(
     r"(?:model|optimState)_\d+\.pth|(?:latest|model_best|inside_epoch)\.pth|log\.jsonl"
-    r"|events\.out\.tfevents\..*\.main"
+    r"|detections\.(?:json|png)|events\.out\.tfevents\..*\.main"
 )
 LOCK_WAIT = 2  # seconds for another run to end
 LOCK_WAIT_ELASTIC = 60  # after a restart by torchrun's agent, which may have to kill the old run

@@ -15,6 +15,8 @@ MOST = 2**53  # whole numbers up to here are exact as floats
 
 # the fields of evaluation.metrics.Metrics
 METRICS = {"done", "seen", "wrong1", "wrong5", "loss", "seconds", "data_wait", "odd"}
+# and those that detection.metrics.DetectionMetrics adds
+DETECTION_METRICS = {"objectness", "proposal", "classifier", "box", "found", "objects"}
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
@@ -79,11 +81,11 @@ def _is_position(position):
 def _is_metrics(sums):
     return (
         isinstance(sums, dict)
-        and set(sums) <= METRICS
+        and set(sums) <= METRICS | DETECTION_METRICS
         and all(is_count(sums.get(name)) for name in ("done", "seen", "wrong1", "wrong5"))
         and sums["wrong5"] <= sums["wrong1"] <= sums["seen"]
         and is_count(sums.get("odd", 0))
-        and all(_is_number(sums.get(name, 0)) for name in ("loss", "seconds", "data_wait"))
+        and all(_is_number(sums.get(name, 0)) for name in METRICS | DETECTION_METRICS)
         and "loss" in sums
     )
 

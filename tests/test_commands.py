@@ -9,6 +9,7 @@ import torch
 
 import complexity
 import convert
+import detect
 import evaluate
 import models
 import opts
@@ -80,18 +81,20 @@ def folder(monkeypatch, tmp_path):
     for place in ("imagenet", "imagenet5k", "photos", "IMAGENET"):
         for split in ("train", "val"):
             (tmp_path / place / split).mkdir(parents=True)
-    for run in ("checkpoints", "finetuned"):
+    (tmp_path / "coco").mkdir()
+    for run in ("checkpoints", "finetuned", "detector"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "model_best.pth").touch()
-    for name in ("resnext_50_32x4d", "resnext_101_64x4d", "resnet-200", "resnet-50"):
+    for name in ("resnext_50_32x4d", "resnext_101_32x4d", "resnext_101_64x4d"):
         (tmp_path / f"{name}.t7").touch()
-    (tmp_path / "1000.txt").touch()
+    for name in ("resnet-200.t7", "resnet-101.t7", "resnet-50.t7", "1000.txt", "photo.jpg"):
+        (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
 
 
 def test_there_are_commands():
     assert len(commands("main")) > 50 and len(commands("complexity")) >= 2
-    assert len(commands("evaluate")) >= 5
+    assert len(commands("evaluate")) >= 5 and len(commands("detect")) >= 8
     assert len(commands("plot")) >= 4 and len(commands("convert")) >= 1
 
 
@@ -103,13 +106,22 @@ def test_main(command, folder):
 
 
 @pytest.mark.parametrize("command", commands("complexity"))
-def test_complexity(command):
-    size(command or "-depth 50")  # without options it is tested in test_complexity.py
+def test_complexity(command, folder):
+    if "-retrain" in command:  # test_detect_sizes.py measures a detector
+        assert opts.parse(command.split(), data=False).retrain.endswith(".pth")
+    else:
+        size(command or "-depth 50")  # without options it is tested in test_complexity.py
 
 
 @pytest.mark.parametrize("command", commands("evaluate"))
 def test_evaluate(command, folder):
     assert evaluate.parse(command.split()).models
+
+
+@pytest.mark.parametrize("command", commands("detect"))
+def test_detect(command, folder):
+    opt = detect.parse(command.split())
+    assert opt.show or opt.resume != "none" or opt.iterations
 
 
 @pytest.mark.parametrize("command", [words for words in commands("plot") if words])
@@ -147,6 +159,16 @@ def test_every_row_of_the_papers_tables_is_a_command():
     for _, rows in complexity.TABLES:
         for name, options, *_ in rows:
             assert options in text, name
+
+
+def test_the_papers_table_8():
+    """Each row of TRAINING.md with the paper's AP50 and AP, from its table 8."""
+    text = read("TRAINING.md")
+    papers = {"ResNet-50": (47.6, 26.5), "ResNeXt-50 32x4d": (49.7, 27.5)}
+    papers |= {"ResNet-101": (51.1, 29.8), "ResNeXt-101 32x4d": (51.9, 30.0)}
+    for name, (ap50, ap) in papers.items():
+        row = rf"^\| {name} \| {ap50} \| {ap} \| not .*`python detect\.py -data coco "
+        assert re.search(row, text, re.M), name
 
 
 def test_a_trained_net_is_a_backbone_of_torchvisions_detector(tmp_path, monkeypatch):

@@ -11,10 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 
 # from the bottom; a folder imports from those before it
-FLOORS = ("runtime", "parallel", "storage", "formats", "datasets", "models", "evaluation")
+FLOORS = (
+    *("runtime", "parallel", "storage", "formats", "datasets", "models", "evaluation"),
+    "detection",
+)
 # root files, above all folders; likewise
 LUA = ("opts", "checkpoints", "dataloader", "train", "main")  # the original's five
-COMMANDS = ("complexity", "convert", "evaluate", "plot", "prepare", "hubconf")
+COMMANDS = ("complexity", "convert", "detect", "evaluate", "plot", "prepare", "hubconf")
 SCRIPTS = ("benchmarks", "pretrained")  # folders of scripts, which nothing imports
 # tables that the root's opts.py reads; like it, they come before everything
 BEFORE_OPTS = {"datasets", "models.depths", "runtime.errors"}

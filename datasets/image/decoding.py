@@ -92,9 +92,9 @@ def decode(source, report=None):
         return pixels
 
 
-def load_image(source):
-    """An image as uint8 RGB (3, H, W). `source`: see `decode`."""
-    planes = _planes(decode(source))
+def load_image(source, report=None):
+    """An image as uint8 RGB (3, H, W). `source`, `report`: see `decode`."""
+    planes = _planes(decode(source, report))
     if planes.dtype == np.uint16:
         planes = np.rint(planes / 257)  # 65535 is 255 times 257
     return np.ascontiguousarray(planes, dtype=np.uint8)

@@ -1,0 +1,383 @@
+"""Fine-tunes a classifier into a detector, Faster R-CNN, and tests it: the paper's Table 8.
+
+Files, resuming, replicas, processes and signals are main.py's, by the same code.
+"""
+
+import copy
+import functools
+import os
+import sys
+
+import opts
+from main import replicas
+from parallel import launch
+from parallel.guard import guard
+from runtime import memory, threads
+from runtime.errors import InputError
+
+HEAD = """Usage: detect.py -retrain CLASSIFIER [options]
+       detect.py DETECTOR -show PHOTO [options]
+
+Trains Faster R-CNN from a trained classifier (a file, or torchvision:NAME), by the paper's recipe:
+first the RPN step, then the Fast R-CNN step on its proposals. With -shared true it is one net with
+both losses. With -show it draws what a trained detector finds into a picture.
+
+Where a default is 0 or empty it is the recipe's, by -dataset and -shared (docs/detection.md).
+
+Options:"""
+
+# As in opts.py, from which most are
+_SHARED = (
+    *("data", "manualSeed", "nGPU", "nProcs", "backend", "cudnn", "gen", "precision", "nThreads"),
+    *("skipCorrupt", "testOnly", "resume", "saveEvery", "keep", "tensorboard", "progress"),
+    *("momentum", "weightDecay", "retrain", "optnet"),
+)
+DATASETS = ("coco", "digits")
+# fmt: off
+OPTIONS = (
+    ("dataset",       "coco",      str,          DATASETS, "coco: any data in COCO's layout; digits: scenes of digits"),
+    *(row for row in opts.OPTIONS if row[0] in _SHARED),
+    ("save",          "detector",  str,          None, "Directory in which to save checkpoints"),
+    ("train",         "train2017", str,          None, "Training images: of annotations/instances_NAME.json, or a .json"),
+    ("val",           "val2017",   str,          None, "Validation images, likewise"),
+    ("trainImages",   "",          str,          None, "Folder of the training images (none: by -train)"),
+    ("valImages",     "",          str,          None, "Folder of the validation images (none: by -val)"),
+    ("shared",        False,       opts.boolean, None, "One net, both losses in one step (false: the paper's two)"),
+    ("rpnBatchSize",  0,           opts.whole,   0,    "Images of an iteration of the RPN step"),
+    ("rpnLR",         0.0,         opts.real,    0,    "Learning rate of the RPN step"),
+    ("rpnIterations", (),          opts.series,  None, "Where its rate drops x0.1; at the last it ends"),
+    ("batchSize",     0,           opts.whole,   0,    "Images of an iteration of Fast R-CNN, or of -shared"),
+    ("LR",            0.0,         opts.real,    0,    "Learning rate of Fast R-CNN, or of -shared"),
+    ("iterations",    (),          opts.series,  None, "Where its rate drops x0.1; at the last it ends"),
+    ("warmup",        -1,          opts.whole,   None, "Iterations in which the rate of a step rises (-1: the recipe's)"),
+    ("epochSize",     0,           opts.whole,   0,    "Iterations from one test to the next (0: a pass over the images)"),
+    ("regions",       0,           opts.whole,   0,    "Regions of an image in training"),
+    ("anchors",       (),          opts.series,  None, "Sides of the anchors in pixels"),
+    ("scale",         0,           opts.whole,   0,    "Shorter side of an image in pixels"),
+    ("largest",       0,           opts.whole,   0,    "Its longer side at most"),
+    ("freeze",        -1,          opts.whole,   None, "Stages that stay as they are, the first layers among them"),
+    ("recomputeBN",   0,           opts.whole,   0,    "Batches of classification data to re-estimate batch norm over first"),
+    ("bnData",        "imagenet",  str,          None, "That data: a folder as main.py's -data (for digits: none)"),
+    ("show",          "",          str,          None, "Draw what is found in this photo; for digits also the number of a test scene"),
+    ("minScore",      0.5,         opts.real,    0,    "Draw what has this score or more"),
+    ("out",           "",          str,          None, "The picture of -show; the results (.json) of -testOnly"),
+)
+
+# By dataset and -shared. The first is the paper's, appendix B; the second detectron2's R50-C4 1x but
+# for the size of the images and the anchors; those of the digits were found by trial.
+# proposals: before and after NMS in training, before and after it in a test.
+_COCO = {"anchors": (64, 128, 256, 512), "scale": 600, "largest": 1000, "freeze": 2}
+_COCO |= {"proposals": (12000, 2000, 6000, 300), "pool": 14}
+_DIGITS = {"anchors": (8, 16), "scale": 64, "largest": 64, "freeze": 0, "batchSize": 8}
+_DIGITS |= {"proposals": (1000, 300, 500, 64), "regions": 32, "pool": 8}
+RECIPES = {
+    ("coco", False): {
+        **{"rpnBatchSize": 16, "rpnLR": 0.02, "rpnIterations": (120000, 180000), **_COCO},
+        **{"batchSize": 8, "LR": 0.005, "iterations": (120000, 180000), "regions": 64, "warmup": 0},
+    },
+    ("coco", True): {
+        **{"batchSize": 16, "LR": 0.02, "iterations": (60000, 80000, 90000), **_COCO},
+        **{"regions": 512, "warmup": 1000},
+    },
+    ("digits", False): {
+        **{"rpnBatchSize": 8, "rpnLR": 0.02, "rpnIterations": (200, 250), **_DIGITS},
+        **{"LR": 0.03, "iterations": (600, 750), "warmup": 50},
+        "proposals": (1000, 300, 500, 150),  # its RPN ranks worse: 64 miss a sixth of the digits
+    },
+    ("digits", True): {
+        **{"LR": 0.02, "iterations": (600, 750), "warmup": 50, **_DIGITS},
+    },
+}
+# fmt: on
+
+
+def main(argv=None):
+    """Train, test or show as the command line says."""
+    ends_process = argv is None
+    argv = sys.argv[1:] if argv is None else list(argv)
+    opt = parse(argv)
+    threads.spin_briefly()
+
+    count = 1 if opt.show else launch.processes(opt, replicas(opt))
+    if count > 1:
+        sys.exit(launch.run(argv, count, opt.save))
+    run(opt, argv, ends_process)
+
+
+def parse(argv):
+    """The options; exits after -help or an error in the options."""
+    words = []
+    check = functools.partial(_check, words)
+    return opts.command_line(argv, "detect.py", HEAD, OPTIONS, check, words)
+
+
+def _check(words, opt):
+    """`complete` the options; of a run that resumes later, when its checkpoint has been read."""
+    if len(words) > 1:
+        raise InputError(f"unexpected word {words[1]!r}: one detector at a time")
+    if words:
+        if "retrain" in opt.given:
+            raise InputError("give the detector as a word or as -retrain, not both")
+        opt.retrain = words[0]
+    opt.adopted = frozenset()  # names of options that are the checkpoint's
+    opt.nClasses, opt.tenCrop = 0, False  # main.py's, which datasets/ and dataloader.py read
+    if opt.show:
+        return _complete_show(opt)
+    if opt.resume == "none":
+        return complete(opt)
+    if "save" not in opt.given:
+        opt.save = opt.resume
+    return opt
+
+
+def _complete_show(opt):
+    if opt.retrain == "none":
+        raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
+    _check_retrain(opt)
+    is_number = opt.dataset == "digits" and opt.show.isdigit()
+    if not is_number and not os.path.isfile(opt.show):
+        raise InputError(f"File not found: {opt.show} (-show)")
+    return opt
+
+
+def _check_retrain(opt):
+    if opt.retrain != "none" and os.path.isdir(opt.retrain):
+        opt.retrain = os.path.join(opt.retrain, "model_best.pth")
+    if not opt.retrain.startswith(("none", "torchvision:")) and not os.path.isfile(opt.retrain):
+        raise InputError(f"File not found: {opt.retrain} (-retrain)")
+
+
+def complete(opt, resumed=False):
+    """Fill in the recipe's defaults and refuse what cannot work; once more does no harm.
+
+    resumed: there is a checkpoint, whose options `opt` has.
+    """
+    _check_retrain(opt)
+    if opt.retrain == "none" and not resumed:
+        raise InputError("give the classifier to begin with: -retrain model_best.pth")
+    defaults = {row[0]: row[1] for row in OPTIONS}
+    for name, value in RECIPES[opt.dataset, opt.shared].items():
+        known = name in opt.given | opt.adopted
+        if not known or getattr(opt, name) == defaults[name]:
+            setattr(opt, name, value)
+    if opt.dataset == "coco":
+        opt.data = opt.data or "coco"
+        if not os.path.isdir(opt.data):
+            raise InputError(
+                f"missing data directory {opt.data!r}: give -data DIR, in COCO's layout"
+            )
+    return opt
+
+
+def run(opt, argv, ends_process):
+    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run."""
+    import torch
+
+    import checkpoints
+    import models
+    from detection import scores, show
+    from detection.reporter import Reporter
+    from detection.trainer import Trainer
+    from parallel import group
+    from parallel.signals import Interrupts
+    from runtime.progress import Clock
+    from runtime.terminal import Terminal
+    from storage.run_folder import RunFolder
+
+    if opt.show:
+        show.photo(opt)
+        return
+    scores.library()  # if it is missing, that is said before the training
+    device = group.join()
+    if device.type == "cpu":
+        memory.keep_freed()
+
+    with Terminal(opt.progress), RunFolder(opt) as folder:  # from here on no other run writes there
+        checkpoint = checkpoints.latest(opt, OPTIONS, complete)
+        torch.manual_seed(opt.manualSeed)
+        streams, val_loader = data(opt, device)
+        model = setup(opt, checkpoint, val_loader.dataset, device)
+
+        def save_inside(final):
+            folder.save_inside(models.pack(model), trainer.state(), final)
+
+        command = opts.resume_command(argv, opt.save, "detect.py", OPTIONS)
+        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
+        last = streams[-1].last
+        reporter = Reporter(Clock(last, streams[-1].every, val_loader.size()))
+        trainer = Trainer(model, opt, device, streams, checkpoint, reporter, interrupts)
+        if opt.testOnly:
+            test(0, trainer, val_loader, opt.out)
+            return
+
+        folder.begin(checkpoint, model, device)
+        first = checkpoint["epoch"] + 1 if checkpoint else 1
+        with interrupts:
+            group.barrier()  # from here on every process hears signals
+            for epoch in range(first, last + 1):
+                train_epoch(epoch, trainer, val_loader, folder)
+            folder.wait()  # a signal now comes too late to interrupt anything
+        report_best(folder.best)
+        show.sheet_of(trainer.found, val_loader.dataset, model, opt)
+
+
+def data(opt, device):
+    """The streams of the steps, and the loader of the validation images."""
+    import dataloader
+    from detection import schedule, sources
+    from detection.schedule import Step
+    from parallel import group
+
+    train, val = group.rank_0_first(lambda: sources.create(opt))
+    steps = [Step("shared", opt.LR, opt.iterations, opt.batchSize, opt.warmup)]
+    if not opt.shared:
+        rpn = Step("rpn", opt.rpnLR, opt.rpnIterations, opt.rpnBatchSize, opt.warmup)
+        steps = [rpn, steps[0]._replace(name="fast")]
+    loaders = []
+    for step in steps:
+        own = copy.copy(opt)
+        own.batchSize = step.batch
+        loaders.append(dataloader.DataLoader(train, own, "train", device))
+    return (
+        schedule.streams(steps, loaders, opt.epochSize),
+        dataloader.DataLoader(val, opt, "val", device),
+    )
+
+
+def setup(opt, checkpoint, images, device):
+    """The detector on its device: the checkpoint's, that of a file, or new from a classifier."""
+    import torch
+
+    import models
+    from detection import files
+    from runtime.precision import Precision
+    from runtime.terminal import say
+
+    names = images.source.names
+    settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
+    models.set_backend(opt)
+    if checkpoint is not None:
+        say(f"=> Resuming model from {checkpoint['modelFile']}")
+        model = files.load(checkpoint["modelFile"], **settings)
+    else:
+        say(f"Loading model from file: {opt.retrain}")
+        saved = files.is_detector(opt.retrain)
+        if saved is not None:
+            given = {name: value for name, value in settings.items() if name in opt.given}
+            model = files.load(opt.retrain, saved, **given)
+        elif opt.testOnly:
+            raise InputError(f"{opt.retrain} is a classifier: -testOnly needs a detector")
+        else:
+            net = models.load_file(opt.retrain)
+            if opt.recomputeBN:
+                recompute(opt, net, device)
+            settings |= {
+                **{"shared": opt.shared, "anchors": list(opt.anchors)},
+                **{"proposals": list(opt.proposals), "pool": opt.pool},
+            }
+            model = files.from_classifier(net.float(), settings, names)
+    if model.classes != names:
+        raise InputError(f"the model finds {len(model.classes)} classes, not those of the data")
+    if model.config["shared"] != opt.shared and not opt.testOnly:
+        raise InputError(f"the detector is of -shared {str(model.config['shared']).lower()}")
+    for trunk in (model.backbone, getattr(model, "rpn_backbone", None)):
+        if trunk is not None:
+            trunk.freeze_first(opt.freeze)
+    if opt.optnet:
+        model.recompute()
+    dtype = Precision(opt.precision, device).dtype
+    return model.to(device, dtype, memory_format=torch.channels_last)
+
+
+def recompute(opt, net, device):
+    """Re-estimate the classifier's batch norm over -recomputeBN batches of its own data."""
+    import dataloader
+    import datasets
+    from evaluation import batchnorm
+    from parallel import group
+    from parallel.signals import Interrupts
+    from runtime.precision import Precision
+
+    own = copy.copy(opt)
+    own.dataset, own.data = ("digits", "") if opt.dataset == "digits" else ("imagenet", opt.bnData)
+    own.batchSize, own.testScale, own.testCrop = 32 * opt.nGPU, 256, 224
+    opts.check_dataset(own)
+    opts.check_folder(own)
+    train, _ = group.rank_0_first(lambda: datasets.create(own))
+    loader = dataloader.DataLoader(train, own, "train", device)
+    precision = Precision(opt.precision, device)
+    net.to(device, precision.dtype, memory_format=dataloader.LAYOUT).train()
+    batchnorm.recompute(net, loader, 1, opt.recomputeBN, precision, Interrupts())
+    group.broadcast(net.buffers())
+    net.to("cpu")
+
+
+def train_epoch(epoch, trainer, val_loader, folder):
+    """Train for a single epoch, test on the validation set, save."""
+    import models
+    from detection import log
+    from runtime.terminal import say
+
+    trainer.train(epoch)
+    scores = test(epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"))
+    best = tuple(100 - scores[name] for name in ("AP", "AP50")) if "AP" in scores else None
+    is_best = best is not None and best < folder.best
+    if is_best:
+        folder.best = best  # smaller is better, as of main.py's errors
+        say(f" * Best model \t{scores['AP']:.14g}\t{scores['AP50']:.14g}")
+    images = trainer.stream(epoch).images(epoch) + val_loader.dataset.size()
+    entry = log.entry(trainer, scores, folder.best, images)
+    folder.save(epoch, models.pack(trainer.model), trainer.state(), is_best, entry)
+
+
+def test(epoch, trainer, loader, out):
+    """Test and score; returns {"AP": ...} in per cent, after the RPN step {"recall": ...}."""
+    from detection import scores
+    from parallel import group
+    from runtime.terminal import say
+
+    total = trainer.test(epoch, loader)
+    if total.objects:
+        say(f" * Finished epoch # {epoch}     recall: {total.recall:7.3f}\n")
+        return {"recall": total.recall}
+    values = None
+    if group.rank() == 0:
+        source = loader.dataset.source
+        found = scores.results(trainer.found, source.categories)
+        if out:
+            write_results(out, found, needed=not epoch)
+        values = scores.evaluate(source.truth(), found)
+    values = group.all_gather(values)[0]
+    text = "  ".join(f"{name}: {value:7.3f}" for name, value in values.items())
+    say(f" * Finished epoch # {epoch}     {text}\n")
+    return values
+
+
+def write_results(path, found, needed):
+    """Write COCO's results; `needed`: a disk that is full, say, is an error, not only a line."""
+    import json
+
+    from runtime.terminal import note
+    from storage import atomic
+
+    try:
+        with atomic.replacing(path) as file:
+            file.write(json.dumps(found).encode())
+    except OSError as error:
+        text = f"{path} could not be written: {error.strerror or error}"
+        if needed:
+            raise InputError(text) from None
+        note(f"=> {text}")
+
+
+def report_best(best):
+    """Print the best scores of the run; none, where no epoch had an object to find."""
+    from runtime.terminal import say
+
+    ap, ap50 = (100 - error for error in best)
+    if ap >= 0:
+        say(f" * Finished AP: {ap:6.3f}  AP50: {ap50:6.3f}")
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,81 @@
+"""Images with boxes as dataloader.py wants a dataset: pixels travel, boxes stay where they are.
+
+A source (coco.py, scenes.py) has `ids`, `categories` and `names` (of the classes, in the order of
+the labels), name(i), pixels(i): uint8 (3, H, W), objects(i): Objects, and truth(): COCO's
+dictionary of images and annotations.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+
+class Objects(NamedTuple):
+    """The objects of an image: corners x1, y1, x2, y2 in pixels, labels from 1."""
+
+    boxes: np.ndarray  # float32 (n, 4)
+    labels: np.ndarray  # int64 (n,)
+    crowd: np.ndarray  # float32 (m, 4): regions full of objects that nobody counted
+
+
+class Images:
+    """One split of a source. A training image is mirrored half of the time, if `mirror` says so.
+
+    Images without objects are left out of the training, as in py-faster-rcnn.
+    """
+
+    def __init__(self, source, training, mirror):
+        self.source, self.training, self.mirror = source, training, mirror and training
+        self.odd = getattr(source, "odd", [])  # see datasets/image_folder.py
+        places = range(len(source.ids))
+        self.places = [i for i in places if not training or len(source.objects(i).labels)]
+
+    def size(self):
+        """The number of images."""
+        return len(self.places)
+
+    def name(self, i):
+        """An image as messages call it."""
+        return self.source.name(self.places[i])
+
+    def fast_path(self):
+        """The function (i, draws, out) of datasets/README.md: pixels and a code for `target`."""
+
+        def load(i, draws, out=None):
+            pixels = self.source.pixels(self.places[i])
+            flipped = self.mirror and draws.uniform() < 0.5
+            if flipped:
+                pixels = pixels[:, :, ::-1]
+            # channels last in memory, as the net wants it; a copy, for a file has four
+            rows = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+            return torch.from_numpy(rows)[None].permute(0, 3, 1, 2), 2 * int(i) + flipped
+
+        return load
+
+    @staticmethod
+    def stack(images):
+        """A batch: a list of images (1, 3, H, W) of any sizes."""
+        return images
+
+    def input_spec(self):
+        """The size of the image that stands in where a process has none."""
+        return {"crop": 32}
+
+    def target(self, code, width, dtype=torch.float32):
+        """The objects of a code: "boxes", "labels", "crowd" of an image `width` pixels wide."""
+        objects = self.source.objects(self.places[code // 2])
+        boxes, crowd = (torch.as_tensor(part, dtype=dtype) for part in (objects[0], objects[2]))
+        if code % 2:
+            boxes, crowd = mirrored(boxes, width), mirrored(crowd, width)
+        return {"boxes": boxes, "labels": torch.as_tensor(objects.labels), "crowd": crowd}
+
+    def id(self, code):
+        """The id of an image in its annotations."""
+        return self.source.ids[self.places[code // 2]]
+
+
+def mirrored(boxes, width):
+    """Boxes (n, 4) of an image with left and right exchanged."""
+    left, top, right, bottom = boxes.unbind(1)
+    return torch.stack([width - right, top, width - left, bottom], 1)

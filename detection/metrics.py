@@ -1,0 +1,30 @@
+"""The metrics of a detector: the four losses and what it finds."""
+
+import dataclasses
+
+from evaluation.metrics import Metrics
+
+LOSSES = ("objectness", "proposal", "classifier", "box")  # of the RPN, of the regions
+
+
+@dataclasses.dataclass
+class DetectionMetrics(Metrics):
+    """Of one iteration or summed over several, over all processes."""
+
+    objectness: float = 0.0  # LOSSES: sums over the images
+    proposal: float = 0.0
+    classifier: float = 0.0
+    box: float = 0.0
+    found: int = 0  # boxes; in a test of the RPN, objects that a proposal covers
+    objects: int = 0  # in a test of the RPN
+
+    @property
+    def losses(self):
+        """{name of LOSSES: mean over the images} of those that the step has."""
+        sums = {name: getattr(self, name) for name in LOSSES}
+        return {name: value / self.seen for name, value in sums.items() if value}
+
+    @property
+    def recall(self):
+        """Objects that a proposal covers, in per cent."""
+        return 100 * self.found / max(1, self.objects)

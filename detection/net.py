@@ -1,0 +1,210 @@
+"""Faster R-CNN with the last stage of a classifier as the head of each region (He et al. 2015).
+
+The stages before the last see the whole image; the RPN works on their map. In the paper's form RPN
+and Fast R-CNN share nothing: each has these stages of its own.
+"""
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+import models
+from detection import parts
+from detection.frozen import freeze
+from models.blocks import Net
+from runtime.errors import InputError
+
+RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
+
+
+class Trunk(nn.Module):
+    """All stages of a classifier but the last: images (N, 3, H, W) to (N, C, H / s, W / s)."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        self.stages = net.stages[:-1]
+        for stage in self.stages:
+            self.add_module(stage, getattr(net, stage))
+        self.recompute = False
+        self.out_channels = getattr(net, self.stages[-1])[-1].outputs
+        self.stride = (4 if net.maxpool is not None else 1) * 2 ** (len(self.stages) - 1)
+
+    def forward(self, x):
+        x = self.conv1(x)
+        if self.bn1 is not None:
+            x = self.bn1(x)
+            x = self.relu(x)
+        if self.maxpool is not None:
+            x = self.maxpool(x)
+        for stage in self.stages:
+            x = _run(getattr(self, stage), x, self.recompute and self.training)
+        return x
+
+    def freeze_first(self, count):
+        """Leave the first `count` parts as they are: the first layers, then the stages."""
+        first = [self.conv1, *(getattr(self, stage) for stage in self.stages)]
+        for part in first[:count]:
+            part.requires_grad_(False)
+
+
+class LastStage(nn.Module):
+    """The last stage as the head of each region: (R, C, 14, 14), say, to (R, channels)."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.name, self.recompute = net.stages[-1], False
+        self.add_module(self.name, getattr(net, self.name))
+        self.bn_last, self.relu = net.bn_last, net.relu
+        self.out_channels = getattr(net, self.name)[-1].outputs
+
+    def forward(self, x):
+        x = _run(getattr(self, self.name), x, self.recompute and self.training)
+        if self.bn_last is not None:  # of pre-activated nets
+            x = self.bn_last(x)
+            x = self.relu(x)
+        return x.mean((2, 3))
+
+
+def _run(blocks, x, recompute):
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
+    return x
+
+
+class Detector(nn.Module):
+    """A net that finds objects; `config` rebuilds it.
+
+    config: {"net": "faster_rcnn", "backbone": the classifier's config, "classes": how many,
+    "shared": one trunk and both losses at once, "anchors": sides in pixels, "pool": a region's side
+    before the last stage, which halves it, "regions": of an image
+    in training, "proposals": how many before NMS and how many after, in training, then in a test,
+    "scale": the image's shorter side, "largest": its longer side at most}.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.classes, self.input_spec = config, None, None
+        shared = config["shared"]
+        net = _classifier(config)
+        self.backbone = freeze(Trunk(net))
+        if not shared:
+            self.rpn_backbone = freeze(Trunk(_classifier(config)))
+        self.rpn = _proposal_net(config, self.backbone.out_channels)
+        head = freeze(LastStage(net))
+        self.roi_heads = parts.RegionHeads(
+            parts.RegionPool(config["pool"], self.backbone.stride, align=shared),
+            head,
+            parts.predictor(head.out_channels, config["classes"]),
+            **{"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "bbox_reg_weights": None},
+            **{"batch_size_per_image": config["regions"], "positive_fraction": 0.25},
+            **{"score_thresh": 0.05, "nms_thresh": 0.5 if shared else 0.3},
+            detections_per_img=100,
+        )
+        if not shared:
+            self.roi_heads.background, self.roi_heads.beta = 0.1, 1.0
+
+    def show_images(self, spec):
+        """Take over the input spec of the classifier: how bytes become its input."""
+        self.input_spec = spec
+        unit = 255 / spec["largest"]
+        mean, std = ([unit * value for value in spec[name]] for name in ("mean", "std"))
+        sides = self.config["scale"], self.config["largest"]
+        self.transform = GeneralizedRCNNTransform(*sides, mean, std)
+
+    def losses(self, images, targets, step):
+        """{name of LOSSES: mean over the images} of a training step.
+
+        images: floats (3, H, W) in 0..255; targets: "boxes" (n, 4), "labels" (n,), "crowd" (m, 4).
+        step: "rpn", "fast" or "shared", what is trained.
+        """
+        images, targets = self._transformed(images, targets)
+        found = {}
+        self.rpn.numbers, self.rpn.proposes = "training", step != "rpn"
+        self.rpn.train(step != "fast")
+        if step == "fast":
+            with torch.no_grad():
+                proposals, _ = self.rpn(images, self._maps(self.rpn_backbone, images))
+        else:
+            trunk = self.backbone if step == "shared" else self.rpn_backbone
+            maps = self._maps(trunk, images)
+            proposals, losses = self.rpn(images, maps, targets)
+            found = dict(zip(("objectness", "proposal"), losses.values()))
+        if step != "rpn":
+            maps = maps if step == "shared" else self._maps(self.backbone, images)
+            _, losses = self.roi_heads(maps, proposals, images.image_sizes, targets)
+            found |= losses
+        return found
+
+    def forward(self, images):
+        """Detections, {"boxes", "scores", "labels"} an image, in the pixels of the images given."""
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        images, _ = self._transformed(images)
+        proposals, maps = self._propose(images)
+        maps = maps if self.config["shared"] else self._maps(self.backbone, images)
+        found, _ = self.roi_heads(maps, proposals, images.image_sizes)
+        return self.transform.postprocess(found, images.image_sizes, sizes)
+
+    def proposals(self, images):
+        """The proposals (n, 4) of each image, in the pixels of the images given."""
+        sizes = [tuple(image.shape[-2:]) for image in images]
+        images, _ = self._transformed(images)
+        found = [{"boxes": boxes} for boxes in self._propose(images)[0]]
+        found = self.transform.postprocess(found, images.image_sizes, sizes)
+        return [each["boxes"] for each in found]
+
+    def _propose(self, images):
+        self.rpn.numbers, self.rpn.proposes = "testing", True
+        maps = self._maps(self.backbone if self.config["shared"] else self.rpn_backbone, images)
+        return self.rpn(images, maps)[0], maps
+
+    def _transformed(self, images, targets=None):
+        images, targets = self.transform(images, targets)
+        images.tensors = images.tensors.contiguous(memory_format=torch.channels_last)
+        return images, targets
+
+    @staticmethod
+    def _maps(trunk, images):
+        return {"0": parts.wide(trunk(images.tensors))}
+
+    def trained(self, step):
+        """{name: parameter} of what a step trains."""
+        prefixes = {"rpn": ("rpn.", "rpn_backbone."), "fast": ("backbone.", "roi_heads.")}
+        names = prefixes.get(step, ("",))
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if parameter.requires_grad and name.startswith(names)
+        }
+
+    def recompute(self):
+        """Keep only the inputs of the blocks in training (-optnet)."""
+        for module in self.modules():
+            if isinstance(module, Trunk | LastStage):
+                module.recompute = True
+
+
+def _classifier(config):
+    net = models.from_config(config["backbone"])
+    if not isinstance(net, Net) or len(net.stages) < 2:
+        name = config["backbone"].get("net")
+        raise InputError(f"a {name} has no last stage that could be the head of a detector")
+    return net
+
+
+def _proposal_net(config, channels):
+    anchors = AnchorGenerator((tuple(config["anchors"]),), (RATIOS,))
+    before, after = (dict(zip(("training", "testing"), config["proposals"][k::2])) for k in (0, 1))
+    head = parts.ProposalHead(channels, anchors.num_anchors_per_location()[0])
+    net = parts.ProposalNet(
+        *(anchors, head),
+        **{"fg_iou_thresh": 0.7, "bg_iou_thresh": 0.3, "batch_size_per_image": 256},
+        **{"positive_fraction": 0.5, "nms_thresh": 0.7},
+        **{"pre_nms_top_n": before, "post_nms_top_n": after},
+    )
+    if not config["shared"]:
+        net.inside_only = True
+        net.min_size = config["anchors"][0] / 4  # py-faster-rcnn: 16 pixels, with anchors from 64
+    return net

@@ -1,0 +1,148 @@
+"""The parts of torchvision's Faster R-CNN, and what py-faster-rcnn does in another way.
+
+Each class is torchvision's but for one thing, which a setting turns on for the paper's two steps.
+What remains different from py-faster-rcnn is listed in docs/detection.md.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torchvision import ops
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+
+CROWD = 0.7  # a proposal with more than this share of it inside a crowd is left out
+
+
+def wide(x):
+    """A map or output in at least float32: boxes of 1000 pixels have no room in 16 bits."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+class ProposalHead(RPNHead):
+    """torchvision's, with outputs in at least float32."""
+
+    def forward(self, x):
+        logits, deltas = super().forward(x)
+        return [wide(t) for t in logits], [wide(t) for t in deltas]
+
+
+class ProposalNet(RegionProposalNetwork):
+    """torchvision's RPN. `proposes` and `numbers` say what a step of the training needs of it.
+
+    inside_only: anchors that cross the border of the image are neither positive nor negative, nor
+    the best of an object (py-faster-rcnn's anchor_target_layer).
+    """
+
+    inside_only, proposes, numbers = False, True, "testing"
+
+    def forward(self, images, features, targets=None):
+        self.image_sizes = images.image_sizes
+        return super().forward(images, features, targets)
+
+    def pre_nms_top_n(self):
+        return self._pre_nms_top_n[self.numbers]
+
+    def post_nms_top_n(self):
+        return self._post_nms_top_n[self.numbers]
+
+    def filter_proposals(self, *args):
+        return super().filter_proposals(*args) if self.proposes else ([], [])
+
+    def assign_targets_to_anchors(self, anchors, targets):
+        if not self.inside_only:
+            return super().assign_targets_to_anchors(anchors, targets)
+        labels, boxes = [], []
+        for all_anchors, target, (height, width) in zip(anchors, targets, self.image_sizes):
+            left, top, right, bottom = all_anchors.unbind(1)
+            inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
+            if not inside.any():  # an image smaller than every anchor
+                inside = torch.ones_like(inside)
+            own, matched = super().assign_targets_to_anchors([all_anchors[inside]], [target])
+            label = own[0].new_full((len(all_anchors),), -1.0)  # -1: takes no part in the loss
+            box = all_anchors.to(matched[0].dtype)
+            label[inside], box[inside] = own[0], matched[0]
+            labels.append(label)
+            boxes.append(box)
+        return labels, boxes
+
+
+class RegionPool(nn.Module):
+    """Regions of a map as `side` x `side` cells: RoIAlign, or RoI pooling as in the paper."""
+
+    def __init__(self, side, stride, align):
+        super().__init__()
+        self.side, self.scale, self.align = side, 1 / stride, align
+
+    def forward(self, features, boxes, image_shapes):
+        (x,) = features.values()
+        if self.align:
+            return ops.roi_align(x, boxes, self.side, self.scale, sampling_ratio=2)
+        return ops.roi_pool(x, boxes, self.side, self.scale)
+
+
+class RegionHeads(RoIHeads):
+    """torchvision's RoIHeads without masks and keypoints.
+
+    background: the least IoU of a negative region; proposals in a crowd are left out if it is above
+    0 (both py-faster-rcnn's). beta: where smooth L1 turns from square to linear.
+    """
+
+    background, beta = 0.0, 1 / 9
+
+    def forward(self, features, proposals, image_shapes, targets=None):
+        if self.training:
+            chosen = self.select_training_samples(proposals, targets)
+            proposals, _, labels, regression = chosen
+        pooled = self.box_roi_pool(features, proposals, image_shapes)
+        logits, deltas = map(wide, self.box_predictor(self.box_head(pooled)))
+        if self.training:
+            found = region_losses(
+                logits, deltas, torch.cat(labels), torch.cat(regression), self.beta
+            )
+            return [], dict(zip(("classifier", "box"), found))
+        found = self.postprocess_detections(logits, deltas, proposals, image_shapes)
+        return [dict(zip(("boxes", "scores", "labels"), parts)) for parts in zip(*found)], {}
+
+    def select_training_samples(self, proposals, targets):
+        self.crowds = [target.get("crowd") for target in targets]
+        return super().select_training_samples(proposals, targets)
+
+    def assign_targets_to_proposals(self, proposals, gt_boxes, gt_labels):
+        matches, labels = super().assign_targets_to_proposals(proposals, gt_boxes, gt_labels)
+        if self.background:
+            for region, boxes, label, crowd in zip(proposals, gt_boxes, labels, self.crowds):
+                if len(boxes):
+                    best = ops.box_iou(boxes, region).max(0).values
+                    label[(label == 0) & (best < self.background)] = -1
+                if crowd is not None and len(crowd):
+                    hidden = share_inside(region, crowd.to(region)) > CROWD
+                    hidden[len(region) - len(boxes) :] = False  # the objects themselves
+                    label[hidden] = -1
+        return matches, labels
+
+
+def region_losses(logits, deltas, labels, regression, beta):
+    """Losses of regions (R): (cross entropy, smooth L1 of the positive ones over all R)."""
+    positive = torch.where(labels > 0)[0]
+    deltas = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
+    box = F.smooth_l1_loss(deltas, regression[positive], beta=beta, reduction="sum")
+    return F.cross_entropy(logits, labels), box / labels.numel()
+
+
+def share_inside(boxes, crowd):
+    """The largest share of each box (N, 4) that lies in one of the crowd's boxes (M, 4)."""
+    corner = torch.max(boxes[:, None, :2], crowd[:, :2])
+    other = torch.min(boxes[:, None, 2:], crowd[:, 2:])
+    covered = (other - corner).clamp(min=0).prod(2)  # (N, M)
+    return (covered / ops.box_area(boxes)[:, None]).max(1).values
+
+
+def predictor(channels, classes):
+    """The two last layers, begun as in py-faster-rcnn; class 0 is the background."""
+    layers = FastRCNNPredictor(channels, classes + 1)
+    for layer, std in ((layers.cls_score, 0.01), (layers.bbox_pred, 0.001)):
+        nn.init.normal_(layer.weight, std=std)
+        nn.init.zeros_(layer.bias)
+    return layers

@@ -1,0 +1,60 @@
+"""Pictures of what a detector finds: boxes with names and scores, drawn by Pillow."""
+
+import io
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from runtime.errors import InputError
+from storage import atomic
+
+# Okabe and Ito's colours, as in plot.py
+COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+LEAST = 480  # pixels of the longer side: a smaller image is drawn larger
+
+
+def draw(pixels, found, names, least):
+    """A picture of an image, uint8 (3, H, W), with what was found with a score of at least `least`.
+
+    found: {"boxes" (n, 4), "scores" (n,), "labels" (n,) from 1} as arrays.
+    """
+    image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
+    times = max(1, -(-LEAST // max(image.size)))
+    image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+    pen, size = ImageDraw.Draw(image), max(12, max(image.size) // 48)
+    font = ImageFont.load_default(size)
+    order = np.argsort(found["scores"])  # the surest on top
+    for i in order[found["scores"][order] >= least]:
+        box = [float(v) * times for v in found["boxes"][i]]
+        label = int(found["labels"][i])
+        colour = COLOURS[label % len(COLOURS)]
+        pen.rectangle(box, outline=colour, width=max(2, size // 6))
+        text = f"{names[label - 1]} {found['scores'][i]:.2f}"
+        corner = (box[0], max(0, box[1] - size - 2))
+        pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
+        pen.text(corner, text, fill="black", font=font)
+    return image
+
+
+def sheet(pictures, columns=3):
+    """Several pictures on one, in rows."""
+    width, height = (max(p.size[i] for p in pictures) for i in (0, 1))
+    columns = min(columns, len(pictures))
+    rows = -(-len(pictures) // columns)
+    page = Image.new("RGB", (width * columns, height * rows), "white")
+    for k, picture in enumerate(pictures):
+        page.paste(picture, (k % columns * width, k // columns * height))
+    return page
+
+
+def save(path, image):
+    """Write a picture whole, in the format that its name says."""
+    buffer = io.BytesIO()
+    try:
+        image.save(buffer, format=Image.registered_extensions()[path[path.rindex(".") :].lower()])
+        with atomic.replacing(path) as file:
+            file.write(buffer.getvalue())
+    except (KeyError, ValueError):
+        raise InputError(f"{path} should end in .png or .jpg") from None
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None

@@ -1,0 +1,141 @@
+"""Scenes of handwritten digits among clutter: detection without a download.
+
+A scene is a function of (seed, split, number): 3 to 7 of scikit-learn's digits of random sizes and
+brightness on a dark canvas, over lines and torn pieces of other digits that are no objects. Test
+scenes are the same for every seed and hold the test split's digits only.
+"""
+
+import numpy as np
+from PIL import Image
+
+from datasets.draws import Draws
+from detection.images import Objects
+from runtime.errors import InputError
+
+SIDE = 128  # pixels
+COUNTS = {"train": 1000, "val": 200}
+SIZES = (18, 44)  # of the square that a digit is drawn into
+INK = 48  # of 255: what belongs to a digit's box
+
+
+class Scenes:
+    """One split; `digits` is the dataset datasets/digits.py of that split."""
+
+    def __init__(self, digits, names, split, seed):
+        self.images, self.labels = digits.images[:, 0].numpy(), digits.labels.numpy()
+        self.names, self.categories = names, list(range(1, 1 + len(names)))
+        self.split, self.seed = split, seed if split == "train" else 0
+        self.ids = list(range(1, 1 + COUNTS[split]))
+        self.made = {}  # 16 KB a scene
+
+    def name(self, i):
+        return f"scene {i + 1} of {self.split}"
+
+    def pixels(self, i):
+        return np.repeat(self._scene(i)[0][None], 3, axis=0)
+
+    def objects(self, i):
+        return self._scene(i)[1]
+
+    def truth(self):
+        """The boxes of all scenes as COCO has them."""
+        found = []
+        for i, id in enumerate(self.ids):
+            objects = self.objects(i)
+            for (x, y, right, bottom), label in zip(objects.boxes.tolist(), objects.labels):
+                box = [x, y, right - x, bottom - y]
+                about = {"id": len(found) + 1, "image_id": id, "category_id": int(label)}
+                found.append({**about, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
+        return {
+            "images": [{"id": id, "width": SIDE, "height": SIDE} for id in self.ids],
+            "annotations": found,
+            "categories": [{"id": i, "name": n} for i, n in zip(self.categories, self.names)],
+        }
+
+    def _scene(self, i):
+        """(uint8 (SIDE, SIDE), Objects) of a scene."""
+        if i not in self.made:
+            self.made[i] = self._make(i)
+        return self.made[i]
+
+    def _make(self, i):
+        draws = Draws(self.seed, 0 if self.split == "train" else 1, i)
+        canvas = _clutter(draws)
+        for _ in range(4):  # pieces that are no digit
+            piece, size = self._digit(draws)[0], draws.random(12, 24)
+            half = np.zeros_like(piece)
+            half[:3] = piece[:3]
+            x, y = draws.random(0, SIDE - size), draws.random(0, SIDE - size)
+            _draw(canvas, half, x, y, size, draws.uniform(0.3, 0.7))
+        boxes, labels = [], []
+        for _ in range(draws.random(3, 7)):
+            digit, label = self._digit(draws)
+            size, brightness = draws.random(*SIZES), draws.uniform(0.6, 1)
+            for _ in range(10):  # tries to find it a place
+                x, y = draws.random(0, SIDE - size), draws.random(0, SIDE - size)
+                box = _box(digit, x, y, size)
+                if not any(_meet(box, other) for other in boxes):
+                    _draw(canvas, digit, x, y, size, brightness)
+                    boxes.append(box)
+                    labels.append(label + 1)
+                    break
+        boxes = np.array(boxes, np.float32).reshape(-1, 4)
+        crowd = np.zeros((0, 4), np.float32)
+        return canvas.astype(np.uint8), Objects(boxes, np.array(labels, np.int64), crowd)
+
+    def _digit(self, draws):
+        i = draws.random(0, len(self.labels) - 1)
+        return self.images[i], int(self.labels[i])
+
+
+def scene(text):
+    """The place of a test scene that is named by its number, or None."""
+    if not text.isdigit():
+        return None
+    if not 1 <= int(text) <= COUNTS["val"]:
+        raise InputError(f"-show {text}: there are test scenes 1 to {COUNTS['val']}")
+    return int(text) - 1
+
+
+def _clutter(draws):
+    """A dark canvas with a slow gradient and some lines, float32 (SIDE, SIDE) in 0..255."""
+    corners = np.array([[draws.uniform(0, 60) for _ in range(4)] for _ in range(4)], np.float32)
+    canvas = _resized(corners, SIDE)
+    rows, columns = np.mgrid[:SIDE, :SIDE]
+    for _ in range(draws.random(2, 5)):
+        angle, brightness = draws.uniform(0, np.pi), draws.uniform(40, 160)
+        x, y = draws.uniform(0, SIDE), draws.uniform(0, SIDE)
+        along = (columns - x) * np.cos(angle) + (rows - y) * np.sin(angle)
+        across = (rows - y) * np.cos(angle) - (columns - x) * np.sin(angle)
+        line = (abs(across) < draws.uniform(0.6, 1.6)) & (abs(along) < draws.uniform(10, 50))
+        canvas[line] = np.maximum(canvas[line], brightness)
+    return canvas
+
+
+def _draw(canvas, digit, x, y, size, brightness):
+    place = canvas[y : y + size, x : x + size]
+    np.maximum(place, brightness * _resized(digit.astype(np.float32), size), out=place)
+
+
+def _resized(plane, size):
+    image = Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR)
+    return np.array(image)
+
+
+def _box(digit, x, y, size):
+    """The corners of the ink of a digit that is drawn at a place."""
+    found = []
+    for start, axis in ((x, 0), (y, 1)):
+        inked = np.flatnonzero(digit.max(axis) >= INK)
+        unit = size / len(digit)
+        found.append((start + unit * inked[0], start + unit * (inked[-1] + 1)))
+    (left, right), (top, bottom) = found
+    return [left, top, right, bottom]
+
+
+def _meet(one, other):
+    """Whether two boxes overlap, or nearly so."""
+    return (
+        min(one[2], other[2]) - max(one[0], other[0]) > -1
+        and min(one[3], other[3]) - max(one[1], other[1]) > -1
+    )

@@ -1,0 +1,72 @@
+"""COCO's scores by the library that is installed: faster-coco-eval or pycocotools.
+
+This program computes no score itself.
+"""
+
+import contextlib
+import io
+
+import numpy as np
+
+from runtime.errors import InputError
+
+NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+
+
+def results(found, categories):
+    """Detections as COCO's results: found is [(image id, boxes, scores, labels), ...] of arrays."""
+    return [
+        {
+            "image_id": int(id),
+            "category_id": categories[int(label) - 1],
+            "bbox": [round(float(v), 2) for v in (x, y, right - x, bottom - y)],
+            "score": round(float(score), 5),
+        }
+        for id, boxes, scores, labels in found
+        for (x, y, right, bottom), score, label in zip(boxes, scores, labels)
+    ]
+
+
+def evaluate(truth, detections):
+    """COCO's twelve numbers in per cent, {name of NAMES: value}, without sizes that no object has.
+
+    truth: COCO's dictionary of images and annotations; detections: COCO's results, a list.
+    """
+    kind, evaluation = library()
+    with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
+        coco = kind()
+        coco.dataset = {"info": {}, "licenses": [], **truth}
+        coco.createIndex()
+        if not detections:
+            return dict.fromkeys(NAMES, 0.0)  # the libraries refuse an empty list
+        found = evaluation(coco, coco.loadRes([dict(each) for each in detections]), "bbox")
+        found.evaluate()
+        found.accumulate()
+        found.summarize()
+    values = zip(NAMES, np.asarray(found.stats[:12], np.float64).tolist())
+    return {name: 100 * value for name, value in values if value >= 0}  # COCO's -1: no object
+
+
+def library():
+    """(COCO, COCOeval) of what is installed."""
+    with contextlib.suppress(ImportError):
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        return COCO, COCOeval_faster
+    with contextlib.suppress(ImportError):
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+
+        return COCO, COCOeval
+    raise InputError(
+        "the scores need a package that is missing: pip install faster-coco-eval (or pycocotools)"
+    )
+
+
+def recall(boxes, proposals):
+    """How many objects (n, 4) one of the proposals (m, 4) covers with an IoU of 0.5 or more."""
+    from torchvision import ops
+
+    if not len(boxes) or not len(proposals):
+        return 0
+    return int((ops.box_iou(boxes, proposals).max(1).values >= 0.5).sum())

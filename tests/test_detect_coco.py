@@ -1,0 +1,166 @@
+"""COCO's files: what is read from them, what is left out, what is refused and in which words."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support.detectors import write_coco
+
+from datasets.draws import Draws
+from detection import coco
+from detection.images import Images
+from runtime.errors import InputError
+
+
+@pytest.fixture
+def content(tmp_path):
+    return write_coco(tmp_path, "train2017", 3)
+
+
+def opened(folder, content=None, split="train2017"):
+    if content is not None:
+        path = folder / "annotations" / f"instances_{split}.json"
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return coco.open_split(str(folder), split, "")
+
+
+def test_boxes_labels_and_pixels(tmp_path, content):
+    found = opened(tmp_path)
+    assert found.ids == [10, 11, 12] and found.categories == [3, 90]
+    assert found.names == ["square", "tall"]  # in the order of their ids, whatever the file's
+    for place, id in enumerate(found.ids):
+        mine = [a for a in content["annotations"] if a["image_id"] == id]
+        expected = [[x, y, x + w, y + h] for x, y, w, h in (a["bbox"] for a in mine)]
+        assert found.objects(place).boxes.tolist() == expected
+        assert found.objects(place).labels.tolist() == [1 + (a["category_id"] == 90) for a in mine]
+        pixels = np.asarray(Image.open(found.name(place))).transpose(2, 0, 1)
+        assert (found.pixels(place) == pixels).all()
+    assert found.truth()["annotations"] == content["annotations"]
+
+
+def test_odd_boxes(tmp_path, content, capsys):
+    width = content["images"][0]["width"]
+    odd = [
+        ([-4, -6, 10, 20], 1, 0),  # cut at the corner
+        ([width - 5, 3, 50, 8.5], 1, 0),  # cut at the right
+        ([5, 5, 0, 9], 1, 0),  # no width
+        ([5, 5, -3, 9], 1, 0),
+        ([width + 1, 5, 3, 9], 1, 0),  # outside
+        ([5, 5, 3, 9], 0, 0),  # an area of 0
+        ([1, 2, 30, 20], 600, 1),  # a crowd
+    ]
+    content["annotations"] = [
+        {"id": k, "image_id": 10, "category_id": 90, "bbox": box, "area": area, "iscrowd": crowd}
+        for k, (box, area, crowd) in enumerate(odd)
+    ]
+    found = opened(tmp_path, content)
+    objects = found.objects(0)
+    assert objects.boxes.tolist() == [[0, 0, 6, 14], [width - 5, 3, width, 11.5]]
+    assert objects.labels.tolist() == [2, 2] and objects.crowd.tolist() == [[1, 2, 31, 22]]
+    assert "4 boxes without area, or outside their image, are left out" in capsys.readouterr().err
+    assert len(found.truth()["annotations"]) == len(odd)  # the evaluation decides for itself
+    assert Images(found, True, True).size() == 1 and Images(found, False, False).size() == 3
+
+
+def test_what_may_lack(tmp_path, content):
+    for entry in content["annotations"]:
+        del entry["id"], entry["area"], entry["iscrowd"]
+    del content["annotations"][0]["bbox"][:]
+    content["annotations"][0]["bbox"] = [1, 2, 3, 4]
+    found = opened(tmp_path, content).truth()["annotations"]
+    assert found[0]["area"] == 12 and found[0]["iscrowd"] == 0
+    assert [entry["id"] for entry in found] == list(range(1, 1 + len(found)))
+
+
+def changed(part, place, **values):
+    def change(content):
+        content[part][place].update(values)
+
+    return change
+
+
+def twice(name):
+    def change(content):
+        content[name].append(dict(content[name][0]))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (changed("annotations", 1, image_id=77), "annotation 2 has an unknown image_id: 77"),
+        (changed("annotations", 1, category_id=4), "annotation 2 has an unknown category_id: 4"),
+        (changed("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 has the bbox \[1, 2, 3\]"),
+        (changed("annotations", 1, bbox=[1, 2, 3, float("nan")]), "annotation 2 has the bbox"),
+        (changed("annotations", 1, area="big"), "annotation 2 has the area 'big'"),
+        (changed("annotations", 1, iscrowd=2), "annotation 2 has the iscrowd of 2"),
+        (changed("images", 1, width=0), "image 11 has no width and height"),
+        (
+            changed("images", 1, file_name="../x.png"),
+            "image 11 has no file name in its folder: '../x.png'",
+        ),
+        (changed("images", 1, id="a"), "number 1 of its images has no id: 'a'"),
+        (changed("categories", 0, name=5), "category 90 has no name"),
+        (twice("images"), "the id 10 stands twice among its images"),
+        (twice("annotations"), "1 stands twice among its annotations"),
+        (twice("categories"), "the id 90 stands twice among its categories"),
+        (lambda content: content.pop("images"), "it has no list of images"),
+        (lambda content: content.update(images=[]), "holds no images"),
+        (lambda content: content.update(categories=[]), "holds no categories"),
+    ],
+)
+def test_what_is_refused(tmp_path, content, change, words):
+    change(content)
+    with pytest.raises(InputError, match=words) as error:
+        opened(tmp_path, content)
+    assert "instances_train2017.json" in str(error.value)
+
+
+def test_files_that_are_missing_or_broken(tmp_path, content):
+    with pytest.raises(InputError, match="is no JSON: .*line 1"):
+        opened(tmp_path, '{"images": [')
+    with pytest.raises(InputError, match="no file of COCO's"):
+        opened(tmp_path, "[1]")
+    with pytest.raises(InputError, match="missing image folder .*val2017"):
+        coco.open_split(str(tmp_path), "val2017", "")
+    with pytest.raises(InputError, match="missing annotations .*val2017.json"):
+        coco.open_split(str(tmp_path), "val2017", str(tmp_path / "train2017"))
+    found = opened(tmp_path, content)
+    (tmp_path / "train2017" / "11.png").unlink()
+    with pytest.raises(InputError, match="cannot read the image .*11.png.*No such file"):
+        found.pixels(1)
+    Image.new("RGB", (9, 9)).save(tmp_path / "train2017" / "12.png")
+    with pytest.raises(InputError, match="12.png' has 9 x 9 pixels, but 48 x 40 in"):
+        found.pixels(2)
+
+
+def test_other_names(tmp_path, content):
+    (tmp_path / "mine.json").write_text(json.dumps(content))
+    (tmp_path / "images").mkdir()
+    (tmp_path / "train2017").rename(tmp_path / "images" / "train2017")
+    assert opened(tmp_path).folder == str(tmp_path / "images" / "train2017")
+    found = coco.open_split(str(tmp_path), "mine.json", str(tmp_path / "images" / "train2017"))
+    assert found.pixels(0).shape == (3, 40, 48)
+
+
+def test_mirrored_images_and_boxes(tmp_path, content):
+    found = Images(opened(tmp_path), training=True, mirror=True)
+    load, seen = found.fast_path(), set()
+    for epoch in range(8):
+        image, code = load(1, Draws(0, epoch, 1))
+        seen.add(code)
+        pixels = torch.from_numpy(found.source.pixels(1))
+        expected = pixels.flip(2) if code % 2 else pixels
+        assert torch.equal(image[0], expected) and image.is_contiguous(
+            memory_format=torch.channels_last
+        )
+        boxes = found.target(code, 48)["boxes"]
+        plain = torch.from_numpy(found.source.objects(1).boxes)
+        for box, (left, top, right, bottom) in zip(boxes.tolist(), plain.tolist()):
+            want = [48 - right, top, 48 - left, bottom] if code % 2 else [left, top, right, bottom]
+            assert box == want
+    assert seen == {2, 3}
+    assert not any(Images(found.source, False, True).fast_path()(1, None)[1] % 2 for _ in range(3))

@@ -1,0 +1,110 @@
+"""Files of detectors: what is written is read again; what is wrong in one is named."""
+
+import pytest
+import torch
+from support.detectors import classifier, detector, images
+
+import datasets
+import detect
+import models
+from detection import files
+from runtime.errors import InputError
+from storage import atomic
+
+
+@pytest.fixture(scope="module")
+def content():
+    return models.pack(detector(shared=False, net=classifier(8, 2, "cifar", "A")))
+
+
+def saved(folder, content):
+    path = str(folder / "detector.pth")
+    atomic.save(path, content)
+    return path
+
+
+def test_a_file_holds_the_detector(tmp_path, content):
+    model = files.load(saved(tmp_path, content)).eval()
+    other = detector(shared=False, net=classifier(8, 2, "cifar", "A", seed=5)).eval()
+    other.load_state_dict(content["model"])
+    inputs = [image.float() for image in images((64, 64))[0]]
+    with torch.no_grad():
+        mine, theirs = model(inputs)[0], other(inputs)[0]
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine) and len(mine["boxes"])
+    assert model.classes == ["cat", "dog", "fox", "owl"]
+    model.train()
+    assert not any(name.endswith("bn1.weight") for name, _ in model.named_parameters())
+
+
+def without(part, name):
+    return lambda content: {**content, part: {k: v for k, v in content[part].items() if k != name}}
+
+
+def with_value(part, name, value):
+    return lambda content: {**content, part: {**content[part], name: value}}
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (without("config", "pool"), "its config lacks 'pool'"),
+        (without("model", "backbone.conv1.weight"), "do not fit its config: backbone.conv1.weight"),
+        (with_value("model", "more", torch.zeros(1)), "do not fit its config: too many"),
+        (with_value("model", "backbone.conv1.weight", torch.zeros(1)), "backbone.conv1.weight"),
+        (with_value("model", "rpn.head.cls_logits.bias", "x"), "is no tensor of weights"),
+        (with_value("config", "classes", 5), "do not fit its config"),
+        (with_value("config", "backbone", {"net": "resnet", "depth": 9}), "holds no detector"),
+        (with_value("preprocessing", "std", (0, 1, 1)), "its preprocessing is"),
+        (lambda content: {**content, "classes": ["a"]}, "does not name all its classes"),
+    ],
+)
+def test_what_is_wrong_is_named(tmp_path, content, change, words):
+    path = saved(tmp_path, change(content))
+    with pytest.raises(InputError, match=words) as error:
+        files.load(path)
+    assert path in str(error.value)
+
+
+def test_what_is_no_detector(tmp_path, content):
+    net = classifier(8, 2, "cifar", "A")
+    path = saved(tmp_path, models.pack(net))
+    assert files.is_detector(path) is None
+    with pytest.raises(InputError, match="holds no detector of this program"):
+        files.load(path)
+    net.input_spec = None
+    with pytest.raises(InputError, match="how it wants its images"):
+        detector(net=net)
+
+
+def test_main_py_refuses_a_detector(tmp_path, content):
+    with pytest.raises(InputError, match="holds a detector: detect.py trains, tests and shows it"):
+        models.load_file(saved(tmp_path, content))
+
+
+def test_the_recipe_of_the_paper(tmp_path):
+    (tmp_path / "net.t7").touch()
+    words = ["-data", str(tmp_path), "-retrain", str(tmp_path / "net.t7")]
+    opt = detect.parse(words)
+    assert (opt.rpnBatchSize, opt.rpnLR, opt.rpnIterations) == (16, 0.02, (120000, 180000))
+    assert (opt.batchSize, opt.LR, opt.iterations) == (8, 0.005, (120000, 180000))
+    assert (opt.weightDecay, opt.momentum, opt.regions) == (1e-4, 0.9, 64)
+    assert (opt.scale, opt.largest, opt.proposals) == (600, 1000, (12000, 2000, 6000, 300))
+    assert detect.parse([*words, "-freeze", "0"]).freeze == 0
+    assert detect.parse([*words, "-shared", "true", "-LR", "0.3"]).LR == 0.3
+
+
+def test_batch_norm_is_re_estimated_on_the_classification_data(tmp_path, monkeypatch):
+    """-recomputeBN: the first batch norm then has the statistics of the digits themselves."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pth").touch()
+    opt = detect.parse("-dataset digits -retrain net.pth -recomputeBN 30 -nGPU 2".split())
+    net = classifier(8, 10, "cifar", "A")
+    detect.recompute(opt, net, torch.device("cpu"))
+    opt.stem = "cifar"
+    digits = datasets.create(opt)[0]
+    images = (digits.images - digits.mean[0]) / digits.std[0]
+    with torch.no_grad():
+        maps = net.conv1(images)
+    mean, std = maps.mean((0, 2, 3)), maps.std((0, 2, 3))
+    assert ((net.bn1.running_mean - mean).abs() < 0.1 * std).all()
+    assert (net.bn1.running_var.sqrt() / std - 1).abs().max() < 0.1

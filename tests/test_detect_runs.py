@@ -1,0 +1,262 @@
+"""Whole runs of detect.py on small data: both kinds of training, resuming, replicas, pictures."""
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.detectors import write_classifier, write_coco
+from support.runs import ROOT, difference, log, results, same
+
+import detect
+from evaluation import metrics
+from parallel import signals
+from runtime.errors import InputError
+from storage import atomic
+
+SMALL = "-data data -scale 40 -largest 48 -anchors 8,16 -regions 8 -nThreads 0 -nGPU 2 -freeze 0"
+SMALL += " -batchSize 2 -LR 0.01 -iterations 2,4 -epochSize 2 -manualSeed 3 -precision double"
+TWO_STEPS = SMALL + " -rpnBatchSize 4 -rpnLR 0.01 -rpnIterations 1,3"
+SHARED = SMALL + " -shared true -warmup 2"
+NEW = " -retrain classifier.pth"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("detect")
+    write_coco(folder / "data", "train2017", 6)
+    write_coco(folder / "data", "val2017", 3, seed=1)
+    write_classifier(folder / "classifier.pth")
+    return folder
+
+
+@pytest.fixture
+def run(folder, monkeypatch, capsys):
+    """run(command, when): detect.main, to which `when(n)` may do something in iteration n."""
+    monkeypatch.chdir(folder)
+    push = metrics.MetricQueue.push
+
+    def run(command, when=lambda n: None):
+        count = 0
+
+        def counting(*args):
+            nonlocal count
+            count += 1
+            when(count)
+            return push(*args)
+
+        monkeypatch.setattr(metrics.MetricQueue, "push", counting)
+        detect.main(command.split())
+        out, notes = capsys.readouterr()
+        return notes.splitlines() + out.splitlines()
+
+    return run
+
+
+def stop_at(place):
+    return lambda n: os.kill(os.getpid(), signal.SIGTERM) if n == place else None
+
+
+@pytest.fixture(scope="module")
+def straight(folder):
+    """Both kinds of training without a stop; their lines."""
+    said = {}
+    for name, command in (("two", TWO_STEPS), ("one", SHARED)):
+        process = start(command + NEW + f" -save {name}", folder)
+        said[name] = process.communicate(timeout=600)[0].splitlines()
+        assert process.returncode == 0, said[name]
+    return said
+
+
+def start(command, folder):
+    return subprocess.Popen(
+        [sys.executable, os.path.join(ROOT, "detect.py"), *command.split()],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_the_two_steps(straight, folder):
+    lines = straight["two"]
+    begun = [line for line in lines if line.startswith("=> Training")]
+    names = ["rpn", "rpn", "fast", "fast"]
+    assert begun == [f"=> Training epoch # {e} ({name})" for e, name in enumerate(names, 1)]
+    found = log(folder / "two")
+    assert [line["rate"] for line in found] == pytest.approx([1e-3, 1e-3, 1e-2, 1e-3])
+    assert set(found[0]["train"]) == {"loss", "objectness", "proposal"}
+    assert set(found[3]["train"]) == {"loss", "classifier", "box"}
+    assert 0 <= found[1]["test"]["recall"] <= 100 and "AP50" in found[3]["test"]
+    assert lines[-2].startswith(" * Finished AP: ") and lines[-1] == "=> two/detections.png"
+    assert all(line["skipped"] == line["odd"] == 0 for line in found)
+    assert Image.open(folder / "two" / "detections.png").size[0] > 100
+    for entry in json.loads((folder / "two" / "detections.json").read_text()):
+        assert entry["image_id"] in (10, 11, 12) and entry["category_id"] in (3, 90)
+    # the RPN's net does not move in the second step, the other one not in the first
+    nets = [atomic.load(folder / "two" / f"model_{n}.pth")["model"] for n in (1, 2, 4)]
+    for name, tensor in nets[1].items():
+        rpn = name.startswith("rpn")
+        assert (tensor == nets[2 if rpn else 0][name]).all(), name
+    moved = [name for name in nets[0] if (nets[1][name] != nets[2][name]).any()]
+    assert any("layer1" in name for name in moved) and any("layer3" in name for name in moved)
+    assert not any("bn" in name for name in moved)
+
+
+def test_the_shared_net(straight, folder):
+    found = log(folder / "one")
+    assert [line["step"] for line in found] == ["shared", "shared"]
+    assert [line["rate"] for line in found] == pytest.approx([5e-3, 1e-3])
+    assert set(found[0]["train"]) == {"loss", "objectness", "proposal", "classifier", "box"}
+
+
+@pytest.mark.parametrize("place", (1, 4, 5, 8, 12))  # of the 15 batches of training and test
+def test_stopped_and_resumed(run, straight, folder, place):
+    name = f"stopped{place}"
+    with pytest.raises(signals.Interrupted) as stop:
+        run(TWO_STEPS + NEW + f" -save {name}", stop_at(place))
+    command = str(stop.value).partition("; to go on: python detect.py ")[2]
+    assert stop.value.status == 143 and command == f"-resume {name} -nThreads 0"
+    lines = run(command)
+    (adopted,) = (line for line in lines if line.startswith("=> from the checkpoint: "))
+    assert " -rpnIterations 1,3 " in adopted + " "
+    same(results(folder / "two", 4), results(folder / name, 4))
+
+
+def test_killed_in_either_step(straight, folder):
+    """kill -9 inside an epoch of each step; what is left resumes to the straight run."""
+    command = TWO_STEPS + NEW + " -save killed -resume killed -saveEvery 1e-9"
+    inside = folder / "killed" / "inside_epoch.pth"
+    for step, epoch in (("rpn", 1), ("fast", 3)):
+        process = start(command, folder)
+        while f"[{epoch}][1/2]" not in (line := process.stdout.readline()):
+            assert line, f"ended before {step}"
+        while not inside.exists():
+            assert process.poll() is None
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        assert process.returncode == -signal.SIGKILL
+        state = atomic.load(inside)
+        assert (state["step"], state["epoch"]) == (step, epoch - 1)
+    process = start(command, folder)
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0, said
+    same(results(folder / "two", 4), results(folder / "killed", 4))
+
+
+def test_two_processes_train_the_same_detector(straight, folder):
+    process = start(TWO_STEPS + NEW + " -save processes -nProcs 2", folder)
+    said = process.communicate(timeout=600)[0]
+    assert process.returncode == 0 and "=> 2 processes on cpu" in said, said
+    one, other = results(folder / "two", 4), results(folder / "processes", 4)
+    assert difference(one, other) < 1e-9
+    for mine, theirs in zip(one[2], other[2]):
+        assert mine["test"] == pytest.approx(theirs["test"], abs=1e-6)
+        assert mine["train"] == pytest.approx(theirs["train"], rel=1e-9)
+
+
+def test_test_only_and_show(run, straight, folder):
+    lines = run(
+        "one/model_2.pth -data data -testOnly true -nThreads 0 -precision double -out r.json"
+    )
+    (again,) = (line for line in lines if line.startswith(" * Finished epoch"))
+    first = [line for line in straight["one"] if line.startswith(" * Finished epoch")][-1]
+    assert again.split("AP:")[1] == first.split("AP:")[1]
+    last = (folder / "one" / "detections.json").read_text()
+    assert json.loads((folder / "r.json").read_text()) == json.loads(last)
+    lines = run("one/model_2.pth -show data/val2017/11.png -out found.png -minScore 0")
+    assert lines[-1] == "=> found.png"
+    picture = np.asarray(Image.open("found.png"))
+    assert picture.shape == (40 * 10, 48 * 10, 3)  # small images are drawn larger
+    plain = np.asarray(Image.open("data/val2017/11.png")).repeat(10, 0).repeat(10, 1)
+    assert (picture != plain).any(2).mean() > 0.01 and len(lines) > 1
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("classifier.pth -testOnly true -data data", "is a classifier: -testOnly needs a detector"),
+        ("classifier.pth -show data/val2017/11.png", "holds no detector of this program"),
+        ("one/model_2.pth -data data", "the detector is of -shared true"),
+        ("-retrain classifier.pth -data data -train train2014", "missing image folder"),
+        ("one/model_2.pth -data data -testOnly true -val other.json", "missing image folder"),
+    ],
+)
+def test_what_is_refused(run, straight, command, words):
+    with pytest.raises(InputError, match=words):
+        run(command)
+
+
+@pytest.mark.parametrize(
+    "command, words",
+    [
+        ("", "give the classifier to begin with: -retrain"),
+        ("-retrain nowhere.pth", "File not found: nowhere.pth"),
+        ("-retrain classifier.pth -data nowhere", "missing data directory 'nowhere'"),
+        ("classifier.pth -retrain classifier.pth", "not both"),
+        ("classifier.pth other", "unexpected word 'other'"),
+        ("classifier.pth -show nowhere.jpg", "File not found: nowhere.jpg"),
+        ("-retrain classifier.pth -iterations 9,5", "invalid value '9,5'"),
+        ("-dataset voc", "unknown dataset 'voc'"),
+        ("-rpnlr 0.1", "did you mean -rpnLR"),
+    ],
+)
+def test_bad_options(folder, monkeypatch, capsys, command, words):
+    monkeypatch.chdir(folder)
+    with pytest.raises(SystemExit) as stop:
+        detect.parse(command.split())
+    assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_damaged_images(run, folder):
+    """One of the training images is torn, another has only three bytes too many."""
+    write_coco(folder / "torn", "train2017", 6)
+    write_coco(folder / "torn", "val2017", 3, seed=1)
+    torn, odd = (folder / "torn" / "train2017" / f"{n}.png" for n in (11, 12))
+    torn.write_bytes(torn.read_bytes()[:900])
+    jpeg = io.BytesIO()
+    Image.open(odd).save(jpeg, "JPEG")
+    odd.write_bytes(jpeg.getvalue()[:-2] + bytes(3) + jpeg.getvalue()[-2:])
+    command = SHARED.replace("-data data", "-data torn").replace("-epochSize 2", "-epochSize 3")
+    command += NEW + " -save torn_run -iterations 3"
+    with pytest.raises(InputError, match="11.png.*mend or remove it, or give -skipCorrupt true"):
+        run(command)
+    lines = run(command + " -skipCorrupt true")
+    assert sum("skipped" in line and "11.png" in line for line in lines) == 1
+    assert sum("odd but whole" in line and "12.png" in line for line in lines) == 1
+    (line,) = log(folder / "torn_run")
+    assert (line["skipped"], line["odd"]) == (1, 1)
+
+
+def test_an_earlier_run_is_set_aside_and_a_removed_folder_made_again(run, straight, folder):
+    shutil.copytree(folder / "one", folder / "again")
+    lines = run(SHARED + NEW + " -save again", remove_at(3, folder / "again"))
+    assert any("held an earlier run: its files are in again/earlier-1 now" in x for x in lines)
+    assert "=> again was removed: made again" in lines
+    same(results(folder / "one", 2), results(folder / "again", 2))
+    assert json.loads((folder / "again" / "detections.json").read_text()) is not None
+
+
+def remove_at(place, path):
+    return lambda n: shutil.rmtree(path) if n == place else None
+
+
+def test_resuming_what_is_no_detector(run, folder):
+    options = {"LR": 0.1}
+    state = {"momentum": {}, "epoch": 1, "best": (1.0, 1.0), "options": options}
+    os.makedirs("other", exist_ok=True)
+    atomic.save("other/model_1.pth", {"model": {}})
+    atomic.save("other/optimState_1.pth", state)
+    newest = {"epoch": 1, "modelFile": "model_1.pth", "optimFile": "optimState_1.pth"}
+    atomic.save("other/latest.pth", newest)
+    with pytest.raises(InputError, match="other/model_1.pth holds no detector of this program"):
+        run(SHARED + " -resume other -save other")

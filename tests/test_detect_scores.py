@@ -1,0 +1,74 @@
+"""Scores are the evaluation library's; results are in COCO's form."""
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+from support.detectors import write_coco
+
+from detection import coco, scores
+from runtime.errors import InputError
+
+
+@pytest.fixture
+def truth(tmp_path):
+    content = write_coco(tmp_path, "val2017", 6, size=(200, 160))
+    for k, entry in enumerate(content["annotations"]):  # of all sizes, one crowd
+        entry["bbox"][2:] = [10 + 12 * k, 9 + 10 * k]
+        entry["area"], entry["iscrowd"] = entry["bbox"][2] * entry["bbox"][3], int(k == 3)
+    path = tmp_path / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    return coco.open_split(str(tmp_path), "val2017", "").truth(), path
+
+
+def detections(truth, shift=0.0, seed=0):
+    random, found = np.random.default_rng(seed), []
+    for entry in truth["annotations"]:
+        box = np.array(entry["bbox"], float)
+        box[:2] += shift * random.normal(size=2) * box[2:]
+        about = {"image_id": entry["image_id"], "category_id": entry["category_id"]}
+        found.append({**about, "bbox": box.tolist(), "score": float(random.uniform())})
+        if shift:
+            found.append({**about, "bbox": [3, 3, 40, 40], "score": float(random.uniform())})
+    return found
+
+
+def test_perfect_detections(truth):
+    found = scores.evaluate(truth[0], detections(truth[0]))
+    assert found["AP"] == found["AP50"] == found["AR100"] == 100
+
+
+@pytest.mark.parametrize("shift", (0.02, 0.1, 0.3))
+def test_pycocotools_gives_the_same(truth, shift, capsys):
+    mine = detections(truth[0], shift)
+    found = scores.evaluate(truth[0], mine)
+    reference = COCO(str(truth[1]))  # from the file itself
+    evaluation = COCOeval(reference, reference.loadRes(mine), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    expected = {n: 100 * v for n, v in zip(scores.NAMES, evaluation.stats) if v >= 0}
+    assert found == pytest.approx(expected, abs=1e-9)
+    assert 0 < found["AP"] < 100 and len(found) == 12
+
+
+def test_results_are_cocos():
+    boxes = np.array([[1.25, 2, 11.25, 22], [0, 0, 5, 5]])
+    found = [(139, boxes, np.array([0.5, 0.25]), np.array([2, 1]))]
+    assert scores.results(found, [3, 90]) == [
+        {"image_id": 139, "category_id": 90, "bbox": [1.25, 2.0, 10.0, 20.0], "score": 0.5},
+        {"image_id": 139, "category_id": 3, "bbox": [0.0, 0.0, 5.0, 5.0], "score": 0.25},
+    ]
+
+
+def test_nothing_found(truth):
+    assert scores.evaluate(truth[0], [])["AP50"] == 0
+
+
+def test_the_missing_library_is_named(monkeypatch):
+    for name in ("faster_coco_eval", "pycocotools.coco"):
+        monkeypatch.setitem(__import__("sys").modules, name, None)
+    with pytest.raises(InputError, match="pip install faster-coco-eval"):
+        scores.library()
