@@ -242,13 +242,14 @@ def test_what_does_not_fit_that_way_either_is_one_sentence(words, sizes):
 
 
 def compiled(data=None, folder=None):
-    """As `experiment`, the slices compiled; with -optnet true and without."""
-    return {
-        words: differences(
-            trained(words, 3, (1,)), trained(f"{words} -accumulate true -compile true", 3, (1,))
-        )
-        for words in ("", "-optnet true")
-    }
+    """As `experiment`, the slices compiled; on one process with -optnet true as well."""
+    alone, found = group.world_size() == 1, {}
+    for words in ("", "-optnet true") if alone else ("",):
+        batches = Batches(3) if alone else Batches(3, [6])  # each size is compiled
+        together = trained(words, 3, (1,), batches=batches)
+        apart = trained(f"{words} -accumulate true -compile true", 3, (1,), batches=batches)
+        found[words] = differences(together, apart)
+    return found
 
 
 @pytest.mark.slow
