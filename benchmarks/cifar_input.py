@@ -6,10 +6,11 @@ One call is an epoch of IMAGES (default 10,000) random pictures of 32 x 32 in ba
 draws, normalising, mirroring and cropping. The last line holds it against a step of ResNet-20.
 """
 
-import os
 import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import numpy as np
 import timing

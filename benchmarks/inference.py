@@ -6,10 +6,10 @@ comes first, then the best setting that we know of for each.
 
 import argparse
 import copy
-import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import timm
 import torch

@@ -7,11 +7,11 @@ GPU, the share of the time in which the device has nothing to do.
 import argparse
 import contextlib
 import io
-import os
-import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import torch
 from timing import compare, machine, median, ratio, table

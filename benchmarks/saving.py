@@ -13,11 +13,12 @@ import sys
 import tempfile
 import time
 
-import torch
+import project  # noqa: F401  before all else: sets the path, names a missing package
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# isort: split
 
 import timing
+import torch
 
 import checkpoints
 import models
