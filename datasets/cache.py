@@ -42,15 +42,22 @@ def info(opt):
 def _read(path):
     """All arrays of a cache, or None if the file is missing, truncated, damaged or no cache.
 
-    OSError or InputError for what is not remade, because it may not be this program's.
+    OSError for what is not a file: it is not replaced.
     """
     try:
         with regular_files.opened(path) as file:
             with zipfile.ZipFile(file) as archive:
-                records.check_layout(file, archive, path)
+                records.check_layout(file, archive)
             file.seek(0)
             with np.load(file, allow_pickle=False) as found:
                 info = {name: found[name] for name in found.files}  # reading checks the CRCs
-    except (FileNotFoundError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         return None
     return info if "signature" in info else None

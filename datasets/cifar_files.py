@@ -43,9 +43,7 @@ def archive(path, names):
             for member in tar:
                 total += member.size  # known before it is unpacked, or skipped
                 if total > LARGEST:
-                    raise InputError(
-                        f"{path} holds over {LARGEST} bytes: not the published archive"
-                    )
+                    raise InputError(f"{path} holds {total} bytes: not the published archive")
                 name = member.name.rpartition("/")[2]
                 if name not in names or not member.isreg():
                     continue
