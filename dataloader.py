@@ -43,6 +43,12 @@ def create(opt, device):
     )
 
 
+def fingerprints(loaders):
+    """A number for each split that changes with its list of images, as far as the dataset tells."""
+    sets = [loader.dataset for loader in loaders]
+    return [s.fingerprint() if hasattr(s, "fingerprint") else s.size() for s in sets]
+
+
 class Batch(NamedTuple):
     """One rank's part of a batch, on its device.
 

@@ -103,4 +103,7 @@ FIELDS = {
     "scaler": _is_scaler,
     "log": _is_log,
     "agents": _is_list,
+    "digest": is_count,
+    "bestDigest": lambda value: value is None or is_count(value),
+    "data": lambda value: isinstance(value, list) and all(map(is_count, value)),
 }
