@@ -13,7 +13,7 @@ from parallel import interface
 from runtime.errors import InputError
 
 RUN = NET + " -nGPU 2 -nEpochs 2 -manualSeed 2 -precision double"
-LONG = RUN.replace("-nEpochs 2", "-nEpochs 40") + " -saveEvery 1e-9"
+LONG = RUN.replace("-nEpochs 2", "-nEpochs 12") + " -saveEvery 1e-9"
 TIMEOUT = 20  # seconds, in place of ten minutes (parallel/group.py)
 AGENT = (
     "--nnodes 1:2 --nproc-per-node 1 --max-restarts 3 --rdzv-backend c10d --rdzv-id drill "
@@ -130,9 +130,9 @@ def resumed_equals_straight(command, data, folder):
 
 
 def equal(folder):
-    one, other = (results(folder / name, 40) for name in ("straight", "run"))
+    one, other = (results(folder / name, 12) for name in ("straight", "run"))
     assert difference(one, other) < 1e-12
-    assert [line["epoch"] for line in log(folder / "run")] == list(range(1, 41))
+    assert [line["epoch"] for line in log(folder / "run")] == list(range(1, 13))
 
 
 @pytest.mark.slow
