@@ -16,10 +16,11 @@ from storage import run_folder as _folder  # noqa: F401
 from support.runs import difference, results, same
 
 
-def fork(command, data, folder, before=lambda: None, output=None):
+def fork(command, data, folder, before=lambda: None, output=None, closed=False):
     """main.py as a fork of this process; what it says is in folder/said.
 
     before: called in the fork, before the run. output: a file descriptor that takes stdout instead.
+    closed: stdout is closed.
     """
     sys.stdout.flush()
     child = os.fork()
@@ -33,6 +34,9 @@ def fork(command, data, folder, before=lambda: None, output=None):
         os.dup2(said if output is None else output, 1)
         os.dup2(said, 2)
         sys.stdout, sys.stderr = (open(n, "w", buffering=1) for n in (1, 2))  # noqa: SIM115
+        if closed:  # as Python finds it then
+            os.close(1)
+            sys.stdout = None
         sys.argv = ["main.py", *command.split(), "-data", str(data)]
         guard.guard(main.main)
     finally:
