@@ -50,10 +50,8 @@ def _shared_memory():
     try:
         yield
     except (OSError, RuntimeError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "allocate shared memory" in str(
-            error
-        )
-        if not full:
+        is_full = getattr(error, "errno", None) == errno.ENOSPC
+        if not is_full and "allocate shared memory" not in str(error):
             raise
         raise InputError(
             "no shared memory is left for the loading workers' batches (/dev/shm; docker run "

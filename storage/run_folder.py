@@ -132,8 +132,9 @@ class RunFolder:
         try:
             self._check_best(path)
         except atomic.Damaged as error:
-            tests = [tuple(line["test"]) for line in checkpoint["log"][1:]]
-            epoch = checkpoint["log"][1 + tests.index(tuple(self.best))]["epoch"]
+            lines = checkpoint.get("log", [])[1:]
+            of_best = (line for line in lines if line.get("test") in (self.best, list(self.best)))
+            epoch = next(of_best, {}).get("epoch")
             source = os.path.join(self.opt.resume, f"model_{epoch}.pth")
             try:
                 self._check_best(source)
