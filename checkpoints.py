@@ -80,9 +80,10 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
     found = _finished(folder)
     if not found and not os.path.exists(path):
         return None, None
-    for epoch, names in found:
-        # epochs after that of latest.pth belong to an older run, which this one overwrites
-        if names == named or epoch > last:
+    # Epochs after that of latest.pth are tried last. They may be of a run before this one, or the
+    # folder was copied while a run wrote: then the older ones may be gone (-keep).
+    for _, names in sorted(found, key=lambda pair: pair[0] > last):
+        if names == named:
             continue
         try:
             checkpoint = _read(folder, *names)
@@ -255,7 +256,8 @@ def optim_state(opt):
     if model_files.is_t7(opt.optimState):
         return _torch7_state(opt.optimState, opt.retrain)
     found = _read_state(opt.optimState)
-    found.pop("position", None)  # of another run
+    for name in ("position", "data"):  # of another run
+        found.pop(name, None)
     if opt.resetClassifier:
         found["momentum"] = {k: v for k, v in found["momentum"].items() if not k.startswith("fc.")}
     return found

@@ -10,6 +10,7 @@ Port of dataloader.lua. Differs from the Lua:
 """
 
 import contextlib
+import errno
 import math
 import multiprocessing
 import signal
@@ -42,6 +43,27 @@ def create(opt, device):
     return tuple(
         DataLoader(dataset, opt, split, device) for dataset, split in zip(splits, ("train", "val"))
     )
+
+
+@contextlib.contextmanager
+def _shared_memory():
+    """InputError in place of the errors of PyTorch and multiprocessing for a full /dev/shm."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        is_full = getattr(error, "errno", None) == errno.ENOSPC
+        if not is_full and "allocate shared memory" not in str(error):
+            raise
+        raise InputError(
+            "no shared memory is left for the loading workers' batches (/dev/shm; docker run "
+            "--shm-size): free some, or fewer -nThreads need less"
+        ) from None
+
+
+def fingerprints(loaders):
+    """A number for each split that changes with its list of images, as far as the dataset tells."""
+    sets = [loader.dataset for loader in loaders]
+    return [s.fingerprint() if hasattr(s, "fingerprint") else s.size() for s in sets]
 
 
 class Batch(NamedTuple):
@@ -82,7 +104,8 @@ class DataLoader:
             # -nThreads counts a machine's workers, as in the Lua, which had one process
             count = math.ceil(opt.nThreads / group.local_world_size())
             # of each worker: its process id, and the index of the image that it is reading or -1
-            self.current = torch.full((count, 2), -1).share_memory_()
+            with _shared_memory():
+                self.current = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
                 workers.BatchReader(dataset, opt, self.current),
                 sampler=self.sampler,
@@ -184,7 +207,7 @@ class DataLoader:
     def _worker_results(self):
         """The workers' results in order. If a worker dies, InputError names the image it read."""
         try:
-            with signals.blocked():  # the first call starts the workers
+            with signals.blocked(), _shared_memory():  # the first call starts the workers
                 results = iter(self.workers)
             self.processes = self.processes or multiprocessing.active_children()
             with contextlib.suppress(ValueError):  # not in the main thread
@@ -192,7 +215,8 @@ class DataLoader:
                 # raises within 5 s
                 if hasattr(signal, "SIGCHLD"):  # not on Windows
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            yield from results
+            with _shared_memory():
+                yield from results
         except RuntimeError as error:
             ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}
             if "DataLoader worker" not in str(error) or not ended:

@@ -72,7 +72,8 @@ def run(opt, argv, ends_process):
         interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
         reporter = Reporter(Clock(opt.nEpochs, train_loader.size(), val_loader.size()))
         state = checkpoint or checkpoints.optim_state(opt)
-        trainer = Trainer(model, criterion(), opt, device, state, reporter, interrupts)
+        data = dataloader.fingerprints(loaders)
+        trainer = Trainer(model, criterion(), opt, device, state, reporter, interrupts, data)
 
         if opt.testOnly:
             trainer.recompute(0, train_loader)

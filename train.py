@@ -44,8 +44,17 @@ class Trainer:
     """Trains and tests one model; `checkpoint` holds the state to go on from, if any."""
 
     def __init__(
-        self, model, criterion, opt, device, checkpoint=None, reporter=None, interrupts=None
+        self,
+        model,
+        criterion,
+        opt,
+        device,
+        checkpoint=None,
+        reporter=None,
+        interrupts=None,
+        data=(),
     ):
+        self.data = list(data)  # dataloader.fingerprints
         self.model, self.criterion, self.opt, self.device = model, criterion, opt, device
         self.reporter, self.interrupts = reporter or Reporter(), interrupts or Interrupts()
         self.queue = MetricQueue(device, self.interrupts)
@@ -209,7 +218,8 @@ class Trainer:
             if parameter.requires_grad
         }
         position = dataclasses.asdict(self.position)
-        return {"momentum": momentum, "scaler": self.scaler.state_dict(), "position": position}
+        scaler = self.scaler.state_dict()
+        return {"momentum": momentum, "scaler": scaler, "position": position, "data": self.data}
 
     def load_state(self, state):
         """Take over `state()`; a momentum buffer that does not fit its parameter is refused."""
@@ -237,11 +247,16 @@ class Trainer:
 
     def _resume_inside(self, state):
         """Take over the position inside an epoch, if the checkpoint has one."""
-        position = state.get("position")
+        position, same_data = state.get("position"), state.get("data", self.data) == self.data
+        if not same_data:
+            note(
+                "=> the images in -data are not those of the checkpoint: the run goes on with them"
+            )
         if position is None or position["epoch"] in (None, state.get("epoch")):
             return  # its epoch is finished, or there is none
-        if position["order"] != self._order():
-            note(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
+        if position["order"] != self._order() or not same_data:
+            what = ORDER if same_data else "the images"
+            note(f"=> {what} changed inside epoch {position['epoch']}: it begins again")
             return
         self.position = Position(
             position["epoch"],

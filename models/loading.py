@@ -37,6 +37,8 @@ def setup(opt, checkpoint, classes, device):
         model = build(opt, count)
     if opt.resetClassifier and checkpoint is None:
         reset_classifier(model, count)
+    if checkpoint is not None and model.classes:
+        _check_same_classes(model.classes, list(classes))
     outputs = model.fc.out_features
     if outputs != count:
         raise InputError(
@@ -106,6 +108,20 @@ def _check_fits(model, state):
     for name in own:
         if name not in state:
             raise InputError(f"{name} is missing from a {net}")
+
+
+def _check_same_classes(saved, found):
+    """InputError if a resumed run would take its outputs for other classes."""
+    if saved == found:
+        return
+    gone = [f"{name!r:.80} is missing" for name in saved if name not in found]
+    new = [f"{name!r:.80} is new" for name in found if name not in saved]
+    changes = " and ".join(gone[:1] + new[:1]) or "their order has changed"
+    raise InputError(
+        f"the data has other classes than the checkpoint: {changes}; a resumed run needs the "
+        "class folders that it began with (one may be empty); to train on other classes, give "
+        "-retrain with a model and -resetClassifier true"
+    )
 
 
 def _original_input_spec(config):

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 import traceback
@@ -63,8 +64,8 @@ def fail(error):
 
         if group.lost_peer(error):
             time.sleep(3)  # the failed process prints first, and parent or agent may end this one
-            reason = str(error).splitlines()[0]
-            message = f"rank {group.rank()} lost the other processes: {reason}"
+            who = f"rank {group.rank()} on {socket.gethostname()}"
+            message = f"{who} lost the other processes: {group.reason(error)}"
         first = group.first_to_fail()
     if first:
         complain(f"{script()}: {message}")

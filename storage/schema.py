@@ -126,4 +126,6 @@ FIELDS = {
     "log": _is_log,
     "agents": _are_names,
     "digest": is_count,
+    "bestDigest": lambda value: value is None or is_count(value),
+    "data": lambda value: isinstance(value, list) and all(map(is_count, value)),
 }
