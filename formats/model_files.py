@@ -171,9 +171,9 @@ def _own_content(path, saved):
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
     _check_config(path, config, state)
     classes, outputs = saved.get("classes"), len(state["fc.weight"])
-    if classes is not None and not _is_list_of(classes, (str,), outputs):
+    if classes is not None and not _are_names(classes, outputs):
         raise InputError(
-            f"{path} is damaged: its classes are no list of {outputs} names, one for each output"
+            f"{path} is damaged: its classes are no list of names of {outputs} outputs"
         )
     spec = checked_spec(path, saved.get("preprocessing"))
     return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
@@ -235,6 +235,12 @@ def _fault(name, tensor):
     if fault is None and name.endswith("running_var") and tensor.numel() and tensor.min() < 0:
         return "has a negative variance"
     return fault
+
+
+def _are_names(classes, outputs):
+    """Whether these may be the class names of so many outputs; with -nClasses there are fewer."""
+    count = len(classes) if _is_list_of(classes, (str,)) else 0
+    return count == outputs or 1 < count < outputs
 
 
 def _is_list_of(values, types, length=None):
@@ -308,7 +314,7 @@ def _read_t7(path):
     check_state(path, state)
     content = {"model": state, "config": config, "classes": None, "preprocessing": None}
     classes, spec = tree.get("classes"), tree.get("preprocessing")
-    if isinstance(classes, t7.Table) and _is_list_of(classes.array(), (str,), config["classes"]):
+    if isinstance(classes, t7.Table) and _are_names(classes.array(), config["classes"]):
         content["classes"] = classes.array()
     if isinstance(spec, t7.Table):
         arrays = {k: v.array() if isinstance(v, t7.Table) else v for k, v in spec.items()}

@@ -45,8 +45,7 @@ def setup(opt, checkpoint, classes, device):
             f"the model has {outputs} classes, the data {len(classes)}: to fine-tune, give "
             f"-resetClassifier true; to leave it so, -nClasses {outputs}"
         )
-    # a file has a name for every output
-    model.classes = [*classes, *(f"class {i}" for i in range(len(classes), count))]
+    model.classes = list(classes)
     freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
     set_backend(opt)

@@ -146,7 +146,7 @@ class RunFolder:
 
     def _check_best(self, path):
         """Damaged if a file is not intact, or not the best model of the checkpoint."""
-        atomic.check(path)
+        atomic.load(path)
         if atomic.digest(path) != self.best_digest:
             raise atomic.Damaged(f"{path} is not the best model of the checkpoint")
 

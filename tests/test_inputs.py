@@ -218,10 +218,17 @@ def test_weights_that_are_not_finite(extension, tmp_path):
     assert outcome(models.load_file, path) == "accepted"
 
 
-@pytest.mark.parametrize("count", [0, 1, 2, 4, 10_000])
-def test_as_many_class_names_as_outputs(count, tmp_path):
+@pytest.mark.parametrize("count", [0, 1, 4, 10_000])
+def test_numbers_of_class_names(count, tmp_path):
+    """Three would be right, or two after -nClasses 3."""
     torch.save({**packed(), "classes": ["a"] * count}, tmp_path / "net.pth")
     assert outcome(models.load_file, tmp_path / "net.pth") == "refused"
+
+
+def test_fewer_class_names_than_outputs(tmp_path):
+    """-nClasses leaves outputs without a class; files of such runs exist."""
+    torch.save({**packed(), "classes": ["a", "b"]}, tmp_path / "net.pth")
+    assert models.load_file(tmp_path / "net.pth").classes == ["a", "b"]
 
 
 def test_weights_in_half_but_for_the_batch_norms(tmp_path):
