@@ -17,8 +17,9 @@ import opts
 from formats import model_files, torch7
 from parallel import group
 from runtime.errors import InputError
+from runtime.foreign import shown
 from runtime.terminal import note, say
-from storage import atomic, schema
+from storage import atomic, schema, tensors
 from storage.run_folder import INSIDE
 
 
@@ -79,9 +80,10 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
     found = _finished(folder)
     if not found and not os.path.exists(path):
         return None, None
-    for epoch, names in found:
-        # epochs after that of latest.pth belong to an older run, which this one overwrites
-        if names == named or epoch > last:
+    # Epochs after that of latest.pth are tried last. They may be of a run before this one, or the
+    # folder was copied while a run wrote: then the older ones may be gone (-keep).
+    for _, names in sorted(found, key=lambda pair: pair[0] > last):
+        if names == named:
             continue
         try:
             checkpoint = _read(folder, *names)
@@ -100,11 +102,15 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
 def _read_state(path):
     """The state in a file; InputError if it, or a value of its options, is not valid."""
     found = schema.read(path)
+    _check_options(path, found["options"])
+    return {**found, "file": path}
+
+
+def _check_options(path, options):
     for name in opts.of_the_run():
-        if name in found["options"] and not opts.fits(name, found["options"][name]):
-            value = f"{found['options'][name]!r:.80}"
+        if name in options and not opts.fits(name, options[name]):
+            value = shown(options[name])
             raise InputError(f"{path} is no checkpoint of this program: its -{name} is {value}")
-    return found
 
 
 def _read_pointer(path):
@@ -116,11 +122,16 @@ def _read_pointer(path):
         else []
     )
     for name in names:
-        if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-            raise InputError(f"{path} names {name!r:.80}: should be a file of the same folder")
+        _check_name(path, name)
     if not names or not schema.is_count(pointer.get("epoch")):
         raise InputError(f"{path} names no checkpoint of this program")
     return pointer
+
+
+def _check_name(path, name):
+    """InputError for a name that leads out of the folder of the file that names it."""
+    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
+        raise InputError(f"{path} names {shown(name)}: should be a file of the same folder")
 
 
 def _finished(folder):
@@ -177,7 +188,7 @@ def replicas(opt):
     if "nGPU" in opt.given or opt.resume == "none":
         return opt.nGPU
     found = _pointer_field(opt.resume, "nGPU")
-    return found if schema.is_count(found) and found else opt.nGPU
+    return found if opts.fits("nGPU", found) else opt.nGPU
 
 
 def _restarted_by_agent(opt):
@@ -187,28 +198,35 @@ def _restarted_by_agent(opt):
     saved = None
     if group.rank() == 0:
         saved = _pointer_field(opt.save, "agents")
-    return not set(opt.agents).isdisjoint(group.all_gather(saved)[0] or [])
+    saved = group.all_gather(saved)[0]
+    return isinstance(saved, list) and any(agent in saved for agent in opt.agents)
 
 
 def _torch7(path):
     """A checkpoint of checkpoints.lua. It has no best error; the rate is the command line's."""
     newest, folder = model_files.load_t7(path), os.path.dirname(path)
-    try:
-        model = os.path.join(folder, newest["modelFile"])
-        checkpoint = _torch7_state(os.path.join(folder, newest["optimFile"]), model)
-        return {**checkpoint, "epoch": newest["epoch"], "modelFile": model}
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{path} is no checkpoint of the original program: {error!r}") from None
+    fields = newest if isinstance(newest, dict) else {}
+    for name in ("modelFile", "optimFile"):
+        _check_name(path, fields.get(name))
+    if not schema.is_count(fields.get("epoch")):
+        raise InputError(f"{path} is no checkpoint of the original program: it lacks the epoch")
+    model = os.path.join(folder, newest["modelFile"])
+    checkpoint = _torch7_state(os.path.join(folder, newest["optimFile"]), model)
+    return {**checkpoint, "epoch": newest["epoch"], "modelFile": model}
 
 
 def _torch7_state(path, model):
     """The state of optim.sgd. dfdx is the momentum, all parameters in one vector."""
     found = model_files.load_t7(path)
-    return {
-        "best": (math.inf, math.inf),
-        "momentum": torch7.split(found["dfdx"], model_files.read(model)["model"]),
-        "options": {name: found[name] for name in ("momentum", "weightDecay")},
-    }
+    fields = found if isinstance(found, dict) else {}
+    fault = tensors.fault(fields.get("dfdx"))
+    if fault:
+        raise InputError(f"{path} is no checkpoint of the original program: its dfdx {fault}")
+    options = {name: fields.get(name) for name in ("momentum", "weightDecay")}
+    options = {n: float(v) if type(v) is int else v for n, v in options.items()}
+    _check_options(path, options)
+    momentum = torch7.split(fields["dfdx"], model_files.read(model)["model"])
+    return {"best": (math.inf, math.inf), "momentum": momentum, "options": options, "file": path}
 
 
 def _adopt_options(opt, saved, options):
@@ -238,7 +256,8 @@ def optim_state(opt):
     if model_files.is_t7(opt.optimState):
         return _torch7_state(opt.optimState, opt.retrain)
     found = _read_state(opt.optimState)
-    found.pop("position", None)  # of another run
+    for name in ("position", "data"):  # of another run
+        found.pop(name, None)
     if opt.resetClassifier:
         found["momentum"] = {k: v for k, v in found["momentum"].items() if not k.startswith("fc.")}
     return found

@@ -10,6 +10,7 @@ Port of dataloader.lua. Differs from the Lua:
 """
 
 import contextlib
+import errno
 import math
 import multiprocessing
 import signal
@@ -25,6 +26,7 @@ from datasets import workers
 from datasets.draws import permutation, table
 from parallel import group, signals
 from parallel.replicas import split, split_sizes
+from runtime import threads
 from runtime.errors import InputError
 from runtime.precision import Precision
 from runtime.terminal import note
@@ -41,6 +43,27 @@ def create(opt, device):
     return tuple(
         DataLoader(dataset, opt, split, device) for dataset, split in zip(splits, ("train", "val"))
     )
+
+
+@contextlib.contextmanager
+def _shared_memory():
+    """InputError in place of the errors of PyTorch and multiprocessing for a full /dev/shm."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        is_full = getattr(error, "errno", None) == errno.ENOSPC
+        if not is_full and "allocate shared memory" not in str(error):
+            raise
+        raise InputError(
+            "no shared memory is left for the loading workers' batches (/dev/shm; docker run "
+            "--shm-size): free some, or fewer -nThreads need less"
+        ) from None
+
+
+def fingerprints(loaders):
+    """A number for each split that changes with its list of images, as far as the dataset tells."""
+    sets = [loader.dataset for loader in loaders]
+    return [s.fingerprint() if hasattr(s, "fingerprint") else s.size() for s in sets]
 
 
 class Batch(NamedTuple):
@@ -72,6 +95,7 @@ class DataLoader:
         self.dtype = Precision(opt.precision, device).dtype
         self.in_memory = hasattr(dataset, "augment")
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
+        self.advised = None  # the line on -nThreads, once it was printed
         self.odd, self.named = [], set()  # sentences on odd files: of this epoch, and all printed
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
@@ -80,7 +104,8 @@ class DataLoader:
             # -nThreads counts a machine's workers, as in the Lua, which had one process
             count = math.ceil(opt.nThreads / group.local_world_size())
             # of each worker: its process id, and the index of the image that it is reading or -1
-            self.current = torch.full((count, 2), -1).share_memory_()
+            with _shared_memory():
+                self.current = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
                 workers.BatchReader(dataset, opt, self.current),
                 sampler=self.sampler,
@@ -182,7 +207,7 @@ class DataLoader:
     def _worker_results(self):
         """The workers' results in order. If a worker dies, InputError names the image it read."""
         try:
-            with signals.blocked():  # the first call starts the workers
+            with signals.blocked(), _shared_memory():  # the first call starts the workers
                 results = iter(self.workers)
             self.processes = self.processes or multiprocessing.active_children()
             with contextlib.suppress(ValueError):  # not in the main thread
@@ -190,7 +215,8 @@ class DataLoader:
                 # raises within 5 s
                 if hasattr(signal, "SIGCHLD"):  # not on Windows
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            yield from results
+            with _shared_memory():
+                yield from results
         except RuntimeError as error:
             ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}
             if "DataLoader worker" not in str(error) or not ended:
@@ -233,6 +259,15 @@ class DataLoader:
                     self.named.add(sentence)
                     note(f" | odd but whole: {sentence} ({len(self.named)} so far)")
         self.odd = []
+
+    def report_wait(self, epoch, seconds, waited):
+        """Print a line if the epoch waited for data and more workers would help; once a run."""
+        if self.in_memory or self.advised:
+            return
+        idle = threads.cores() - self.opt.nThreads - group.local_world_size()
+        self.advised = workers.advice(epoch, self.opt.nThreads, idle, seconds, waited)
+        if self.advised:
+            note(self.advised)
 
     def _placeholder(self):
         """The input of a rank without samples: one black image."""

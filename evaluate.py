@@ -12,7 +12,7 @@ import sys
 import opts
 from parallel import launch
 from parallel.guard import guard
-from runtime import memory, output_files, threads
+from runtime import memory, output_files, regular_files, threads
 from runtime.errors import InputError
 
 HEAD = """Usage: evaluate.py MODEL... [options]
@@ -34,8 +34,8 @@ _SHARED = (
 # fmt: off
 OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),
-    ("testScale",   0,     opts.whole,   0,    "Shorter side of the test image (0: as the model says)"),
-    ("testCrop",    0,     opts.whole,   0,    "Side of the crop of the test image (0: as the model says)"),
+    ("testScale",   0,     opts.whole,   range(1 << 14),    "Shorter side of the test image (0: as the model says)"),
+    ("testCrop",    0,     opts.whole,   range(1 << 14),    "Side of the crop of the test image (0: as the model says)"),
     ("dense",       (),    opts.series,  None, "Test whole images at these scales: 224,256,288,320,352"),
     ("flip",        False, opts.boolean, None, "Test the mirror images as well"),
     ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
@@ -129,8 +129,8 @@ def _check(words, opt):
         raise InputError("-tenCrop true has mirror images already: leave out -flip")
     if opt.recomputeBN and opt.batchSize < 2:
         raise InputError("-recomputeBN needs a -batchSize of at least two images")
-    if opt.classes and not os.path.isfile(opt.classes):
-        raise InputError(f"File not found: {opt.classes} (-classes)")
+    if opt.classes:
+        regular_files.check(opt.classes, " (-classes)")
     opts.check_folder(opt)
     _check_outputs(opt)
     return opt
@@ -160,8 +160,8 @@ def _check_outputs(opt):
 def _model(word):
     """The model that an argument names."""
     path = os.path.join(word, "model_best.pth") if os.path.isdir(word) else word
-    if not word.startswith("torchvision:") and not os.path.isfile(path):
-        raise InputError(f"File not found: {path}")
+    if not word.startswith("torchvision:"):
+        regular_files.check(path)
     return path
 
 

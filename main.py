@@ -72,7 +72,8 @@ def run(opt, argv, ends_process):
         interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
         reporter = Reporter(Clock(opt.nEpochs, train_loader.size(), val_loader.size()))
         state = checkpoint or checkpoints.optim_state(opt)
-        trainer = Trainer(model, criterion(), opt, device, state, reporter, interrupts)
+        data = dataloader.fingerprints(loaders)
+        trainer = Trainer(model, criterion(), opt, device, state, reporter, interrupts, data)
 
         if opt.testOnly:
             trainer.recompute(0, train_loader)
@@ -99,6 +100,8 @@ def train_epoch(epoch, trainer, loaders, folder):
 
     train_loader, val_loader = loaders
     trainer.train(epoch, train_loader)
+    done = trainer.position.train
+    train_loader.report_wait(epoch, done.seconds, done.data_wait)
 
     trainer.recompute(epoch, train_loader)
     test = trainer.test(epoch, val_loader)

@@ -14,6 +14,7 @@ import types
 
 import datasets
 from models import depths
+from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import complain, note
 
@@ -25,10 +26,14 @@ See TRAINING.md for examples
 Options:"""
 
 
+EXACT = 2**53  # a double has every whole number up to here
+WIDEST = 1 << 14  # channels of all paths in the first stage: nobody's memory holds such a net
+
+
 def whole(text):
     """A whole number, as tonumber read it: 32, 1e2."""
     number = float(text)
-    if not number.is_integer():
+    if not number.is_integer() or abs(number) > EXACT:
         raise ValueError
     return int(number)
 
@@ -53,7 +58,7 @@ def series(text):
 
 
 WANTED = {
-    whole: "a whole number",
+    whole: "a whole number, at most 2^53",
     real: "a number",
     boolean: "true or false",
     series: "ascending numbers such as 150,225",
@@ -61,22 +66,22 @@ WANTED = {
 
 PRECISIONS = ("single", "double", "half", "bfloat16", "tf32")
 
-# Name, default, how the value is read, what it may be (words, or the least number), help.
+# Name, default, how the value is read, what it may be (words, the least number, or a range), help.
 # fmt: off
 OPTIONS = (
     # ---------- General options ----------
     ("data",            "",            str,     None, "Path to dataset"),
     ("dataset",         "imagenet",    str,     None, "Options: imagenet | cifar10 | cifar100 | digits"),
     ("manualSeed",      0,             whole,   None, "Manually set RNG seed"),
-    ("nGPU",            1,             whole,   1,    "Number of replicas, on any number of devices"),
-    ("nProcs",          1,             whole,   1,    "Processes on the CPU; on CUDA one a device, or so many"),
+    ("nGPU",            1,             whole,   range(1, 2**16 + 1),    "Number of replicas, on any number of devices"),
+    ("nProcs",          1,             whole,   range(1, 2**12 + 1),    "Processes on the CPU; on CUDA one a device, or so many"),
     ("backend",         "cudnn",       str,     ("cudnn", "cunn"), ""),
     ("cudnn",           "fastest",     str,     ("fastest", "default", "deterministic"), ""),
     ("gen",             "gen",         str,     None, "Path to save generated files"),
     ("precision",       "single",      str,     PRECISIONS, ""),
     ("compile",         False,         boolean, None, "Compile the training step (torch.compile)"),
     # ---------- Data options ----------
-    ("nThreads",        2,             whole,   0,    "number of data loading workers"),
+    ("nThreads",        2,             whole,   range(0, 2**12 + 1),    "number of data loading workers"),
     ("skipCorrupt",     False,         boolean, None, "Count and leave out unreadable images"),
     # ---------- Training options ----------
     ("nEpochs",         0,             whole,   0,    "Number of total epochs to run (0: the recipe's)"),
@@ -84,8 +89,8 @@ OPTIONS = (
     ("batchSize",       32,            whole,   1,    "mini-batch size (1 = pure stochastic)"),
     ("testOnly",        False,         boolean, None, "Run on validation set only"),
     ("tenCrop",         False,         boolean, None, "Ten-crop testing"),
-    ("testScale",       256,           whole,   1,    "Shorter side of the test image (ImageNet)"),
-    ("testCrop",        224,           whole,   1,    "Side of the crop of the test image (ImageNet)"),
+    ("testScale",       256,           whole,   range(1, 2**14 + 1),    "Shorter side of the test image (ImageNet)"),
+    ("testCrop",        224,           whole,   range(1, 2**14 + 1),    "Side of the crop of the test image (ImageNet)"),
     ("recomputeBN",     0,             whole,   0,    "Batches to re-estimate batch norm over before a test (0: no)"),
     # ---------- Checkpointing options ----------
     ("save",            "checkpoints", str,     None, "Directory in which to save checkpoints"),
@@ -103,18 +108,19 @@ OPTIONS = (
     # ---------- Model options ----------
     ("netType",         "",            str,     None, "Options: " + " | ".join(depths.NETS)),
     ("bottleneckType",  "resnext_C",   str,     depths.BOTTLENECKS, ""),
-    ("depth",           34,            whole,   1,    "ResNet depth: 18 | 34 | 50 | 101 | ..."),
-    ("baseWidth",       64,            whole,   1,    "ResNet base width"),
-    ("cardinality",     1,             whole,   1,    "ResNet cardinality"),
+    ("depth",           34,            whole,   range(1, 10_001),    "ResNet depth: 18 | 34 | 50 | 101 | ..."),
+    ("baseWidth",       64,            whole,   range(1, 2**14 + 1),    "ResNet base width"),
+    ("cardinality",     1,             whole,   range(1, 2**10 + 1),    "ResNet cardinality"),
     ("shortcutType",    "",            str,     ("", "A", "B", "C", "none"), ""),
     ("retrain",         "none",        str,     None, "Model file to retrain with, or torchvision:NAME"),
     ("optimState",      "none",        str,     None, "Path to an optimState to reload from"),
     # ---------- Model options ----------
     ("shareGradInput",  False,         boolean, None, "Accepted; autograd frees gradInput by itself"),
     ("optnet",          False,         boolean, None, "Recompute activations to reduce memory usage"),
+    ("accumulate",      False,         boolean, None, "Run replica slices one after another: less memory"),
     ("resetClassifier", False,         boolean, None, "Reset the fully connected layer for fine-tuning"),
     ("freeze",          0,             whole,   0,    "Stages that fine-tuning holds still, with the stem (0: none)"),
-    ("nClasses",        0,             whole,   0,    "Number of classes (0: as many as are found)"),
+    ("nClasses",        0,             whole,   range(0, 1_000_001),    "Number of classes (0: as many as are found)"),
 )
 
 # Recipes, each as its own repository has it: epochs, rate, where it drops x0.1, shortcut type. By
@@ -231,8 +237,12 @@ def fits(name, value, options=OPTIONS):
         return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
     if type(value) is not type(default):
         return False
-    if isinstance(allowed, tuple):
+    if name == "momentum" and value == 0:  # as `complete` says
+        return False
+    if isinstance(allowed, (tuple, range)):
         return value in allowed
+    if kind is whole and abs(value) > EXACT:
+        return False
     return not isinstance(allowed, int) or allowed <= value < math.inf
 
 
@@ -246,6 +256,10 @@ def _value(name, text, kind, allowed):
     if isinstance(allowed, tuple) and value not in allowed:
         words = ", ".join(word for word in allowed if word)
         raise InputError(f"unknown {name} {text!r}: should be one of {words}")
+    if isinstance(allowed, range) and value not in allowed:
+        raise InputError(
+            f"invalid value {text} for option -{name}: should be {allowed[0]} to {allowed[-1]}"
+        )
     if isinstance(allowed, int) and value < allowed:
         raise InputError(f"invalid value {text} for option -{name}: should be at least {allowed}")
     return value
@@ -277,6 +291,9 @@ def complete(opt, data=True, resumed=False):
     follow_recipe(opt)
     if opt.momentum == 0:
         raise InputError("-momentum 0: Nesterov momentum requires a momentum; give e.g. 0.9")
+    if opt.cardinality * opt.baseWidth > WIDEST:
+        paths = f"-cardinality {opt.cardinality} paths of -baseWidth {opt.baseWidth} channels"
+        raise InputError(f"{paths}: together they should have at most {WIDEST}")
     if opt.shareGradInput and opt.optnet:
         raise InputError("cannot use both -shareGradInput and -optnet: leave one out")
     if opt.freeze and opt.retrain == opt.resume == "none":
@@ -292,8 +309,8 @@ def complete(opt, data=True, resumed=False):
     for name in ("retrain", "optimState"):
         path = getattr(opt, name)
         named = path == "none" or path.startswith("torchvision:")  # formats/ knows these names
-        if not named and not os.path.isfile(path):
-            raise InputError(f"File not found: {path} (-{name})")
+        if not named:
+            regular_files.check(path, f" (-{name})")
     if data or opt.data:
         check_folder(opt)
     return opt

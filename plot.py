@@ -12,6 +12,7 @@ import sys
 import opts
 from runtime import command
 from runtime.errors import InputError
+from runtime.foreign import visible
 from storage import curves
 
 KINDS = ("curves", "parameters")
@@ -40,6 +41,7 @@ STYLE = {
     **{"font.size": 11, "axes.spines.top": False, "axes.spines.right": False},
     **{"axes.grid": True, "grid.color": "#E5E5E5", "axes.axisbelow": True},
     **{"legend.frameon": False, "legend.fontsize": 9.5, "axes.titlesize": 12},
+    "text.parse_math": False,  # a dollar in a name is no formula
 }
 
 
@@ -111,7 +113,7 @@ def _figure():
 
 
 def _warn(text):
-    print(f"plot.py: warning: {text}", file=sys.stderr)
+    print(f"plot.py: warning: {visible(text)}", file=sys.stderr)
 
 
 def table(drawn):

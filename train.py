@@ -17,6 +17,7 @@ from evaluation.reporter import Reporter
 from models.blocks import set_slices
 from models.compiled import compiled
 from models.fold import folded
+from models.freezing import held
 from parallel import group
 from parallel.signals import Interrupts
 from runtime import memory
@@ -26,6 +27,7 @@ from runtime.terminal import note, say
 
 ORDER = "-batchSize, -manualSeed or -tenCrop"
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
+ONE_BY_ONE = "-accumulate true"  # the first advice where replicas share a process
 
 
 @dataclasses.dataclass
@@ -42,8 +44,17 @@ class Trainer:
     """Trains and tests one model; `checkpoint` holds the state to go on from, if any."""
 
     def __init__(
-        self, model, criterion, opt, device, checkpoint=None, reporter=None, interrupts=None
+        self,
+        model,
+        criterion,
+        opt,
+        device,
+        checkpoint=None,
+        reporter=None,
+        interrupts=None,
+        data=(),
     ):
+        self.data = list(data)  # dataloader.fingerprints
         self.model, self.criterion, self.opt, self.device = model, criterion, opt, device
         self.reporter, self.interrupts = reporter or Reporter(), interrupts or Interrupts()
         self.queue = MetricQueue(device, self.interrupts)
@@ -55,7 +66,8 @@ class Trainer:
             self.load_state(checkpoint)
         self.parallel = group.data_parallel(model, device)  # the same model, as it is trained
         self.compiled = compiled(self.parallel, device) if opt.compile else self.parallel
-        self.slices = None  # those that the model was given last
+        self.slices = None  # those of the model's batch norms
+        self.accumulates, self.stepped = opt.accumulate, False
 
     def train(self, epoch, loader):
         """One epoch, or what is left of it; returns (top-1 error %, top-5 error %, mean loss)."""
@@ -66,53 +78,101 @@ class Trainer:
         if total.done < size:
             say(f"=> Training epoch # {epoch}")
         self.model.train()
-        self.slices = None  # -recomputeBN sets others
+        self.slices = None
+        set_slices(self.model, None)
 
         def report(metrics):
             metrics.check_finite(epoch, size)
             total.add(metrics)
             self.reporter.train(epoch, size, metrics)
 
+        def where(n):
+            return f"in epoch {epoch} after iteration {n} of {size}"
+
         self.queue.start(report)
-        for n, batch, data_wait in batches(loader, epoch, total.done):
-            with memory.out_of_memory(batch.input.shape, self.device, ADVICE):
-                output, loss = self._step(batch)
+        for n, batch, data_wait in batches(loader, epoch, total.done, self.queue, where):
+            output, loss = self._step_that_fits(batch)
             metrics = Metrics(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
             errors = scores.count_errors(output, batch.target)
             self.queue.push(metrics, {**errors, "loss": loss})
-            self.queue.poll(f"in epoch {epoch} after iteration {n} of {size}")
-        self.queue.poll(f"in epoch {epoch} after iteration {size} of {size}", lag=0)
+            self.queue.poll(where(n))
+        self.queue.poll(where(size), lag=0)
         if not total.seen:
             raise InputError("no training image could be read")
         return total.top1, total.top5, total.mean_loss
 
     def _step(self, batch):
         """Forward, loss, backward, step; returns output (N, K) and the loss's sum, detached."""
-        model = self._as_trained(batch)
+        outputs, losses = [], []
         self.optimizer.zero_grad(set_to_none=True)
-        with self.precision.autocast():
-            # a process without samples was given an image, to take part in the exchange
-            output = model(batch.input)[: len(batch.target)]
-            loss = self.criterion(output, batch.target)
-        # The gradient is that of the mean over the whole batch, DataParallelTable's. The gradients
-        # of the processes are averaged, hence their number.
-        self.scaler.scale(loss * (group.world_size() / batch.count)).backward()
+        for model, input, target in self._parts(batch):  # one, or with -accumulate true many
+            with self.precision.autocast():
+                # a process without samples was given an image, to take part in the exchange
+                output = model(input)[: len(target)]
+                loss = self.criterion(output, target)
+            # The gradient is that of the mean over the whole batch, DataParallelTable's. The
+            # gradients of the processes are averaged, hence their number.
+            self.scaler.scale(loss * (group.world_size() / batch.count)).backward()
+            outputs.append(output.detach())
+            losses.append(loss.detach())
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return output.detach(), loss.detach()
+        return torch.cat([outputs[-1], *outputs[:-1]]), sum(losses)
 
-    def _as_trained(self, batch):
-        """The model, its batch norms set to the batch's replica slices."""
+    def _parts(self, batch):
+        """(model, input, target) of what goes forward and backward together, as it is trained.
+
+        That is this process's batch, or with -accumulate true each of its replica slices. Their
+        gradients add up; the processes exchange them once. The first slice comes last: it alone
+        updates the running statistics, and a slice of one sample is normalised by the former ones.
+        """
         own = batch.slices[group.rank()]
-        if self.slices != own:
-            self.slices = own
-            set_slices(self.model, own)  # a walk over all modules
         if group.world_size() > 1 and any(1 in sizes for sizes in batch.slices):
             # a slice of one sample is normalised by the first replica's running statistics
             group.broadcast(self.model.buffers())
+        if not self.accumulates or len(own) < 2:
+            yield self._as_trained(own), batch.input, batch.target
+            return
+        buffers = list(self.model.buffers())
+        before = [buffer.clone() for buffer in buffers]
+        first, *others = zip(batch.input.split(own), batch.target.split(own))
+        for input, target in others:
+            with group.no_sync(self.parallel):
+                yield self._as_trained([len(target)]), input, target
+            torch._foreach_copy_(buffers, before)
+        yield self._as_trained(own[:1]), *first
+
+    def _as_trained(self, slices):
+        """The model, its batch norms set to these replica slices."""
+        several = slices if len(slices) > 1 else None
+        if self.slices != several:
+            self.slices = several
+            set_slices(self.model, several)  # a walk over all modules
         # Compiled, the backward pass of a slice of one sample, which is normalised by the running
         # statistics, would see them as the first slice has moved them.
-        return self.parallel if len(batch.input) == 1 or 1 in own else self.compiled
+        return self.parallel if 1 in slices or not slices else self.compiled
+
+    def _step_that_fits(self, batch):
+        """`_step`; where the run's first one is out of memory, its replica slices one by one.
+
+        Only in a run of one process: of several, the others would wait for this one's gradients.
+        """
+        several = len(batch.slices[group.rank()]) > 1 and not self.accumulates
+        can_split = several and not self.stepped and group.world_size() == 1
+        before = [buffer.clone() for buffer in self.model.buffers()] if can_split else []
+        self.stepped = True
+        advice = f"{ONE_BY_ONE}, {ADVICE}" if several else ADVICE
+        try:
+            with memory.out_of_memory(batch.input.shape, self.device, advice):
+                return self._step(batch)
+        except memory.OutOfMemory as error:
+            if not can_split:
+                raise
+            note(f"=> {error.need}: going on as with {ONE_BY_ONE}")
+        # not above: until its end the exception keeps the activations
+        self.accumulates = True
+        torch._foreach_copy_(list(self.model.buffers()), before)
+        return self._step_that_fits(batch)
 
     def recompute(self, epoch, loader):
         """Re-estimate batch norm over the epoch's first -recomputeBN batches."""
@@ -158,27 +218,45 @@ class Trainer:
             if parameter.requires_grad
         }
         position = dataclasses.asdict(self.position)
-        return {"momentum": momentum, "scaler": self.scaler.state_dict(), "position": position}
+        scaler = self.scaler.state_dict()
+        return {"momentum": momentum, "scaler": scaler, "position": position, "data": self.data}
 
     def load_state(self, state):
         """Take over `state()`; a momentum buffer that does not fit its parameter is refused."""
         parameters = dict(self.model.named_parameters())
+        file = state.get("file", "the optimState")
+        self._check_complete(state, parameters, file)
         for name, buffer in state["momentum"].items():
             if name not in parameters or parameters[name].shape != buffer.shape:
-                raise InputError(f"the optimState does not belong to this net: {name} differs")
+                raise InputError(f"{file} does not belong to this net: {name} differs")
             if parameters[name].requires_grad:  # -freeze may have been given since
                 self.optimizer.state[parameters[name]]["momentum_buffer"].copy_(buffer)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         self._resume_inside(state)
 
+    def _check_complete(self, state, parameters, file):
+        """InputError for a parameter to train without momentum, if the run before trained it."""
+        before = held(self.model, state.get("options", {}).get("freeze", 0))
+        if self.opt.resetClassifier:
+            before = (*before, "fc")
+        for name, parameter in parameters.items():
+            new = name.partition(".")[0] in before
+            if parameter.requires_grad and not new and name not in state["momentum"]:
+                raise InputError(f"{file} does not belong to this net: its momentum lacks {name}")
+
     def _resume_inside(self, state):
         """Take over the position inside an epoch, if the checkpoint has one."""
-        position = state.get("position")
+        position, same_data = state.get("position"), state.get("data", self.data) == self.data
+        if not same_data:
+            note(
+                "=> the images in -data are not those of the checkpoint: the run goes on with them"
+            )
         if position is None or position["epoch"] in (None, state.get("epoch")):
             return  # its epoch is finished, or there is none
-        if position["order"] != self._order():
-            note(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
+        if position["order"] != self._order() or not same_data:
+            what = ORDER if same_data else "the images"
+            note(f"=> {what} changed inside epoch {position['epoch']}: it begins again")
             return
         self.position = Position(
             position["epoch"],

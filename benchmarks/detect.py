@@ -8,7 +8,10 @@ images, same boxes, same first stages frozen, in turn in one process.
 
 import argparse
 import os
-import sys
+
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import timing
 import torch
@@ -19,13 +22,11 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-
-from detection import files  # noqa: E402
-from detection.trainer import optimizer  # noqa: E402
-from models.resnet import resnet  # noqa: E402
-from models.resnext import resnext  # noqa: E402
-from runtime import memory  # noqa: E402
+from detection import files
+from detection.trainer import optimizer
+from models.resnet import resnet
+from models.resnext import resnext
+from runtime import memory
 
 NETS = {
     "resnet18": lambda: resnet(18),

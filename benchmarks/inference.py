@@ -6,10 +6,10 @@ comes first, then the best setting that we know of for each.
 
 import argparse
 import copy
-import os
-import sys
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import timm
 import torch
@@ -53,7 +53,9 @@ def main():
     with torch.inference_mode():
         times = compare(ways, given.repetitions, wait)
     print(f"{given.net}, batch {given.batch} at 224, {given.precision}")
-    rate_table(times, "ours", given.batch, "images")
+    about = {"setting": f"{given.net}, batch {given.batch} at 224", "precision": given.precision}
+    about["layout"] = lambda way: "NCHW" if way.endswith("default") else "channels_last"
+    rate_table(times, "ours", given.batch, "images", device=device, **about)
     print(machine("torchvision", "timm"))
 
 

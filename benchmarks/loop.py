@@ -7,11 +7,11 @@ GPU, the share of the time in which the device has nothing to do.
 import argparse
 import contextlib
 import io
-import os
-import sys
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import torch
 from timing import compare, machine, median, ratio, table
@@ -111,7 +111,8 @@ def main():
         rows.append(
             (f"{name}, batch {images}", *each, f"{cost:+.1f} %", f"{sorted(us)[len(us) // 2]:.0f}")
         )
-    table(("net", "Trainer, ms", "bare, ms", "costs", "us an iteration"), rows)
+    heads = ("net", "Trainer, ms", "bare, ms", "costs", "us an iteration")
+    table(heads, rows, device=device)
     print(machine())
     if given.profile:
         profile(given, device)

@@ -1,49 +1,52 @@
-"""Peak memory, time and loss of a training step with and without -optnet true.
+"""Peak memory of a training step: 8 replicas together and one after another, and torchvision's.
 
-    python benchmarks/memory.py [-depth 50 -cardinality 32 -baseWidth 4 -batchSize 16 ...]
+    python benchmarks/memory.py [--batches 16 32 64] [-depth 50 -cardinality 32 -baseWidth 4 ...]
 
-The options are main.py's; the images are random, of 224x224. On a GPU the peak is what was
-allocated there, on the CPU the resident memory of a process of its own, PyTorch's included.
+The options are main.py's; the images are random, of 224x224. Each measurement is a process of its
+own. On a GPU the peak is what was allocated there, on the CPU the resident memory of the process,
+PyTorch's included. A line through the peaks gives the memory of an image, and how large a batch
+fits. torchvision's is its script's step: NCHW, the same optimizer.
 """
 
+import argparse
 import json
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
 
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
-NET = "-depth 50 -cardinality 32 -baseWidth 4 -batchSize 16"
-STEPS = 3
+NET = "-depth 50 -cardinality 32 -baseWidth 4"
+PEER = "torchvision's step"
+WAYS = {
+    "1 replica": "-nGPU 1",
+    "8 replicas together": "-nGPU 8",
+    "8 replicas, -accumulate true": "-nGPU 8 -accumulate true",
+    "8 replicas, -optnet true": "-nGPU 8 -optnet true",
+    "8 replicas, both": "-nGPU 8 -accumulate true -optnet true",
+    PEER: "",
+}
+STEPS = 2
+SIZES = (4, 8, 16, 24)  # GiB
 
 
-def measure(words):
-    """One JSON line: peak bytes, seconds of a step, loss of the last."""
+def measure(way, batch, words):
+    """One JSON line: peak bytes, seconds of the last step, its loss."""
     import torch
 
-    import models
-    import opts
-    from dataloader import LAYOUT, Batch
-    from train import Trainer, criterion
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with tempfile.TemporaryDirectory() as folder:
-        for split in ("train", "val"):
-            os.mkdir(os.path.join(folder, split))  # opts insists on ImageNet's
-        opt = opts.parse([*words, "-data", folder])
-    torch.manual_seed(opt.manualSeed)
-    model = models.setup(opt, None, [str(i) for i in range(1000)], device)
-    trainer = Trainer(model, criterion(), opt, device)
-    model.train()
-    input = torch.randn(opt.batchSize, 3, 224, 224, device=device)
-    target = torch.arange(opt.batchSize, device=device) % 1000
-    batch = Batch(input.contiguous(memory_format=LAYOUT), target, [[opt.batchSize]])
+    torch.manual_seed(1)
+    input = torch.randn(batch, 3, 224, 224, device=device)
+    target = torch.arange(batch, device=device) % 1000
+    step = theirs(words, input, target) if way == PEER else ours(words, input, target)
     for _ in range(STEPS):
         began = time.perf_counter()
-        loss = float(trainer._step(batch)[1]) / opt.batchSize
+        loss = float(step())
         seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux: kilobytes
     if device.type == "cuda":
@@ -51,20 +54,92 @@ def measure(words):
     print(json.dumps({"peak": peak, "seconds": seconds, "loss": loss}))
 
 
+def ours(words, input, target):
+    """Our step as main.py takes it, a function that returns the mean loss."""
+    model, opt = net(words, input.device)
+    from dataloader import LAYOUT, Batch
+    from parallel.replicas import split_sizes
+    from runtime import memory
+    from train import Trainer, criterion
+
+    if input.device.type == "cpu":
+        memory.keep_freed()
+    trainer = Trainer(model.train(), criterion(), opt, input.device)
+    sizes = split_sizes(len(target), opt.nGPU)
+    batch = Batch(input.contiguous(memory_format=LAYOUT), target, [sizes])
+    return lambda: trainer._step(batch)[1] / len(target)
+
+
+def theirs(words, input, target):
+    """torchvision's net of the same weights, plainly."""
+    import torch
+    import torchvision
+
+    model, opt = net(words, input.device)
+    config = model.config
+    width = f"_{config['cardinality']}x{config['base_width']}d" if "cardinality" in config else ""
+    name = f"{'resnext' if width else 'resnet'}{config['depth']}{width}"
+    peer = torchvision.models.get_model(name).to(input.device).train()
+    peer.load_state_dict(model.state_dict())
+    settings = {"momentum": opt.momentum, "nesterov": True, "weight_decay": opt.weightDecay}
+    sgd = torch.optim.SGD(peer.parameters(), opt.LR, **settings)
+
+    def step():
+        loss = torch.nn.functional.cross_entropy(peer(input), target)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        return loss.detach()
+
+    return step
+
+
+def net(words, device):
+    """(our net, the options)."""
+    import models
+    import opts
+
+    with tempfile.TemporaryDirectory() as folder:
+        for split in ("train", "val"):
+            os.mkdir(os.path.join(folder, split))  # opts insists on ImageNet's
+        opt = opts.parse([*words, "-data", folder])
+    return models.setup(opt, None, [str(i) for i in range(1000)], device), opt
+
+
 def main():
     import timing
+    import torch
 
-    words = sys.argv[1:] or NET.split()
-    rows = []
-    for optnet in ("false", "true"):
-        command = [sys.executable, __file__, "measure", *words, "-optnet", optnet]
-        result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        found = json.loads(result.stdout.splitlines()[-1])
-        cells = (f"{found['peak'] / 2**30:.2f}", f"{found['seconds']:.2f}", f"{found['loss']:.6f}")
-        rows.append((f"-optnet {optnet}", *cells))
-    print(f"{' '.join(words)}; {timing.machine()}")
-    timing.table(("what", "peak GiB", "seconds a step", f"loss of step {STEPS}"), rows)
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64])
+    given, words = parser.parse_known_args()
+    words = words or NET.split()
+    shown, fitting = [], []
+    for way, more in WAYS.items():
+        found = []
+        for batch in given.batches:
+            command = [sys.executable, __file__, "measure", way, str(batch), *words, *more.split()]
+            result = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            found.append(json.loads(result.stdout.splitlines()[-1]))
+            print(f"{way}, batch {batch}: {found[-1]}", file=sys.stderr)
+        peaks = [one["peak"] / 2**30 for one in found]
+        last = (f"{found[-1]['seconds']:.2f}", f"{found[-1]['loss']:.6f}")
+        shown.append((way, *(f"{peak:.2f}" for peak in peaks), *last))
+        slope, rest = statistics.linear_regression(given.batches, peaks)
+        fits = [f"{max(0, (size - rest) / slope):.0f}" for size in SIZES]
+        fitting.append((way, f"{1024 * slope:.1f}", f"{rest:.2f}", *fits))
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    about = {"setting": " ".join(words), "device": device}
+    about["layout"] = lambda way: "NCHW" if way == PEER else "channels_last"
+    print(f"{' '.join(words)}; {timing.machine()}\n")
+    peaks = [f"batch {batch}, peak GiB" for batch in given.batches]
+    timing.table(("what", *peaks, "seconds a step", f"loss of step {STEPS}"), shown, **about)
+    fits = [f"batch in {size} GiB" for size in SIZES]
+    timing.table(("what", "MiB an image", "GiB without images", *fits), fitting, **about)
 
 
 if __name__ == "__main__":
-    measure(sys.argv[2:]) if sys.argv[1:2] == ["measure"] else main()
+    if sys.argv[1:2] == ["measure"]:
+        measure(sys.argv[2], int(sys.argv[3]), sys.argv[4:])
+    else:
+        main()

@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tempfile
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import timing
 
@@ -58,6 +60,7 @@ def main():
             (name, f"{timing.median(times, name):.3f}", f"{one / timing.median(times, name):.2f}")
             for name in times
         ],
+        setting=f"{COMMAND}, {several} replicas",
     )
 
 

@@ -2,26 +2,27 @@
 
     python benchmarks/replicas.py                    (on the CPU; --device cuda on a GPU)
 
-Batch norm sees the batch as slices, nothing else does. First checks in double precision that the
-slices' gradients are those of the slices run one by one.
+The 8 run together, as one pass whose batch norm sees slices, and one after another (-accumulate
+true). Checked first: in double precision both give the same weights and momentum. A step is
+Trainer's, at a rate of 0.
 """
 
 import argparse
-import copy
-import os
-import sys
-from functools import partial
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import timing
 import torch
-import torch.nn.functional as F
 
-from models.blocks import set_slices
+import opts
+from dataloader import LAYOUT, Batch
 from models.resnet import resnet
 from models.resnext import resnext
 from parallel.replicas import split_sizes
+from runtime import memory
+from train import Trainer, criterion
 
 # name: net, side of the image, classes, batch on the CPU and on a GPU
 NETS = {
@@ -40,59 +41,75 @@ def main():
     parser.add_argument("--replicas", type=int, default=8)
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--precision", choices=("single", "bfloat16", "half"), default="single")
+    parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
     torch.backends.cudnn.benchmark = True
+    if device.type == "cpu":
+        memory.keep_freed()  # as main.py
     wait = torch.cuda.synchronize if device.type == "cuda" else None
     check(device, args.replicas)
     print(timing.machine(), f"precision {args.precision}", sep=", ", end="\n\n")
+    together, apart = f"{args.replicas} together", f"{args.replicas} one after another"
     rows = []
     for name in args.nets:
         make, side, classes, *batches = NETS[name]
         batch = args.batch or batches[device.type == "cuda"]
-        net = make().to(device, memory_format=torch.channels_last).train()
         input, target = data(batch, side, classes, device)
-        ways = {}
-        for replicas in (1, args.replicas):
-            sizes = split_sizes(batch, replicas)
-            ways[replicas] = partial(step, net, input, target, sizes, args.precision)
+        words = f"-precision {args.precision} -compile {str(args.compile).lower()} -LR 0"
+        ways = {
+            "1 replica": step(make, input, target, 1, words),
+            together: step(make, input, target, args.replicas, words),
+            apart: step(make, input, target, args.replicas, f"{words} -accumulate true"),
+        }
         times = timing.compare(ways, args.repetitions, wait)
-        speeds = [f"{batch / timing.median(times, replicas):.4g}" for replicas in ways]
-        ratio = timing.ratio(times, args.replicas, 1)
-        rows.append((name, batch, *speeds, f"{ratio:.3f}"))
-    heads = ("net", "batch", "1 replica, images/s", f"{args.replicas} replicas", "speed, of 1's")
-    timing.table(heads, rows)
+        speeds = [f"{batch / timing.median(times, way):.4g}" for way in ways]
+        ratios = [f"{timing.ratio(times, way, '1 replica'):.3f}" for way in (together, apart)]
+        rows.append((name, batch, *speeds, *ratios))
+    shares = (f"{together}, of 1's speed", f"{apart}, of 1's speed")
+    heads = ("net", "batch", *(f"{way}, images/s" for way in ways), *shares)
+    setting = f"{args.replicas} replicas" + ", compiled" * args.compile
+    about = {"precision": args.precision, "device": device, "setting": setting}
+    timing.table(heads, rows, **about)
 
 
 def data(batch, side, classes, device):
     torch.manual_seed(0)
-    input = torch.randn(batch, 3, side, side).to(device, memory_format=torch.channels_last)
+    input = torch.randn(batch, 3, side, side).to(device, memory_format=LAYOUT)
     return input, torch.randint(classes, (batch,)).to(device)
 
 
-def step(net, input, target, sizes, precision):
-    """Forward and backward; the update does not know of replicas."""
-    dtype = {"bfloat16": torch.bfloat16, "half": torch.float16}.get(precision)
-    set_slices(net, sizes)
-    with torch.autocast(input.device.type, dtype, enabled=dtype is not None):
-        loss = F.cross_entropy(net(input), target)
-    for parameter in net.parameters():
-        parameter.grad = None
-    loss.backward()
+def step(make, input, target, replicas, words):
+    """A function that takes one step of a new net; it has the `trainer`."""
+    command = f"-netType resnet -dataset cifar10 -depth 20 -nGPU {replicas} {words}"
+    torch.manual_seed(1)
+    net = make().to(input.device, input.dtype, memory_format=LAYOUT).train()
+    trainer = Trainer(net, criterion(), opts.parse(command.split()), input.device)
+    batch = Batch(input, target, [split_sizes(len(target), replicas)])
+
+    def run():
+        return trainer._step(batch)
+
+    run.trainer = trainer
+    return run
+
+
+def resnet8():
+    return resnet(8, 10, "cifar", "A")
 
 
 def check(device, replicas):
-    """The gradients of the slices of one batch are those of the slices one by one."""
-    torch.manual_seed(0)
-    net = resnet(8, 10, "cifar", "A").to(device, torch.float64).train()
-    apart = copy.deepcopy(net)
+    """Weights and momentum after two steps are the same both ways."""
     input, target = data(3 * replicas - 1, 32, 10, device)
-    input, sizes = input.double(), split_sizes(len(input), replicas)
-    step(net, input, target, sizes, "single")
-    for image, label in zip(input.split(sizes), target.split(sizes)):
-        (F.cross_entropy(apart(image), label, reduction="sum") / len(input)).backward()
-    for ours, theirs in zip(net.parameters(), apart.parameters()):
-        torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-12)
+    found = []
+    for words in ("-LR 0.1", "-LR 0.1 -accumulate true"):
+        run = step(resnet8, input.double(), target, replicas, words)
+        run()
+        run()
+        state = run.trainer.model.state_dict()
+        found.append([*state.values(), *run.trainer.state()["momentum"].values()])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ import sys
 import tempfile
 import time
 
-import torch
+import project  # noqa: F401  before all else: sets the path, names a missing package
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+# isort: split
 
 import timing
+import torch
 
 import checkpoints
 import models
@@ -53,6 +54,7 @@ def latest(opt):
 def main():
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     words = sys.argv[1:] or NET.split()
+    setting = " ".join(words)
     with tempfile.TemporaryDirectory() as save:
         for split in ("train", "val"):
             os.makedirs(os.path.join(save, "data", split))
@@ -87,9 +89,8 @@ def main():
         resume = {"a resume": lambda: trainer_of(opt, latest(opt), device)}
         times.update(timing.compare(resume, 3))
     print(f"state: {size / 2**20:.0f} MiB; {timing.machine()}")
-    timing.table(
-        ("what", "seconds"), [(name, f"{timing.median(times, name):.3f}") for name in times]
-    )
+    rows = [(name, f"{timing.median(times, name):.3f}") for name in times]
+    timing.table(("what", "seconds"), rows, setting=setting, device=device)
 
 
 if __name__ == "__main__":

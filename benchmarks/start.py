@@ -5,6 +5,7 @@ of ImageNet's; give its place a quick file system.
 """
 
 import argparse
+import importlib.util
 import os
 import shutil
 import statistics
@@ -13,8 +14,9 @@ import sys
 import tempfile
 import time
 
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-sys.path.insert(0, ROOT)
 TRAIN, VAL = 1281, 50  # images of a class
 INDEX = """
 import contextlib, io, sys, time, types
@@ -36,6 +38,8 @@ def main():
     )
     parser.add_argument("--repetitions", type=int, default=5)
     given = parser.parse_args()
+    if not importlib.util.find_spec("torch"):
+        raise ModuleNotFoundError(name="torch")  # not imported here: the processes do
     with tempfile.TemporaryDirectory() as folder:
         starts(folder, given.repetitions)
         if given.classes:
@@ -138,7 +142,7 @@ def show(heads, rows):
     """timing.table, which needs torch; it is loaded when all is measured."""
     from timing import table
 
-    table(heads, rows)
+    table(heads, rows, precision="", layout="")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ import time
 import types
 from typing import NamedTuple
 
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
 
 import timing
 import timm
@@ -29,6 +31,7 @@ import torchvision
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+import opts
 from dataloader import Batch
 from models.resnet import resnet
 from models.resnext import resnext
@@ -119,7 +122,9 @@ def one_net(name, args, device, most):
         if isinstance(step, Apart):
             step.end()
     print(f"\n{name}, batch {batch} of {side}x{side}", end="\n\n")
-    timing.rate_table(times, "ours", batch, "images")
+    about = {"setting": f"{name}, batch {batch} of {side}x{side}", "precision": args.precision}
+    about["layout"] = lambda way: "NCHW" if "NCHW" in way else "channels_last"
+    timing.rate_table(times, "ours", batch, "images", device=device, **about)
     far = max(abs(loss / losses["ours"] - 1) for loss in losses.values())
     print(f"the losses of the first step differ by {far:.0e} at most")
     if args.compile:
@@ -180,7 +185,7 @@ class Apart:
         process = multiprocessing.get_context("spawn").Process
         before = dict(os.environ)
         if way.who == "ours":
-            threads.briefly()  # as main.py
+            threads.spin_briefly()  # as main.py
         self.process = process(target=serve, args=(theirs, way), daemon=True)
         self.process.start()
         os.environ.clear()
@@ -201,7 +206,7 @@ class Apart:
 def serve(pipe, way):
     """The process's part: a step for each message."""
     if way.who == "ours":
-        memory.keep()  # as main.py
+        memory.keep_freed()  # as main.py
     step = start(way)
     while pipe.recv():
         pipe.send(step().item())
@@ -219,8 +224,8 @@ def peers(name, make):
 
 def ours(net, input, target, compiled, args):
     """Our step as main.py takes it."""
-    opt = types.SimpleNamespace(LR=0.01, momentum=0.9, weightDecay=1e-4, compile=compiled)
-    opt.precision = args.precision
+    words = f"-LR 0.01 -precision {args.precision} -compile {str(compiled).lower()}"
+    opt = opts.parse(f"-dataset cifar10 -depth 20 {words}".split())  # no net and no data of these
     trainer = Trainer(net, criterion(), opt, input.device)
     batch = Batch(input, target, [[len(target)]])
     return lambda: trainer._step(batch)[1] / len(target)

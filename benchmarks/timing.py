@@ -1,16 +1,25 @@
-"""Times ways of doing the same work and prints them side by side: what every benchmark here uses.
+"""Times ways of doing the same work and prints them side by side: what every benchmark uses.
 
 The ways take turns, so that what else the machine does hits all of them alike, and ratios are taken
-within a round before their median is.
+within a round before their median is. The cells of each printed table are also appended to
+results.csv, one a line, so that other machines and versions add theirs.
 """
 
+import csv
+import datetime
 import os
 import platform
 import statistics
+import sys
 import time
 from importlib import metadata
 
 import torch
+
+from runtime import threads
+
+RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results.csv")
+FIELDS = "date benchmark setting what measure value device threads precision layout torch cuda"
 
 
 def compare(ways, repetitions=7, wait=None):
@@ -43,20 +52,23 @@ def ratio(times, ours, peer):
     return statistics.median(p / o for o, p in zip(times[ours], times[peer]))
 
 
-def rate_table(times, ours, count, unit):
+def rate_table(times, ours, count, unit, **about):
     """Print every way with its `unit` a second and how many times as fast `ours` is.
 
-    count: how many of `unit` (images, say) one call works off.
+    count: how many of `unit` (images, say) one call works off. about: see `record`.
     """
     rows = [
         (name, f"{count / median(times, name):,.4g}", f"{ratio(times, ours, name):.2f}")
         for name in times
     ]
-    table(("what", f"{unit}/s", f"{ours}: times as fast"), rows)
+    table(("what", f"{unit}/s", f"{ours}: times as fast"), rows, **about)
 
 
-def table(heads, rows):
-    """Print rows of strings as a Markdown table; all columns but the first stand to the right."""
+def table(heads, rows, **about):
+    """Print rows of strings as a Markdown table, all columns but the first to the right; `record`.
+
+    about: what `record` says of them.
+    """
     lines = [[str(cell) for cell in row] for row in (heads, *rows)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     for k, (first, *rest) in enumerate(lines):
@@ -66,11 +78,42 @@ def table(heads, rows):
             marks = ["-" * widths[0], *("-" * (w - 1) + ":" for w in widths[1:])]
             print(f"| {' | '.join(marks)} |")
     print(flush=True)
+    record(heads, lines[1:], **about)
+
+
+def record(heads, rows, setting="", precision="single", layout="channels_last", device="cpu"):
+    """Append the cells of a table to results.csv, one a line.
+
+    setting: what the rows have in common, in words. layout: of the images in memory, or a function
+    of a row's first cell.
+    """
+    cuda = torch.device(device).type == "cuda"
+    common = {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "benchmark": os.path.basename(sys.argv[0]),
+        "setting": setting,
+        "device": torch.cuda.get_device_name(device) if cuda else _cpu(),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda if cuda else "",
+    }
+    new = not os.path.exists(RESULTS)
+    with open(RESULTS, "a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, FIELDS.split(), lineterminator="\n")
+        if new:
+            writer.writeheader()
+        for what, *cells in rows:
+            place = layout(what) if callable(layout) else layout
+            for measure, value in zip(heads[1:], cells):
+                line = {**common, "what": what, "layout": place, "measure": measure}
+                if value:
+                    writer.writerow({**line, "value": value.replace(",", "")})
 
 
 def machine(*packages):
     """A line on the hardware, the threads and the versions of Python, torch and the packages."""
-    parts = [f"{_cpu()}, {_usable()} of {os.cpu_count()} cores"]
+    parts = [f"{_cpu()}, {threads.cores()} of {os.cpu_count()} cores"]
     parts.append(f"{torch.get_num_threads()} threads of torch")
     if torch.cuda.is_available():
         parts.append(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
@@ -89,7 +132,3 @@ def _cpu():
         return names[0]
     except (OSError, IndexError):  # no Linux, or a processor that has no such line
         return platform.processor() or platform.machine()
-
-
-def _usable():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()

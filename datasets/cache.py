@@ -11,8 +11,10 @@ import zlib
 
 import numpy as np
 
+from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
+from storage import records
 
 
 def info(opt):
@@ -38,14 +40,24 @@ def info(opt):
 
 
 def _read(path):
-    """All arrays of a cache, or None if the file is missing, truncated, damaged or no cache."""
+    """All arrays of a cache, or None if the file is missing, truncated, damaged or no cache.
+
+    OSError for what is not a file: it is not replaced.
+    """
     try:
-        file = np.load(path, allow_pickle=False)
-        if not isinstance(file, np.lib.npyio.NpzFile):  # a single array, .npy
-            return None
-        with file:
-            info = {name: file[name] for name in file.files}  # reading checks the CRCs
-    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error):
-        # ValueError: no zip file, which numpy takes for a pickle and refuses
+        with regular_files.opened(path) as file:
+            with zipfile.ZipFile(file) as archive:
+                records.check_layout(file, archive)
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as found:
+                info = {name: found[name] for name in found.files}  # reading checks the CRCs
+    except (
+        FileNotFoundError,
+        NotADirectoryError,
+        EOFError,
+        ValueError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ):
         return None
     return info if "signature" in info else None

@@ -10,6 +10,7 @@ import os
 import urllib.error
 import urllib.request
 
+from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import show
 from storage import atomic
@@ -43,7 +44,7 @@ def checksum(path, progress=lambda done: None):
     """
     # against accidents, not attackers: hence allowed where the system forbids MD5 for security
     digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
+    with regular_files.opened(path) as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
             progress(file.tell())

@@ -3,6 +3,7 @@
 Takes the place of the threads of dataloader.lua.
 """
 
+import math
 import os
 
 import numpy as np
@@ -14,6 +15,9 @@ from parallel import launch, signals
 from runtime.errors import InputError
 
 PREFETCH = 2  # batches that each worker loads in advance
+# Of an epoch that waits for data: the share of its time, and its seconds, which make it worth a
+# line. A shorter epoch mostly waits until its workers have started.
+WAITS, LASTS = 0.2, 60
 
 
 class EpochSampler(data.Sampler):
@@ -140,6 +144,25 @@ def fast_path(dataset):
 def image_name(dataset, index):
     """How messages call an image: the dataset's name for it (mostly its file), or its index."""
     return dataset.name(index) if hasattr(dataset, "name") else f"image {index}"
+
+
+def advice(epoch, count, idle, seconds, waited):
+    """A line on an epoch that waited for data while cores were idle: what more workers would do.
+
+    count: -nThreads; idle: cores without work; seconds: the epoch's, `waited` of them for data.
+    None if it waited little, or no core is idle. Assumed: workers that are waited for never rest,
+    and each new one is as fast.
+    """
+    if idle < 1 or seconds < LASTS or waited < WAITS * seconds:
+        return None
+    work = count * seconds if count else waited  # without workers the waiting is the reading
+    steps = seconds - waited
+    threads = min(max(count + 1, math.ceil(work / steps)), count + idle)
+    return (
+        f"=> epoch {epoch} waited for data {100 * waited / seconds:.0f} % of its {seconds:.0f} s, "
+        f"and {idle} cores are idle: with -nThreads {threads} it would take about "
+        f"{max(steps, work / threads):.0f} s"
+    )
 
 
 def init_worker(_):

@@ -13,6 +13,7 @@ import numpy as np
 
 from datasets.image import decoding, optional
 from detection.images import Objects
+from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
 
@@ -162,7 +163,7 @@ def _size(image):
 
 def _read(path):
     try:
-        with open(path, "rb") as file:
+        with regular_files.opened(path) as file:
             return json.load(file)
     except FileNotFoundError:
         raise InputError(f"missing annotations {path!r}: {LAYOUT}; -train and -val") from None

@@ -74,13 +74,16 @@ class Trainer:
             total.add(metrics)
             self.reporter.train(epoch, size, metrics)
 
+        def where(n):
+            return f"in epoch {epoch} after iteration {n} of {size}"
+
         self.queue.start(report)
-        for n, batch, data_wait in batches(stream, epoch, total.done):
+        for n, batch, data_wait in batches(stream, epoch, total.done, self.queue, where):
             losses = self._step(batch, stream.loader.dataset, start + n - 1)
             metrics = DetectionMetrics(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
             self.queue.push(metrics, {**losses, "loss": sum(losses.values())})
-            self.queue.poll(f"in epoch {epoch} after iteration {n} of {size}")
-        self.queue.poll(f"in epoch {epoch} after iteration {size} of {size}", lag=0)
+            self.queue.poll(where(n))
+        self.queue.poll(where(size), lag=0)
         if not total.seen:
             raise InputError("no training image could be read")
         self.rate = stream.step.rate_at(start + size - 1)  # none may have been left to do

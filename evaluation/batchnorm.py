@@ -27,8 +27,14 @@ def recompute(model, loader, epoch, count, precision, interrupts):
     precision: of the forward pass. At an interrupt the model still has its old statistics.
     """
     estimate, count = Estimate(model), min(count, loader.size())
+    loaded = iter(loader.run(epoch, 0, count))
+
+    def where(n):
+        return f"in epoch {epoch} after batch {n} of {count} for -recomputeBN"
+
     timer = time.perf_counter()
-    for n, batch in enumerate(loader.run(epoch, 0, count), 1):
+    for n in range(1, count + 1):
+        batch = interrupts.next(loaded, where(n - 1))
         data_time = time.perf_counter() - timer
         with out_of_memory(batch.input.shape, batch.input.device, ADVICE), precision.autocast():
             estimate.add(batch.input, batch.slices[group.rank()])
@@ -38,7 +44,7 @@ def recompute(model, loader, epoch, count, precision, interrupts):
             f" | Batch norm: [{epoch}][{n}/{count}]    "
             f"Time {time.perf_counter() - timer:.3f}  Data {data_time:.3f}"
         )
-        interrupts.poll(received, f"in epoch {epoch} after batch {n} of {count} for -recomputeBN")
+        interrupts.poll(received, where(n))
         timer = time.perf_counter()
     estimate.apply()
 

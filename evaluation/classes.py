@@ -5,17 +5,22 @@ of them, against all outputs or these 1,000 (the paper's Table 6), and nets with
 classes can form an ensemble.
 """
 
+import io
+
 import numpy as np
 import torch
 
+from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
+
+LARGEST = 1 << 26  # bytes of a file with class names
 
 
 def read(path):
     """The class names in a file, one for each line."""
     try:
-        with open(path, encoding="utf-8") as file:
+        with io.TextIOWrapper(regular_files.opened(path, LARGEST), "utf-8") as file:
             names = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"

@@ -6,6 +6,7 @@ are reported at once.
 """
 
 import dataclasses
+import itertools
 import math
 import time
 from collections import deque
@@ -141,15 +142,16 @@ class MetricQueue:
         self.report(metrics)
 
 
-def batches(loader, epoch, done):
+def batches(loader, epoch, done, queue, where):
     """(number, batch, seconds waited for it) for each batch of an epoch after the first `done`.
 
-    A batch whose images are all unreadable is left out.
+    A batch whose images are all unreadable is left out. A signal interrupts the wait for a batch;
+    `where(n)` says, for its message, that n batches are done.
     """
-    numbered = enumerate(loader.run(epoch, done), done + 1)
-    while True:
+    loaded = iter(loader.run(epoch, done))
+    for n in itertools.count(done + 1):
         began = time.perf_counter()
-        n, batch = next(numbered, (None, None))
+        batch = queue.interrupts.next(loaded, where(n - 1), queue.flush)
         if batch is None:
             return
         if batch.count:

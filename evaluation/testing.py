@@ -16,11 +16,14 @@ def test(epoch, loader, total, count_errors, queue, reporter):
         total.add(metrics)
         reporter.test(epoch, size, metrics, total)
 
+    def where(n):
+        return f"in the test of epoch {epoch} after batch {n} of {size}"
+
     queue.start(report)
-    for n, batch, data_wait in batches(loader, epoch, total.done):
+    for n, batch, data_wait in batches(loader, epoch, total.done, queue, where):
         metrics = type(total)(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
         queue.push(metrics, count_errors(batch))
-        queue.poll(f"in the test of epoch {epoch} after batch {n} of {size}")
-    queue.poll(f"in the test of epoch {epoch} after batch {size} of {size}", lag=0)
+        queue.poll(where(n))
+    queue.poll(where(size), lag=0)
     if not total.seen:
         raise InputError("no validation image could be read")

@@ -15,7 +15,6 @@ makes .pth, .safetensors and .t7. Code inside a file is never run.
 import argparse
 import gzip
 import json
-import math
 import os
 import re
 import zlib
@@ -23,8 +22,10 @@ import zlib
 import torch
 
 from formats import t7, torch7, torchvision
+from runtime import regular_files
 from runtime.errors import InputError
-from storage import atomic
+from runtime.foreign import shown
+from storage import atomic, pickles, tensors
 
 EXTENSIONS = (".pth", ".safetensors", ".t7")  # that `write` knows
 DETECTOR = "faster_rcnn"  # the net of a detector's config (detection/files.py)
@@ -32,7 +33,9 @@ TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
-_LARGEST_T7 = 1 << 32  # bytes, of an unpacked .t7.gz: the largest released net has 0.7 GB
+_MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
+_LARGEST_SIDE = 1 << 14  # pixels, of an image after scaling
+_WHOLE = ("depth", "cardinality", "base_width", "classes")  # numbers of a configuration
 _METADATA = ("config", "classes", "preprocessing")
 
 
@@ -86,7 +89,7 @@ def write(path, content):
 def kind(path):
     """The kind of a file, from its first bytes: "torch", "safetensors" or "t7" (.t7.gz too)."""
     packed = _is_gzip(path)
-    head = _head(path, gzip.open if packed else open)
+    head = _head(path, packed)
     if not packed:
         # First, because the length of a safetensors header may begin with any byte
         if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
@@ -103,30 +106,30 @@ def kind(path):
 
 
 def _is_gzip(path):
-    return _head(path, open).startswith(b"\x1f\x8b\x08")
+    return _head(path).startswith(b"\x1f\x8b\x08")
 
 
-def _head(path, opener):
-    """The first bytes of a file, opened by `open` or gzip.open."""
+def _head(path, packed=False):
+    """The first bytes of a file, or of what gzip packed in it."""
     try:
-        with opener(path, "rb") as file:
-            return file.read(9)
+        with regular_files.opened(path) as file:
+            return (gzip.GzipFile(fileobj=file) if packed else file).read(9)
     except FileNotFoundError:
         raise InputError(f"File not found: {path}") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot read {path!r}: {reason}") from None
+        raise InputError(f"cannot read {path!r}: {regular_files.reason(error)}") from None
 
 
 def _unpacked(path):
-    """The bytes in a .t7.gz; InputError if they are more than _LARGEST_T7, or damaged."""
+    """The bytes in a .t7.gz; InputError if they are damaged, or many for a file of its size."""
     try:
-        with gzip.open(path, "rb") as file:
-            data = file.read(_LARGEST_T7 + 1)
+        with regular_files.opened(path) as file:
+            largest = _MOST_PACKED * os.fstat(file.fileno()).st_size
+            data = gzip.GzipFile(fileobj=file).read(largest + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path} is damaged: {error}") from None
-    if len(data) > _LARGEST_T7:
-        raise InputError(f"{path} unpacks to more than {_LARGEST_T7} bytes: unpack it by hand")
+    if len(data) > largest:
+        raise InputError(f"{path} unpacks to over {_MOST_PACKED} times its size: unpack it by hand")
     return data
 
 
@@ -166,17 +169,26 @@ def _own_content(path, saved):
         raise InputError(f"{path} holds a detector: detect.py trains, tests and shows it")
     if not isinstance(config["net"], str) or "fc.weight" not in state:
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
-    numbers = sum(tensor.numel() for tensor in state.values())
-    limits = dict.fromkeys(("cardinality", "base_width", "classes"), numbers)
-    for name, limit in {"depth": len(state), **limits}.items():
-        value = config.get(name)
-        if isinstance(value, int) and value > limit:
-            raise InputError(f"{path} is damaged: it has too few weights for {name} {value}")
-    classes, spec = saved.get("classes"), saved.get("preprocessing")
-    if classes is not None and not _is_list_of(classes, str):
-        raise InputError(f"{path} is damaged: its classes are no list of names")
-    spec = checked_spec(path, spec)
+    _check_config(path, config, state)
+    classes, outputs = saved.get("classes"), len(state["fc.weight"])
+    if classes is not None and not _is_list_of(classes, (str,), outputs):
+        raise InputError(
+            f"{path} is damaged: its classes are no list of {outputs} names, one for each output"
+        )
+    spec = checked_spec(path, saved.get("preprocessing"))
     return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
+
+
+def _check_config(path, config, state):
+    """InputError for values that no net has, or for which the file has too few weights."""
+    numbers = sum(tensor.numel() for tensor in state.values())
+    for name, value in config.items():
+        if not (value is None or type(value) in (str, bool, int, float) and value == value):
+            raise InputError(f"{path} is damaged: the {shown(name)} of its net is {shown(value)}")
+        if name in _WHOLE and (type(value) is not int or value < 1):
+            raise InputError(f"{path} is damaged: its net has {name} {shown(value)}")
+        if name in _WHOLE and value > (len(state) if name == "depth" else numbers):
+            raise InputError(f"{path} is damaged: it has too few weights for {name} {value}")
 
 
 def _bare_content(path, saved):
@@ -197,26 +209,38 @@ def _bare_content(path, saved):
 
 
 def check_state(path, state):
-    """Refuse anything but a dict of names and dense CPU tensors of weights."""
+    """Refuse anything but a dict of names and finite weights; of one dtype but for batch norms."""
     if not isinstance(state, dict) or not state:
         raise InputError(f"{path} holds no state dict: save that of a net, net.state_dict()")
+    dtypes = {}
     for name, tensor in state.items():
-        counter = str(name).endswith("num_batches_tracked")
-        if (
-            not isinstance(name, str)
-            or not isinstance(tensor, torch.Tensor)
-            or not (tensor.dtype in _WEIGHT_DTYPES or (counter and tensor.dtype == torch.int64))
-            or tensor.layout != torch.strided
-            or tensor.device.type != "cpu"
-            or tensor.untyped_storage().nbytes() < tensor.nbytes  # expanded
-        ):
-            raise InputError(f"{path} holds no state dict: {name!r:.80} is no tensor of weights")
+        fault = "is no name" if not isinstance(name, str) else _fault(name, tensor)
+        if fault:
+            raise InputError(f"{path} holds no state dict of a net: {shown(name)} {fault}")
+        layer = name.rpartition(".")[0]
+        kind = f"{layer}.running_mean" in state  # some train these in float32, the rest in half
+        if tensor.is_floating_point() and dtypes.setdefault(kind, tensor.dtype) != tensor.dtype:
+            others = f"{tensor.dtype}, others are {dtypes[kind]}"
+            raise InputError(f"{path} holds no state dict of a net: {shown(name)} is {others}")
+
+
+def _fault(name, tensor):
+    if name.endswith("num_batches_tracked") and isinstance(tensor, torch.Tensor):
+        whole = tensor.dtype == torch.int64 and tensor.device.type == "cpu" and not tensor.ndim
+        if whole or not tensor.is_floating_point():
+            return None if whole else "is no number of batches"
+    fault = tensors.fault(tensor)
+    if fault is None and tensor.dtype not in _WEIGHT_DTYPES:
+        return f"is of {tensor.dtype}"
+    if fault is None and name.endswith("running_var") and tensor.numel() and tensor.min() < 0:
+        return "has a negative variance"
+    return fault
 
 
 def _is_list_of(values, types, length=None):
-    """Whether `values` is a list or tuple of instances of these types, of this length if given."""
+    """Whether `values` is a list or tuple of these types, of this length if given."""
     is_list = isinstance(values, (list, tuple)) and length in (None, len(values))
-    return is_list and all(isinstance(value, types) for value in values)
+    return is_list and all(type(value) in types for value in values)
 
 
 def checked_spec(path, found):
@@ -226,16 +250,16 @@ def checked_spec(path, found):
     number = (int, float)
     if (
         not isinstance(found, dict)
-        or not _is_list_of([found.get("scale"), found.get("crop")], int)
+        or not _is_list_of([found.get("scale"), found.get("crop")], (int,))
         or not _is_list_of([found.get("largest")], number)
         or not _is_list_of(found.get("mean"), number, 3)
         or not _is_list_of(found.get("std"), number, 3)
         or not isinstance(found.get("resize", ""), str)
-        or not min(found["scale"], found["crop"]) >= 1
-        or not min(found["largest"], *found["std"]) > 0
-        or not all(map(math.isfinite, (found["largest"], *found["mean"], *found["std"])))
+        or not all(1 <= found[name] <= _LARGEST_SIDE for name in ("scale", "crop"))
+        or not all(1e-6 <= value <= 1e6 for value in (found["largest"], *found["std"]))
+        or not all(abs(value) <= 1e6 for value in found["mean"])
     ):
-        raise InputError(f"{path} is damaged: its preprocessing is {found!r:.200}")
+        raise InputError(f"{path} is damaged: its preprocessing is {shown(found)}")
     return found | {name: tuple(map(float, found[name])) for name in ("mean", "std")}
 
 
@@ -248,15 +272,17 @@ def _read_safetensors(path):
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    except MemoryError as error:
+        raise InputError(f"cannot read {path}: {error}") from None
     if "config" not in metadata:
         torchvision.refuse_blurred(path, {}, metadata)
         return state
     try:
-        return {"model": state} | {
-            name: json.loads(metadata.get(name, "null")) for name in _METADATA
-        }
+        found = {name: json.loads(metadata.get(name, "null")) for name in _METADATA}
     except (ValueError, RecursionError):
         raise InputError(f"{path} is damaged: its metadata is not JSON") from None
+    pickles.check_tree(found, path)
+    return {"model": state} | found
 
 
 def _write_safetensors(path, content):
@@ -279,9 +305,10 @@ def _safetensors(path):
 def _read_t7(path):
     tree = load_t7(path)
     config, state = torch7.from_t7(tree, path)
+    check_state(path, state)
     content = {"model": state, "config": config, "classes": None, "preprocessing": None}
     classes, spec = tree.get("classes"), tree.get("preprocessing")
-    if isinstance(classes, t7.Table) and _is_list_of(classes.array(), str, config["classes"]):
+    if isinstance(classes, t7.Table) and _is_list_of(classes.array(), (str,), config["classes"]):
         content["classes"] = classes.array()
     if isinstance(spec, t7.Table):
         arrays = {k: v.array() if isinstance(v, t7.Table) else v for k, v in spec.items()}

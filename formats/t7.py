@@ -24,6 +24,7 @@ import torch
 
 from formats import t7_bytes
 from formats.t7_bytes import DTYPES, NAMES, WHOLE, storage_name
+from runtime import regular_files
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, FUNCTION_7, FUNCTION_8 = range(9)
 
@@ -48,10 +49,7 @@ class Table(dict):
 
     def array(self):
         """The values at 1, 2, 3, ... up to the first that is missing, as a list."""
-        values = []
-        while len(values) + 1 in self:
-            values.append(self[len(values) + 1])
-        return values
+        return [self[n] for n in itertools.takewhile(self.__contains__, itertools.count(1))]
 
 
 class Object(Table):
@@ -97,7 +95,7 @@ def load(path, mapped=True):
     does not change the file. While they live the file must not be overwritten in place (replacing
     it by a rename is harmless). Without `mapped`, tensors are read into memory.
     """
-    with open(path, "rb") as file:
+    with regular_files.opened(path) as file:
         size = file.seek(0, 2)
         buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else b""
         return _parse(str(path), buffer, file, mapped)

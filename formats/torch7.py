@@ -52,7 +52,8 @@ def split(flat, state):
     sizes = [state[name].numel() for name in names]
     if flat.numel() != sum(sizes):
         raise InputError(f"{flat.numel()} numbers for a net of {sum(sizes)} parameters")
-    return {n: part.view_as(state[n]) for n, part in zip(names, flat.split(sizes))}
+    parts = flat.flatten().split(sizes)
+    return {n: part.view_as(state[n]) for n, part in zip(names, parts)}
 
 
 def _refuse(path, module, problem):
@@ -142,9 +143,11 @@ def _tensor(path, module, field, shape):
     tensor = module.get(field)
     if field == "running_var" and tensor is None and "running_std" in module:
         # before version 2; in spite of its name it holds 1 / sqrt(var + eps)
-        tensor = _tensor(path, module, "running_std", shape).pow(-2) - EPS
+        tensor = (_tensor(path, module, "running_std", shape).pow(-2) - EPS).clamp(min=0)
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         _refuse(path, module, f"has no {field}")
+    if tensor.untyped_storage().nbytes() < tensor.nbytes:  # before it is converted, and grows
+        _refuse(path, module, f"has a {field} that repeats fewer numbers")
     if len(shape) == 4 and tensor.shape == (shape[0], math.prod(shape[1:])):
         tensor = tensor.reshape(shape)  # SpatialConvolutionMM has (outputs, inputs kH kW)
     if tensor.shape != shape:

@@ -12,6 +12,7 @@ import sys
 
 import torch
 
+from runtime import regular_files
 from runtime.errors import InputError
 
 # The nets that torchvision has too; a wide ResNet is a ResNeXt of cardinality 1 and base width 128
@@ -62,7 +63,7 @@ def refuse_blurred(path, saved, metadata=None):
     if file in ("model.safetensors", "pytorch_model.bin"):
         with (
             contextlib.suppress(OSError, ValueError, AttributeError, RecursionError),
-            open(os.path.join(folder, "config.json"), encoding="utf-8") as config,
+            regular_files.opened(os.path.join(folder, "config.json")) as config,
         ):
             names.append(json.loads(config.read(1 << 20)).get("architecture"))
     for name in names:

@@ -25,9 +25,16 @@ def freeze(model, count, recomputes=False):
         raise InputError(f"-freeze {count}: this net has {len(stages)} stages, so at most that")
     if recomputes and count == len(stages):
         raise InputError(f"-recomputeBN: -freeze {count} freezes every batch norm; leave one out")
-    last = ["bn_last"] if count == len(stages) else []
-    names = ["conv1", "bn1", *stages[:count], *last]
-    model.frozen = tuple(name for name in names if getattr(model, name) is not None)
+    model.frozen = held(model, count)
     for name in model.frozen:
         model.get_submodule(name).requires_grad_(False)
     note(f"=> Frozen: {', '.join(model.frozen)}")
+
+
+def held(model, count):
+    """The names of the parts of a net that -freeze `count` holds still."""
+    if not count:
+        return ()
+    stages = model.stages
+    names = ["conv1", "bn1", *stages[:count], *(["bn_last"] if count >= len(stages) else [])]
+    return tuple(name for name in names if getattr(model, name) is not None)

@@ -16,6 +16,7 @@ from formats import model_files
 from models.blocks import init_linear
 from models.freezing import freeze
 from runtime.errors import InputError
+from runtime.foreign import shown
 from runtime.precision import Precision
 from runtime.terminal import note, say
 
@@ -36,13 +37,16 @@ def setup(opt, checkpoint, classes, device):
         model = build(opt, count)
     if opt.resetClassifier and checkpoint is None:
         reset_classifier(model, count)
+    if checkpoint is not None and model.classes:
+        _check_same_classes(model.classes, list(classes))
     outputs = model.fc.out_features
     if outputs != count:
         raise InputError(
             f"the model has {outputs} classes, the data {len(classes)}: to fine-tune, give "
             f"-resetClassifier true; to leave it so, -nClasses {outputs}"
         )
-    model.classes = list(classes)
+    # a file has a name for every output
+    model.classes = [*classes, *(f"class {i}" for i in range(len(classes), count))]
     freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
     set_backend(opt)
@@ -97,13 +101,27 @@ def _check_fits(model, state):
     net = f"{config['net']} of depth {config.get('depth')} with shortcut {config.get('shortcut')}"
     for name, tensor in state.items():
         if name not in own:
-            raise InputError(f"{name!r:.80} has no place in a {net}")
+            raise InputError(f"{shown(name)} has no place in a {net}")
         if tensor.shape != own[name].shape:
             sizes = f"{tuple(tensor.shape)}, but {tuple(own[name].shape)}"
             raise InputError(f"{name} is of size {sizes} in a {net}")
     for name in own:
         if name not in state:
             raise InputError(f"{name} is missing from a {net}")
+
+
+def _check_same_classes(saved, found):
+    """InputError if a resumed run would take its outputs for other classes."""
+    if saved == found:
+        return
+    gone = [f"{name!r:.80} is missing" for name in saved if name not in found]
+    new = [f"{name!r:.80} is new" for name in found if name not in saved]
+    changes = " and ".join(gone[:1] + new[:1]) or "their order has changed"
+    raise InputError(
+        f"the data has other classes than the checkpoint: {changes}; a resumed run needs the "
+        "class folders that it began with (one may be empty); to train on other classes, give "
+        "-retrain with a model and -resetClassifier true"
+    )
 
 
 def _original_input_spec(config):
@@ -146,6 +164,8 @@ def _save_memory(opt, model):
         model.recompute = True
     if opt.shareGradInput:
         note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
+    if opt.accumulate and opt.nGPU == 1:
+        note("accumulate: -nGPU 1 is one replica, whose slice is the whole batch")
 
 
 def set_backend(opt):

@@ -7,16 +7,19 @@ is 0, world size is 1, and the collectives do nothing. Every process must call a
 import contextlib
 import datetime
 import os
+import re
 import socket
+import threading
 import warnings
 
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from parallel import launch
+from parallel import interface, launch
 from runtime.errors import InputError
-from runtime.terminal import note
+from runtime.exit import leave, script
+from runtime.terminal import complain, note
 
 # For one collective. A process that died is noticed at once (gloo), or the parent or the agent ends
 # the others; the timeout is for a machine that vanished. Between two collectives a process at most
@@ -30,18 +33,61 @@ def join():
     if launch.joined():
         if device.type == "cuda":
             torch.cuda.set_device(device)
-            dist.init_process_group("nccl", timeout=TIMEOUT, device_id=device)
-        else:
-            dist.init_process_group("gloo", timeout=TIMEOUT)
-        if rank() == 0:
-            for key in ("failed", "prepared"):
-                _store().set(key, "0")
-        dist.barrier()
+        _connect(device)
     if device.type == "cpu":
         note("=> No CUDA device: running on the CPU")
     if world_size() > 1:
         note(f"=> {world_size()} processes on {device.type}")
     return device
+
+
+def _connect(device):
+    """Make the process group; InputError names host, address and variables if that fails."""
+    options = {"device_id": device} if device.type == "cuda" else {}
+    try:
+        if several_machines():  # a wrong name is an error now, not after TIMEOUT
+            interface.route(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+        store, *place = next(dist.rendezvous("env://", timeout=TIMEOUT))  # rank, world size
+        if several_machines():
+            interface.choose(store, *place)
+            threading.Thread(target=_end_with_unconnected, daemon=True).start()
+        options |= {"store": store, "rank": place[0], "world_size": place[1]}
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, **options)
+        dist.barrier()
+        if rank() == 0:
+            _store().set("failed", "0")
+            _store().set(_connected(), "")
+    except RuntimeError as error:
+        failure = interface.unreachable(reason(error))
+        with contextlib.suppress(RuntimeError):
+            _store().set(_connected(), failure)
+        raise InputError(failure) from None
+
+
+def _connected():
+    """The key in the store that is set once all are connected, or one has failed: its sentence."""
+    return f"connected {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def _end_with_unconnected():
+    """In a thread: end once another machine's process could not connect; gloo waits for longer."""
+    try:
+        store = _store()
+        store.wait([_connected()], 5 * TIMEOUT)
+        failure = store.get(_connected()).decode()
+    except RuntimeError:
+        failure = "rank 0 has ended while the processes were connecting"
+    # one of this machine prints its own sentence, and the agent ends the others
+    if failure and not failure.startswith(f"{socket.gethostname()} "):
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            complain(f"{script()}: {failure}")
+        leave(1)
+
+
+def several_machines():
+    """Whether the processes run on more than one machine, or under more than one agent."""
+    return os.environ.get("LOCAL_WORLD_SIZE", "1") != os.environ.get("WORLD_SIZE", "1")
 
 
 def _pick_device():
@@ -124,6 +170,11 @@ def data_parallel(model, device):
         )
 
 
+def no_sync(model):
+    """The context of a backward pass whose gradients add up in this process, not yet exchanged."""
+    return model.no_sync() if world_size() > 1 else contextlib.nullcontext()
+
+
 def rank_0_first(action):
     """Call `action` on rank 0, then on local rank 0 of each machine, then on all other ranks.
 
@@ -169,11 +220,17 @@ def _store():
 
 
 def first_to_fail():
-    """Whether this process is the first one that failed."""
+    """Whether this process is the first one that failed, as far as this machine can know."""
     try:
         return _store().add("failed", 1) == 1
-    except (RuntimeError, KeyError, ValueError):  # the store is gone, as rank 0 held it
-        return not dist.is_initialized()
+    except (RuntimeError, KeyError, ValueError):  # the store is gone, with rank 0 or its machine
+        alone = several_machines() and os.environ.get("LOCAL_RANK") == "0"
+        return alone or not dist.is_initialized()
+
+
+def reason(error):
+    """The first line of an error of PyTorch's, without the place in its source."""
+    return re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0])
 
 
 def lost_peer(error):

@@ -2,13 +2,16 @@
 
 import os
 import signal
+import socket
+import sys
 import time
 import traceback
 
 from parallel import launch
 from parallel.signals import Interrupted
 from runtime.errors import InputError
-from runtime.exit import leave, open_standard_streams, script
+from runtime.exit import leave, open_standard_streams, print_anything, script
+from runtime.memory import lacking
 from runtime.packages import missing
 from runtime.terminal import complain, is_rank_0
 
@@ -16,6 +19,7 @@ from runtime.terminal import complain, is_rank_0
 def guard(main):
     """Call main, then exit with its status."""
     open_standard_streams()
+    print_anything()
     end_with_parent()
     status, message = 0, None
     try:
@@ -50,17 +54,18 @@ def end_with_parent():
 def fail(error):
     """Exit with status 1. Of several processes only the first that failed prints its error."""
     message, first = str(error), True
-    if missing(error):
-        message = missing(error)
+    cause = not isinstance(error, InputError) and (missing(error) or lacking(error))
+    if cause:
+        message = cause
     elif not isinstance(error, InputError):
         message = "".join(traceback.format_exception(error)).rstrip()
-    if launch.joined():
+    if launch.joined() and "torch" in sys.modules:  # else it could not be imported, nor can group
         from parallel import group
 
         if group.lost_peer(error):
             time.sleep(3)  # the failed process prints first, and parent or agent may end this one
-            reason = str(error).splitlines()[0]
-            message = f"rank {group.rank()} lost the other processes: {reason}"
+            who = f"rank {group.rank()} on {socket.gethostname()}"
+            message = f"{who} lost the other processes: {group.reason(error)}"
         first = group.first_to_fail()
     if first:
         complain(f"{script()}: {message}")

@@ -15,7 +15,7 @@ import sys
 import time
 
 from parallel.signals import PARENT, SIGNALS, announcement, ended_at_once
-from runtime import terminal
+from runtime import terminal, threads
 from runtime.errors import InputError
 from runtime.exit import ROOT, script
 from runtime.terminal import complain, note
@@ -77,9 +77,8 @@ def run(argv, count, folder=None):
 
 
 def _start(argv, rank, count, port):
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     environment = {
-        "OMP_NUM_THREADS": str(max(1, cores // count)),
+        "OMP_NUM_THREADS": str(max(1, threads.cores() // count)),
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

@@ -20,6 +20,7 @@ from runtime.terminal import complain
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
 # Windows has no SIGUSR1
 NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
+LONGEST_WAIT = 10  # seconds
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 
 
@@ -30,6 +31,10 @@ class Interrupted(Exception):
         name = signal.Signals(signum).name
         super().__init__(f"interrupted by {name} {where}; to go on: {command}")
         self.status = 128 + signum
+
+
+class _WaitEnded(BaseException):
+    """Raised by a signal while a batch is waited for. No `except Exception` on the way takes it."""
 
 
 class Interrupts:
@@ -47,6 +52,8 @@ class Interrupts:
         self.seconds = 60 * minutes
         self.last = time.monotonic()
         self.watch = None
+        self.alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else all stop together
+        self.waiting = None  # since when a batch is waited for
 
     def __enter__(self):
         self.before = [signal.signal(signum, self._receive) for signum in SIGNALS]
@@ -71,6 +78,39 @@ class Interrupts:
         if signum == signal.SIGINT and self.received[index] and not self.ends_process:
             raise KeyboardInterrupt
         self.received[index] += 1
+        if self.alone and self.waiting:
+            raise _WaitEnded
+        if not self.alone and self.ends_process and sum(self.received) == 1:
+            threading.Thread(target=self._end_long_wait, args=(signum,), daemon=True).start()
+
+    def next(self, iterator, where, flush=lambda: None):
+        """The next of an iterator's batches, None at the end.
+
+        A batch may never come, from a file system that hangs, say. So a signal that comes meanwhile
+        is acted on at once, as by `poll(where, flush)`. One of several processes cannot, since all
+        stop after the same iteration: it ends without a save after LONGEST_WAIT.
+        """
+        try:
+            self.waiting = time.monotonic()
+            if self.alone and any(self.received):
+                raise _WaitEnded
+            return next(iterator, None)
+        except _WaitEnded:
+            self.waiting = None
+            return self.poll(self.received, where, flush)  # raises Interrupted
+        finally:
+            self.waiting = None
+
+    def _end_long_wait(self, signum):
+        """In a thread: end this process if it still waits for one batch long after a signal."""
+        came = time.monotonic()
+        while True:
+            time.sleep(0.5)
+            since = self.waiting
+            if since and time.monotonic() - max(since, came) > LONGEST_WAIT:
+                what = f"no batch came within {LONGEST_WAIT} s after {signal.Signals(signum).name}"
+                complain(f"{script()}: {what}: the run ends{_hint(self.folder)}")
+                leave(1)
 
     def poll(self, received, where, flush=lambda: None):
         """Save if -saveEvery is due. If a signal was received, save and raise Interrupted.
@@ -136,10 +176,13 @@ def announcement(signum):
 
 def ended_at_once(folder):
     """What is said after a second Ctrl-C."""
-    hint = ""
+    return f"{script()}: interrupted{_hint(folder)}"
+
+
+def _hint(folder):
     if folder and os.path.exists(os.path.join(folder, "latest.pth")):
-        hint = f"; -resume {shlex.quote(folder)} goes on from the last checkpoint"
-    return f"{script()}: interrupted{hint}"
+        return f"; -resume {shlex.quote(folder)} goes on from the last checkpoint"
+    return ""
 
 
 @contextlib.contextmanager

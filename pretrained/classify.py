@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from runtime import command, output_files
 from runtime.errors import InputError
+from runtime.foreign import visible
 
 USAGE = "Usage: python classify.py MODEL FILE... [-csv FILE.csv]"
 TOP = 5
@@ -99,11 +100,11 @@ def class_names(model):
 
 
 def show(path, probabilities, names):
-    """Print one file's result as Lua's print does: tabs, 14 digits."""
-    print("Classes for", path, sep="\t")
+    """Print one file's result as Lua's print does: tabs, 14 digits; control characters escaped."""
+    print("Classes for", visible(path), sep="\t")
     best, indices = probabilities.topk(min(TOP, len(probabilities)))
     for probability, index in zip(best.tolist(), indices.tolist()):
-        print(f"{probability:.14g}", names[index], sep="\t")
+        print(f"{probability:.14g}", visible(names[index]), sep="\t")
     print(flush=True)
 
 

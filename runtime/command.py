@@ -7,6 +7,8 @@ import os
 import sys
 
 from runtime.errors import InputError
+from runtime.exit import print_anything
+from runtime.memory import lacking
 from runtime.packages import missing
 
 
@@ -16,6 +18,7 @@ def run(main):
     If the reader of stdout has gone, as in `| head`, the status is 141, as of SIGPIPE.
     """
     name = os.path.basename(sys.argv[0])
+    print_anything()
     try:
         status = main()
         if sys.stdout is not None:
@@ -23,12 +26,13 @@ def run(main):
         sys.exit(status)
     except InputError as error:
         sys.exit(f"{name}: {error}")
-    except ImportError as error:
-        if not missing(error):
-            raise
-        sys.exit(f"{name}: {missing(error)}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is buffered still
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        sentence = missing(error) or lacking(error)
+        if not sentence:
+            raise
+        sys.exit(f"{name}: {sentence}")

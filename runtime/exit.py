@@ -24,6 +24,12 @@ def open_standard_streams():
             os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this one
 
 
+def print_anything():
+    """Let stdout print what its encoding lacks, and lone surrogates, as escapes; stderr does so."""
+    if sys.stdout is not None and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def leave(status):
     """End this process at once, without waiting for threads, workers or other ranks."""
     for stream in (sys.stdout, sys.stderr):

@@ -7,7 +7,17 @@ import sys
 
 from runtime.errors import InputError
 
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+# what Python, the dynamic linker, PyTorch and oneDNN say where they get no memory
+_SIGNS = re.compile(
+    r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc|out of memory"
+    r"|not enough memory|can't start new thread|could not create a (primitive|memory)"
+)
 
 
 def keep_freed():
@@ -25,9 +35,17 @@ def keep_freed():
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+class OutOfMemory(InputError):
+    """`need`: how much, where, for which input; `advice`: what to give instead."""
+
+    def __init__(self, need, advice):
+        super().__init__(f"{need}; give {advice}")
+        self.need = need
+
+
 @contextlib.contextmanager
 def out_of_memory(shape, device, advice):
-    """Turn an out-of-memory error into an InputError: how much, where, for which input, advice."""
+    """Turn an error of torch's into an OutOfMemory, for an input of this shape."""
     try:
         yield
     except RuntimeError as error:  # what the CPU raises; torch.OutOfMemoryError is a subclass
@@ -35,10 +53,8 @@ def out_of_memory(shape, device, advice):
         if not needed:
             raise
         shape = " x ".join(map(str, shape))
-        raise InputError(
-            f"out of memory on {_where(device)}: {needed[1]} more were needed for an input of "
-            f"{shape}; give {advice}"
-        ) from None
+        need = f"{needed[1]} more were needed for an input of {shape}"
+        raise OutOfMemory(f"out of memory on {_where(device)}: {need}", advice) from None
 
 
 def _where(device):
@@ -49,3 +65,29 @@ def _where(device):
     free, total = (f"{n / 2**30:.1f} GiB" for n in torch.cuda.mem_get_info(device))
     peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
     return f"{device} ({free} of {total} free, the run used up to {peak})"
+
+
+def lacking(error):
+    """The sentence for an error that means, or comes from, a lack of memory; None for any other.
+
+    Under a limit such as `ulimit -v` a module that was half imported fails with other errors too.
+    """
+    limit = _limit()
+    strange = (SystemError, ImportError) if limit else ()
+    while error is not None:
+        text = str(error)
+        if (
+            isinstance(error, (MemoryError, *strange))
+            or _SIGNS.search(text)
+            or (limit and "can only be initialized once" in text)
+        ):
+            allowed = f"this process may use {limit / 2**30:.1f} GiB (ulimit -v)"
+            return f"out of memory: {allowed if limit else 'the system gives no more'}"
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _limit():
+    """The limit of this process's memory in bytes, 0 if there is none."""
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else -1
+    return 0 if resource is None or limit == resource.RLIM_INFINITY else limit

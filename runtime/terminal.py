@@ -12,6 +12,7 @@ import threading
 import time
 
 from runtime.exit import script
+from runtime.foreign import visible
 
 ERASE = "\r\x1b[K"  # go to the start of the line, erase it
 MIN_INTERVAL = 0.1  # seconds between two redraws of the status line by `show`
@@ -23,22 +24,30 @@ def is_rank_0():
 
 
 def say(*args):
-    """Print a line, on rank 0 only, and flush it: logs are followed through pipes."""
+    """Print a line, on rank 0 only, and flush it: logs are followed through pipes.
+
+    Control characters in it come from names, and are escaped; the original's lines have tabs.
+    """
     if is_rank_0():
+        text = " ".join(map(str, args))
+        line = text.rstrip("\n")
         # one write: the thread that saves prints too (storage/writer.py)
-        print(" ".join(map(str, args)) + "\n", end="", flush=True)
+        print(visible(line, "\t") + text[len(line) :] + "\n", end="", flush=True)
 
 
 def note(*args):
     """Print a line that the original does not have, on stderr, on rank 0 only."""
     if is_rank_0():
-        complain(" ".join(map(str, args)))
+        complain(visible(" ".join(map(str, args))))
 
 
 def complain(text):
-    """Print an error on stderr, from any rank; a stderr that fails is no error."""
+    """Print an error, which may be a traceback, on stderr, from any rank.
+
+    A stderr that fails is no error.
+    """
     with contextlib.suppress(OSError, ValueError):
-        print(text + "\n", end="", file=sys.stderr, flush=True)
+        print(visible(text, "\t\n") + "\n", end="", file=sys.stderr, flush=True)
 
 
 def show(text):
@@ -127,7 +136,7 @@ class Terminal:
     def show(self, text):
         """See `show`. A text within MIN_INTERVAL of the last redraw is drawn with the next one."""
         with self.lock:
-            self.text, now = text, time.monotonic()
+            self.text, now = visible(text), time.monotonic()
             if not text or now - self.changed >= MIN_INTERVAL:
                 self.changed = now
                 with contextlib.suppress(OSError):  # the terminal has gone: print raises

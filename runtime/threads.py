@@ -1,4 +1,6 @@
-"""How OpenMP threads wait for one another: they spin for about 30 microseconds, then sleep.
+"""How many cores there are, and how OpenMP threads wait for one another.
+
+They spin for about 30 microseconds, then sleep.
 
 By default they spin for milliseconds. When cores are shared with loading workers or other programs,
 spinning threads starve each other: an iteration took 3.3 s instead of 0.44 s on two cores. Threads
@@ -6,6 +8,11 @@ that sleep at once make an iteration up to a tenth slower on an idle machine.
 """
 
 import os
+
+
+def cores():
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def spin_briefly():

@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import pickle
 import re
 import shutil
 import zipfile
@@ -10,7 +9,9 @@ import zlib
 
 import torch
 
+from runtime import memory, regular_files
 from runtime.errors import InputError
+from storage import pickles, records
 
 
 class Damaged(InputError):
@@ -20,59 +21,39 @@ class Damaged(InputError):
 def load(path):
     """What `save` wrote, on the CPU. InputError for any other file.
 
-    Only tensors and plain values are read (weights_only): a pickle that would run code is refused.
+    Only tensors and plain values are read (weights_only): a pickle that would run code is refused,
+    and so is one that would take more memory or time than its size says (records.py, pickles.py).
     Damaged if a byte of the tensors is missing or changed.
     """
     try:
-        check(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with regular_files.opened(path) as file:
+            records.check(file, path)
+            file.seek(0)
+            value = torch.load(file, map_location="cpu", weights_only=True)
+        pickles.check_tree(value, path)
+        return value
     except InputError:
         raise
-    except OSError as error:
-        raise Damaged(f"cannot read {path}: {error.strerror or error}") from None
-    except pickle.UnpicklingError as error:
-        # PyTorch's message is long and says how to run the code after all: take the name only
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        if not found:
-            raise Damaged(f"{path} is damaged or holds more than tensors and values") from None
-        what = f"it asks for {found[1]}, which could run code"
-        raise InputError(f"{path} holds more than tensors and plain values: {what}") from None
-    except Exception as error:  # a changed byte can make the unpickler raise anything
-        reason = (str(error).strip() or "it ends too soon").splitlines()[0]
-        raise Damaged(f"{path} is damaged or not a file of this program: {reason}") from None
-
-
-def check(path):
-    """Verify the checksums of a file of torch.save, which torch.load does not; at 2 GB/s.
-
-    Files from before PyTorch 1.6 are no zip archives and have no checksums.
-    """
-    try:
-        with open(path, "rb") as file:
-            if file.read(2) != b"PK" and not zipfile.is_zipfile(file):
-                return
-            with zipfile.ZipFile(file) as archive:
-                # all are 0 after torch.serialization.set_crc32_options(False)
-                checked = any(record.CRC for record in archive.infolist())
-                changed = archive.testzip() if checked else None
     except FileNotFoundError:
         raise Damaged(f"File not found: {path}") from None
     except OSError as error:
-        raise Damaged(f"cannot read {path}: {error.strerror or error}") from None
-    except Exception as error:  # zipfile can raise anything for a damaged archive
-        raise Damaged(f"{path} is damaged: {error}") from None
-    if changed:
-        raise Damaged(f"{path} is damaged: its record {changed} has changed")
+        raise Damaged(f"cannot read {path}: {regular_files.reason(error)}") from None
+    except Exception as error:  # a changed byte can make zipfile and the unpickler raise anything
+        asked = re.search(r"allocate (\d+) bytes", str(error))
+        if memory.lacking(error) and not (asked and int(asked[1]) > os.path.getsize(path)):
+            raise InputError(f"cannot read {path}: {memory.lacking(error)}") from None
+        reason = (str(error).strip() or "it ends too soon").splitlines()[0]
+        raise Damaged(f"{path} is damaged or not a file of this program: {reason}") from None
 
 
 def digest(path):
     """A fingerprint of a file of torch.save, from the checksums in it: no tensor is read."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            records = [(r.filename.partition("/")[2], r.CRC) for r in archive.infolist()]
+        with regular_files.opened(path) as file, zipfile.ZipFile(file) as archive:
+            found = [(r.filename.partition("/")[2], r.CRC) for r in archive.infolist()]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise Damaged(f"{path} is damaged: {error}") from None
-    return zlib.crc32(repr(sorted(records)).encode())
+    return zlib.crc32(repr(sorted(found)).encode())
 
 
 def save(path, value):
@@ -88,7 +69,7 @@ def save(path, value):
 
 def copy(source, target):
     """Copy a file with an atomic write."""
-    with replacing(target) as file, open(source, "rb") as original:
+    with replacing(target) as file, regular_files.opened(source) as original:
         shutil.copyfileobj(original, file, 1 << 20)
 
 

@@ -9,7 +9,9 @@ import math
 import os
 from typing import NamedTuple
 
+from runtime import regular_files
 from runtime.errors import InputError
+from runtime.foreign import visible
 
 # Options that do not decide the result, and the seed.
 IGNORED = {
@@ -18,6 +20,8 @@ IGNORED = {
     *("stem", "drops"),
 }
 SIZE = ("depth", "cardinality", "baseWidth")
+LARGEST = 1 << 28  # bytes of a log; one of 100,000 epochs has 30 million
+MOST = 2**53  # parameters, epochs: whole numbers that a float has
 # {field of "net" in the log: option}
 NET_OPTIONS = {
     **{"net": "netType", "depth": "depth", "cardinality": "cardinality"},
@@ -92,8 +96,7 @@ def read(path, defaults, warn):
     if os.path.isdir(path):
         path = os.path.join(path, "log.jsonl")
     try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
+        text = regular_files.read(path, LARGEST).decode()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a -save folder") from None
     except UnicodeDecodeError:
@@ -111,7 +114,7 @@ def read(path, defaults, warn):
     for number, line in enumerate(parsed[1:], 2):
         epoch = line and line.get("epoch")
         errors = line and _errors(line)
-        if type(epoch) is not int or epoch <= before or None in errors:
+        if type(epoch) is not int or not before < epoch < MOST or None in errors:
             raise InputError(
                 f"{path}, line {number} is not that of a next epoch with its errors: "
                 f"{lines[number - 1]!r:.60}"
@@ -121,7 +124,7 @@ def read(path, defaults, warn):
     if not rows:
         raise InputError(f"{path} has no finished epoch yet")
     parameters = parsed[0].get("parameters")
-    parameters = parameters if type(parameters) is int and parameters > 0 else None
+    parameters = parameters if type(parameters) is int and 0 < parameters < MOST else None
     epochs, train, val = (list(column) for column in zip(*rows))
     detects = any(isinstance(line.get("test"), dict) for line in parsed[1:])
     return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val, detects)
@@ -145,10 +148,12 @@ def _errors(line):
 
 
 def _top1(errors):
-    """The first of a list of numbers, NaN if it is not finite; None for anything else."""
+    """The first of a list, an error in %, NaN if it is not finite; None for anything else."""
     if not isinstance(errors, list) or not errors or type(errors[0]) not in (int, float):
         return None
-    return errors[0] if -math.inf < errors[0] < math.inf else math.nan
+    if not -math.inf < errors[0] < math.inf:
+        return math.nan
+    return errors[0] if 0 <= errors[0] <= 100 else None
 
 
 def _options(header, defaults):
@@ -173,7 +178,7 @@ def _text(value):
         return str(value).lower()
     if isinstance(value, (list, tuple)):
         return ",".join(map(_text, value)) or "none"
-    return str(value) or "none"
+    return visible(str(value)) or "none"
 
 
 def group_runs(runs, warn):

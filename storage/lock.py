@@ -11,8 +11,10 @@ import socket
 
 import filelock
 
+from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
+from storage import atomic
 
 
 @contextlib.contextmanager
@@ -39,8 +41,8 @@ def held(folder, seconds, advice="give another -save"):
         if not os.path.isfile(path):  # the folder cannot be written to at all
             raise
         note(f"=> no lock on {path}, {error.strerror}: take care that no other run writes there")
-    with contextlib.suppress(OSError), open(owner, "w") as file:  # the disk may be full
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    with contextlib.suppress(OSError), atomic.replacing(owner) as file:  # the disk may be full
+        file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
     try:
         yield
     finally:
@@ -53,6 +55,6 @@ def held(folder, seconds, advice="give another -save"):
 
 
 def _read(owner):
-    with contextlib.suppress(OSError), open(owner, errors="replace") as file:
-        return file.read(200)
+    with contextlib.suppress(OSError), regular_files.opened(owner) as file:
+        return file.read(200).decode(errors="replace")
     return None

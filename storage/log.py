@@ -32,7 +32,7 @@ def header(opt, model, device):
         "torch": str(torch.__version__),  # a subclass of str, not plain
         "torchvision": _version("torchvision"),
         "numpy": np.__version__,
-        "commit": _commit(),
+        **_source(),
         "net": model.config,  # of a model from a file, the options do not describe the net
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "processes": group.world_size(),
@@ -42,7 +42,8 @@ def header(opt, model, device):
     }
     if device.type == "cuda":
         # one device for each process
-        return {**line, "device": torch.cuda.get_device_name(device), "devices": line["processes"]}
+        line |= {"device": torch.cuda.get_device_name(device), "devices": line["processes"]}
+        return {**line, "cuda": torch.version.cuda, "driver": _driver()}
     return {**line, "device": device.type, "threads": torch.get_num_threads()}
 
 
@@ -113,10 +114,23 @@ def _version(package):
     return None
 
 
-def _commit():
-    """The commit of this repository, or None outside a clone."""
+def _source():
+    """The commit of this repository and whether its files were changed; None outside a clone."""
+    git = ("git", "--no-optional-locks", "-C", ROOT)
+    commit = _output(*git, "rev-parse", "HEAD")
+    changes = _output(*git, "status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed": None if changes is None else bool(changes)}
+
+
+def _driver():
+    """The version of NVIDIA's driver, or None."""
+    versions = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    return versions.split()[0] if versions else None
+
+
+def _output(*command):
+    """What a command prints; None if it fails or does not exist."""
     with contextlib.suppress(OSError):
-        command = ["git", "-C", ROOT, "rev-parse", "HEAD"]
         result = subprocess.run(command, capture_output=True, text=True)
-        return result.stdout.strip() or None
+        return result.stdout.strip() if result.returncode == 0 else None
     return None

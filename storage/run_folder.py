@@ -46,6 +46,7 @@ class RunFolder:
         self.saved = "nothing"  # the latest state on disk, in words
         self.failure = None  # why a later state is not on disk
         self.unsaved_best = None  # the best model, while it is not on disk
+        self.best_digest = None  # of the best model on disk
         self.created = self.writes and not os.path.isdir(opt.save)
         self.stack = contextlib.ExitStack()
 
@@ -122,6 +123,32 @@ class RunFolder:
         theirs, ours = os.path.join(self.opt.resume, "model_best.pth"), self._file("model_best.pth")
         if os.path.isfile(theirs) and not os.path.exists(ours):
             atomic.copy(theirs, ours)
+        self.best_digest = checkpoint.get("bestDigest")
+        if self.best_digest is not None:
+            self._verify_best(ours, checkpoint)
+
+    def _verify_best(self, path, checkpoint):
+        """Take the best model from its epoch's file, if model_best.pth is not the checkpoint's."""
+        try:
+            self._check_best(path)
+        except atomic.Damaged as error:
+            lines = checkpoint.get("log", [])[1:]
+            of_best = (line for line in lines if line.get("test") in (self.best, list(self.best)))
+            epoch = next(of_best, {}).get("epoch")
+            source = os.path.join(self.opt.resume, f"model_{epoch}.pth")
+            try:
+                self._check_best(source)
+            except atomic.Damaged:
+                note(f"=> {error}, and {source} cannot replace it")
+            else:
+                atomic.copy(source, path)
+                note(f"=> {error}: made again from {source}")
+
+    def _check_best(self, path):
+        """Damaged if a file is not intact, or not the best model of the checkpoint."""
+        atomic.check(path)
+        if atomic.digest(path) != self.best_digest:
+            raise atomic.Damaged(f"{path} is not the best model of the checkpoint")
 
     def save(self, epoch, content, state, is_best, entry):
         """Save the state after an epoch.
@@ -198,8 +225,11 @@ class RunFolder:
         atomic.save(self._file(model_file), model)
         self._write_best()
         self._write_log(state["log"])
-        digest = atomic.digest(self._file(model_file))
-        atomic.save(self._file(optim_file), {**state, "digest": digest})
+        digests = {
+            "digest": atomic.digest(self._file(model_file)),
+            "bestDigest": self.best_digest,
+        }
+        atomic.save(self._file(optim_file), {**state, **digests})
         self._write_latest(epoch, model_file, optim_file)
         self._remove_inside()
         if self.opt.keep:
@@ -207,16 +237,18 @@ class RunFolder:
 
     def _write_inside(self, model, state):
         # one file: it is replaced while latest.pth names it, so model and state must change at once
-        atomic.save(self._file(INSIDE), {**model, **state})
         self._write_best()
+        digest = {"bestDigest": self.best_digest}
+        atomic.save(self._file(INSIDE), {**model, **state, **digest})
         self._write_log(state["log"])
         self._write_latest(state["epoch"], INSIDE, INSIDE)
 
     def _write_best(self):
         """Write the best model if it is not on disk: of this save, or of one that failed."""
         if self.unsaved_best:
-            atomic.save(self._file("model_best.pth"), self.unsaved_best)
-            self.unsaved_best = None
+            path = self._file("model_best.pth")
+            atomic.save(path, self.unsaved_best)
+            self.unsaved_best, self.best_digest = None, atomic.digest(path)
 
     def _write_latest(self, epoch, model_file, optim_file):
         """Let latest.pth name these files."""

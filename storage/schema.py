@@ -5,10 +5,13 @@ cannot have written, so that the code that resumes need not check again. The val
 are checked by checkpoints.py, which knows the option table.
 """
 
-import torch
+import math
 
 from runtime.errors import InputError
-from storage import atomic
+from runtime.foreign import shown
+from storage import atomic, tensors
+
+MOST = 2**53  # whole numbers up to here are exact as floats
 
 # the fields of evaluation.metrics.Metrics
 METRICS = {"done", "seen", "wrong1", "wrong5", "loss", "seconds", "data_wait", "odd"}
@@ -26,32 +29,41 @@ def read(path):
         if name not in state and name in ("epoch", "best", "options"):
             raise InputError(f"{path} is no checkpoint of this program: its {name} is missing")
         if name in state and not is_valid(state[name]):
-            value = "of other types or sizes" if name == "momentum" else f"{state[name]!r:.80}"
+            value = shown(state[name])
             raise InputError(f"{path} is no checkpoint of this program: its {name} is {value}")
+    for name, tensor in state["momentum"].items():
+        fault = "is no name" if not isinstance(name, str) else tensors.fault(tensor)
+        if fault:
+            entry = f"its momentum is wrong: {shown(name)} {fault}"
+            raise InputError(f"{path} is no checkpoint of this program: {entry}")
     return state
 
 
+def is_plain(value):
+    """Whether a value is one that JSON has, or a tuple of such; no tensor."""
+    if isinstance(value, dict):
+        return all(isinstance(k, str) for k in value) and all(map(is_plain, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    return value is None or type(value) in (str, bool, int, float)
+
+
 def is_count(value):
-    """Whether a value is an integer >= 0."""
-    return type(value) is int and value >= 0
+    """Whether a value is an integer >= 0, and not above MOST."""
+    return type(value) is int and 0 <= value <= MOST
 
 
 def _is_number(value):
-    return type(value) in (int, float)
+    return type(value) in (int, float) and 0 <= value < math.inf
 
 
 def _is_best(best):
-    return isinstance(best, (list, tuple)) and len(best) == 2 and all(map(_is_number, best))
-
-
-def _is_momentum(momentum):
-    return isinstance(momentum, dict) and all(
-        isinstance(tensor, torch.Tensor)
-        and tensor.is_floating_point()
-        and tensor.layout == torch.strided
-        # else it is an expanded view of fewer numbers
-        and tensor.untyped_storage().nbytes() >= tensor.nbytes
-        for tensor in momentum.values()
+    """Whether it is a pair of errors in per cent, or of infinities before the first test."""
+    return (
+        isinstance(best, (list, tuple))
+        and len(best) == 2
+        and all(type(value) in (int, float) for value in best)
+        and all(0 <= value <= 100 or value == math.inf for value in best)
     )
 
 
@@ -62,7 +74,8 @@ def _is_position(position):
     if position["epoch"] is None:
         return True
     metrics = [position.get("train"), position.get("test")]
-    return is_count(position["epoch"]) and "order" in position and all(map(_is_metrics, metrics))
+    known = is_count(position["epoch"]) and isinstance(position.get("order"), list)
+    return known and is_plain(position["order"]) and all(map(_is_metrics, metrics))
 
 
 def _is_metrics(sums):
@@ -70,6 +83,7 @@ def _is_metrics(sums):
         isinstance(sums, dict)
         and set(sums) <= METRICS | DETECTION_METRICS
         and all(is_count(sums.get(name)) for name in ("done", "seen", "wrong1", "wrong5"))
+        and sums["wrong5"] <= sums["wrong1"] <= sums["seen"]
         and is_count(sums.get("odd", 0))
         and all(_is_number(sums.get(name, 0)) for name in METRICS | DETECTION_METRICS)
         and "loss" in sums
@@ -85,24 +99,33 @@ def _is_scaler(scaler):
 def _is_log(log):
     if not isinstance(log, list) or not log or not all(isinstance(line, dict) for line in log):
         return False
+    if not is_plain(log):
+        return False
     return all(is_count(line.get("epoch")) for line in log[1:])
+
+
+def _is_options(value):
+    return isinstance(value, dict) and is_plain(value)
 
 
 def _is_dict(value):
     return isinstance(value, dict)
 
 
-def _is_list(value):
-    return isinstance(value, list)
+def _are_names(value):
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
 FIELDS = {
     "epoch": is_count,
     "best": _is_best,
-    "options": _is_dict,
-    "momentum": _is_momentum,
+    "options": _is_options,
+    "momentum": _is_dict,
     "position": _is_position,
     "scaler": _is_scaler,
     "log": _is_log,
-    "agents": _is_list,
+    "agents": _are_names,
+    "digest": is_count,
+    "bestDigest": lambda value: value is None or is_count(value),
+    "data": lambda value: isinstance(value, list) and all(map(is_count, value)),
 }

@@ -1,7 +1,7 @@
 """Drills: a run is killed, its disk fills, its files are damaged; it ends as if nothing had been.
 
-Long, so only with -m slow. Every drill prints a line with its counts. The runs are forks of this
-process, which has loaded torch already. SIGTERM at random moments: test_signals.py.
+Long, so only with -m slow. Every drill prints a line with its counts. SIGTERM at random moments:
+test_signals.py.
 """
 
 import os
@@ -11,70 +11,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
-import torch._dynamo  # noqa: F401  what a run loads, for its forks to begin at once
-from support.runs import NET, ROOT, difference, log, results, same
+from support.forks import await_text, ended, finished, fork, same_folders
+from support.runs import NET, ROOT, log, results, same
 
-import checkpoints  # noqa: F401
-import dataloader  # noqa: F401
-import main
-import train  # noqa: F401
-from parallel import guard
 from storage import atomic
-from storage import run_folder as _folder  # noqa: F401
 
 pytestmark = pytest.mark.slow
 RUN = NET + " -manualSeed 3 -nGPU 2 -LRSteps 3"
-
-
-def fork(command, data, folder):
-    """main.py as a fork of this process; what it says is in folder/said."""
-    sys.stdout.flush()
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.setsid()
-        os.chdir(folder)
-        said = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        sys.stdout = sys.stderr = open(said, "w", buffering=1)  # noqa: SIM115
-        sys.argv = ["main.py", *command.split(), "-data", str(data)]
-        guard.guard(main.main)
-    finally:
-        os._exit(99)
-
-
-def ended(child, seconds):
-    """The exit status of a child that ends in so many seconds, or None."""
-    end = time.monotonic() + seconds
-    while True:
-        pid, status = os.waitpid(child, os.WNOHANG)
-        if pid:
-            return os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            return None
-        time.sleep(0.002)
-
-
-def finished(command, data, folder, status=0):
-    """Run to the end; returns what was said."""
-    with open(folder / "said", "w"):
-        pass
-    assert ended(fork(command, data, folder), 300) == status, (folder / "said").read_text()[-2000:]
-    return (folder / "said").read_text()
-
-
-def same_folders(one, other, epoch):
-    """Assert that two runs ended with the same files and numbers; the largest difference, 0."""
-    same(results(one, epoch), results(other, epoch))
-    best = [atomic.load(folder / "model_best.pth")["model"] for folder in (one, other)]
-    assert all((best[0][name] == best[1][name]).all() for name in best[0])
-    assert sorted(os.listdir(one)) == sorted(os.listdir(other))
-    return difference(results(one, epoch), results(other, epoch))
 
 
 def test_kill_9_at_a_hundred_moments(cifar, tmp_path):
@@ -175,17 +120,6 @@ class Disk:
         await_text(f"{said}.status", "\n")
         with open(said) as text, open(f"{said}.status") as status:
             return text.read(), int(status.read())
-
-
-def await_text(path, text):
-    """Wait until a file holds a text."""
-    for _ in range(2400):
-        if os.path.exists(path):
-            with open(path) as file:
-                if text in file.read():
-                    return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} without {text!r}")
 
 
 def test_the_disk_is_full(cifar, tmp_path):

@@ -22,14 +22,15 @@ def found(cifar, tmp_path_factory):
     return found
 
 
+@pytest.mark.parametrize("accumulate", ["false", "true"])
 @pytest.mark.parametrize("count", [1, 2, 3])
-def test_data_parallel_table(found, count):
+def test_data_parallel_table(found, count, accumulate):
     """Two recorded steps of nn.DataParallelTable, in float64: a few hundred roundings."""
     answers = found(count)
     with np.load(torch7.REFERENCE / "models" / "dpt.npz") as file:
         recorded = {name: torch.from_numpy(file[name]) for name in file}
     for replicas, n in processes.DPT:
-        ours = answers["dpt", replicas, n]
+        ours = answers["dpt", replicas, n, accumulate]
         names = [name for name in recorded if name.startswith(f"gpus{replicas}_n{n}/")]
         assert len(names) == len(ours) == 11
         for name in names:

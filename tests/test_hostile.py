@@ -87,7 +87,6 @@ PLACE = {"epoch": 3, "order": [8, 0, False], "train": SUMS, "test": SUMS}
         ("momentum", {"weight": 1.0}),
         ("momentum", {"weight": torch.zeros(3, 9, dtype=torch.int64)}),
         ("momentum", {"weight": HUGE}),
-        ("momentum", {"weight": torch.zeros(3, 9).to_sparse()}),
         ("position", 3),
         ("position", {}),
         ("position", {**PLACE, "epoch": -1}),

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support import tiny
 from support.runs import NET, ROOT
 from support.tiny import entered
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -17,9 +18,10 @@ from tensorboard.backend.event_processing.event_file_loader import RawEventFileL
 from tensorboard.compat.proto.event_pb2 import Event
 
 import main
+import opts
 from parallel.signals import Interrupted
 from runtime.errors import InputError
-from storage import atomic
+from storage import atomic, log
 
 DIGITS = (
     "-dataset digits -depth 11 -cardinality 2 -baseWidth 4 -batchSize 500 -nGPU 3 -nEpochs 3 "
@@ -65,6 +67,9 @@ def test_the_first_line(digits):
     commit = subprocess.run(
         ["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, text=True
     ).stdout.strip()
+    status = ["git", "-C", ROOT, "status", "--porcelain", "--untracked-files=no"]
+    changes = subprocess.run(status, capture_output=True, text=True).stdout
+    assert about["changed"] == (bool(changes) if commit else None)
     assert about["parameters"] == sum(tensor.numel() for tensor in weights)
     assert about["net"] == model["config"]
     assert about["options"]["dataset"] == "digits" and about["options"]["LRSteps"] == [2]
@@ -75,6 +80,47 @@ def test_the_first_line(digits):
     assert about["images_per_statistic"] == [167, 167, 166]
     if not torch.cuda.is_available():
         assert (about["device"], about["threads"]) == ("cpu", 1)
+
+
+@pytest.mark.parametrize("driver", ["595.71.05", None])
+def test_the_first_line_of_a_run_on_cuda(tmp_path, monkeypatch, driver):
+    """Device and driver, which nvidia-smi prints for each device; None where that is missing."""
+    if driver:
+        program = tmp_path / "nvidia-smi"
+        program.write_text(
+            f"#!/bin/sh\n[ $1 = --query-gpu=driver_version ] && printf '{driver}\\n%.0s' 1 2\n"
+        )
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin" if driver else str(tmp_path))
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda device: "NVIDIA X")
+    opt = opts.parse("-dataset cifar10 -depth 20".split())
+    about = log.header(opt, tiny.model(), torch.device("cuda", 0))
+    assert (about["device"], about["driver"]) == ("NVIDIA X", driver)
+    assert (about["cuda"], about["devices"]) == (torch.version.cuda, 1)
+
+
+def test_a_changed_file_is_noticed(tmp_path, monkeypatch):
+    """A commit, a change to a file of it, a file that is not of it, and no repository."""
+    monkeypatch.setattr(log, "ROOT", str(tmp_path))
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+
+    def changed():
+        opt = opts.parse("-dataset cifar10 -depth 20".split())
+        return log.header(opt, tiny.model(), torch.device("cpu"))["changed"]
+
+    def git(*words):
+        person = ["-c", "user.name=n", "-c", "user.email=e@x.invalid"]
+        subprocess.run(["git", "-C", tmp_path, *person, *words], check=True, capture_output=True)
+
+    assert changed() is None
+    (tmp_path / "a.py").write_text("1")
+    git("init")
+    git("add", "a.py")
+    git("commit", "-m", "a")
+    (tmp_path / "b.py").write_text("not of the commit")
+    assert changed() is False
+    (tmp_path / "a.py").write_text("2")
+    assert changed() is True
 
 
 def test_epochs_are_what_was_printed(digits):

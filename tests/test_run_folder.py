@@ -310,3 +310,50 @@ def test_an_empty_folder_is_not_left_behind(tmp_path):
     with contextlib.suppress(ZeroDivisionError), RunFolder(options(tmp_path / "new")):
         raise ZeroDivisionError
     assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize("harm", ["changed", "older", "missing"])
+@pytest.mark.parametrize("keep", [0, 1])
+def test_the_best_model_is_the_checkpoints(tmp_path, capsys, harm, keep):
+    """Its file is verified on a resume; if it is not that, it is made again, or named."""
+    path = tmp_path / "model_best.pth"
+    with entered(tmp_path, "-keep", str(keep)) as run:
+        run.epoch(1, best=True)
+        run.folder.wait()
+        older = path.read_bytes()
+        run.epoch(2, best=True)
+        run.folder.wait()
+        whole = path.read_bytes()
+        run.epoch(3)
+    checkpoint = newest(tmp_path)
+    for line in checkpoint["log"][1:]:  # as main.py's log has it
+        line["test"] = (9.0 - line["epoch"], 1.0)
+    checkpoint["best"] = (7.0, 1.0)  # of epoch 2
+    if harm == "missing":
+        path.unlink()
+    else:
+        content = older if harm == "older" else whole[:300] + b"!" + whole[301:]
+        path.write_bytes(content)
+    with entered(tmp_path, "-resume", str(tmp_path), checkpoint=checkpoint):
+        pass
+    [said] = capsys.readouterr().err.splitlines()
+    source = tmp_path / "model_2.pth"
+    if keep:
+        assert said.startswith("=> ") and str(path) in said
+        assert said.endswith(f", and {source} cannot replace it")
+    else:
+        assert said.endswith(f": made again from {source}") and str(path) in said
+        assert (atomic.load(path)["model"]["weight"] == 2).all()
+
+
+def test_a_copy_whose_latest_is_older_than_all_else(tmp_path):
+    """As when a folder was copied while a run wrote and removed older epochs (-keep)."""
+    with entered(tmp_path, "-keep", "1") as run:
+        run.epoch(1)
+        run.folder.wait()
+        pointer = (tmp_path / "latest.pth").read_bytes()
+        run.epoch(2)
+    (tmp_path / "latest.pth").write_bytes(pointer)
+    lines = []
+    assert step_of(newest(tmp_path, lines)) == 2
+    assert "optimState_1.pth: going on from" in lines[-1]

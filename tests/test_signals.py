@@ -3,11 +3,13 @@
 import os
 import random
 import signal
+import threading
 import time
 
 import pytest
 from support.runs import NET, errors, finish, nobody_left, results, same, start
 
+import dataloader
 import main
 from evaluation import metrics
 from parallel import signals
@@ -172,3 +174,28 @@ def test_a_second_interrupt_ends_at_once(cifar, tmp_path):
     _, error = finish(process, 130)
     assert error.count("\n") == 1 and ("interrupted" in error or "interrupted by SIGINT" in error)
     assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
+
+
+@pytest.mark.parametrize("place", [0, 4, 5, 12])
+def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(run, monkeypatch, place):
+    """What was done before is saved: the run that goes on is the straight one."""
+    run(RUN + " -save straight")
+    load, count = dataloader.DataLoader._from_memory, 0
+
+    def stalling(loader, *arguments):
+        nonlocal count
+        for batch in load(loader, *arguments):
+            if count == place:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                time.sleep(60)
+            count += 1
+            yield batch
+
+    monkeypatch.setattr(dataloader.DataLoader, "_from_memory", stalling)
+    began = time.monotonic()
+    with pytest.raises(signals.Interrupted) as stop:
+        run(RUN + " -save stalled")
+    assert stop.value.status == 143 and time.monotonic() - began < 50
+    monkeypatch.setattr(dataloader.DataLoader, "_from_memory", load)
+    run(RUN + " -save stalled -resume stalled")
+    same(results("straight", 2), results("stalled", 2))

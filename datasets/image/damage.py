@@ -23,6 +23,7 @@ _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1), 0xC2
 # arithmetic codes, lossless, hierarchical: rare, and not read here
 _OTHERS = (0xC3, *range(0xC5, 0xC8), 0xC9, 0xCA, 0xCB, *range(0xCD, 0xD0))
 _PNG = b"\x89PNG\r\n\x1a\n"
+_SCANS = 100  # a progressive photo has about ten; each of a few bytes takes a pass over all pixels
 _ZEROS = 64  # bytes: at least two blocks of the most common tables
 # a marker that ends a scan: all but a stuffed zero, a fill byte and the restart markers
 _END = re.compile(rb"\xff+[^\x00\xff\xd0-\xd7]")
@@ -81,7 +82,7 @@ class _File:
 
     def __init__(self, data):
         self.data, self.bytes = data, np.frombuffer(data, np.uint8)
-        self.odd, self.restarts = [], 0
+        self.odd, self.restarts, self.scans = [], 0, 0
         self.quantizers, self.parts, self.precision = {}, None, {}
 
     def read(self):
@@ -176,6 +177,9 @@ class _File:
 
     def _scan(self, segment, place):
         """SOS and the codes behind it; the place of the marker behind these."""
+        self.scans += 1
+        if self.scans > _SCANS:
+            raise InputError(f"it has more than {_SCANS} scans")
         count = segment[0]
         if self.parts is None or not 1 <= count <= 4 or len(segment) < 4 + 2 * count:
             raise ValueError("scan")

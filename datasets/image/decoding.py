@@ -8,18 +8,22 @@ Pillow reads only the upper byte of 16-bit colours: up to 1/257 off the original
 import contextlib
 import io
 import os
+import warnings
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from datasets.image import damage
 from datasets.image.optional import simplejpeg
+from runtime import regular_files
 from runtime.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
-# Pillow warns above this many pixels and refuses twice as many. Its default is too low for phone
-# photos. This limit still stops a broken header from allocating all memory.
-Image.MAX_IMAGE_PIXELS = 1 << 28
+# Pillow's default is too low for phone photos. This limit still stops a broken header from
+# allocating all memory. Pillow itself refuses twice as many and warns of what is checked below.
+LARGEST = Image.MAX_IMAGE_PIXELS = 1 << 28  # pixels
+LONGEST = 8 * LARGEST  # bytes of a file
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
 
 class Photo:
@@ -37,7 +41,7 @@ class Photo:
             self.data = _read(path)
             self.odd = "" if checked else damage.check(self.data)
         self.shape = decoder and not self.odd and decoder.shape(self.data)
-        if not self.shape or self.shape[0] * self.shape[1] > Image.MAX_IMAGE_PIXELS:
+        if not self.shape or self.shape[0] * self.shape[1] > LARGEST:
             self._decode()
 
     @property
@@ -120,7 +124,7 @@ def decode_jpeg(data, buffer=None):
         return None
     with contextlib.suppress(ValueError, RuntimeError):
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
-        if colors in ("YCbCr", "Gray") and height * width <= Image.MAX_IMAGE_PIXELS:
+        if colors in ("YCbCr", "Gray") and height * width <= LARGEST:
             if buffer is not None and 4 * height * width > len(buffer):
                 buffer = None
             return simplejpeg.decode_jpeg(data, "RGBX", buffer=buffer, strict=True)
@@ -128,8 +132,7 @@ def decode_jpeg(data, buffer=None):
 
 
 def _read(path):
-    with open(path, "rb", buffering=0) as file:
-        return file.read()
+    return regular_files.read(path, LONGEST)
 
 
 def _decode_bytes(data, odd, buffer=None):
@@ -160,6 +163,8 @@ def _libjpeg_warning(data):
 
 def _decode_with_pillow(file):
     with Image.open(file, formats=FORMATS) as image:
+        if image.width * image.height > LARGEST:
+            raise InputError(f"{image.width} x {image.height} pixels are more than {LARGEST}")
         image.load()
         return _to_rgbx(image)
 

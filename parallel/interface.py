@@ -1,0 +1,91 @@
+"""The network interface by which the machines of a run reach each other, for gloo and nccl.
+
+gloo offers the others the address of the host name. On Debian and Ubuntu that is a loopback address
+by default, which no other machine can reach. So the interface is taken from the route to the master
+and set in the variables that gloo and nccl read, unless the user has set them. On Linux only.
+"""
+
+import array
+import ipaddress
+import os
+import socket
+import struct
+import sys
+
+from runtime.errors import InputError
+
+VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
+SIOCGIFCONF, ENTRY, ENTRIES = 0x8912, 40, 1024  # linux/sockios.h; bytes of a struct ifreq
+
+
+def route(host, port):
+    """This machine's own address on the route to another; nothing is sent. InputError if none."""
+    reason = None
+    try:
+        for family, kind, protocol, _, place in socket.getaddrinfo(
+            host, port, type=socket.SOCK_DGRAM
+        ):
+            try:
+                with socket.socket(family, kind, protocol) as probe:
+                    probe.connect(place)
+                    return probe.getsockname()[0]
+            except OSError as error:
+                reason = error
+    except OSError as error:  # the name is unknown
+        reason = error
+    raise InputError(unreachable(reason.strerror or reason))
+
+
+def choose(store, rank, world_size):
+    """Set VARIABLES to the interface that the other machines reach. Every rank must call it.
+
+    store: the key-value store of the process group.
+    """
+    own = route(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
+    store.set(f"address of {rank}", own)
+    if _is_loopback(own):  # the master's machine itself: the route to any other machine
+        others = (store.get(f"address of {other}").decode() for other in range(world_size))
+        other = next((other for other in others if not _is_loopback(other)), None)
+        own = other and route(other, os.environ["MASTER_PORT"])
+    name = own and _holder(own)
+    if name:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # exactly this name
+
+
+def unreachable(reason):
+    """One sentence: this host cannot reach the others; which variables lead there."""
+    master = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}"
+    port = f"MASTER_PORT={os.environ.get('MASTER_PORT')}"
+    found = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
+    interface = " ".join(found) or f"{VARIABLES[0]} (not set)"
+    return (
+        f"{socket.gethostname()} cannot connect to the other processes, {master} {port}: {reason}; "
+        f"every machine must reach that address, and the others by the interface in {interface}"
+    )
+
+
+def _is_loopback(address):
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
+
+
+def _holder(address):
+    """The name of the interface that has this address, or None if that cannot be known."""
+    if sys.platform != "linux":
+        return None
+    if ":" in address:
+        wanted = ipaddress.ip_address(address.partition("%")[0]).packed.hex()
+        with open("/proc/net/if_inet6") as file:
+            return next((line.split()[5] for line in file if line.startswith(wanted)), None)
+    import fcntl  # not on Windows
+
+    buffer = array.array("B", bytes(ENTRY * ENTRIES))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        request = struct.pack("iP", len(buffer), buffer.buffer_info()[0])
+        size, _ = struct.unpack("iP", fcntl.ioctl(probe, SIOCGIFCONF, request))
+    wanted = socket.inet_aton(address)
+    for start in range(0, size, ENTRY):
+        entry = buffer[start : start + ENTRY].tobytes()  # name, family, port, address
+        if entry[20:24] == wanted:
+            return entry[:16].split(b"\0")[0].decode().partition(":")[0]  # of an alias "eth0:1"
+    return None

@@ -1,0 +1,38 @@
+"""Foreign text and values in messages: names from files may hold anything."""
+
+import re
+import reprlib
+
+# Control characters, line and paragraph separators, marks that change the direction of text, and
+# surrogates but for those that stand for the bytes of a file's name, which streams handle.
+_HIDDEN = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]"
+)
+
+
+class _Short(reprlib.Repr):
+    """Few values of a container, and of other objects the type only: their repr may be long."""
+
+    def repr_instance(self, value, level):
+        simple = value is None or isinstance(value, (bool, float))
+        return repr(value) if simple else f"<{type(value).__name__}>"
+
+
+_SHORT = _Short()
+_SHORT.maxlevel = 2  # the number of values grows with its power
+_SHORT.maxstring = 80
+
+
+def visible(text, keep=""):
+    """The text with control characters as escapes, as repr has them, but for those in `keep`."""
+
+    def escape(found):
+        character = found[0]
+        return character if character in keep else character.encode("unicode_escape").decode()
+
+    return _HIDDEN.sub(escape, text)
+
+
+def shown(value):
+    """A value as a message has it: repr cut short, in a time that does not depend on the value."""
+    return _SHORT.repr(value)[:80]

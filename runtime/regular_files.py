@@ -1,0 +1,60 @@
+"""Opening files to read: only regular ones. A pipe or device could make a run wait or fill memory.
+
+The file is opened without waiting and then looked at, so it cannot be exchanged in between.
+"""
+
+import errno
+import os
+import stat
+
+from runtime.errors import InputError
+
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows has neither
+
+
+def opened(path, most=None, buffering=-1):
+    """A regular file, open for reading bytes; OSError for anything else, or above `most` bytes."""
+    file = open(path, "rb", buffering, opener=_open)  # noqa: SIM115  the caller closes it
+    size = os.fstat(file.fileno()).st_size
+    if most is not None and size > most:
+        file.close()
+        raise OSError(errno.EFBIG, f"it has {size} bytes, at most {most} would be right", path)
+    return file
+
+
+def _open(path, flags):
+    try:
+        descriptor = os.open(path, flags | _FLAGS)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        kind = "a socket or a device"
+    else:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` itself refuses a folder
+            return descriptor
+        os.close(descriptor)
+        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
+    raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", path)
+
+
+def read(path, most):
+    """The bytes of a file; OSError as `opened`."""
+    with opened(path, most, buffering=0) as file:
+        return file.read()
+
+
+def check(path, option=""):
+    """InputError unless the file can be opened; `option` names what gave the path."""
+    try:
+        opened(path).close()
+    except FileNotFoundError:
+        raise InputError(f"File not found: {path}{option}") from None
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
+        raise InputError(f"cannot read {path}{option}: {reason(error)}") from None
+
+
+def reason(error):
+    """What an error of opening or reading says, without number and path."""
+    return getattr(error, "strerror", None) or str(error)

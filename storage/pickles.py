@@ -1,0 +1,100 @@
+"""Pickles of torch.save, counted before they are read and after.
+
+A pickle of a few hundred bytes can name one list twice in the next, sixty times over: whoever
+prints or hashes that never ends. It can also call functions that take any amount of memory. So
+every instruction is looked at before torch.load, which runs no code of the file but does what it
+asks.
+"""
+
+import pickletools
+import re
+
+from runtime.errors import InputError
+
+MOST = 500_000  # values; a checkpoint of 10,000 epochs has 300,000
+_DEEPEST = 100  # levels of nesting; files of this program have 5
+_LARGEST = 2**63  # integers; numbers of 2^61 - 1 times n would also have equal hashes
+_MAGIC = 0x1950A86A20F9469CFC6C  # with which a file of before PyTorch 1.6 begins
+
+# What tensors and plain values ask for; an argparse.Namespace only holds values.
+_PLAIN = re.compile(
+    r"torch(\.storage)? \w+Storage"
+    r"|torch (u?int\d+|b?float\d+|float8_\w+|complex\d+|bool|Size|device)"
+    r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
+    r"|torch\.nn\.parameter Parameter|collections (OrderedDict|Counter)|argparse Namespace"
+)
+_GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
+_OTHERS = ("PROTO", "STOP", "EMPTY_LIST", "EMPTY_DICT")
+_ATOM = [1]
+
+
+def check(file, path):
+    """Look at one pickle in a file that is open for reading; ValueError if it is damaged.
+
+    InputError if it asks for more than tensors and plain values, if a key holds other values, or
+    if it would have more than MOST values with each counted as often as it is named.
+    """
+    stack, marks, memo = [], [], {}  # of [weight]: a value, with all those in it
+    for count, (code, argument, _) in enumerate(pickletools.genops(file)):
+        name = code.name
+        if name == "MARK":
+            marks.append(len(stack))
+        elif name in ("BINGET", "LONG_BINGET"):
+            stack.append(memo[argument])
+        elif name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = stack[-1]
+        elif not code.stack_before and name not in _OTHERS:
+            _check_argument(name, argument, path)
+            stack.append(_ATOM)
+        elif name not in ("PROTO", "STOP"):
+            grows, marked = name in _GROWING, pickletools.markobject in code.stack_before
+            start = marks.pop() if marked else len(stack) - len(code.stack_before) + grows
+            taken = stack[start:]
+            del stack[start:]
+            if name.startswith("SETITEM") and any(cell[0] > 1 for cell in taken[::2]):
+                raise InputError(f"{path} has a key that holds other values: no name or number")
+            weight = sum(cell[0] for cell in taken)
+            if grows:
+                stack[-1][0] += weight
+            else:
+                stack.append([1 + weight])
+            if stack[-1][0] > MOST:
+                raise _too_many(path)
+        if count > 2 * MOST:
+            raise _too_many(path)
+
+
+def check_old(data, path):
+    """As `check`, for the five pickles of a file of before PyTorch 1.6, before its numbers."""
+    for _ in range(5):
+        check(data, path)
+
+
+def _check_argument(name, argument, path):
+    if name == "GLOBAL" and not _PLAIN.fullmatch(argument):
+        what = f"it asks for {argument.replace(' ', '.')}, which could run code or take memory"
+        raise InputError(f"{path} holds more than tensors and plain values: {what}")
+    if type(argument) is int and abs(argument) >= _LARGEST and argument != _MAGIC:
+        raise InputError(f"{path} holds an integer of {argument.bit_length()} bits: at most 63")
+
+
+def check_tree(value, path):
+    """InputError if a value that was read contains itself, or holds others too deep or too often.
+
+    A list can be filled after it was named, which `check` does not count.
+    """
+    stack, count = [(value, 0)], 0
+    while stack:
+        value, depth = stack.pop()
+        if isinstance(value, dict):
+            value = value.values()
+        elif not isinstance(value, (list, tuple)):
+            continue
+        count += len(value)
+        if count > MOST or depth == _DEEPEST:
+            raise _too_many(path)
+        stack.extend((part, depth + 1) for part in value)
+
+
+def _too_many(path):
+    return InputError(f"{path} holds values that contain themselves, or over {MOST:,} of them")
