@@ -230,7 +230,7 @@ def first_to_fail():
 
 def reason(error):
     """The first line of an error of PyTorch's, without the place in its source."""
-    return re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0])
+    return re.sub(r"\[/\S+\] |\. This is typically.*", "", str(error).splitlines()[0])
 
 
 def lost_peer(error):

@@ -20,7 +20,7 @@ from storage import atomic
 
 pytestmark = pytest.mark.slow
 RUN = NET.replace("-batchSize 8", "-batchSize 18") + " -manualSeed 3 -nGPU 2 -LRSteps 3"
-FLIPS = int(os.environ.get("DRILL_FLIPS", 500))
+FLIPS = 500
 
 
 class Cut(Exception):
@@ -61,6 +61,19 @@ def flip(path):
         place = random.randrange(-edge, edge)
     content[place] ^= random.randrange(1, 256)
     path.write_bytes(content)
+    return place, content[place]
+
+
+def difference(path, changed, said):
+    """What a failed comparison needs to be understood."""
+    pairs = zip(results("straight", 3)[1:], results("run", 3)[1:])
+    return (
+        path.parent.name,
+        path.name,
+        changed,
+        said,
+        [pair for pair in pairs if pair[0] != pair[1]],
+    )
 
 
 def equal_or_named(one, other):
@@ -114,7 +127,7 @@ def test_one_byte_is_changed(run, tmp_path, capsys):
         path = places[trial % len(places)]
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         shutil.copytree(path.parent, tmp_path / "run")
-        flip(tmp_path / "run" / path.name)
+        changed = flip(tmp_path / "run" / path.name)
         try:
             run("-nEpochs 3 -save run -resume run")
         except InputError as error:
@@ -122,7 +135,7 @@ def test_one_byte_is_changed(run, tmp_path, capsys):
             counts["refused and named"] += 1
             continue
         said = capsys.readouterr().err
-        same(results("straight", 3), results("run", 3))
+        assert alike(results("straight", 3), results("run", 3)), difference(path, changed, said)
         _, damaged = equal_or_named(tmp_path / "straight", tmp_path / "run")
         named = f"run/{path.name}" in said
         counts["equal and named" if named else "older file named" if damaged else "equal"] += 1
@@ -144,7 +157,7 @@ def copy_slowly(source, target):
 
 def test_copied_while_the_run_writes(cifar, tmp_path):
     random.seed(6)
-    copies = int(os.environ.get("DRILL_COPIES", 20))
+    copies = 20
     command = RUN + " -nEpochs 30 -keep 2"
     finished(command + " -save straight", cifar, tmp_path)
     child, count = fork(command + " -saveEvery 1e-9 -save run", cifar, tmp_path), 0

@@ -55,7 +55,7 @@ def test_outputs_closed_or_full_at_random_moments(cifar, tmp_path):
     random.seed(7)
     command = RUN + " -nEpochs 8"
     finished(command + " -save straight", cifar, tmp_path)
-    trials = int(os.environ.get("DRILL_OUTPUTS", 20))
+    trials = 20
     said_so = 0
     for trial in range(trials):
         kind = OUTPUTS[trial % len(OUTPUTS)]
@@ -112,7 +112,7 @@ class SharedMemory:
 def test_killed_with_a_full_shared_memory(photos, tmp_path):
     """The workers' batches lie in it. After an end of either kind nothing is lost."""
     random.seed(8)
-    trials = int(os.environ.get("DRILL_SHM", 12))
+    trials = 9
     command = "-netType resnet -depth 18 -batchSize 4 -LR 0.001 -nThreads 2 -manualSeed 4"
     epochs = 2 + trials // 3
     command += f" -nEpochs {epochs}"
