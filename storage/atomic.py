@@ -52,6 +52,7 @@ def check(path):
             if file.read(2) != b"PK" and not zipfile.is_zipfile(file):
                 return
             with zipfile.ZipFile(file) as archive:
+                _check_records(archive)
                 # all are 0 after torch.serialization.set_crc32_options(False)
                 checked = any(record.CRC for record in archive.infolist())
                 changed = archive.testzip() if checked else None
@@ -63,6 +64,20 @@ def check(path):
         raise Damaged(f"{path} is damaged: {error}") from None
     if changed:
         raise Damaged(f"{path} is damaged: its record {changed} has changed")
+
+
+def _check_records(archive):
+    """ValueError for a record that PyTorch's zip reader would take for another than Python's.
+
+    PyTorch leaves the memory of a record uninitialised if a bit says that it is a folder (0x10,
+    DOS); and it takes the length of a stored record from the other of its two lengths.
+    """
+    for record in archive.infolist():
+        stored = record.compress_type == zipfile.ZIP_STORED
+        if record.external_attr & 0x10 or record.is_dir():
+            raise ValueError(f"its record {record.filename} claims to be a folder")
+        if stored and record.compress_size != record.file_size:
+            raise ValueError(f"its record {record.filename} has two lengths")
 
 
 def digest(path):
