@@ -37,7 +37,10 @@ def check(file, path):
 
 
 def check_layout(file, archive):
-    """ValueError if a record is compressed or overlaps another; `file`: what `archive` reads."""
+    """ValueError for a record that is compressed, a folder, or overlaps another.
+
+    file: what `archive` reads.
+    """
     records = sorted(archive.infolist(), key=lambda record: record.header_offset)
     if len({record.filename for record in records}) < len(records):
         raise ValueError("two of its records have the same name")
@@ -45,6 +48,9 @@ def check_layout(file, archive):
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
             raise ValueError(f"its record {record.filename} is compressed")
+        # a folder, by a bit of DOS: PyTorch would leave the memory of the record uninitialised
+        if record.external_attr & 0x10 or record.is_dir():
+            raise ValueError(f"its record {record.filename} claims to be a folder")
         start = record.header_offset
         file.seek(start + 26)
         name, extra = struct.unpack("<HH", file.read(4))

@@ -357,3 +357,17 @@ def test_a_copy_whose_latest_is_older_than_all_else(tmp_path):
     lines = []
     assert step_of(newest(tmp_path, lines)) == 2
     assert "optimState_1.pth: going on from" in lines[-1]
+
+
+@pytest.mark.parametrize("place, value, word", [(38, 16, "folder"), (24, 1, "compressed")])
+def test_what_only_pytorchs_zip_reader_sees(tmp_path, place, value, word):
+    """One bit of a zip entry makes it a folder: torch.load then leaves its tensor uninitialised."""
+    path = tmp_path / "a.pth"
+    atomic.save(path, {"a": torch.arange(9.0)})
+    content = path.read_bytes()
+    record = content.index(b"archive/data/0", content.index(b"PK\x01\x02")) - 46
+    changed = bytearray(content)
+    changed[record + place] ^= value
+    path.write_bytes(changed)
+    with pytest.raises(atomic.Damaged, match=word):
+        atomic.load(path)
