@@ -12,6 +12,7 @@ import pytest
 import torch
 from support.evaluations import pair, pictures
 from support.runs import ROOT
+from torch import nn
 
 import evaluate
 import main
@@ -151,10 +152,12 @@ def test_images_that_have_no_file_and_classes_without_a_name(cifar, here):
 
 
 def test_outputs_that_are_not_numbers(photos, here):
-    """Counted as wrong, without a prediction."""
+    """Counted as wrong, without a prediction. The weights are finite: infinity less infinity."""
     net = pair(here, photos)["one"][1]
+    norms = [module for module in net.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        net.fc.bias[0] = float("nan")
+        norms[-1].bias.fill_(1e200)  # so are the features
+        net.fc.weight[:, ::2], net.fc.weight[:, 1::2] = 1e200, -1e200
     model_files.write("nan.pth", models.pack(net))
     run("nan.pth", photos, "-predictions", "p.csv", "-classErrors", "e.csv", "-confusion", "m.csv")
     assert all(row[2:] == [""] * 4 for row in table("p.csv")[1:])

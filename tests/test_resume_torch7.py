@@ -32,6 +32,9 @@ class Fixed:
     def size(self):
         return 2 if self.split == "train" else 1
 
+    def report_wait(self, epoch, seconds, waited):
+        """No worker is waited for."""
+
     def run(self, epoch, start):
         if self.split == "val":
             yield batch(8001, 8101)
