@@ -151,12 +151,12 @@ NUMBERS = {int, float}
 def is_right(before, kind, place):
     """Whether the program can have written this kind of value in the place of another."""
     value = hostile.VALUES[kind]
+    if place == ("config",):
+        return True  # then it is another program's file, and its net is inferred
     if isinstance(value, torch.Tensor):
         return kind in ("tensor", "half") and place[0] == "momentum"
     if value is None and place in MAY_BE_NONE:
         return True
-    if place == ("config",):
-        return True  # then it is another program's file, and its net is inferred
     if place[0] == "log" and len(place) > 1 and place[-1] != "epoch":
         return True  # for people
     if place[:2] == ("position", "order") and len(place) == 3:
