@@ -41,7 +41,7 @@ def main(arguments):
         raise InputError(f"{words[0]}: the net {net} has no function features(images)")
     read, features = [], np.empty((len(paths), model.fc.in_features), np.float32)
     for names, rows in inference.run(model.features, model, paths, size, "extract_features.py"):
-        features[len(read) : len(read) + len(names)] = rows
+        features[len(read) : len(read) + len(names)] = rows.numpy()
         read += names
     if not read:
         raise InputError("none of the files could be read as an image: nothing is saved")
