@@ -187,7 +187,7 @@ def run(opt, argv, ends_process):
     if opt.show:
         show.photo(opt)
         return
-    scores.library()  # if it is missing, that is said before the training
+    scores.implementation()  # if it is missing, that is said before the training
     device = group.join()
     if device.type == "cpu":
         memory.keep_freed()

@@ -32,7 +32,7 @@ def evaluate(truth, detections):
 
     truth: COCO's dictionary of images and annotations; detections: COCO's results, a list.
     """
-    kind, evaluation = library()
+    kind, evaluation = implementation()
     with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
         coco = kind()
         coco.dataset = {"info": {}, "licenses": [], **truth}
@@ -47,7 +47,7 @@ def evaluate(truth, detections):
     return {name: 100 * value for name, value in values if value >= 0}  # COCO's -1: no object
 
 
-def library():
+def implementation():
     """(COCO, COCOeval) of what is installed."""
     with contextlib.suppress(ImportError):
         from faster_coco_eval import COCO, COCOeval_faster

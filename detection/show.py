@@ -1,6 +1,5 @@
 """What a detector finds, as pictures: in one photo, and in the first images of a test."""
 
-import copy
 import os
 
 import torch
@@ -23,8 +22,7 @@ def photo(opt):
         pixels = decoding.load_image(opt.show)
         name = os.path.splitext(os.path.basename(opt.show))[0]
     else:
-        own = copy.copy(opt)
-        pixels, name = sources.source(own, "val").pixels(number), f"scene{number + 1}"
+        pixels, name = sources.source(opt, "val").pixels(number), f"scene{number + 1}"
     image = torch.from_numpy(pixels).to(device, torch.float32)
     with torch.inference_mode():
         (found,) = model([image])

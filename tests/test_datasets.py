@@ -67,7 +67,7 @@ def test_another_folder_is_noticed(opt, capsys):
 
 
 @pytest.mark.parametrize("damage", ["half", "byte", "empty", "text", "npy", "pickle", "unsigned"])
-def test_a_damaged_cache_is_made_anew(opt, capsys, damage):
+def test_a_damaged_cache_is_made_again(opt, capsys, damage):
     first, _, _ = made(opt, capsys)
     path = os.path.join(opt.gen, "cifar10.npz")
     with open(path, "rb") as file:

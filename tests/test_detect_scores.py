@@ -71,4 +71,4 @@ def test_the_missing_library_is_named(monkeypatch):
     for name in ("faster_coco_eval", "pycocotools.coco"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
     with pytest.raises(InputError, match="pip install faster-coco-eval"):
-        scores.library()
+        scores.implementation()

@@ -79,7 +79,7 @@ class SharedMemory:
         self.shell = subprocess.Popen(
             ["unshare", "-rm", "sh"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
-        self.folder = f"/proc/{self.shell.pid}/root/dev/shm"
+        self.folder = os.path.join("/proc", str(self.shell.pid), "root", "dev", "shm")
         self.shell.stdin.write(f"mount -t tmpfs -o size={size} tmpfs /dev/shm && echo done\n")
         self.shell.stdin.flush()
         assert self.shell.stdout.readline() == "done\n"

@@ -308,7 +308,7 @@ def test_lone_surrogates_print(encoding):
     assert result.stderr == b"=> " + line + b"\n"
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v is of Linux")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux keeps to ulimit -v")
 @pytest.mark.parametrize("kilobytes", [1_000_000, 2_000_000])
 @pytest.mark.parametrize("script", ["main.py -dataset digits -depth 20", "convert.py a.pth b.t7"])
 def test_too_little_memory_to_begin(script, kilobytes, tmp_path):

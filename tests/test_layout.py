@@ -17,7 +17,7 @@ FLOORS = (
 )
 # root files, above all folders; likewise
 LUA = ("opts", "checkpoints", "dataloader", "train", "main")  # the original's five
-COMMANDS = ("complexity", "convert", "detect", "evaluate", "plot", "prepare", "hubconf")
+COMMANDS = ("complexity", "convert", "detect", "evaluate", "plot", "hubconf")
 SCRIPTS = ("benchmarks", "pretrained")  # folders of scripts, which nothing imports
 # tables that the root's opts.py reads; like it, they come before everything
 BEFORE_OPTS = {"datasets", "models.depths", "runtime.errors"}

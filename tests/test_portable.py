@@ -24,14 +24,14 @@ for name in ("sched_getaffinity", "O_DIRECTORY", "pwrite", "getpgid", "killpg"):
 
 
 def python(script, *words, absent=(), before="", flags=(), cwd=ROOT, folder=None):
-    """Run Python code or a file in a process that lacks these modules: the finished process."""
+    """Run Python code, a file or -m in a process that lacks these modules: the finished process."""
     environment = {**os.environ, "PYTHONPATH": ROOT}
     if absent or before:
         lines = [f"import sys; sys.modules[{name!r}] = None" for name in absent]
         with open(os.path.join(folder, "sitecustomize.py"), "w") as file:
             file.write("\n".join([*lines, before]))
         environment["PYTHONPATH"] = f"{folder}{os.pathsep}{ROOT}"
-    what = [script] if script.endswith(".py") else ["-c", textwrap.dedent(script)]
+    what = [script] if script.endswith(".py") or script == "-m" else ["-c", textwrap.dedent(script)]
     return subprocess.run(
         [sys.executable, *flags, *what, *words],
         capture_output=True,
@@ -121,7 +121,7 @@ def test_workers_without_what_only_unix_has(photos, tmp_path):
         "evaluate.py LICENSE -dataset digits",
         "complexity.py -depth 50 -cardinality 32 -baseWidth 4",
         "convert.py LICENSE out.pth",
-        "prepare.py .",
+        "-m datasets.prepare_imagenet .",
         "pretrained/classify.py LICENSE photo.jpg",
         "pretrained/extract_features.py LICENSE photo.jpg",
     ],

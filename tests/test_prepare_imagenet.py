@@ -1,4 +1,4 @@
-"""prepare.py on small archives made like the official ones."""
+"""prepare_imagenet.py on small archives made like the official ones."""
 
 import hashlib
 import io
@@ -16,8 +16,7 @@ from PIL import Image
 from torchvision.datasets import imagenet as torchvision_imagenet
 
 import datasets
-import prepare
-from datasets import imagenet_archives
+from datasets import imagenet_archives, prepare_imagenet
 from runtime.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -107,7 +106,7 @@ def expected():
 def test_all_images_in_the_folders_of_their_classes(archives, tmp_path, capsys):
     target = tmp_path / "new" / "imagenet"
     before = tree(archives)
-    prepare.main([str(archives), str(target)])
+    prepare_imagenet.main([str(archives), str(target)])
     assert tree(target) == expected() and tree(archives) == before
     out = capsys.readouterr().out
     assert " | 9 images of 3 classes in " in out and " | 6 images of 3 classes in " in out
@@ -120,10 +119,10 @@ def test_all_images_in_the_folders_of_their_classes(archives, tmp_path, capsys):
 
 def test_again_nothing_changes(archives, tmp_path, capsys):
     target = tmp_path / "imagenet"
-    prepare.main([str(archives), str(target)])
+    prepare_imagenet.main([str(archives), str(target)])
     times = {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
     capsys.readouterr()
-    prepare.main([str(archives), str(target)])
+    prepare_imagenet.main([str(archives), str(target)])
     assert "Checking" not in capsys.readouterr().out
     assert times == {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
 
@@ -142,12 +141,12 @@ def test_a_stop_at_any_image_loses_nothing(archives, tmp_path, monkeypatch):
 
         monkeypatch.setattr(imagenet_archives.shutil, "copyfileobj", stop)
         with pytest.raises(KeyboardInterrupt):
-            prepare.main([str(archives), str(tmp_path / str(last))])
+            prepare_imagenet.main([str(archives), str(tmp_path / str(last))])
         found = tree(tmp_path / str(last))
         whole = {n: d for n, d in found.items() if "/.n" not in n}
         assert whole.items() <= expected().items()  # hidden folders aside, only whole classes
         monkeypatch.setattr(imagenet_archives.shutil, "copyfileobj", copy)
-        prepare.main([str(archives), str(tmp_path / str(last))])
+        prepare_imagenet.main([str(archives), str(tmp_path / str(last))])
         assert tree(tmp_path / str(last)) == expected()
     assert not target.exists()
 
@@ -172,22 +171,22 @@ def test_killed(archives, tmp_path):
     process.kill()
     process.wait()
     assert list(target.glob("train/.n*.tmp"))
-    prepare.main([str(archives), str(target)])
+    prepare_imagenet.main([str(archives), str(target)])
     assert tree(target) == expected() and not list(target.glob("train/.n*"))
 
 
 def test_train_or_val_alone(archives, tmp_path):
     (archives / "ILSVRC2012_img_train.tar").rename(tmp_path / "train.tar")
-    prepare.main([str(archives), str(tmp_path / "a")])
+    prepare_imagenet.main([str(archives), str(tmp_path / "a")])
     assert tree(tmp_path / "a").keys() == {n for n in expected() if n.startswith("val")}
     (archives / "ILSVRC2012_devkit_t12.tar.gz").unlink()
     with pytest.raises(InputError, match="devkit_t12.tar.gz is missing"):
-        prepare.main([str(archives), str(tmp_path / "b")])
+        prepare_imagenet.main([str(archives), str(tmp_path / "b")])
     (archives / "ILSVRC2012_img_val.tar").unlink()
     with pytest.raises(InputError, match="holds no ILSVRC2012_img_train.tar or ILSVRC2012_img_val"):
-        prepare.main([str(archives), str(tmp_path / "b")])
+        prepare_imagenet.main([str(archives), str(tmp_path / "b")])
     (tmp_path / "train.tar").rename(archives / "ILSVRC2012_img_train.tar")
-    prepare.main([str(archives), str(tmp_path / "a")])
+    prepare_imagenet.main([str(archives), str(tmp_path / "a")])
     assert tree(tmp_path / "a") == expected()
 
 
@@ -197,22 +196,22 @@ def test_a_damaged_archive_is_refused_before_anything_is_unpacked(archives, tmp_
     data[700] ^= 1
     path.write_bytes(data)
     with pytest.raises(InputError, match="train.tar is not the published archive: its MD5 is"):
-        prepare.main([str(archives), str(tmp_path / "imagenet")])
+        prepare_imagenet.main([str(archives), str(tmp_path / "imagenet")])
     assert not tree(tmp_path / "imagenet")
 
 
 def test_foreign_files_are_left_alone(archives, tmp_path):
     target = tmp_path / "imagenet"
-    prepare.main([str(archives), str(target)])
+    prepare_imagenet.main([str(archives), str(target)])
     lost = target / "train" / WNIDS[1] / f"{WNIDS[1]}_0.JPEG"
     lost.unlink()
     with pytest.raises(InputError, match=f"{WNIDS[1]} holds other files than the archive: move"):
-        prepare.main([str(archives), str(target)])
+        prepare_imagenet.main([str(archives), str(target)])
     (target / "train" / WNIDS[1]).rename(target / "train" / "cats")
     with pytest.raises(InputError, match="cats is not ImageNet's: move it away"):
-        prepare.main([str(archives), str(target)])
+        prepare_imagenet.main([str(archives), str(target)])
     (target / "train" / "cats").rename(tmp_path / "cats")
-    prepare.main([str(archives), str(target)])
+    prepare_imagenet.main([str(archives), str(target)])
     assert tree(target) == expected() and len(list((tmp_path / "cats").iterdir())) == 1
 
 
@@ -220,11 +219,11 @@ def test_too_small_a_disk(archives, tmp_path, monkeypatch):
     few = types.SimpleNamespace(free=1000)
     monkeypatch.setattr(imagenet_archives.shutil, "disk_usage", lambda path: few)
     with pytest.raises(InputError, match="needs 0.0 GB more, but 0.0 GB are free"):
-        prepare.main([str(archives), str(tmp_path / "imagenet")])
+        prepare_imagenet.main([str(archives), str(tmp_path / "imagenet")])
 
 
 @pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["no/such/folder"]])
 def test_bad_words(words, capsys):
     with pytest.raises(SystemExit) as caught:
-        prepare.main(words)
-    assert caught.value.code == 2 and capsys.readouterr().err.startswith("prepare.py: ")
+        prepare_imagenet.main(words)
+    assert caught.value.code == 2 and capsys.readouterr().err.startswith("prepare_imagenet.py: ")
