@@ -174,6 +174,7 @@ def run(opt, argv, ends_process):
     import torch
 
     import checkpoints
+    import dataloader
     import models
     from detection import scores, show
     from detection.reporter import Reporter
@@ -205,7 +206,8 @@ def run(opt, argv, ends_process):
         interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
         last = streams[-1].last
         reporter = Reporter(Clock(last, streams[-1].every, val_loader.size()))
-        trainer = Trainer(model, opt, device, streams, checkpoint, reporter, interrupts)
+        images = dataloader.fingerprints([streams[-1].loader, val_loader])
+        trainer = Trainer(model, opt, device, streams, checkpoint, reporter, interrupts, images)
         if opt.testOnly:
             test(0, trainer, val_loader, opt.out)
             return
@@ -318,14 +320,15 @@ def train_epoch(epoch, trainer, val_loader, folder):
     from detection import log
     from runtime.terminal import say
 
-    trainer.train(epoch)
+    stream, done = trainer.stream(epoch), trainer.train(epoch)
+    stream.loader.report_wait(epoch, done.seconds, done.data_wait)
     scores = test(epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"))
     best = tuple(100 - scores[name] for name in ("AP", "AP50")) if "AP" in scores else None
     is_best = best is not None and best < folder.best
     if is_best:
         folder.best = best  # smaller is better, as of main.py's errors
         say(f" * Best model \t{scores['AP']:.14g}\t{scores['AP50']:.14g}")
-    images = trainer.stream(epoch).images(epoch) + val_loader.dataset.size()
+    images = stream.images(epoch) + val_loader.dataset.size()
     entry = log.entry(trainer, scores, folder.best, images)
     folder.save(epoch, models.pack(trainer.model), trainer.state(), is_best, entry)
 

@@ -24,6 +24,7 @@ from runtime import memory
 from runtime.errors import InputError
 from runtime.precision import Precision
 from runtime.terminal import note, say
+from storage.position import resumable
 
 ORDER = "-batchSize, -manualSeed or -tenCrop"
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
@@ -233,7 +234,10 @@ class Trainer:
                 self.optimizer.state[parameters[name]]["momentum_buffer"].copy_(buffer)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        self._resume_inside(state)
+        position = resumable(state, self._order(), ORDER, self.data)
+        if position is not None:
+            sums = (Metrics(**position[split]) for split in ("train", "test"))
+            self.position = Position(position["epoch"], position["order"], *sums)
 
     def _check_complete(self, state, parameters, file):
         """InputError for a parameter to train without momentum, if the run before trained it."""
@@ -244,25 +248,6 @@ class Trainer:
             new = name.partition(".")[0] in before
             if parameter.requires_grad and not new and name not in state["momentum"]:
                 raise InputError(f"{file} does not belong to this net: its momentum lacks {name}")
-
-    def _resume_inside(self, state):
-        """Take over the position inside an epoch, if the checkpoint has one."""
-        position, same_data = state.get("position"), state.get("data", self.data) == self.data
-        if not same_data:
-            note(
-                "=> the images in -data are not those of the checkpoint: the run goes on with them"
-            )
-        if position is None or position["epoch"] in (None, state.get("epoch")):
-            return  # its epoch is finished, or there is none
-        if position["order"] != self._order() or not same_data:
-            what = ORDER if same_data else "the images"
-            note(f"=> {what} changed inside epoch {position['epoch']}: it begins again")
-            return
-        self.position = Position(
-            position["epoch"],
-            position["order"],
-            *(Metrics(**position[split]) for split in ("train", "test")),
-        )
 
 
 def criterion():

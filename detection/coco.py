@@ -8,6 +8,7 @@ file and the id. For the scores every annotation counts as it stands in the file
 import json
 import math
 import os
+import zlib
 
 import numpy as np
 
@@ -67,6 +68,15 @@ class Coco:
             "annotations": self.annotations,
             "categories": [{"id": i, "name": n} for i, n in zip(self.categories, self.names)],
         }
+
+    def fingerprint(self):
+        """A checksum of the images' files and objects, in order."""
+        found = zlib.crc32(json.dumps(self.categories).encode())
+        for id, objects in zip(self.ids, self._objects):
+            found = zlib.crc32(self.images[id]["file_name"].encode("utf-8", "surrogatepass"), found)
+            for part in objects:
+                found = zlib.crc32(part, found)
+        return found
 
     def _by_id(self, content, name):
         """{id: entry} of a list of the file."""

@@ -1,8 +1,8 @@
 """Images with boxes as dataloader.py wants a dataset: pixels travel, boxes stay where they are.
 
 A source (coco.py, scenes.py) has `ids`, `categories` and `names` (of the classes, in the order of
-the labels), name(i), pixels(i): uint8 (3, H, W), objects(i): Objects, and truth(): COCO's
-dictionary of images and annotations.
+the labels), name(i), pixels(i): uint8 (3, H, W), objects(i): Objects, truth(): COCO's
+dictionary of images and annotations, and fingerprint(): a number that changes with them.
 """
 
 from typing import NamedTuple
@@ -34,6 +34,10 @@ class Images:
     def size(self):
         """The number of images."""
         return len(self.places)
+
+    def fingerprint(self):
+        """A number that changes with the list of images or their objects."""
+        return self.source.fingerprint()
 
     def name(self, i):
         """An image as messages call it."""

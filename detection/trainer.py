@@ -20,7 +20,8 @@ from parallel.signals import Interrupts
 from runtime import memory
 from runtime.errors import InputError
 from runtime.precision import Precision
-from runtime.terminal import note, say
+from runtime.terminal import say
+from storage.position import resumable
 
 ADVICE = "a smaller -batchSize or -scale, more replicas (-nGPU), -optnet true, -precision bfloat16"
 ORDER = "-batchSize, -rpnBatchSize, -epochSize or -manualSeed"
@@ -44,9 +45,10 @@ class Trainer:
     """Trains and tests one detector; `checkpoint` holds the state to go on from, if any."""
 
     def __init__(
-        self, model, opt, device, streams, checkpoint=None, reporter=None, interrupts=None
+        self, model, opt, device, streams, checkpoint=None, reporter=None, interrupts=None, data=()
     ):
         self.model, self.opt, self.device, self.streams = model, opt, device, streams
+        self.data = list(data)  # dataloader.fingerprints
         self.reporter, self.interrupts = reporter or Reporter(), interrupts or Interrupts()
         self.queue = MetricQueue(device, self.interrupts)
         self.precision = Precision(opt.precision, device)
@@ -204,7 +206,7 @@ class Trainer:
         scaler = self.scaler.state_dict()
         return {
             **{"momentum": momentum, "scaler": scaler, "position": position},
-            "step": self.step.name,
+            **{"step": self.step.name, "data": self.data},
         }
 
     def load_state(self, state):
@@ -218,14 +220,10 @@ class Trainer:
             self.optimizer.state[self.parameters[name]]["momentum_buffer"].copy_(buffer)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        position = state.get("position")
-        if position is None or position["epoch"] in (None, state.get("epoch")):
-            return
-        if position["order"] != self._order():
-            note(f"=> {ORDER} changed inside epoch {position['epoch']}: it begins again")
-            return
-        train = DetectionMetrics(**position["train"])
-        self.position = Position(position["epoch"], position["order"], train)
+        position = resumable(state, self._order(), ORDER, self.data)
+        if position is not None:
+            train = DetectionMetrics(**position["train"])
+            self.position = Position(position["epoch"], position["order"], train)
 
 
 def optimizer(parameters, opt, twice):

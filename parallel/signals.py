@@ -37,6 +37,12 @@ class _WaitEnded(BaseException):
     """Raised by a signal while a batch is waited for. No `except Exception` on the way takes it."""
 
 
+class _Blocked:
+    """The `blocked` blocks at hand: how many, and whether a signal ends the wait after them."""
+
+    depth, ends_wait = 0, False
+
+
 class Interrupts:
     """While entered, counts signals. `poll` acts on them, and on -saveEvery."""
 
@@ -79,7 +85,9 @@ class Interrupts:
             raise KeyboardInterrupt
         self.received[index] += 1
         if self.alone and self.waiting:
-            raise _WaitEnded
+            if not _Blocked.depth:
+                raise _WaitEnded
+            _Blocked.ends_wait = True
         if not self.alone and self.ends_process and sum(self.received) == 1:
             threading.Thread(target=self._end_long_wait, args=(signum,), daemon=True).start()
 
@@ -187,15 +195,23 @@ def _hint(folder):
 
 @contextlib.contextmanager
 def blocked():
-    """Block SIGNALS in this thread. Threads and processes started meanwhile inherit the mask."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows: signals come to the main thread only
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    """Block SIGNALS in this thread. Threads and processes started meanwhile inherit the mask.
+
+    Another thread may still take a signal, whose handler then runs in this one. What it would
+    raise is raised at the end.
+    """
+    masks = hasattr(signal, "pthread_sigmask")  # Windows: signals come to the main thread only
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if masks else None
+    _Blocked.depth += 1
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what was blocked comes here
+        _Blocked.depth -= 1
+        ends_wait, _Blocked.ends_wait = _Blocked.ends_wait, False
+    if ends_wait:
+        raise _WaitEnded
 
 
 def obey_parent():

@@ -237,6 +237,22 @@ def test_damaged_images(run, folder):
     assert (line["skipped"], line["odd"]) == (1, 1)
 
 
+def test_an_image_that_goes_inside_an_epoch(run, folder):
+    """The epoch begins again, and what changed is named."""
+    content = write_coco(folder / "shrinks", "train2017", 6)
+    write_coco(folder / "shrinks", "val2017", 3, seed=1)
+    command = SHARED.replace("-data data", "-data shrinks") + " -save shrinks_run"
+    with pytest.raises(signals.Interrupted):
+        run(command + NEW, stop_at(1))
+    content["images"].pop()
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] != 15]
+    path = folder / "shrinks" / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps(content))
+    lines = run(command + " -resume shrinks_run")
+    assert "=> the images changed inside epoch 1: it begins again" in lines
+    assert any("=> the images in -data are not those of the checkpoint" in x for x in lines)
+
+
 def test_an_earlier_run_is_set_aside_and_a_removed_folder_made_again(run, straight, folder):
     shutil.copytree(folder / "one", folder / "again")
     lines = run(SHARED + NEW + " -save again", remove_at(3, folder / "again"))

@@ -161,6 +161,29 @@ def test_signals_at_random_moments(photos, tmp_path, processes):
     same(results(tmp_path / "straight", 10), results(tmp_path / "run", 10))
 
 
+def test_a_signal_while_workers_start():
+    """It ends the wait for their first batch, not their start, wherever Python sees the signal."""
+    begin, done = threading.Event(), []
+
+    def kill():  # this thread takes the signal, the handler runs in the main one
+        begin.wait()
+        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+
+    def batches():
+        with signals.blocked():
+            begin.set()
+            thread.join()
+            done.append("started")
+        done.append("waits")
+        yield
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(signals.Interrupted), signals.Interrupts() as interrupts:
+        interrupts.next(batches(), "here")
+    assert done == ["started"]
+
+
 def test_a_second_interrupt_ends_at_once(cifar, tmp_path):
     """A second Ctrl-C ends at once, whatever is saved stays whole."""
     process = start(NET + " -nEpochs 100000", cifar, tmp_path)
