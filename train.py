@@ -7,6 +7,7 @@ slices of one batch instead of devices, dealt to the processes; an epoch can res
 
 import dataclasses
 import math
+import traceback
 
 import torch
 from torch import nn
@@ -170,6 +171,10 @@ class Trainer:
             if not can_split:
                 raise
             note(f"=> {error.need}: going on as with {ONE_BY_ONE}")
+            # the activations of the pass that failed are in its frames; on Python 3.13 a cycle
+            # would keep these until the next garbage collection
+            error.__context__ = None
+            traceback.clear_frames(error.__traceback__)
         # not above: until its end the exception keeps the activations
         self.accumulates = True
         torch._foreach_copy_(list(self.model.buffers()), before)
