@@ -2,7 +2,7 @@
 
 ITU T.81, annexes F and G. Stricter than libjpeg, which says nothing of a block with more than 64
 coefficients, a run of empty blocks beyond the last one, or up to seven bytes too many. Compiled by
-numba as kernels.py is; some 45 MB a second.
+numba as kernels.py is; some 90 MB a second.
 """
 
 import numba
@@ -105,38 +105,6 @@ def _difference(data, s, codes, table):
         return np.int64(1 << 20)
     value = _take(data, s, size)
     return value - (1 << size) + 1 if size and value < 1 << (size - 1) else value
-
-
-@numba.njit(error_model="numpy", inline="always")
-def _sequential(data, s, codes, table):
-    """The AC coefficients of a block.
-
-    All that most codes need is in local variables, which takes half the time.
-    """
-    k, bits, count = 1, s[_BITS], s[_COUNT]
-    while k < 64:
-        if count < 32:
-            s[_COUNT] = count
-            _fill(data, s)
-            bits, count = s[_BITS], s[_COUNT]
-        symbol = np.int64(codes[table + (bits >> (count - 9) & 511)])
-        if symbol:
-            count -= symbol >> 8
-        else:
-            s[_COUNT] = count
-            symbol = _symbol(data, s, codes, table)
-            if symbol < 0:
-                return BAD_CODE
-            count = s[_COUNT]
-        run, size = symbol >> 4 & 15, symbol & 15
-        if size == 0 and run < 15:
-            break
-        k += run + 1
-        count -= size
-        if k > 64:
-            return LONG_BLOCK
-    s[_COUNT] = count
-    return WHOLE
 
 
 @numba.njit(error_model="numpy")
@@ -249,7 +217,7 @@ def _restarted(data, s, number):
 
 @numba.njit(error_model="numpy", inline="always")
 def _block(data, s, codes, known, parts, c, masks, block, before):
-    """What one block is found to be; `before`: each component's last DC coefficient."""
+    """What a block of a progressive scan is found to be; `before`: each component's last DC."""
     table = (4 + parts[c, AC]) * TABLE
     if known[FIRST] == 0:
         if known[HIGH]:
@@ -261,10 +229,116 @@ def _block(data, s, codes, known, parts, c, masks, block, before):
         before[c] += difference
         if abs(before[c] << known[LOW]) > parts[c, LIMIT]:
             return RANGE
-        return WHOLE if known[PROGRESSIVE] else _sequential(data, s, codes, table)
+        return WHOLE
     if known[HIGH]:
         return _refined(data, s, codes, table, known, masks, block)
     return _first(data, s, codes, table, known, masks, block)
+
+
+@numba.njit(error_model="numpy")
+def _merged(codes):
+    """Of each table the 512 entries as _sequential wants them: bits << 8 | coefficients.
+
+    bits: of a code and what belongs to it. coefficients: how many it stands for, 128 at the end of
+    a block. 0: a longer code, or none.
+    """
+    merged = np.zeros(8 * 512, np.int32)
+    for table in range(8):
+        for n in range(512):
+            entry = codes[table * TABLE + n]
+            if entry:
+                run, size = entry >> 4 & 15, entry & 15
+                is_end = size == 0 and run < 15
+                merged[table * 512 + n] = ((entry >> 8) + size) << 8 | (128 if is_end else run + 1)
+    return merged
+
+
+@numba.njit(error_model="numpy", inline="always")
+def _filled(data, s, bits, count):
+    """The bits in hand and their number, which is 32 at least."""
+    if count < 32:
+        place = s[_PLACE]
+        if place + 4 <= len(data):
+            at = np.uint64(place)  # an unsigned index is one that numba need not look at
+            word = (
+                np.int64(data[at]) << 24
+                | np.int64(data[at + np.uint64(1)]) << 16
+                | np.int64(data[at + np.uint64(2)]) << 8
+                | np.int64(data[at + np.uint64(3)])
+            )
+            if not (~word - 0x01010101) & word & 0x80808080:  # no byte is 255
+                s[_PLACE] = place + 4
+                return bits << 32 | word, count + 32
+        s[_BITS], s[_COUNT] = bits, count
+        _fill(data, s)
+        return s[_BITS], s[_COUNT]
+    return bits, count
+
+
+@numba.njit(error_model="numpy")
+def _sequential(data, s, codes, known, parts):
+    """As `scan`, for a file that is not progressive.
+
+    What most codes need is in local variables and in one entry of a table: a third of the time.
+    """
+    merged, found = _merged(codes), WHOLE
+    before = np.zeros(4, np.int64)
+    alone = len(parts) == 1
+    total = parts[0, WIDTH] * parts[0, HEIGHT] if alone else known[MCUS]
+    bits, count = np.int64(0), np.int64(0)
+    for mcu in range(total):
+        if known[RESTARTS] and mcu and mcu % known[RESTARTS] == 0:
+            s[_BITS], s[_COUNT] = bits, count
+            status, left = _restarted(data, s, mcu // known[RESTARTS] - 1)
+            if status > PADDED:
+                return status, left, s[_PLACE]
+            found = max(found, status)
+            before[:] = 0
+            bits, count = np.int64(0), np.int64(0)
+        for c in range(len(parts)):
+            table = 4 + parts[c, AC]
+            entries = table * 512
+            for _ in range(1 if alone else parts[c, H] * parts[c, V]):
+                bits, count = _filled(data, s, bits, count)
+                first = parts[c, DC] * TABLE
+                entry = np.int64(codes[first + (bits >> (count - 9) & 511)])
+                if entry and entry & 255 < 16:
+                    size = entry & 255
+                    count -= (entry >> 8) + size
+                    difference = bits >> count & ((1 << size) - 1)
+                    if size and difference < 1 << (size - 1):
+                        difference -= (1 << size) - 1
+                else:
+                    s[_BITS], s[_COUNT] = bits, count
+                    difference = _difference(data, s, codes, first)
+                    bits, count = s[_BITS], s[_COUNT]
+                    if difference == 1 << 20:
+                        return BAD_CODE, 0, s[_PLACE]
+                before[c] += difference
+                if abs(before[c]) > parts[c, LIMIT]:
+                    return RANGE, 0, s[_PLACE]
+                k = 1
+                while k < 64:
+                    bits, count = _filled(data, s, bits, count)
+                    entry = np.int64(merged[np.uint64(entries + (bits >> (count - 9) & 511))])
+                    if entry:
+                        count -= entry >> 8
+                        k += entry & 255
+                        continue
+                    s[_BITS], s[_COUNT] = bits, count
+                    symbol = _symbol(data, s, codes, table * TABLE)
+                    if symbol < 0:
+                        return BAD_CODE, 0, s[_PLACE]
+                    run, size = symbol >> 4 & 15, symbol & 15
+                    count = s[_COUNT] - size
+                    k += 128 if size == 0 and run < 15 else run + 1
+                if 64 < k < 128:
+                    return LONG_BLOCK, 0, s[_PLACE]
+        if count < s[_MADE_UP]:
+            return EARLY, total - mcu, s[_PLACE]
+    s[_BITS], s[_COUNT] = bits, count
+    status, left = _end(data, s)
+    return max(found, status), left, s[_PLACE]
 
 
 @compiled(
@@ -280,6 +354,8 @@ def scan(data, place, codes, known, parts, masks):
     """
     s, found = np.zeros(5, np.int64), WHOLE
     s[_PLACE] = place
+    if not known[PROGRESSIVE]:
+        return _sequential(data, s, codes, known, parts)
     before = np.zeros(4, np.int64)
     alone = len(parts) == 1
     total = parts[0, WIDTH] * parts[0, HEIGHT] if alone else known[MCUS]
