@@ -54,6 +54,8 @@ def check(file, path):
             if name.startswith("SETITEM") and any(cell[0] > 1 for cell in taken[::2]):
                 raise InputError(f"{path} has a key that holds other values: no name or number")
             weight = sum(cell[0] for cell in taken)
+            if grows and stack[-1] is _ATOM:
+                raise ValueError("it fills what can hold nothing")
             if grows:
                 stack[-1][0] += weight
             else:

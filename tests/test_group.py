@@ -38,7 +38,7 @@ def test_data_parallel_table(found, count, accumulate):
             assert close, (name, count)
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
 def test_any_number_of_processes(found, count):
     """8 replicas, two epochs with short last batches; recomputing activations or not."""
     one, several = found(1), found(count)
