@@ -133,8 +133,9 @@ class RunFolder:
             self._check_best(path)
         except atomic.Damaged as error:
             lines = checkpoint.get("log", [])[1:]
-            of_best = (line for line in lines if line.get("test") in (self.best, list(self.best)))
-            epoch = next(of_best, {}).get("epoch")
+            # of the lines with the newest best scores the first is that of the best epoch
+            since = (line for line in lines if line.get("best") == lines[-1].get("best"))
+            epoch = next(since, {}).get("epoch")
             source = os.path.join(self.opt.resume, f"model_{epoch}.pth")
             try:
                 self._check_best(source)

@@ -313,8 +313,8 @@ def test_an_empty_folder_is_not_left_behind(tmp_path):
 
 
 @pytest.mark.parametrize("harm", ["changed", "older", "missing"])
-@pytest.mark.parametrize("keep", [0, 1])
-def test_the_best_model_is_the_checkpoints(tmp_path, capsys, harm, keep):
+@pytest.mark.parametrize("keep, detects", [(0, False), (0, True), (1, False)])
+def test_the_best_model_is_the_checkpoints(tmp_path, capsys, harm, keep, detects):
     """Its file is verified on a resume; if it is not that, it is made again, or named."""
     path = tmp_path / "model_best.pth"
     with entered(tmp_path, "-keep", str(keep)) as run:
@@ -326,8 +326,9 @@ def test_the_best_model_is_the_checkpoints(tmp_path, capsys, harm, keep):
         whole = path.read_bytes()
         run.epoch(3)
     checkpoint = newest(tmp_path)
-    for line in checkpoint["log"][1:]:  # as main.py's log has it
-        line["test"] = (9.0 - line["epoch"], 1.0)
+    for line in checkpoint["log"][1:]:
+        error = 9.0 - min(line["epoch"], 2)
+        line["best"] = {"AP": 100 - error} if detects else (error, 1.0)  # as either program's log
     checkpoint["best"] = (7.0, 1.0)  # of epoch 2
     if harm == "missing":
         path.unlink()

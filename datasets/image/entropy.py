@@ -275,6 +275,23 @@ def _filled(data, s, bits, count):
     return bits, count
 
 
+@numba.njit(error_model="numpy", inline="always")
+def _local_difference(data, s, codes, table, bits, count):
+    """(_difference, bits, count), mostly from the bits in hand."""
+    bits, count = _filled(data, s, bits, count)
+    entry = np.int64(codes[table + (bits >> (count - 9) & 511)])
+    size = entry & 255
+    if entry and size < 16:
+        count -= (entry >> 8) + size
+        difference = bits >> count & ((1 << size) - 1)
+        if size and difference < 1 << (size - 1):
+            difference -= (1 << size) - 1
+        return difference, bits, count
+    s[_BITS], s[_COUNT] = bits, count
+    difference = _difference(data, s, codes, table)
+    return difference, s[_BITS], s[_COUNT]
+
+
 @numba.njit(error_model="numpy")
 def _sequential(data, s, codes, known, parts):
     """As `scan`, for a file that is not progressive.
@@ -299,21 +316,10 @@ def _sequential(data, s, codes, known, parts):
             table = 4 + parts[c, AC]
             entries = table * 512
             for _ in range(1 if alone else parts[c, H] * parts[c, V]):
-                bits, count = _filled(data, s, bits, count)
                 first = parts[c, DC] * TABLE
-                entry = np.int64(codes[first + (bits >> (count - 9) & 511)])
-                if entry and entry & 255 < 16:
-                    size = entry & 255
-                    count -= (entry >> 8) + size
-                    difference = bits >> count & ((1 << size) - 1)
-                    if size and difference < 1 << (size - 1):
-                        difference -= (1 << size) - 1
-                else:
-                    s[_BITS], s[_COUNT] = bits, count
-                    difference = _difference(data, s, codes, first)
-                    bits, count = s[_BITS], s[_COUNT]
-                    if difference == 1 << 20:
-                        return BAD_CODE, 0, s[_PLACE]
+                difference, bits, count = _local_difference(data, s, codes, first, bits, count)
+                if difference == 1 << 20:
+                    return BAD_CODE, 0, s[_PLACE]
                 before[c] += difference
                 if abs(before[c]) > parts[c, LIMIT]:
                     return RANGE, 0, s[_PLACE]
