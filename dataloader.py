@@ -14,6 +14,8 @@ import errno
 import math
 import multiprocessing
 import signal
+import sys
+import traceback
 import warnings
 from typing import NamedTuple
 
@@ -207,8 +209,8 @@ class DataLoader:
     def _worker_results(self):
         """The workers' results in order. If a worker dies, InputError names the image it read."""
         try:
-            with signals.blocked(), _shared_memory():  # the first call starts the workers
-                results = iter(self.workers)
+            with signals.blocked(), _shared_memory():
+                results = self._started()
             self.processes = self.processes or multiprocessing.active_children()
             with contextlib.suppress(ValueError):  # not in the main thread
                 # torch's handler would raise wherever the main thread is; without it, `next`
@@ -222,6 +224,17 @@ class DataLoader:
             if "DataLoader worker" not in str(error) or not ended:
                 raise
             raise InputError(self._death_message(ended)) from None
+
+    def _started(self):
+        """torch's iterator over the workers' results; the first call starts the workers."""
+        try:
+            return iter(self.workers)
+        except (OSError, RuntimeError) as error:
+            # the iterator was half made: it goes now, and without the traceback of its __del__
+            before, sys.unraisablehook = sys.unraisablehook, lambda _: None
+            traceback.clear_frames(error.__traceback__)
+            sys.unraisablehook = before
+            raise
 
     def _death_message(self, ended):
         """One sentence about workers that died. `ended`: process id -> exit code."""

@@ -1,9 +1,12 @@
 """The loaders: every image once, the same whatever the workers, from any place on."""
 
+import errno
+import gc
 import os
 import re
 import resource
 import signal
+import sys
 import time
 
 import numpy as np
@@ -172,3 +175,26 @@ def test_an_idle_worker_that_dies_is_told(photos, tmp_path):
     os.kill(int(train.current[0, 0]), signal.SIGKILL)
     with pytest.raises(InputError, match="was ended by SIGKILL between two batches"):
         list(train.run(2))
+
+
+@pytest.mark.parametrize("name, number", [("Queue", 1), ("Event", 1), ("Queue", 2), ("Queue", 3)])
+def test_a_full_shared_memory_while_workers_start(photos, tmp_path, monkeypatch, name, number):
+    """One sentence, and nothing on stderr from torch's iterator, which was half made."""
+    made, ignored, real = [], [], getattr(torch.multiprocessing, name)
+
+    def make(*args):
+        made.append(name)
+        if len(made) == number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(*args)
+
+    monkeypatch.setattr(torch.multiprocessing, name, make)
+    monkeypatch.setattr(sys, "unraisablehook", ignored.append)
+    train, _ = dataloader.create(
+        options("-depth 50 -batchSize 5 -nThreads 2", photos, tmp_path), CPU
+    )
+    with pytest.raises(InputError, match="no shared memory is left"):
+        next(train.run(1))
+    del train
+    gc.collect()
+    assert not ignored
