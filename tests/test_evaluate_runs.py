@@ -30,13 +30,12 @@ def program(*words):
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
 
+@pytest.mark.slow  # test_predictions.py has the same by images, without dense outputs
 @pytest.mark.parametrize(
     "count, words",
     [
         (3, "-dense 32,48 -batchSize 14"),  # 7 and 1 images a batch, of different sizes
-        pytest.param(
-            *(2, "-tenCrop true -testScale 48 -testCrop 32 -batchSize 50"), marks=pytest.mark.slow
-        ),
+        (2, "-tenCrop true -testScale 48 -testCrop 32 -batchSize 50"),
     ],
 )
 def test_processes_count_each_image_once(photos, tmp_path, count, words, capsys, monkeypatch):
