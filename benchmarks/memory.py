@@ -125,6 +125,8 @@ def main():
         peaks = [one["peak"] / 2**30 for one in found]
         last = (f"{found[-1]['seconds']:.2f}", f"{found[-1]['loss']:.6f}")
         shown.append((way, *(f"{peak:.2f}" for peak in peaks), *last))
+        if len(peaks) < 2:
+            continue  # no slope
         slope, rest = statistics.linear_regression(given.batches, peaks)
         fits = [f"{max(0, (size - rest) / slope):.0f}" for size in SIZES]
         fitting.append((way, f"{1024 * slope:.1f}", f"{rest:.2f}", *fits))
@@ -135,7 +137,8 @@ def main():
     peaks = [f"batch {batch}, peak GiB" for batch in given.batches]
     timing.table(("what", *peaks, "seconds a step", f"loss of step {STEPS}"), shown, **about)
     fits = [f"batch in {size} GiB" for size in SIZES]
-    timing.table(("what", "MiB an image", "GiB without images", *fits), fitting, **about)
+    if fitting:
+        timing.table(("what", "MiB an image", "GiB without images", *fits), fitting, **about)
 
 
 if __name__ == "__main__":
