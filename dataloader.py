@@ -232,8 +232,10 @@ class DataLoader:
         except (OSError, RuntimeError) as error:
             # the iterator was half made: it goes now, and without the traceback of its __del__
             before, sys.unraisablehook = sys.unraisablehook, lambda _: None
-            traceback.clear_frames(error.__traceback__)
-            sys.unraisablehook = before
+            try:
+                traceback.clear_frames(error.__traceback__)
+            finally:
+                sys.unraisablehook = before
             raise
 
     def _death_message(self, ended):

@@ -8,6 +8,7 @@ import gzip
 import io
 import math
 import os
+import pickle
 import subprocess
 import sys
 import types
@@ -27,7 +28,7 @@ from formats import model_files
 from models.resnet import resnet
 from runtime.errors import InputError
 from runtime.foreign import shown, visible
-from storage import curves
+from storage import curves, pickles
 
 SUMS = {"done": 1, "seen": 8, "wrong1": 1, "wrong5": 1, "loss": 1.0}
 STATE = {
@@ -115,6 +116,13 @@ def test_small_files_that_cost_much(way, costly, tmp_path):
         found = hostile.cost(WAYS[way], tmp_path / "file")
         assert found.kind in ("InputError", "Damaged"), (kind, found)
         assert found.memory < 40_000_000 + 10 * len(data), (kind, found)
+
+
+def test_a_refused_pickle_does_not_count_for_the_next():
+    """It appends 400,000 values to None."""
+    with pytest.raises(ValueError):
+        pickles.check(io.BytesIO(b"\x80\x02N(" + b"K\x01" * 400_000 + b"e."), "crafted")
+    pickles.check(io.BytesIO(pickle.dumps([1, 2], 2)), "whole")
 
 
 def test_pictures_that_cost_much():

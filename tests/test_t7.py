@@ -4,6 +4,7 @@ import gc
 import io
 import math
 import struct
+import sys
 import time
 import tracemalloc
 from pathlib import Path
@@ -371,8 +372,8 @@ def test_lies_cost_neither_time_nor_memory():
     gc.unfreeze()
     assert t7.loads(giant).shape == (2**31, 2**31)  # expanded: four elements in memory
     assert seconds < 10
-    # the stack of 10,000 levels, 44 MB with Python 3.10's larger frames; the inputs are 1.4 MB
-    assert max(peaks) < 60e6
+    # the stack of 10,000 levels, with larger frames before Python 3.11; the inputs are 1.4 MB
+    assert max(peaks) < (30e6 if sys.version_info >= (3, 11) else 60e6)
 
 
 def test_no_code_and_no_class_is_reached():

@@ -259,7 +259,7 @@ def _filled(data, s, bits, count):
     if count < 32:
         place = s[_PLACE]
         if place + 4 <= len(data):
-            at = np.uint64(place)  # an unsigned index is one that numba need not look at
+            at = np.uint64(place)  # numba would ask of a signed index whether it is negative
             word = (
                 np.int64(data[at]) << 24
                 | np.int64(data[at + np.uint64(1)]) << 16
