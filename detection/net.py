@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 import models
 from detection import parts
@@ -161,7 +161,11 @@ class Detector(nn.Module):
         return self.rpn(images, maps)[0], maps
 
     def _transformed(self, images, targets=None):
+        before = [tuple(image.shape[-2:]) for image in images]
         images, targets = self.transform(images, targets)
+        for target, old, new in zip(targets or (), before, images.image_sizes):
+            if "crowd" in target:  # torchvision's transform knows only of "boxes"
+                target["crowd"] = resize_boxes(target["crowd"], old, new)
         images.tensors = images.tensors.contiguous(memory_format=torch.channels_last)
         return images, targets
 

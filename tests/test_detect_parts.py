@@ -99,6 +99,16 @@ def test_regions_and_their_labels(model):
     assert seen == {(3, False), (1, False), (0, False), (-1, False), (-1, True)}
 
 
+def test_objects_and_crowds_are_resized_with_the_image(model):
+    """60 x 80 pixels become 120 x 160."""
+    boxes = torch.tensor([[10, 10, 50, 40], [60, 20, 80, 55.0]]).double()
+    target = {"boxes": boxes, "labels": torch.tensor([3, 1]), "crowd": boxes[1:]}
+    larger = detector(shared=False, scale=120, largest=200).double().train()
+    _, (found,) = larger._transformed([torch.zeros(3, 60, 80).double()], [target])
+    torch.testing.assert_close(found["boxes"], 2 * boxes)
+    torch.testing.assert_close(found["crowd"], 2 * boxes[1:])
+
+
 def test_proposals(model):
     """Decoded, cut at the border, too small ones dropped, then NMS at 0.7, the best first."""
     random = np.random.default_rng(4)
