@@ -6,6 +6,7 @@ is 0, world size is 1, and the collectives do nothing. Every process must call a
 
 import contextlib
 import datetime
+import itertools
 import os
 import re
 import socket
@@ -25,6 +26,7 @@ from runtime.terminal import complain, note
 # the others; the timeout is for a machine that vanished. Between two collectives a process at most
 # saves a checkpoint and loads some batches.
 TIMEOUT = datetime.timedelta(minutes=10)
+_calls = itertools.count()  # of rank_0_first
 
 
 def join():
@@ -184,15 +186,17 @@ def rank_0_first(action):
         return action()
     machine, local_rank = os.environ.get("GROUP_RANK", "0"), os.environ.get("LOCAL_RANK")
     store, days = _store(), datetime.timedelta(days=7)
+    call = next(_calls)  # the same on all ranks
+    everywhere, here = f"prepared everywhere {call}", f"prepared on {machine} {call}"
     if rank():
-        store.wait(["prepared everywhere"], days)
+        store.wait([everywhere], days)
         if local_rank != "0":
-            store.wait([f"prepared on {machine}"], days)
+            store.wait([here], days)
     result = action()
     if local_rank == "0":
-        store.set(f"prepared on {machine}", "1")
+        store.set(here, "1")
     if rank() == 0:
-        store.set("prepared everywhere", "1")
+        store.set(everywhere, "1")
     return result
 
 

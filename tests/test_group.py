@@ -1,10 +1,14 @@
 """Replicas on one, two, three and four processes: Torch7's numbers, and the same in each."""
 
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from support import processes, torch7
 
+from parallel import group
 from parallel.replicas import split
 
 
@@ -53,3 +57,23 @@ def test_split():
     for parts, expected in ((1, [(0, 8)]), (3, [(0, 3), (3, 6), (6, 8)])):
         assert [(s.start, s.stop) for s in split(8, parts)] == expected
     assert [(s.start, s.stop) for s in split(2, 3)] == [(0, 1), (1, 2), (2, 2)]
+
+
+def in_turn(_, folder):
+    """What each rank found of rank 0's work, which takes a while, in three calls: all of it."""
+
+    def prepare():
+        made = Path(folder) / f"made {call}"
+        if group.rank() == 0:
+            time.sleep(0.3)
+            made.touch()
+        return made.exists()
+
+    found = []
+    for call in range(3):
+        found.append(group.rank_0_first(prepare))
+    return torch.tensor(group.all_gather(found))
+
+
+def test_every_call_waits_for_rank_0(tmp_path):
+    assert processes.together(2, "", str(tmp_path), in_turn).all()
