@@ -13,6 +13,10 @@ except ImportError:  # on Windows
     resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+# what CUDA and its libraries say where the GPU has no memory left
+_CUDA = re.compile(
+    r"CUDA out of memory(.*? is free)?|CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+)
 # what Python, the dynamic linker, PyTorch and oneDNN say where they get no memory
 _SIGNS = re.compile(
     r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc|out of memory"
@@ -50,10 +54,11 @@ def out_of_memory(shape, device, advice):
         yield
     except RuntimeError as error:  # what the CPU raises; torch.OutOfMemoryError is a subclass
         needed = re.search(r"[Tt]ried to allocate (\d[\d.]* \w+)", str(error))
-        if not needed:
+        if not (needed or _CUDA.search(str(error))):
             raise
         shape = " x ".join(map(str, shape))
-        need = f"{needed[1]} more were needed for an input of {shape}"
+        more = f"{needed[1]} more were" if needed else "more was"
+        need = f"{more} needed for an input of {shape}"
         raise OutOfMemory(f"out of memory on {_where(device)}: {need}", advice) from None
 
 
@@ -76,6 +81,8 @@ def lacking(error):
     strange = (SystemError, ImportError) if limit else ()
     while error is not None:
         text = str(error)
+        if found := _CUDA.search(text):
+            return f"out of memory on the GPU: {found[0]}"
         if (
             isinstance(error, (MemoryError, *strange))
             or _SIGNS.search(text)

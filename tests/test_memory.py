@@ -3,6 +3,11 @@
 import subprocess
 import sys
 
+import pytest
+import torch
+
+from runtime import memory
+
 COUNT = """
 import resource, sys
 import torch
@@ -27,3 +32,29 @@ def test_large_blocks_are_used_again():
     # a block that just does not fit makes the heap grow now and then, hence not 0
     kept, left = faults("keep"), faults("leave")
     assert kept < (left / 4 if sys.platform == "linux" else 2 * left), (kept, left)
+
+
+@pytest.mark.parametrize(
+    "said, sentence",
+    [  # as PyTorch 2.11 and CUDA say it
+        (
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB "
+            "of which 1.10 GiB is free. Process 7 has 6.69 GiB memory in use. Of the allocated\nlines",
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB "
+            "of which 1.10 GiB is free",
+        ),
+        ("CUDA error: out of memory\nCUDA kernel errors might be", "CUDA error: out of memory"),
+        (
+            "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+            "CUBLAS_STATUS_ALLOC_FAILED",
+        ),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+    ],
+)
+def test_a_gpu_without_memory(said, sentence):
+    assert memory.lacking(RuntimeError(said)) == f"out of memory on the GPU: {sentence}"
+    with (
+        pytest.raises(memory.OutOfMemory, match="needed for an input of 2 x 3; give less"),
+        memory.out_of_memory((2, 3), torch.device("cpu"), "less"),
+    ):
+        raise RuntimeError(said)
