@@ -257,7 +257,7 @@ def setup(opt, checkpoint, images, device):
 
     names = images.source.names
     settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
-    models.set_backend(opt)
+    models.set_backend(opt, one_size=False)
     if checkpoint is not None:
         say(f"=> Resuming model from {checkpoint['modelFile']}")
         model = files.load(checkpoint["modelFile"], **settings)

@@ -70,7 +70,7 @@ def main(argv=None):
     device = group.join()
     if device.type == "cpu":
         memory.keep_freed()
-    models.set_backend(opt)
+    models.set_backend(opt, one_size=not opt.dense)
     precision = Precision(opt.precision, device)
     nets = [ensemble.load(source, precision) for source in opt.models]
 

@@ -167,11 +167,16 @@ def _save_memory(opt, model):
         note("accumulate: -nGPU 1 is one replica, whose slice is the whole batch")
 
 
-def set_backend(opt):
-    """Set, for the whole process, how cuDNN selects its algorithms and whether it uses TF32."""
+def set_backend(opt, one_size=True):
+    """Set, for the whole process, how cuDNN selects its algorithms and whether it uses TF32.
+
+    one_size: whether nearly all inputs have one size. `-cudnn fastest` times cuDNN's algorithms anew
+    for each size, so with many sizes it has to be given.
+    """
     if opt.backend == "cunn":
         note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
-    torch.backends.cudnn.benchmark = opt.cudnn == "fastest"
+    fastest = opt.cudnn == "fastest" and (one_size or "cudnn" in opt.given)
+    torch.backends.cudnn.benchmark = fastest
     torch.backends.cudnn.deterministic = opt.cudnn == "deterministic"
     # PyTorch's default lets cuDNN round to TF32; -precision single means IEEE float32
     torch.backends.cudnn.allow_tf32 = opt.precision == "tf32"
