@@ -170,8 +170,8 @@ def _save_memory(opt, model):
 def set_backend(opt, one_size=True):
     """Set, for the whole process, how cuDNN selects its algorithms and whether it uses TF32.
 
-    one_size: whether nearly all inputs have one size. `-cudnn fastest` times cuDNN's algorithms anew
-    for each size, so with many sizes it has to be given.
+    one_size: whether nearly all inputs have one size. cuDNN times its algorithms again for each
+    size, so with many sizes it does where `-cudnn fastest` is given, not by default.
     """
     if opt.backend == "cunn":
         note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")

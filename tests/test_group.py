@@ -1,5 +1,6 @@
 """Replicas on one, two, three and four processes: Torch7's numbers, and the same in each."""
 
+import functools
 import time
 from pathlib import Path
 
@@ -62,16 +63,14 @@ def test_split():
 def in_turn(_, folder):
     """What each rank found of rank 0's work, which takes a while, in three calls: all of it."""
 
-    def prepare():
-        made = Path(folder) / f"made {call}"
+    def prepare(made):
         if group.rank() == 0:
             time.sleep(0.3)
             made.touch()
         return made.exists()
 
-    found = []
-    for call in range(3):
-        found.append(group.rank_0_first(prepare))
+    files = [Path(folder) / str(call) for call in range(3)]
+    found = [group.rank_0_first(functools.partial(prepare, made)) for made in files]
     return torch.tensor(group.all_gather(found))
 
 

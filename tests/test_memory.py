@@ -38,10 +38,10 @@ def test_large_blocks_are_used_again():
     "said, sentence",
     [  # as PyTorch 2.11 and CUDA say it
         (
-            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB "
-            "of which 1.10 GiB is free. Process 7 has 6.69 GiB memory in use. Of the allocated\nlines",
-            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 7.79 GiB "
-            "of which 1.10 GiB is free",
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+            "7.79 GiB of which 1.10 GiB is free. Process 7 has 6.69 GiB memory in use. Of the\n",
+            "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of "
+            "7.79 GiB of which 1.10 GiB is free",
         ),
         ("CUDA error: out of memory\nCUDA kernel errors might be", "CUDA error: out of memory"),
         (
