@@ -41,6 +41,7 @@ CLASSES, FROZEN = 80, 2
 def main():
     args = options()
     device = torch.device(args.device)
+    torch.backends.cudnn.allow_tf32 = False  # -precision single, for all
     if device.type == "cpu":
         memory.keep_freed()
     print(timing.machine("torchvision"), f"load {os.getloadavg()[0]:.1f}", sep=", ")
@@ -58,7 +59,9 @@ def main():
         far = max(abs(value / first["ours"] - 1) for value in first.values())
         times = timing.compare(ways, args.repetitions, wait)
         print(f"\n{title}, {what} (the first results differ by {far:.0e})\n")
-        timing.rate_table(times, "ours", args.batch, "images")
+        about = {"setting": f"{title}, {what}", "device": device}
+        about["layout"] = lambda way: "NCHW" if "NCHW" in way else "channels_last"
+        timing.rate_table(times, "ours", args.batch, "images", **about)
 
 
 def options():

@@ -16,6 +16,7 @@ import project  # noqa: F401  before all else: sets the path, names a missing pa
 import timing
 import torch
 
+import models
 import opts
 from dataloader import LAYOUT, Batch
 from models.resnet import resnet
@@ -24,6 +25,7 @@ from parallel.replicas import split_sizes
 from runtime import memory
 from train import Trainer, criterion
 
+COMMAND = "-netType resnet -dataset cifar10 -depth 20"  # for its options; the nets are below
 # name: net, side of the image, classes, batch on the CPU and on a GPU
 NETS = {
     "resnet20": (lambda: resnet(20, 10, "cifar", "A"), 32, 10, 128, 1024),
@@ -44,7 +46,7 @@ def main():
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
-    torch.backends.cudnn.benchmark = True
+    models.set_backend(opts.parse(f"{COMMAND} -precision {args.precision}".split()))
     if device.type == "cpu":
         memory.keep_freed()  # as main.py
     wait = torch.cuda.synchronize if device.type == "cuda" else None
@@ -81,7 +83,7 @@ def data(batch, side, classes, device):
 
 def step(make, input, target, replicas, words):
     """A function that takes one step of a new net; it has the `trainer`."""
-    command = f"-netType resnet -dataset cifar10 -depth 20 -nGPU {replicas} {words}"
+    command = f"{COMMAND} -nGPU {replicas} {words}"
     torch.manual_seed(1)
     net = make().to(input.device, input.dtype, memory_format=LAYOUT).train()
     trainer = Trainer(net, criterion(), opts.parse(command.split()), input.device)

@@ -68,7 +68,7 @@ def starts(folder, repetitions):
         (name, f"{statistics.median(found):.3f}", f"{statistics.median(found) / torch:.2f}")
         for name, found in times.items()
     ]
-    show(("what", "seconds", "of import torch"), rows)
+    show(("what", "seconds", "of import torch"), rows, on_cuda=True)
 
 
 def until(command, line, folder, keep):
@@ -138,11 +138,16 @@ def make_tree(data, classes):
             os.close(at)
 
 
-def show(heads, rows):
-    """timing.table, which needs torch; it is loaded when all is measured."""
+def show(heads, rows, on_cuda=False):
+    """timing.table, which needs torch; it is loaded when all is measured.
+
+    on_cuda: whether a GPU, if there is one, took part.
+    """
+    import torch
     from timing import table
 
-    table(heads, rows, precision="", layout="")
+    device = "cuda" if on_cuda and torch.cuda.is_available() else "cpu"
+    table(heads, rows, precision="", layout="", device=device)
 
 
 if __name__ == "__main__":
