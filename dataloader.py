@@ -13,6 +13,7 @@ import contextlib
 import errno
 import math
 import multiprocessing
+import re
 import signal
 import sys
 import traceback
@@ -221,7 +222,8 @@ class DataLoader:
                 yield from results
         except RuntimeError as error:
             ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}
-            if "DataLoader worker" not in str(error) or not ended:
+            # on CUDA it can be the thread between workers and this process that notices
+            if not re.search("DataLoader worker|Pin memory thread", str(error)) or not ended:
                 raise
             raise InputError(self._death_message(ended)) from None
 
