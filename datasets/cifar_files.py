@@ -5,6 +5,7 @@ unpacked, and a pickle is read only if it is the published one.
 """
 
 import hashlib
+import lzma
 import os
 import pickle
 import tarfile
@@ -50,7 +51,9 @@ def archive(path, names):
                 if name in contents:
                     raise InputError(f"{path} holds {name} twice: not the published archive")
                 contents[name] = tar.extractfile(member).read()
-    except (tarfile.TarError, EOFError, zlib.error, OSError) as error:
+            while tar.fileobj.read(1 << 20):  # to the checksum, which lies behind the tar's end
+                pass
+    except (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OSError) as error:
         reason = str(error).partition("\n")[0]  # tarfile lists what each decompressor said
         raise InputError(f"{path} is damaged or not a .tar.gz archive: {reason}") from None
     return contents

@@ -60,6 +60,8 @@ class Scale:
 
     def lengths(self, w, h):
         """The new width and height."""
+        if min(w, h) == self.size:
+            return w, h
         # h / w * size in the Lua's order, which can round below a whole number: a 10 x 408 image
         # at 100 gives 4079
         if w < h:

@@ -109,6 +109,17 @@ def test_archives_that_are_refused(tmp_path):
         file.truncate(40000)
     assert f"{path} is damaged" in refused()
 
+    random = np.random.default_rng(0).bytes(50000)
+    for kind, place in (("gz", -8), ("xz", 2000)):  # gzip's checksum is behind the last member
+        pack(path, [("a/test", tarfile.REGTYPE, random)], f"w:{kind}")
+        assert len(cifar_files.archive(path, {"test"})["test"]) == 50000
+        with open(path, "r+b") as file:
+            data = bytearray(file.read())
+            data[place] ^= 1
+            file.seek(0)
+            file.write(data)
+        assert f"{path} is damaged" in refused()
+
     with open(path, "wb") as file:
         file.write(b"<html>not found</html>")
     assert f"{path} is damaged or not a .tar.gz archive" in refused()

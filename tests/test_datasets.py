@@ -66,7 +66,10 @@ def test_another_folder_is_noticed(opt, capsys):
     assert new and "making it again" in text
 
 
-@pytest.mark.parametrize("damage", ["half", "byte", "empty", "text", "npy", "pickle", "unsigned"])
+DAMAGE = "half byte empty text npy pickle unsigned flag offset"
+
+
+@pytest.mark.parametrize("damage", DAMAGE.split())
 def test_a_damaged_cache_is_made_again(opt, capsys, damage):
     first, _, _ = made(opt, capsys)
     path = os.path.join(opt.gen, "cifar10.npz")
@@ -74,6 +77,11 @@ def test_a_damaged_cache_is_made_again(opt, capsys, damage):
         data = bytearray(file.read())
     if damage == "byte":
         data[len(data) // 2] ^= 1  # a pixel, say
+    directory = data.index(b"PK\1\2")
+    if damage == "flag":
+        data[directory + 8] |= 1 << 5  # "compressed patched data": NotImplementedError
+    if damage == "offset":
+        data[directory + 42 : directory + 46] = b"\xff\xff\xff\x7f"  # beyond the end: struct.error
     data = {"half": data[: len(data) // 2], "empty": b"", "text": b"nothing"}.get(damage, data)
     with open(path, "wb") as file:
         file.write(data)
