@@ -79,6 +79,8 @@ def main(argv=None):
     names = [classes.outputs(source, net, data) for source, net in zip(opt.models, nets)]
     listed = opt.classes or None
     tested = classes.read(listed) if listed else names[0]
+    if len(nets) > 1:  # without the outputs that -nClasses adds
+        tested = [name for name in tested if name is not None]
     columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]
     indices, targets = classes.targets(val, data, tested, listed)
 

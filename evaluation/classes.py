@@ -6,6 +6,7 @@ classes can form an ensemble.
 """
 
 import io
+from collections import Counter
 
 import numpy as np
 import torch
@@ -20,13 +21,13 @@ LARGEST = 1 << 26  # bytes of a file with class names
 def read(path):
     """The class names in a file, one for each line."""
     try:
-        with io.TextIOWrapper(regular_files.opened(path, LARGEST), "utf-8") as file:
+        with io.TextIOWrapper(regular_files.opened(path, LARGEST), "utf-8-sig") as file:
             names = [line.strip() for line in file]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise InputError(f"cannot read the class names in {path}: {reason}") from None
     names = [name for name in names if name]
-    twice = next((name for name in names if names.count(name) > 1), None) if names else None
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if not names or twice:
         what = f"names {twice} twice" if twice else "is empty"
         raise InputError(f"{path} {what}: it should have one class name in each line")

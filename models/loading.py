@@ -45,6 +45,8 @@ def setup(opt, checkpoint, classes, device):
             f"the model has {outputs} classes, the data {len(classes)}: to fine-tune, give "
             f"-resetClassifier true; to leave it so, -nClasses {outputs}"
         )
+    if checkpoint is None and opt.retrain != "none" and not opt.resetClassifier:
+        _check_order(model.classes or (), list(classes), opt.retrain)
     model.classes = list(classes)
     freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
@@ -121,6 +123,22 @@ def _check_same_classes(saved, found):
         "class folders that it began with (one may be empty); to train on other classes, give "
         "-retrain with a model and -resetClassifier true"
     )
+
+
+def _check_order(names, classes, source):
+    """InputError if an output stands for one class of the data and bears the name of another.
+
+    A note if the names are others altogether: the outputs are then taken in order, as by the Lua.
+    """
+    for k, name in enumerate(classes):
+        if name in names and names.index(name) != k:
+            raise InputError(
+                f"{source} has {name!r:.80} as its class {names.index(name) + 1}, the data as "
+                f"class {k + 1}: evaluate.py tests by names; to fine-tune, give -resetClassifier "
+                "true"
+            )
+    if names and names != classes:
+        note(f"=> {source} has other class names than the data: its outputs are taken in order")
 
 
 def _original_input_spec(config):

@@ -85,3 +85,8 @@ def test_lists(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("red fox\r\n\n Hündin \n", encoding="utf-8")
     assert classes.read(path) == ["red fox", "Hündin"]
+    path.write_text("cat\ndog\n", encoding="utf-8-sig")  # as Windows' Notepad saves it
+    assert classes.read(path) == ["cat", "dog"]
+    many = [f"n{k:08d}" for k in range(100_000)]  # ImageNet has 21,841
+    path.write_text("\n".join(many))
+    assert classes.read(path) == many

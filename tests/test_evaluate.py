@@ -6,12 +6,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support import nets
 from support.evaluations import TORCH7, evaluated, pair, pictures
 from torchvision.transforms import functional as tv
 
 import evaluate
+import models
 from datasets.transforms import Scale
 from evaluation import ensemble
+from formats import model_files
+from models.resnet import resnet
 from runtime import exit, memory
 from runtime.errors import InputError
 
@@ -202,6 +206,16 @@ def test_what_does_not_fit_is_refused(files, run):
         names = [files.get(word, [word])[0] for word in words]
         with pytest.raises(InputError, match=message):
             run(*names)
+
+
+def test_spare_outputs_of_the_first_model(files, run, tmp_path):
+    """-nClasses 3 for two classes: an ensemble is the same in any order."""
+    one, _ = files["one"]
+    spare = nets.ours(resnet(8, 3, "cifar", "A"), ["plain", "striped"], TORCH7)
+    model_files.write(str(tmp_path / "spare.pth"), models.pack(spare))
+    first, second = (run(*paths)[1] for paths in ((one, "spare.pth"), ("spare.pth", one)))
+    torch.testing.assert_close(first, second)
+    assert first.shape[1] == 2 and run("spare.pth")[1].shape[1] == 3
 
 
 def test_out_of_memory_is_one_sentence():

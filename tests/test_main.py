@@ -8,9 +8,14 @@ import signal
 import time
 
 import pytest
+from support import nets
+from support.evaluations import TORCH7
 from support.runs import NET, ROOT, errors, results, same, start
 
 import main
+import models
+from formats import model_files
+from models.resnet import resnet
 from runtime.errors import InputError
 from storage import atomic
 
@@ -124,6 +129,25 @@ def test_fine_tuning(run, photos):
     saved = atomic.load("tuned/model_1.pth")
     assert saved["config"]["classes"] == 2 and saved["classes"] == ["plain", "striped"]
     assert saved["model"]["fc.weight"].shape == (2, 64)
+
+
+def test_a_net_of_other_classes(run, photos):
+    """An output may not be taken for a class whose name another output bears."""
+
+    def words(names, more=""):
+        model_files.write("other.pth", models.pack(nets.ours(resnet(18, 2), names, TORCH7)))
+        return f"-retrain other.pth -save other -batchSize 4 -nThreads 0{more}"
+
+    for names, stop in (
+        (["striped", "plain"], "has 'plain' as its class 2, the data as class 1: evaluate.py"),
+        (["striped", "fox"], "has 'striped' as its class 1, the data as class 2"),
+    ):
+        for more in ("", " -testOnly true"):
+            with pytest.raises(InputError, match=stop):
+                run(words(names, more), photos)
+    lines = run(words(["fox", "cat"], " -testOnly true"), photos)
+    note = "=> other.pth has other class names than the data: its outputs are taken in order"
+    assert note in lines and lines[-1].startswith(" * Results")
 
 
 def test_keep(run):
