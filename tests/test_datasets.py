@@ -81,7 +81,9 @@ def test_a_damaged_cache_is_made_again(opt, capsys, damage):
     if damage == "flag":
         data[directory + 8] |= 1 << 5  # "compressed patched data": NotImplementedError
     if damage == "offset":
-        data[directory + 42 : directory + 46] = b"\xff\xff\xff\x7f"  # beyond the end: struct.error
+        data[directory + 42 : directory + 46] = (len(data) - 28).to_bytes(
+            4, "little"
+        )  # struct.error
     data = {"half": data[: len(data) // 2], "empty": b"", "text": b"nothing"}.get(damage, data)
     with open(path, "wb") as file:
         file.write(data)
