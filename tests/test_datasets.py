@@ -77,7 +77,7 @@ def test_a_damaged_cache_is_made_again(opt, capsys, damage):
         data = bytearray(file.read())
     if damage == "byte":
         data[len(data) // 2] ^= 1  # a pixel, say
-    directory = data.index(b"PK\1\2")
+    directory = data.rindex(b"PK\1\2")  # the entry of the last record
     if damage == "flag":
         data[directory + 8] |= 1 << 5  # "compressed patched data": NotImplementedError
     if damage == "offset":
