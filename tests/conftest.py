@@ -1,4 +1,8 @@
-"""What the tests share: one torch thread (nets here are small), and data made on the spot."""
+"""What the tests share: one torch thread (nets here are small), and data made on the spot.
+
+The suite is about the CPU, where results are equal to the bit, and sees no GPU. `pytest --cuda`
+runs the tests of a GPU, and only these.
+"""
 
 import os
 
@@ -8,6 +12,19 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--cuda", action="store_true", help="run the tests of a GPU, and only these")
+
+
+def pytest_configure(config):
+    if not config.option.cuda:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the tests' processes inherit it
+        return
+    config.option.markexpr = "cuda"
+    if not torch.cuda.is_available():
+        raise pytest.UsageError("--cuda: PyTorch finds no CUDA device")
 
 
 @pytest.fixture(scope="session")

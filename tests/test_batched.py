@@ -11,7 +11,7 @@ from datasets import transforms as t
 from datasets.draws import Draws, table
 from datasets.image import batched
 
-DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
 REFERENCE = Path(__file__).parent / "reference" / "transforms"
 
