@@ -96,10 +96,13 @@ def replacing(path):
         os.close(folder)
 
 
-def left_over(folder):
-    """The temporary files in a folder that a killed process left behind."""
+def left_over(folder, names=".+"):
+    """The temporary files in a folder that a killed process left behind.
+
+    names: a regular expression of the files that they were to become; those of other names stay.
+    """
     return [
         os.path.join(folder, name)
         for name in os.listdir(folder)
-        if re.fullmatch(r".+\.\d+\.tmp", name)
+        if re.fullmatch(rf"(?:{names})\.\d+\.tmp", name)
     ]

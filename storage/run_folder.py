@@ -29,6 +29,7 @@ OURS = re.compile(
     r"(?:model|optimState)_\d+\.pth|(?:latest|model_best|inside_epoch)\.pth|log\.jsonl"
     r"|detections\.(?:json|png)|events\.out\.tfevents\..*\.main"
 )
+WRITTEN = rf"{OURS.pattern}|lock\.owner"  # what temporary files in the folder may become
 LOCK_WAIT = 2  # seconds for another run to end
 LOCK_WAIT_ELASTIC = 60  # after a restart by torchrun's agent, which may have to kill the old run
 
@@ -54,7 +55,7 @@ class RunFolder:
         if self.writes:
             try:
                 self._open()
-                for path in atomic.left_over(self.path):
+                for path in atomic.left_over(self.path, WRITTEN):
                     os.remove(path)
             except OSError as error:
                 self.stack.close()
@@ -209,6 +210,8 @@ class RunFolder:
         self.stack.close()
         self._open()
         self.logged = 0
+        if self.tensorboard:
+            self.tensorboard.path = None  # its next write begins a new file with the whole log
         note(f"=> {self.path} was removed: made again")
 
     def _raise_unsaved(self, what):

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -243,6 +244,18 @@ def test_events_are_appended_and_others_stay(tmp_path):
             sizes.append(path.stat().st_size)
     assert len(inodes) == 1 and sizes == sorted(set(sizes))
     assert other.read_bytes() == b"of another program"
+
+
+def test_a_folder_that_is_made_again_has_the_whole_event_file(tmp_path):
+    with entered(tmp_path / "run", "-tensorboard", "true") as run:
+        run.epoch(1)
+        run.folder.wait()
+        shutil.rmtree(tmp_path / "run")
+        run.epoch(2)
+    (path,) = [p for p in (tmp_path / "run").iterdir() if p.name.endswith(".main")]
+    events = [Event.FromString(record) for record in RawEventFileLoader(str(path)).Load()]
+    assert events[0].file_version == "brain.Event:2"  # the header, without which nothing is shown
+    assert [event.step for event in events] == [0, 1, 2]
 
 
 def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):

@@ -179,6 +179,15 @@ def test_an_earlier_run_is_set_aside_whole(tmp_path, capsys):
     assert (tmp_path / "mine.txt").exists() and "model_3.pth" not in os.listdir(tmp_path)
 
 
+def test_only_temporary_files_of_ours_are_removed(tmp_path):
+    others = {"data.csv.20240131.tmp", "notes.1.tmp", "model_1.pth.1.tmp.bak", "7.tmp"}
+    ours = {"model_1.pth", "latest.pth", "log.jsonl", "detections.json", "lock.owner"}
+    for name in {*others, *(f"{name}.123.tmp" for name in ours)}:
+        (tmp_path / name).write_text("of a user, or of a killed run")
+    with RunFolder(options(tmp_path)):
+        assert set(os.listdir(tmp_path)) == {*others, "lock", "lock.owner"}
+
+
 def test_a_folder_that_is_removed_is_made_again(tmp_path, capsys):
     folder = tmp_path / "run"
     with entered(folder) as run:
