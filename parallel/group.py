@@ -31,6 +31,8 @@ _calls = itertools.count()  # of rank_0_first
 
 def join():
     """Join the process group that the environment describes, if any; returns the device."""
+    if launch.joined():
+        _check_environment()
     device = _pick_device()
     if launch.joined():
         if device.type == "cuda":
@@ -41,6 +43,25 @@ def join():
     if world_size() > 1:
         note(f"=> {world_size()} processes on {device.type}")
     return device
+
+
+def _check_environment():
+    """InputError unless the variables that make this process one of several are all there."""
+    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            f"RANK and WORLD_SIZE are set, but not {' and '.join(missing)}: set all four, as "
+            "torchrun does, or none for a run of one process"
+        )
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
+        value = os.environ.get(name, "0")
+        if not re.fullmatch("[0-9]{1,9}", value):
+            raise InputError(f"{name}={value}: it should be a whole number")
+    if not 0 < int(os.environ["MASTER_PORT"]) < 1 << 16:
+        raise InputError(f"MASTER_PORT={os.environ['MASTER_PORT']}: ports are 1 to 65535")
+    if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
+        places = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE")]
+        raise InputError(f"{' '.join(places)}: ranks count from 0, so they are below WORLD_SIZE")
 
 
 def _connect(device):
@@ -82,7 +103,7 @@ def _end_with_unconnected():
         failure = "rank 0 has ended while the processes were connecting"
     # one of this machine prints its own sentence, and the agent ends the others
     if failure and not failure.startswith(f"{socket.gethostname()} "):
-        if os.environ.get("LOCAL_RANK", "0") == "0":
+        if _local_rank() == "0":
             complain(f"{script()}: {failure}")
         leave(1)
 
@@ -104,7 +125,7 @@ def _pick_device():
             raise InputError(f"CUDA_VISIBLE_DEVICES={named}, but only {count} of these exist")
     if not count:
         return torch.device("cpu")
-    local = int(os.environ.get("LOCAL_RANK", 0)) if launch.joined() else 0
+    local = int(_local_rank()) if launch.joined() else 0
     if local >= count:
         raise InputError(
             f"local rank {local} has no CUDA device: only {count} are visible; start as many "
@@ -121,6 +142,11 @@ def rank():
 def world_size():
     """The number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def _local_rank():
+    """LOCAL_RANK; "0" where it is not set, so that no process waits for a local rank 0."""
+    return os.environ.get("LOCAL_RANK", "0")
 
 
 def local_world_size():
@@ -180,11 +206,12 @@ def no_sync(model):
 def rank_0_first(action):
     """Call `action` on rank 0, then on local rank 0 of each machine, then on all other ranks.
 
-    Ranks wait for days if need be: `action` may prepare a whole dataset.
+    Ranks wait for days if need be: `action` may prepare a whole dataset. Without LOCAL_RANK, as
+    under srun, all but rank 0 are taken for such a first one of a machine.
     """
     if world_size() == 1:
         return action()
-    machine, local_rank = os.environ.get("GROUP_RANK", "0"), os.environ.get("LOCAL_RANK")
+    machine, local_rank = os.environ.get("GROUP_RANK", "0"), _local_rank()
     store, days = _store(), datetime.timedelta(days=7)
     call = next(_calls)  # the same on all ranks
     everywhere, here = f"prepared everywhere {call}", f"prepared on {machine} {call}"
@@ -228,7 +255,7 @@ def first_to_fail():
     try:
         return _store().add("failed", 1) == 1
     except (RuntimeError, KeyError, ValueError):  # the store is gone, with rank 0 or its machine
-        alone = several_machines() and os.environ.get("LOCAL_RANK") == "0"
+        alone = several_machines() and _local_rank() == "0"
         return alone or not dist.is_initialized()
 
 

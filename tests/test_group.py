@@ -1,6 +1,7 @@
 """Replicas on one, two, three and four processes: Torch7's numbers, and the same in each."""
 
 import functools
+import os
 import time
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from support import processes, torch7
 
 from parallel import group
 from parallel.replicas import split
+from runtime.errors import InputError
 
 
 @pytest.fixture(scope="module")
@@ -74,5 +76,45 @@ def in_turn(_, folder):
     return torch.tensor(group.all_gather(found))
 
 
-def test_every_call_waits_for_rank_0(tmp_path):
-    assert processes.together(2, "", str(tmp_path), in_turn).all()
+def in_turn_under_srun(_, folder):
+    """As `in_turn`, with what srun exports as a rule: no LOCAL_RANK, GROUP_RANK, LOCAL_WORLD_SIZE."""
+    for name in ("LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
+    return in_turn(_, folder)
+
+
+@pytest.mark.parametrize("experiment", [in_turn, in_turn_under_srun])
+def test_every_call_waits_for_rank_0(tmp_path, experiment):
+    assert processes.together(2, "", str(tmp_path), experiment).all()
+
+
+def test_without_local_rank_a_process_that_lost_the_store_says_so(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert group.first_to_fail()
+    monkeypatch.setenv("LOCAL_RANK", "1")  # the first process of this machine speaks
+    assert not group.first_to_fail()
+
+
+@pytest.mark.parametrize(
+    "variables, error",
+    [
+        ("RANK=0 WORLD_SIZE=2", "not MASTER_ADDR and MASTER_PORT"),
+        ("RANK=0 WORLD_SIZE=1 MASTER_PORT=1", "are set, but not MASTER_ADDR: set all four"),
+        ("RANK=0 WORLD_SIZE=1 MASTER_ADDR=127.0.0.1", "are set, but not MASTER_PORT: set all four"),
+        ("RANK=0 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=x", "MASTER_PORT=x: it should be a whole"),
+        ("RANK=0 WORLD_SIZE=1 MASTER_ADDR=a MASTER_PORT=99999", "ports are 1 to 65535"),
+        ("RANK=one WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", "RANK=one: it should be a whole"),
+        ("RANK=2 WORLD_SIZE=2 MASTER_ADDR=a MASTER_PORT=1", "RANK=2 WORLD_SIZE=2: ranks count"),
+    ],
+)
+def test_half_an_environment_is_refused(monkeypatch, variables, error):
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    for word in variables.split():
+        monkeypatch.setenv(*word.split("="))
+    with pytest.raises(InputError, match=error) as stop:
+        group.join()
+    assert "\n" not in str(stop.value)
