@@ -77,7 +77,7 @@ def in_turn(_, folder):
 
 
 def in_turn_under_srun(_, folder):
-    """As `in_turn`, with what srun exports as a rule: no LOCAL_RANK, GROUP_RANK, LOCAL_WORLD_SIZE."""
+    """As `in_turn`, with what srun exports as a rule: none of these variables."""
     for name in ("LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
     return in_turn(_, folder)
@@ -118,3 +118,4 @@ def test_half_an_environment_is_refused(monkeypatch, variables, error):
     with pytest.raises(InputError, match=error) as stop:
         group.join()
     assert "\n" not in str(stop.value)
+    assert group.first_to_fail()  # so that it is printed
