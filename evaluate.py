@@ -31,11 +31,12 @@ _SHARED = (
     *("data", "dataset", "nProcs", "cudnn", "gen", "precision"),
     *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
 )
+LENGTHS = range(1 << 14)  # pixels
 # fmt: off
 OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),
-    ("testScale",   0,     opts.whole,   range(1 << 14),    "Shorter side of the test image (0: as the model says)"),
-    ("testCrop",    0,     opts.whole,   range(1 << 14),    "Side of the crop of the test image (0: as the model says)"),
+    ("testScale",   0,     opts.whole,   LENGTHS, "Shorter side of the test image (0: as the model says)"),
+    ("testCrop",    0,     opts.whole,   LENGTHS, "Side of the crop of the test image (0: as the model says)"),
     ("dense",       (),    opts.series,  None, "Test whole images at these scales: 224,256,288,320,352"),
     ("flip",        False, opts.boolean, None, "Test the mirror images as well"),
     ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
@@ -127,6 +128,8 @@ def _check(words, opt):
     opts.check_dataset(opt)
     if opt.dense and (opt.ten or opt.scale or opt.crop):
         raise InputError("-dense tests whole images: leave out -tenCrop, -testScale and -testCrop")
+    if opt.dense and opt.dense[-1] not in LENGTHS:  # the scales ascend
+        raise InputError(f"-dense {opt.dense[-1]}: scales should be at most {LENGTHS[-1]}")
     if opt.ten and opt.flip:
         raise InputError("-tenCrop true has mirror images already: leave out -flip")
     if opt.recomputeBN and opt.batchSize < 2:

@@ -218,6 +218,18 @@ def test_spare_outputs_of_the_first_model(files, run, tmp_path):
     assert first.shape[1] == 2 and run("spare.pth")[1].shape[1] == 3
 
 
+@pytest.mark.parametrize("scale, fits", [(2**53, False), (2**14, False), (2**14 - 1, True)])
+def test_the_scales_of_dense_are_bounded(files, photos, capsys, scale, fits):
+    words = [files["one"][0], "-data", photos, "-dense", f"224,{scale}"]
+    if fits:
+        assert evaluate.parse(words).dense[-1] == scale
+        return
+    with pytest.raises(SystemExit):
+        evaluate.parse(words)
+    error = capsys.readouterr().err
+    assert error == f"evaluate.py: -dense {scale}: scales should be at most 16383\n"
+
+
 def test_out_of_memory_is_one_sentence():
     with (
         pytest.raises(InputError, match="for an input of 2 x 3; give a smaller -batchSize") as stop,
