@@ -28,8 +28,9 @@ USAGE = """Usage: complexity.py [options]
 
 Parameters, multiply-adds and activations of the net that main.py would train with these options
 (main.py -help lists them), or with -retrain FILE of the net in a file. Images for ImageNet's nets
-have -testCrop pixels a side. Without -nClasses and -data these nets have 1000 classes. Of a
-detector, a file of detect.py, the parts are listed.
+have -testCrop pixels a side; those for a FILE are as large as it says, unless -dataset, -data or
+-testCrop is given. Without -nClasses and -data these nets have 1000 classes. Of a detector, a file
+of detect.py, the parts are listed.
 
 Without options: the paper's tables of sizes, ours beside them."""
 
@@ -113,14 +114,11 @@ def main(argv=None):
         print_paper()
         return
     opt = opts.parse(argv, "complexity.py", data=False)
-    try:
+    with command.one_sentence("complexity.py"):
         if print_detector(opt.retrain):
             return
         net = build(opt)
-        size = side(opt)
-    except InputError as error:
-        print(f"complexity.py: {error}", file=sys.stderr)
-        sys.exit(1)
+        size = side(opt, net)
     title = f"One image of {size} x {size} pixels (a multiply-add is 2 FLOPs)"
     print_net(title, stages(net, layers(net, size)))
 
@@ -154,10 +152,19 @@ def classes(opt):
     return len(datasets.module(opt.dataset).classes(opt))
 
 
-def side(opt):
-    """The width and height of an image in pixels."""
+def side(opt, net=None):
+    """The width and height of an image in pixels.
+
+    net: the one to measure. If it is from a file, and no option says which images it is for, they
+    are those that the file says.
+    """
     import datasets
 
+    from_file = hasattr(net, "input_spec")
+    if from_file and not (opt.given | opt.adopted) & {"dataset", "data", "testCrop"}:
+        if net.input_spec and "crop" in net.input_spec:
+            return net.input_spec["crop"]
+        return 32 if net.config.get("stem") == "cifar" else opt.testCrop
     if opt.stem == "imagenet":
         return opt.testCrop
     dataset = datasets.module(opt.dataset)

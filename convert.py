@@ -35,11 +35,8 @@ OPTIONS = (
 def main(argv=None):
     """Convert as the command line says; an error is one sentence and exit status 1 or 2."""
     source, target, form = parse(sys.argv[1:] if argv is None else list(argv))
-    try:
+    with command.one_sentence("convert.py"):
         convert(source, target, form)
-    except InputError as error:
-        print(f"convert.py: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def parse(argv):

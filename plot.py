@@ -13,6 +13,7 @@ import opts
 from runtime import command
 from runtime.errors import InputError
 from runtime.foreign import visible
+from runtime.terminal import complain
 from storage import curves
 
 KINDS = ("curves", "parameters")
@@ -48,11 +49,8 @@ STYLE = {
 def main(argv=None):
     """Draw what the command line asks for. Exit status 1 for an error, 2 for one in the options."""
     kind, out, paths = parse(sys.argv[1:] if argv is None else list(argv))
-    try:
+    with command.one_sentence("plot.py"):
         plot(kind, out, paths)
-    except InputError as error:
-        print(f"plot.py: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 def parse(argv):
@@ -82,7 +80,14 @@ def plot(kind, out, paths):
             raise InputError(f"{path} is given more than once")
     if len({run.detects for run in runs}) > 1:
         raise InputError("a detector's AP and a classifier's error do not go into one picture")
-    drawn = curves.group_runs(runs, _warn)
+    warnings = []
+    drawn = curves.group_runs(runs, warnings.append)
+    for curve in drawn:
+        if not curve.mean("val")[0]:
+            paths = ", ".join(run.path for run in curve.runs)
+            raise InputError(f"these runs have no epoch in common, so no mean: {paths}")
+    for text in warnings:
+        _warn(text)
     print(table(drawn))
 
     import matplotlib
@@ -113,7 +118,7 @@ def _figure():
 
 
 def _warn(text):
-    print(f"plot.py: warning: {visible(text)}", file=sys.stderr)
+    complain(f"plot.py: warning: {visible(text)}")
 
 
 def table(drawn):

@@ -15,7 +15,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from runtime import command, output_files
 from runtime.errors import InputError
+from runtime.exit import print_names
 from runtime.foreign import visible
+from runtime.terminal import complain
 
 USAGE = "Usage: python classify.py MODEL FILE... [-csv FILE.csv]"
 TOP = 5
@@ -26,9 +28,9 @@ def main(arguments):
     """Classify the files of the command line; returns the exit status."""
     table, words = csv_option(arguments)
     if len(words) < 2:
-        print(USAGE, file=sys.stderr)
+        complain(USAGE)
         return 1
-    if table:
+    if table is not None:
         output_files.check(table, (".csv",), "csv")
     # after the check: the usage need not wait for torch
     from pretrained import inference
@@ -36,14 +38,15 @@ def main(arguments):
     source, *words = words
     paths, errors = inference.image_files(words)
     for error in errors:
-        print(f"classify.py: {error}", file=sys.stderr)
+        complain(f"classify.py: {error}")
     model = inference.load(source)
     names = class_names(model)
 
     def probabilities(images):
         return model(images).softmax(1)
 
-    progress = bool(table) or not sys.stdout.isatty()  # else the results themselves show it
+    # else the results themselves show it
+    progress = table is not None or sys.stdout is None or not sys.stdout.isatty()
     done = 0
     with writer(table, names) as write:
         batches = inference.run(probabilities, model, paths, AT_ONCE, "classify.py", progress)
@@ -109,5 +112,5 @@ def show(path, probabilities, names):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="surrogateescape")  # a file's name may be any bytes
+    print_names()  # a file's may be any bytes
     command.run(lambda: main(sys.argv[1:]))

@@ -15,6 +15,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from runtime import command
 from runtime.errors import InputError
+from runtime.terminal import complain
 
 USAGE = """\
 Usage (Single file mode): python extract_features.py MODEL FILE... [-t7]
@@ -27,9 +28,9 @@ def main(arguments):
     words = [word for word in arguments if word not in ("-t7", "--t7")]
     in_batches = len(words) > 1 and re.fullmatch("[0-9]+", words[1])
     if len(words) < 2 or (in_batches and len(words) != 3):
-        print(USAGE, file=sys.stderr)
+        complain(USAGE)
         return 1
-    paths, size = listed(words[2], int(words[1])) if in_batches else (words[1:], AT_ONCE)
+    paths, size = listed(words[2], words[1]) if in_batches else (words[1:], AT_ONCE)
     # after the checks: their errors need not wait for torch
     import numpy as np
 
@@ -50,9 +51,9 @@ def main(arguments):
 
 
 def listed(folder, size):
-    """The sorted paths of a folder's files, and the batch size."""
-    if size < 1:
-        raise InputError(f"BATCH_SIZE {size}: should be at least 1")
+    """The sorted paths of a folder's files, and the batch size, which is given as digits."""
+    if not 1 <= len(size.lstrip("0")) < 16:  # Python reads up to 4300 digits
+        raise InputError(f"BATCH_SIZE {size:.16}: should be at least 1, and below 10^15")
     try:
         with os.scandir(folder) as entries:
             names = [e.name for e in entries if not e.name.startswith(".") and not e.is_dir()]
@@ -60,7 +61,7 @@ def listed(folder, size):
         raise InputError(f"cannot list the directory {folder}: {error.strerror}") from None
     if not names:
         raise InputError(f"no files in the directory {folder}")
-    return [os.path.join(folder, name) for name in sorted(names)], size
+    return [os.path.join(folder, name) for name in sorted(names)], int(size)
 
 
 def save(names, features, as_t7=False):

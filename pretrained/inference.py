@@ -9,6 +9,7 @@ import models
 from datasets.imagenet_gen import EXTENSIONS
 from datasets.input_spec import batches
 from models.fold import folded
+from runtime.terminal import complain
 
 
 def load(source):
@@ -59,12 +60,13 @@ def run(function, model, paths, size, script, progress=True):
     The n `paths` are those that could be read. For each other file, an error that begins with the
     script's name goes to stderr. More than 20 files show progress if stderr is a terminal.
     """
-    progress = progress and len(paths) > 20 and sys.stderr.isatty()
-    start = "\r" if progress else ""  # an error overwrites the progress
+    progress = progress and len(paths) > 20 and sys.stderr is not None and sys.stderr.isatty()
     done = 0
     for read, images, errors in batches(paths, model.transform, size):
         for error in errors:
-            print(f"{start}{script}: {error}", file=sys.stderr)
+            if progress:
+                print(end="\r", file=sys.stderr)  # an error overwrites the progress
+            complain(f"{script}: {error}")
         if read:
             with torch.inference_mode():
                 outputs = function(images.to(model.fc.weight.device)).cpu()
@@ -72,4 +74,4 @@ def run(function, model, paths, size, script, progress=True):
         done += len(read) + len(errors)
         if progress:
             end = "\n" if done == len(paths) else ""
-            print(f"{start}{done} of {len(paths)} ", end=end, file=sys.stderr, flush=True)
+            print(f"\r{done} of {len(paths)} ", end=end, file=sys.stderr, flush=True)

@@ -1,15 +1,17 @@
 """The run of a command of one process: an error becomes one sentence and an exit status.
 
-parallel/guard.py does this for main.py and evaluate.py, which may be several processes.
+parallel/guard.py does this for main.py, evaluate.py and detect.py, which may be several processes.
 """
 
+import contextlib
 import os
 import sys
 
 from runtime.errors import InputError
-from runtime.exit import print_anything
+from runtime.exit import open_standard_streams, print_anything
 from runtime.memory import lacking
 from runtime.packages import missing
+from runtime.terminal import complain
 
 
 def run(main):
@@ -18,14 +20,14 @@ def run(main):
     If the reader of stdout has gone, as in `| head`, the status is 141, as of SIGPIPE.
     """
     name = os.path.basename(sys.argv[0])
+    open_standard_streams()
     print_anything()
     try:
-        status = main()
+        with one_sentence(name):
+            status = main()
         if sys.stdout is not None:
             sys.stdout.flush()
         sys.exit(status)
-    except InputError as error:
-        sys.exit(f"{name}: {error}")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is buffered still
         sys.exit(141)
@@ -36,3 +38,16 @@ def run(main):
         if not sentence:
             raise
         sys.exit(f"{name}: {sentence}")
+
+
+@contextlib.contextmanager
+def one_sentence(name):
+    """An InputError inside is one sentence on stderr, and ends the program with status 1.
+
+    name: of the script, before the sentence.
+    """
+    try:
+        yield
+    except InputError as error:
+        complain(f"{name}: {error}")
+        sys.exit(1)

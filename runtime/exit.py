@@ -1,5 +1,6 @@
 """The name of the running script, and the end of its process."""
 
+import codecs
 import contextlib
 import multiprocessing
 import os
@@ -16,18 +17,41 @@ def script():
 
 
 def open_standard_streams():
-    """Open those of file descriptors 0 to 2 that are closed, so that no other file becomes one."""
+    """Open those of file descriptors 0 to 2 that are closed, so that no other file becomes one.
+
+    A closed stdout or stderr is None in sys, where print(file=sys.stderr) means stdout: from now on
+    it takes what is printed, and drops it.
+    """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this one
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            lost = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+            setattr(sys, name, lost)
 
 
 def print_anything():
     """Let stdout print what its encoding lacks, and lone surrogates, as escapes; stderr does so."""
     if sys.stdout is not None and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def print_names():
+    """Let stdout print the bytes of files' names as they are; what else it lacks, as escapes."""
+    codecs.register_error("names", _byte_or_escape)
+    if sys.stdout is not None:
+        sys.stdout.reconfigure(errors="names")
+
+
+def _byte_or_escape(error):
+    """The error handler of `print_names`: (bytes or text for a character, where to go on)."""
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # stands for a byte that is not of the name's encoding
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return character.encode("ascii", "backslashreplace").decode(), error.start + 1
 
 
 def leave(status):

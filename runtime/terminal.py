@@ -44,8 +44,10 @@ def note(*args):
 def complain(text):
     """Print an error, which may be a traceback, on stderr, from any rank.
 
-    A stderr that fails is no error.
+    A stderr that fails or is closed is no error.
     """
+    if sys.stderr is None:  # print would write to stdout, which holds the original's lines only
+        return
     with contextlib.suppress(OSError, ValueError):
         print(visible(text, "\t\n") + "\n", end="", file=sys.stderr, flush=True)
 

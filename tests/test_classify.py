@@ -177,6 +177,42 @@ def test_as_a_command_from_anywhere(tmp_path, pictures):
     assert error == "classify.py: cannot read the image 'gone.png': No such file or directory\n"
 
 
+def test_an_encoding_that_lacks_the_names(tmp_path, pictures):
+    """The bytes of a file's name as they are, a class that cannot be written as an escape."""
+    save(tmp_path / "net.pth", 2, ["\u732b", "b\xeate"])
+    name = os.fsencode(tmp_path) + b"/\xe9\xff.png"
+    os.link(pictures[0], name)
+    script = os.path.join(ROOT, "pretrained", "classify.py")
+    result = subprocess.run(
+        [sys.executable, script, "net.pth", name],
+        cwd=tmp_path,
+        capture_output=True,
+        env={**os.environ, "PYTHONIOENCODING": "latin-1"},
+    )
+    assert (result.returncode, result.stderr) == (0, b"")
+    lines = result.stdout.split(b"\n")
+    assert lines[0] == b"Classes for\t" + name
+    assert {line.split(b"\t")[1] for line in lines[1:3]} == {rb"\u732b", b"b\xeate"}
+
+
+@pytest.mark.parametrize("closed", [(1,), (2,)])
+def test_closed_outputs(tmp_path, pictures, closed):
+    """What is for one of them is lost, and not printed on the other."""
+    save(tmp_path / "net.pth", 2, ["cat", "dog"])
+    script = os.path.join(ROOT, "pretrained", "classify.py")
+
+    def close():
+        for descriptor in closed:
+            os.close(descriptor)
+
+    command = [sys.executable, script, "net.pth", *[pictures[0]] * 21, "gone.png"]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, preexec_fn=close)
+    assert result.returncode == 1
+    assert result.stdout.count(b"Classes for") == (0 if 1 in closed else 21)
+    error = b"classify.py: cannot read the image 'gone.png': No such file or directory\n"
+    assert result.stderr == (b"" if 2 in closed else error) and b"gone" not in result.stdout
+
+
 def test_a_missing_model_is_one_sentence(tmp_path):
     script = os.path.join(ROOT, "pretrained", "classify.py")
     command = [sys.executable, script, "gone.pth", "a.png"]
@@ -253,6 +289,7 @@ def test_names_of_any_bytes_in_the_table(tmp_path, pictures):
     "words, error",
     [
         (["-csv"], "missing argument for option -csv"),
+        (["-csv", ""], "-csv  should end in .csv"),
         (["-csv", "x.txt"], "-csv x.txt should end in .csv"),
         (["--csv", "no/x.csv"], "the folder 'no' does not exist"),
     ],

@@ -192,6 +192,18 @@ def test_a_net_from_a_file(capsys, tmp_path):
     )
 
 
+def test_a_net_from_a_file_sees_images_of_its_own_size(capsys, tmp_path):
+    net, path = resnet(8, 10, "cifar"), str(tmp_path / "net.pth")
+    for side, spec in ((8, {"scale": 8, "crop": 8}), (32, None)):  # of -dataset digits; unknown
+        net.classes = None
+        net.input_spec = spec and {**spec, "largest": 255, "mean": [0.0] * 3, "std": [1.0] * 3}
+        atomic.save(path, models.pack(net))
+        assert run(capsys, "-retrain", path).startswith(f"One image of {side} x {side} pixels")
+        for words, other in (("-dataset cifar10", 32), ("-testCrop 96 -testScale 96", 96)):
+            printed = run(capsys, "-retrain", path, *words.split())
+            assert printed.startswith(f"One image of {other} x {other} pixels")
+
+
 @pytest.mark.parametrize("command", ["-depth 35", "-dataset cifar10 -depth 30", "-dep 50", "50"])
 def test_a_bad_command_is_refused_in_one_sentence(command, capsys):
     with pytest.raises(SystemExit) as stop:

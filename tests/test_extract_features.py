@@ -147,6 +147,7 @@ def test_usage(capsys, arguments):
         ("4", "gone", "cannot list the directory gone: No such file"),
         ("4", ".", r"no files in the directory \."),
         ("0", ".", "BATCH_SIZE 0: should be at least 1"),
+        ("9" * 5000, ".", "BATCH_SIZE 9{16}: should be at least 1, and below 10\\^15"),
     ],
 )
 def test_wrong_directories(net, size, folder, message):

@@ -162,6 +162,21 @@ def test_logs_of_different_lengths(log):
     assert curve.last() == (6, 2) and len(notes) == 1 and "different epochs" in notes[0]
 
 
+def test_seeds_without_a_common_epoch_are_refused(log, tmp_path, capsys):
+    paths = [log("a", "", 9.0, 8.0), log("b", "-manualSeed 1", 5.0, 4.0)]
+    file = tmp_path / "b" / "log.jsonl"
+    moved = (
+        file.read_text().replace('"epoch": 2,', '"epoch": 4,').replace('"epoch": 1,', '"epoch": 3,')
+    )
+    file.write_text(moved)
+    for kind in plot.KINDS:
+        with pytest.raises(SystemExit) as stop:
+            plot.main(["-kind", kind, "-out", str(tmp_path / "x.png"), *paths])
+        out, error = capsys.readouterr()
+        assert stop.value.code == 1 and out == "" and error.count("\n") == 1
+        assert "no epoch in common" in error and all(path in error for path in paths)
+
+
 def test_a_log_of_a_first_version(log, tmp_path):
     """Fewer options, no number of parameters: drawn with the defaults, left out of figure 7."""
     options = {"dataset": "cifar10", "netType": "resnet", "depth": 20, "LRSteps": [6, 8]}

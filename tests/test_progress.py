@@ -16,7 +16,7 @@ from support.runs import NET, ROOT
 from datasets import imagenet_gen
 from runtime import terminal
 from runtime.progress import Clock, span
-from runtime.terminal import Terminal, show
+from runtime.terminal import Terminal, complain, note, show
 
 STATUS = re.compile(r" epoch \d of \d: \d+:\d\d left, all epochs: \d+:\d\d left")
 
@@ -150,6 +150,14 @@ def test_not_without_a_terminal(tmp_path, monkeypatch, tty):
             show("status")
             print("line")
     assert (tmp_path / "out").read_text() == "line\n"
+
+
+def test_notes_do_not_go_to_stdout(monkeypatch, capsys):
+    """Where stderr is closed: print(file=None) would print there."""
+    monkeypatch.setattr(sys, "stderr", None)
+    note("=> a note")
+    complain("an error")
+    assert capsys.readouterr().out == ""
 
 
 def test_a_terminal_that_has_gone(monkeypatch):
