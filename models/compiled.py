@@ -1,5 +1,6 @@
 """-compile true: the training step through torch.compile; results differ by rounding only."""
 
+import logging
 import os
 import shutil
 import sys
@@ -8,13 +9,52 @@ import torch
 
 from runtime.errors import InputError
 
+# What torch says of itself while it compiles, on stderr: {logger: how the line begins}. Our steps
+# change nothing of it, and other lines of these loggers are printed.
+NOISE = {
+    "torch._dynamo.variables.ctx_manager": "Profiler record function ",
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
+}
+
 
 def compiled(model, device):
-    """The model under torch.compile. The first batch of each size compiles it for that size."""
-    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
-    if device.type == "cpu" and not shutil.which(compiler):
-        raise InputError(
-            f"-compile true needs a C++ compiler on the CPU, but there is no {compiler}: install "
-            "one, or name it in the environment variable CXX"
-        )
+    """The model under torch.compile. The first batch of each size compiles it for that size.
+
+    InputError if there is no compiler for what it writes: C++ for the CPU, C for Triton on CUDA.
+    """
+    if device.type == "cpu":
+        _need("C++", "on the CPU", "CXX", ["clang++" if sys.platform == "darwin" else "g++"])
+    elif device.type == "cuda" and sys.platform != "win32":  # there Triton brings one
+        _need("C", "on CUDA", "CC", ["gcc", "clang"])
+    for name, beginning in NOISE.items():
+        _leave_out(name, beginning)
     return torch.compile(model, dynamic=False)  # code for dynamic shapes is slower
+
+
+def _need(language, place, variable, usual):
+    """InputError unless one of the `usual` compilers, or that of a variable, is there."""
+    named = os.environ.get(variable)
+    wanted = [named] if named else usual
+    if not any(map(shutil.which, wanted)):
+        raise InputError(
+            f"-compile true needs a {language} compiler {place}, but there is no "
+            f"{' or '.join(wanted)}: install one, or name it in the environment variable {variable}"
+        )
+
+
+def _leave_out(name, beginning):
+    """Drop a logger's lines that begin so; a second call changes nothing."""
+    logger = logging.getLogger(name)
+    if not any(isinstance(known, _Without) for known in logger.filters):
+        logger.addFilter(_Without(beginning))
+
+
+class _Without(logging.Filter):
+    """Passes all lines but those with a beginning."""
+
+    def __init__(self, beginning):
+        super().__init__()
+        self.beginning = beginning
+
+    def filter(self, record):
+        return not str(record.msg).startswith(self.beginning)

@@ -1,6 +1,7 @@
 """The trainer against the original's: schedule, optimizer, and two recorded epochs of batches."""
 
 import json
+import logging
 import os
 import re
 import types
@@ -13,6 +14,7 @@ from torch import nn
 
 import opts
 from dataloader import LAYOUT, Batch
+from models import compiled as compiling
 from models.resnet import resnet
 from parallel.replicas import split_sizes
 from runtime.errors import InputError
@@ -238,6 +240,39 @@ def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="no-such-compiler"):
         small(compile=True)
+
+
+@pytest.mark.parametrize(
+    "there, variable, missing",
+    [((), "", "gcc or clang"), (("clang",), "", None), (("gcc",), "", None)]
+    + [(("gcc",), "no-such-cc", "no-such-cc"), (("icx",), "icx", None)],
+)
+def test_on_cuda_triton_needs_a_c_compiler(monkeypatch, there, variable, missing):
+    monkeypatch.setattr("shutil.which", lambda name: name if name in there else None)
+    monkeypatch.setattr("torch.compile", lambda model, dynamic: "compiled")
+    monkeypatch.setenv("CC", variable)
+    if missing is None:
+        assert compiling.compiled(None, torch.device("cuda")) == "compiled"
+        return
+    with pytest.raises(InputError, match=f"a C compiler on CUDA, but there is no {missing}: "):
+        compiling.compiled(None, torch.device("cuda"))
+
+
+def test_of_torchs_lines_on_compiling_only_two_are_left_out(monkeypatch, caplog):
+    monkeypatch.setattr("torch.compile", lambda model, dynamic: model)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    for _ in range(2):
+        compiling.compiled(None, torch.device("cpu"))
+    with caplog.at_level("WARNING"):
+        for name, beginning in compiling.NOISE.items():
+            logger = logging.getLogger(name)
+            monkeypatch.setattr(logger, "propagate", True)
+            logger.addHandler(caplog.handler)
+            logger.warning(beginning + "%s", "of no use")
+            logger.warning("another line of %s", name)
+            logger.removeHandler(caplog.handler)
+            assert len(logger.filters) == 1
+    assert {record.getMessage().split(" of ")[0] for record in caplog.records} == {"another line"}
 
 
 def test_momentum_in_another_layout():
