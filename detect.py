@@ -100,7 +100,7 @@ def main(argv=None):
 
     count = 1 if opt.show else launch.processes(opt, replicas(opt))
     if count > 1:
-        sys.exit(launch.run(argv, count, opt.save))
+        sys.exit(launch.run("detect.py", argv, count, None if opt.testOnly else opt.save))
     run(opt, argv, ends_process)
 
 

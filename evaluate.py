@@ -55,7 +55,7 @@ def main(argv=None):
     threads.spin_briefly()
     count = launch.available(opt)
     if count > 1:
-        sys.exit(launch.run(argv, count))
+        sys.exit(launch.run("evaluate.py", argv, count))
 
     # after the options: -help and option errors do not wait for torch
     import dataloader

@@ -17,7 +17,7 @@ def main(argv=None):
 
     count = launch.processes(opt, replicas(opt))
     if count > 1:
-        sys.exit(launch.run(argv, count, opt.save))
+        sys.exit(launch.run("main.py", argv, count, None if opt.testOnly else opt.save))
     run(opt, argv, ends_process)
 
 

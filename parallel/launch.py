@@ -3,7 +3,7 @@
 Takes the place of the threads of nn.DataParallelTable. The processes find each other through the
 environment variables that torchrun also sets (group.py). Ctrl-C in a terminal reaches all of them;
 a signal that the parent alone gets is forwarded. The processes end with the parent, even if it is
-killed. torch is imported only to count devices.
+killed. Whoever starts none need not wait for torch: it is imported inside functions.
 """
 
 import contextlib
@@ -15,9 +15,9 @@ import sys
 import time
 
 from parallel.signals import PARENT, SIGNALS, announcement, ended_at_once
-from runtime import terminal, threads
+from runtime import exit, terminal, threads
 from runtime.errors import InputError
-from runtime.exit import ROOT, script
+from runtime.exit import ROOT
 from runtime.terminal import complain, note
 
 
@@ -52,10 +52,10 @@ def joined():
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
-def run(argv, count, folder=None):
-    """Start the script `count` times with the arguments `argv`; returns the exit status.
+def run(script, argv, count, folder=None):
+    """Start the root's file `script` `count` times with the arguments `argv`; returns the status.
 
-    folder: the run folder, for the message if Ctrl-C ends the run at once.
+    folder: where the run saves, for what is said of a signal; None if it saves nothing.
     """
     from torch.distributed import TCPStore
 
@@ -68,7 +68,7 @@ def run(argv, count, folder=None):
     children = []
     try:
         for rank in range(count):
-            children.append(_start(argv, rank, count, store.port))
+            children.append(_start(script, argv, rank, count, store.port))
         return _watch(children, received, folder)
     finally:
         _end(children)
@@ -76,7 +76,7 @@ def run(argv, count, folder=None):
             signal.signal(signum, signal.SIG_IGN)  # too late to interrupt anything
 
 
-def _start(argv, rank, count, port):
+def _start(script, argv, rank, count, port):
     environment = {
         "OMP_NUM_THREADS": str(max(1, threads.cores() // count)),
         **os.environ,
@@ -90,7 +90,7 @@ def _start(argv, rank, count, port):
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists, rank 0 must not create it
         PARENT: str(os.getpid()),
     }
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, script()), *argv], env=environment)
+    return subprocess.Popen([sys.executable, os.path.join(ROOT, script), *argv], env=environment)
 
 
 def _watch(children, received, folder):
@@ -107,7 +107,7 @@ def _watch(children, received, folder):
             if received[forwarded] == signal.SIGINT and signal.SIGINT in received[:forwarded]:
                 return _report_interrupted(folder)
             if folder is not None and not forwarded:
-                complain(announcement(received[0]))
+                complain(announcement(received[0], begun=False))
             for child in children:
                 with contextlib.suppress(ValueError):  # on Windows SIGINT goes to all by itself
                     child.send_signal(received[forwarded])  # twice does no harm (signals.py)
@@ -129,7 +129,7 @@ def _failed(rank, state, received, folder):
         name = signal.Signals(-state).name
         terminal.clear()
         hint = ", perhaps out of memory" if name == "SIGKILL" else ""
-        complain(f"{script()}: process {rank} was ended by {name}{hint}")
+        complain(f"{exit.script()}: process {rank} was ended by {name}{hint}")
     return 128 - state
 
 

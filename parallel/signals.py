@@ -175,11 +175,14 @@ class _Watch:
         self.read_end.close()
 
 
-def announcement(signum):
-    """What is said when a signal comes."""
+def announcement(signum, begun=True):
+    """What is said when a signal comes; `begun`: it is known that the training has begun."""
     again = "; Ctrl-C again ends it at once" if signum == signal.SIGINT else ""
     name = signal.Signals(signum).name
-    return f"{script()}: {name}: the run finishes its iteration, saves and ends{again}"
+    what = "finishes its iteration, saves and ends"
+    if not begun:
+        what = "finishes its iteration and saves, if it is in one, and ends"
+    return f"{script()}: {name}: the run {what}{again}"
 
 
 def ended_at_once(folder):

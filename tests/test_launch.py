@@ -7,8 +7,10 @@ import sys
 import time
 
 import pytest
-from support.runs import NET, difference, errors, finish, log, nobody_left, results, start
+from support.runs import NET, ROOT, difference, errors, finish, log, nobody_left, results, start
 
+import detect
+import evaluate
 import main
 import opts
 from parallel import launch
@@ -151,6 +153,61 @@ def test_how_many(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert processes("-nGPU 8", 4) == 1
+
+
+def test_the_program_that_is_started_is_the_one_that_was_called(
+    monkeypatch, tmp_path, cifar, photos
+):
+    """From Python too, whatever the running script is called; a run that saves nothing says so."""
+    calls = []
+
+    def run(*words):
+        calls.append(words)
+        raise SystemExit
+
+    monkeypatch.setattr(launch, "run", run)
+    (tmp_path / "net.pth").touch()
+    several = ["-nGPU", "2", "-nProcs", "2", "-save", "there"]
+    net = str(tmp_path / "net.pth")
+    for program, words in (
+        (main, [*NET.split(), "-data", cifar, *several]),
+        (main, [*NET.split(), "-data", cifar, *several, "-testOnly", "true"]),
+        (detect, ["-dataset", "digits", "-retrain", net, *several]),
+        (detect, ["-dataset", "digits", "-retrain", net, *several, "-testOnly", "true"]),
+        (evaluate, [net, "-data", photos, "-nProcs", "2"]),
+    ):
+        monkeypatch.setattr(sys, "argv", ["/elsewhere/train.py"])  # a name that the root has
+        with pytest.raises(SystemExit):
+            program.main(words)
+    assert [(script, *folder) for script, _, _, *folder in calls] == [
+        *[("main.py", "there"), ("main.py", None)],
+        *[("detect.py", "there"), ("detect.py", None), ("evaluate.py",)],
+    ]
+    monkeypatch.setattr(launch.subprocess, "Popen", lambda command, env: command)
+    command = launch._start("evaluate.py", ["-flip", "true"], 1, 2, 29500)
+    assert command == [sys.executable, os.path.join(ROOT, "evaluate.py"), "-flip", "true"]
+
+
+def test_a_signal_before_the_first_iteration_promises_no_save(monkeypatch, capsys):
+    """The parent does not know whether its processes have begun."""
+    said = []
+
+    class Child:
+        state = None
+
+        def poll(self):
+            return self.state
+
+        def send_signal(self, signum):
+            self.state = -signum
+
+    monkeypatch.setattr(launch, "complain", said.append)
+    assert launch._watch([Child()], [signal.SIGTERM], "there") == 143
+    [line] = said
+    assert line.endswith(
+        ": SIGTERM: the run finishes its iteration and saves, if it is in one, and ends"
+    )
+    assert launch._watch([Child()], [signal.SIGTERM], None) == 143 and len(said) == 1
 
 
 def test_a_resumed_run_has_the_replicas_of_the_checkpoint(cifar, tmp_path, monkeypatch):
