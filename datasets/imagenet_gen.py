@@ -15,7 +15,7 @@ import struct
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.terminal import say, show
+from runtime.terminal import note, say, show
 from storage import atomic
 
 LAYOUT = "-data must hold train/<class>/<image> and val/<class>/<image>"
@@ -67,6 +67,7 @@ def exec(opt, cache_file):
     if "train" in _splits(opt):
         say(" | finding all training images")
         train_paths, train_targets = _images(_split(opt, "train"), numbers)
+        _note_empty(names, train_targets)
     say(f" | saving list of images to {cache_file}")
     with atomic.replacing(cache_file) as file:
         np.savez(  # 40 bytes an image; compressing takes as long as the search
@@ -78,6 +79,19 @@ def exec(opt, cache_file):
             val_paths=val_paths,
             val_targets=val_targets,
         )
+
+
+def _note_empty(names, targets):
+    """Say which classes have no training image."""
+    counts = np.bincount(targets, minlength=len(names))
+    empty = [os.fsdecode(name) for name, count in zip(names, counts) if not count]
+    if empty:
+        note(f"=> {len(empty)} of {len(names)} classes have no training image: {_few(empty)}")
+
+
+def _few(names):
+    """The first three names, quoted, and whether there are more."""
+    return ", ".join(repr(name) for name in names[:3]) + ", ..." * (len(names) > 3)
 
 
 def _splits(opt):
@@ -122,7 +136,7 @@ def _is_image(name):
 
 def _images(folder, numbers):
     """Paths and targets of a split, sorted by path: bytes (N,) and int64 (N,)."""
-    paths, targets, count = [], [], 0
+    paths, targets, count, others = [], [], 0, []
     entries = sorted(_entries(folder))
     for n, (name, is_folder) in enumerate(entries):
         show(f" {count} images in {n} of {len(entries)} folders")
@@ -131,7 +145,7 @@ def _images(folder, numbers):
             if _is_image(name):
                 raise _misplaced(path)
             continue
-        images = _class_images(folder, name)
+        images = _class_images(folder, name, others)
         if not len(images):
             continue
         if name not in numbers:
@@ -143,17 +157,20 @@ def _images(folder, numbers):
         targets.append(np.full(len(images), numbers[name], np.int64))
         count += len(images)
     show("")
+    endings = " ".join(EXTENSIONS)
+    if others:
+        note(f"=> {len(others)} files are left out, not being images ({endings}): {_few(others)}")
     if not paths:
-        ending = " ".join(EXTENSIONS)
-        raise InputError(f"no images ({ending}) in {os.fsdecode(folder)!r}: {LAYOUT}")
+        raise InputError(f"no images ({endings}) in {os.fsdecode(folder)!r}: {LAYOUT}")
     return np.concatenate(paths), np.concatenate(targets)
 
 
-def _class_images(folder, name):
+def _class_images(folder, name, others):
     """File names of the images of one class, sorted, bytes (N,).
 
-    InputError if an image lies in a subfolder. The names become an array class by class: while they
-    are in the processor's cache, that takes half as long.
+    others: a list to which the paths of its other files are added. InputError if an image lies in a
+    subfolder. The names become an array class by class: while they are in the processor's cache,
+    that takes half as long.
     """
     path = os.path.join(folder, name)
     try:
@@ -170,7 +187,10 @@ def _class_images(folder, name):
             stray = _first_image(os.path.join(path, subfolder), visited)
             if stray is not None:
                 raise _misplaced(stray)
-        names = [n for n in names if _is_image(n) and not _is_hidden(n) and n not in folders]
+        files = [n for n in names if not _is_hidden(n) and n not in folders]
+        names = [n for n in files if _is_image(n)]
+        if len(names) < len(files):
+            others += sorted(os.fsdecode(os.path.join(path, n)) for n in files if not _is_image(n))
     width = len(max(names, key=len, default=b"-"))
     # np.array would read each name twice: once for the width
     names = np.frombuffer(struct.pack(f"{width}s" * len(names), *names), f"S{width}")

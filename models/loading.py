@@ -35,6 +35,8 @@ def setup(opt, checkpoint, classes, device):
     else:
         say(f"=> Creating model from file: models/{opt.netType}.py")
         model = build(opt, count)
+        if opt.testOnly:
+            note("=> neither -retrain nor -resume is given: this net is untrained")
     if opt.resetClassifier and checkpoint is None:
         reset_classifier(model, count)
     if checkpoint is not None and model.classes:

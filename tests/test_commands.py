@@ -82,7 +82,7 @@ def folder(monkeypatch, tmp_path):
         for split in ("train", "val"):
             (tmp_path / place / split).mkdir(parents=True)
     (tmp_path / "coco").mkdir()
-    for run in ("checkpoints", "finetuned", "detector"):
+    for run in ("checkpoints", "finetuned", "detector", "digits20"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "model_best.pth").touch()
     for name in ("resnext_50_32x4d", "resnext_101_32x4d", "resnext_101_64x4d"):

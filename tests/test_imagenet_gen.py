@@ -44,7 +44,14 @@ def test_the_list(tmp_path, capsys):
     assert info["val_targets"].tolist() == [0, 1]
     assert info["signature"].shape == ()
     assert str(info["signature"]) == imagenet_gen.signature(options(data))
-    assert capsys.readouterr().out.splitlines() == [
+    out, notes = capsys.readouterr()
+    left = "not being images (.jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp)"
+    assert notes.splitlines() == [
+        f"=> 1 files are left out, {left}: '{data}/val/unknown_but_empty/notes.txt'",
+        f"=> 1 files are left out, {left}: '{data}/train/b/notes.txt'",
+        "=> 1 of 3 classes have no training image: 'c'",
+    ]
+    assert out.splitlines() == [
         "=> Generating list of images",
         " | finding all validation images",
         " | finding all training images",
