@@ -240,7 +240,7 @@ def _fault(name, tensor):
 def _are_names(classes, outputs):
     """Whether these may be the class names of so many outputs; with -nClasses there are fewer."""
     count = len(classes) if _is_list_of(classes, (str,)) else 0
-    return count == outputs or 1 < count < outputs
+    return 0 < count <= outputs
 
 
 def _is_list_of(values, types, length=None):
@@ -274,7 +274,8 @@ def _read_safetensors(path):
     safetensors = _safetensors(path)
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # clones: a tensor of theirs is the file itself, which may change while the model lives
+            state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None

@@ -157,8 +157,9 @@ def test_a_file_of_torch7_gets_the_originals_input_spec(make, expected, tmp_path
             assert found is None
 
 
-def test_what_was_read_does_not_hang_on_the_file(net, tmp_path):
-    path, state = str(tmp_path / "net.t7"), net.state_dict()
+@pytest.mark.parametrize("extension", [".t7", ".safetensors"])
+def test_what_was_read_does_not_hang_on_the_file(net, extension, tmp_path):
+    path, state = str(tmp_path / "net") + extension, net.state_dict()
     model_files.write(path, models.pack(net))
     read = model_files.read(path)["model"]
     with open(path, "r+b") as file:
