@@ -27,7 +27,7 @@ from runtime.precision import Precision
 from runtime.terminal import note, say
 from storage.position import resumable
 
-ORDER = "-batchSize, -manualSeed or -tenCrop"
+ORDER = "-batchSize, -manualSeed, -tenCrop, -testScale or -testCrop"
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
 ONE_BY_ONE = "-accumulate true"  # the first advice where replicas share a process
 
@@ -37,7 +37,7 @@ class Position:
     """How far the run has come: the epoch, and what was trained and tested in it."""
 
     epoch: int | None = None
-    order: list = dataclasses.field(default_factory=list)  # what the batches depend on
+    order: list = dataclasses.field(default_factory=list)  # what batches and their images depend on
     train: Metrics = dataclasses.field(default_factory=Metrics)
     test: Metrics = dataclasses.field(default_factory=Metrics)
 
@@ -213,8 +213,9 @@ class Trainer:
         return self.position
 
     def _order(self):
-        """What the batches of an epoch depend on."""
-        return [self.opt.batchSize, self.opt.manualSeed, self.opt.tenCrop]
+        """What the batches of an epoch, and the images in its test, depend on."""
+        opt = self.opt
+        return [opt.batchSize, opt.manualSeed, opt.tenCrop, opt.testScale, opt.testCrop]
 
     def state(self):
         """The optimizer as plain names and tensors: what optimState_N.pth holds."""
@@ -239,10 +240,27 @@ class Trainer:
                 self.optimizer.state[parameters[name]]["momentum_buffer"].copy_(buffer)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
-        position = resumable(state, self._order(), ORDER, self.data)
-        if position is not None:
-            sums = (Metrics(**position[split]) for split in ("train", "test"))
-            self.position = Position(position["epoch"], position["order"], *sums)
+        if not self.opt.testOnly:  # which begins a test of its own
+            self._load_position(state, file)
+
+    def _load_position(self, state, file):
+        """Go on inside an epoch, if the state is from there and still holds."""
+        order = self._order()
+        old = state.get("position") or {}
+        if len(old.get("order", ())) == 3:  # of before the sizes of the test were in it
+            saved, now = state.get("options", {}), vars(self.opt)
+            sizes = [saved.get(name, now[name]) for name in ("testScale", "testCrop")]
+            state = {**state, "position": {**old, "order": old["order"] + sizes}}
+        position = resumable(state, order, ORDER, self.data)
+        if position is None:
+            return
+        names = {field.name for field in dataclasses.fields(Metrics)}
+        strange = (position["train"].keys() | position["test"].keys()) - names
+        if strange:
+            what = f"its position has {', '.join(sorted(strange))}, a detector's"
+            raise InputError(f"{file} is no checkpoint of this program: {what}")
+        sums = (Metrics(**position[split]) for split in ("train", "test"))
+        self.position = Position(position["epoch"], position["order"], *sums)
 
     def _check_complete(self, state, parameters, file):
         """InputError for a parameter to train without momentum, if the run before trained it."""

@@ -100,10 +100,22 @@ def test_other_batches_inside_an_epoch_begin_it_again(run, capsys):
         run(RUN, stop_at(10))  # in the second epoch
     capsys.readouterr()
     lines = run(RUN + " -resume checkpoints -batchSize 10")
-    begins = "=> -batchSize, -manualSeed or -tenCrop changed inside epoch 2: it begins again"
+    begins = (
+        "=> -batchSize, -manualSeed, -tenCrop, -testScale or -testCrop changed inside epoch 2: "
+        "it begins again"
+    )
     assert begins in lines
     assert sum(line.startswith(" | Epoch: [2]") for line in lines) == 4
     assert [line["epoch"] for line in results("checkpoints", 2)[2]] == [1, 2]
+
+
+def test_a_test_alone_does_not_go_on_inside_an_epoch(run, capsys):
+    with pytest.raises(signals.Interrupted):
+        run(RUN, stop_at(10))  # in the second epoch
+    capsys.readouterr()
+    lines = run(RUN + " -resume checkpoints -batchSize 10 -testOnly true")
+    assert not any("begins again" in line for line in lines)
+    assert lines[-1].startswith(" * Results")
 
 
 def test_the_state_of_a_stopped_run_can_start_another(run, capsys):
@@ -186,7 +198,7 @@ def test_a_signal_while_workers_start():
 
 def test_a_second_interrupt_ends_at_once(cifar, tmp_path):
     """A second Ctrl-C ends at once, whatever is saved stays whole."""
-    process = start(NET + " -nEpochs 100000", cifar, tmp_path)
+    process = start(NET + " -nEpochs 10000", cifar, tmp_path)
     for line in process.stdout:
         if line.startswith(" | Epoch: [3]"):  # so the save of epoch 1 is whole
             break

@@ -306,6 +306,35 @@ def test_state_goes_round():
         small().load_state(state)
 
 
+SUMS = {"done": 1, "seen": 6, "wrong1": 1, "wrong5": 0, "loss": 2.0}
+
+
+def inside(order, **changed):
+    """A state inside the test of epoch 2, with this order; `changed`: fields of its test's sums."""
+    position = {"epoch": 2, "order": order, "train": SUMS, "test": {**SUMS, **changed}}
+    options = {"testScale": 256, "testCrop": 224}
+    return {**small().state(), "epoch": 1, "position": position, "options": options}
+
+
+@pytest.mark.parametrize("order", [[32, 0, False], [32, 0, False, 256, 224]])
+def test_a_test_of_other_sizes_begins_again(order, capsys):
+    """Also for checkpoints of before the sizes were in the position."""
+    trainer = small()
+    trainer.load_state(inside(order))
+    assert trainer.position.epoch == 2 and trainer.position.test.seen == 6
+    assert capsys.readouterr().err == ""
+    for sizes in ({"testScale": 300}, {"testCrop": 200}):
+        trainer = small(**sizes)
+        trainer.load_state(inside(order))
+        assert trainer.position.epoch is None
+        assert "changed inside epoch 2: it begins again" in capsys.readouterr().err
+
+
+def test_the_position_of_a_detector_is_refused():
+    with pytest.raises(InputError, match="no checkpoint of this program: its position has object"):
+        small().load_state(inside([32, 0, False], objectness=1.0))
+
+
 class Greedy(nn.Linear):
     """Asks for a pebibyte."""
 
