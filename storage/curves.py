@@ -17,7 +17,7 @@ from runtime.foreign import visible
 IGNORED = {
     *("manualSeed", "save", "gen", "resume", "nThreads", "nProcs", "saveEvery", "keep", "progress"),
     *("tensorboard", "testOnly", "backend", "cudnn", "shareGradInput", "optnet", "epochNumber"),
-    *("stem", "drops"),
+    *("accumulate", "stem", "drops"),
 }
 SIZE = ("depth", "cardinality", "baseWidth")
 LARGEST = 1 << 28  # bytes of a log; one of 100,000 epochs has 30 million
@@ -170,6 +170,8 @@ def _options(header, defaults):
     if found["netType"] in ("resnet", "preresnet"):  # which ignore these
         for name in ("cardinality", "baseWidth", "bottleneckType"):
             del found[name]
+    elif found.get("bottleneckType") == "resnet":  # whose block has one path, of 64 channels
+        found |= {"cardinality": 1, "baseWidth": 64}
     return {name: _text(value) for name, value in found.items() if name not in IGNORED}
 
 

@@ -1,7 +1,8 @@
 """The lines of log.jsonl: the header, and one for each epoch. Takes the place of optim.Logger.
 
-run_folder.py writes them, plot.py draws them, tensorboard.py passes them to TensorBoard. The fields
-in TIMES depend on the clock and the machine; all others are a function of the options.
+run_folder.py writes them, plot.py draws them, tensorboard.py passes them to TensorBoard. Of an
+epoch's line seconds, images_per_second, data_wait and peak_memory depend on the clock and the
+machine; all other fields are a function of the options.
 """
 
 import contextlib
@@ -20,8 +21,6 @@ except ImportError:  # on Windows
 from parallel import group
 from parallel.replicas import split_sizes
 from runtime.exit import ROOT
-
-TIMES = ("seconds", "images_per_second", "data_wait", "peak_memory")
 
 
 def header(opt, model, device):

@@ -67,7 +67,8 @@ def test_one_run_is_drawn_as_it_is(log):
 def test_seeds_are_a_mean_with_its_standard_error(log):
     rng = np.random.default_rng(0)
     errors = rng.uniform(1, 90, (4, 3))
-    places = ["-nThreads 1", "-data elsewhere", "-gen x", "-keep 3"]  # which decide nothing
+    # which decide nothing
+    places = ["-nThreads 1 -accumulate true", "-data elsewhere", "-gen x", "-keep 3"]
     paths = [
         log(str(i), f"-manualSeed {i} {places[i]}", *errors[i].tolist(), parameters=7)
         for i in range(4)
@@ -90,6 +91,13 @@ def test_seeds_are_a_mean_with_its_standard_error(log):
     band = axes.collections[1].get_paths()[0].vertices  # after that of train
     np.testing.assert_allclose(band[:, 1].max(), max(np.add(means, spread)), rtol=1e-12)
     assert axes.get_legend().get_texts()[0].get_text() == "ResNeXt-29 8x64d (mean of 4)"
+
+
+def test_resnets_block_has_one_path(log):
+    """Whatever -cardinality says, which it does without."""
+    paths = [log(f"{n}", f"-bottleneckType resnet -cardinality {n}", 9.0) for n in (8, 4)]
+    (curve,), _ = together(*paths)
+    assert curve.name == "ResNet-29 1x64d" and len(curve.runs) == 2
 
 
 def test_the_legend_tells_what_differs(log):
