@@ -39,16 +39,7 @@ def setup(opt, checkpoint, classes, device):
             note("=> neither -retrain nor -resume is given: this net is untrained")
     if opt.resetClassifier and checkpoint is None:
         reset_classifier(model, count)
-    if checkpoint is not None and model.classes:
-        _check_same_classes(model.classes, list(classes))
-    outputs = model.fc.out_features
-    if outputs != count:
-        raise InputError(
-            f"the model has {outputs} classes, the data {len(classes)}: to fine-tune, give "
-            f"-resetClassifier true; to leave it so, -nClasses {outputs}"
-        )
-    if checkpoint is None and opt.retrain != "none" and not opt.resetClassifier:
-        _check_order(model.classes or (), list(classes), opt.retrain)
+    _check_classes(model, opt, checkpoint, list(classes), count)
     model.classes = list(classes)
     freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
@@ -111,6 +102,19 @@ def _check_fits(model, state):
     for name in own:
         if name not in state:
             raise InputError(f"{name} is missing from a {net}")
+
+
+def _check_classes(model, opt, checkpoint, classes, count):
+    """InputError if the net's outputs are not those of the data's classes."""
+    if checkpoint is not None and model.classes:
+        _check_same_classes(model.classes, classes)
+    outputs = model.fc.out_features
+    if outputs != count:
+        found = f"the model has {outputs} classes, the data {len(classes)}"
+        keep = f"; to leave it so, -nClasses {outputs}" if outputs >= len(classes) else ""
+        raise InputError(f"{found}: to fine-tune, give -resetClassifier true{keep}")
+    if checkpoint is None and opt.retrain != "none" and not opt.resetClassifier:
+        _check_order(model.classes or [], classes, opt.retrain)
 
 
 def _check_same_classes(saved, found):

@@ -7,6 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import models
+import opts
+from formats import model_files
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
@@ -121,3 +124,16 @@ def test_the_net_in_the_readme_works(capsys):
     assert list(scope[net.config["net"]](**arguments).state_dict()) == list(net.state_dict())
     with pytest.raises(InputError, match="plain -depth should be at least 2"):
         scope["create"](options(depth=1), 7)
+
+
+@pytest.mark.parametrize("outputs, kept", [(2, False), (5, True)])
+def test_a_model_is_left_as_it_is_only_where_that_can_be(outputs, kept, tmp_path):
+    """With fewer outputs than the data has classes, -nClasses would be refused."""
+    net = resnet(8, outputs, "cifar", "A")
+    net.classes = net.input_spec = None
+    model_files.write(str(tmp_path / "net.pth"), models.pack(net))
+    words = f"-dataset cifar10 -netType resnet -retrain {tmp_path / 'net.pth'}"
+    with pytest.raises(InputError, match="to fine-tune, give -resetClassifier true") as error:
+        models.setup(opts.parse(words.split()), None, ["a", "b", "c"], torch.device("cpu"))
+    assert str(error.value).endswith(f"; to leave it so, -nClasses {outputs}") == kept
+    assert ("-nClasses" in str(error.value)) == kept
