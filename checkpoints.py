@@ -13,6 +13,7 @@ import math
 import os
 import re
 
+import models
 import opts
 from formats import model_files, torch7
 from parallel import group
@@ -183,10 +184,8 @@ def _pointer_field(folder, name):
     return checkpoint.get(name, checkpoint["options"].get(name))
 
 
-def replicas(opt):
-    """The -nGPU that the run will have: the checkpoint's on a resume, unless it is given."""
-    if "nGPU" in opt.given or opt.resume == "none":
-        return opt.nGPU
+def saved_replicas(opt):
+    """The -nGPU of the checkpoint in -resume; where there is none, the command line's."""
     found = _pointer_field(opt.resume, "nGPU")
     return found if opts.fits("nGPU", found) else opt.nGPU
 
@@ -225,7 +224,8 @@ def _torch7_state(path, model):
     options = {name: fields.get(name) for name in ("momentum", "weightDecay")}
     options = {n: float(v) if type(v) is int else v for n, v in options.items()}
     _check_options(path, options)
-    momentum = torch7.split(fields["dfdx"], model_files.read(model)["model"])
+    # the order of the net's parameters is Torch7's; that of the entries of a file may be any
+    momentum = torch7.split(fields["dfdx"], models.load_file(model).state_dict())
     return {"best": (math.inf, math.inf), "momentum": momentum, "options": options, "file": path}
 
 
@@ -242,7 +242,7 @@ def _adopt_options(opt, saved, options):
             opt.adopted |= {name} & saved.keys()
             if ours != theirs:
                 adopted.append(f"-{name} {opts.value_text(theirs)}")
-        elif ours != theirs:
+        elif ours != theirs and name not in opts.OF_THE_NET.values():  # opts.follow_net names these
             instead = f"in place of the checkpoint's {opts.value_text(theirs)}"
             note(f"=> -{name} {opts.value_text(ours)} as given, {instead}")
     if adopted:
@@ -254,8 +254,9 @@ def optim_state(opt):
     if opt.optimState == "none":
         return None
     if model_files.is_t7(opt.optimState):
-        return _torch7_state(opt.optimState, opt.retrain)
-    found = _read_state(opt.optimState)
+        found = _torch7_state(opt.optimState, opt.retrain)
+    else:
+        found = _read_state(opt.optimState)
     for name in ("position", "data"):  # of another run
         found.pop(name, None)
     if opt.resetClassifier:

@@ -27,7 +27,7 @@ def replicas(opt):
         return opt.nGPU
     import checkpoints
 
-    return checkpoints.replicas(opt)
+    return checkpoints.saved_replicas(opt)
 
 
 def run(opt, argv, ends_process):

@@ -4,14 +4,19 @@ import gzip
 import os
 import re
 import shutil
+import types
 
 import numpy as np
 import pytest
 import torch
 from support.torch7 import fill, targets
 
+import checkpoints
 import dataloader
 import main
+import models
+from formats import model_files, t7
+from models.resnet import resnet
 from storage import atomic
 
 REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference", "checkpoints")
@@ -113,3 +118,36 @@ def test_options_that_the_command_line_gives_win(folder, capsys):
     captured = capsys.readouterr()
     lines = (captured.err + captured.out).splitlines()
     assert "=> -weightDecay 0.0001 as given, in place of the checkpoint's 0.0005" in lines
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A net in files of each kind, and the momentum of each parameter, also as Torch7's vector."""
+    net = resnet(8, 10, "cifar", "B")
+    net.classes = net.input_spec = None
+    for extension in model_files.EXTENSIONS:
+        model_files.write(str(tmp_path / "net") + extension, models.pack(net))
+    momentum = {name: torch.randn(tensor.shape) for name, tensor in net.named_parameters()}
+    flat = torch.cat([tensor.flatten() for tensor in momentum.values()])
+    t7.save(str(tmp_path / "state.t7"), {"dfdx": flat, "momentum": 0.9, "weightDecay": 1e-4})
+    return momentum
+
+
+def state(folder, extension, reset=False):
+    """The momentum that -optimState state.t7 gives to the net in one of the files."""
+    paths = {"optimState": str(folder / "state.t7"), "retrain": str(folder / "net") + extension}
+    found = checkpoints.optim_state(types.SimpleNamespace(**paths, resetClassifier=reset))
+    return found["momentum"]
+
+
+@pytest.mark.parametrize("extension", model_files.EXTENSIONS)
+def test_each_parameter_has_its_own_momentum(trained, extension, tmp_path):
+    """In whatever order a file has its entries: that of .safetensors is by name."""
+    found = state(tmp_path, extension)
+    assert found.keys() == trained.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in trained.items())
+
+
+def test_a_new_classifier_begins_without_momentum(trained, tmp_path):
+    found = state(tmp_path, ".t7", reset=True)
+    assert trained.keys() - found.keys() == {"fc.weight", "fc.bias"}
