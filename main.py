@@ -58,7 +58,7 @@ def run(opt, argv, ends_process):
 
         # Create model
         model = models.setup(opt, checkpoint, datasets.module(opt.dataset).classes(opt), device)
-        opts.follow_net(opt, model.config)
+        opts.follow_net(opt, model.config, resumed=checkpoint is not None)
 
         # Data loading
         train_loader, val_loader = loaders = dataloader.create(opt, device)

@@ -1,8 +1,9 @@
 """The options: one table, the recipes by net and dataset, the cross-checks. Port of opts.lua.
 
-Imports nothing heavy, so that -help and every option error answer at once. Differs from the Lua:
-names may be given with two dashes, values are checked against what exists, errors are one sentence
-and exit status 2, and the options of ResNeXt and of fb.resnet.torch are one set.
+Imports nothing heavy, so that -help and option errors answer at once. Differs from the Lua: names
+may be given with two dashes, values are checked against what exists, and the options of ResNeXt and
+of fb.resnet.torch are one set. Errors are one sentence and exit status 2; 1 where a checkpoint or a
+model had to be read first.
 """
 
 import difflib
@@ -16,6 +17,7 @@ import datasets
 from models import depths
 from runtime import regular_files
 from runtime.errors import InputError
+from runtime.option_kinds import EXACT, WANTED, boolean, real, series, value_text, whole
 from runtime.terminal import complain, note
 
 HEAD = """Usage: main.py [options]
@@ -26,44 +28,8 @@ See TRAINING.md for examples
 Options:"""
 
 
-EXACT = 2**53  # a double has every whole number up to here
 WIDEST = 1 << 14  # channels of all paths in the first stage: nobody's memory holds such a net
-
-
-def whole(text):
-    """A whole number, as tonumber read it: 32, 1e2."""
-    number = float(text)
-    if not number.is_integer() or abs(number) > EXACT:
-        raise ValueError
-    return int(number)
-
-
-def real(text):
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError
-    return number
-
-
-def boolean(text):
-    return {"true": True, "false": False}[text.lower()]
-
-
-def series(text):
-    """Whole numbers separated by commas: epochs, or lengths in pixels."""
-    steps = tuple(whole(step) for step in text.split(",")) if text else ()
-    if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
-        raise ValueError
-    return steps
-
-
-WANTED = {
-    whole: "a whole number, at most 2^53",
-    real: "a number",
-    boolean: "true or false",
-    series: "ascending numbers such as 150,225",
-}
-
+MOST_EPOCHS = 10_000  # each checkpoint holds the log of all; storage/pickles.py reads some 17,000
 PRECISIONS = ("single", "double", "half", "bfloat16", "tf32")
 
 # Name, default, how the value is read, what it may be (words, the least number, or a range), help.
@@ -173,7 +139,10 @@ def command_line(argv, program, head, options, check, words=None):
         print(help_text(head, options), flush=True)
         sys.exit(0)
     try:
-        return check(read(argv, options, words))
+        opt = read(argv, options, words)
+        if "save" in opt.given and opt.save == "none":  # which -resume could not name
+            raise InputError("-save none: the word means no folder; -save ./none names one")
+        return check(opt)
     except InputError as error:
         if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
             complain(f"{program}: {error}")
@@ -186,10 +155,17 @@ def of_the_run(options=OPTIONS):
 
 
 def resume_command(argv, save, program="main.py", options=OPTIONS):
-    """The command that resumes a run in the folder `save`, which `argv` began."""
+    """The command that resumes a run in the folder `save`, which `argv` began.
+
+    It names the program as it was started, unless it lies in the current folder.
+    """
     given = read(argv, options, [])
     kept = [row[0] for row in options if row[0] in given.given & OF_A_START - NOT_AGAIN]
     words = [word for name in kept for word in (f"-{name}", value_text(getattr(given, name)))]
+    started = sys.argv[0]
+    is_here = os.path.abspath(started) == os.path.abspath(program)
+    if os.path.basename(started) == program and not is_here:
+        program = started
     return shlex.join(["python", program, "-resume", save, *words])
 
 
@@ -225,7 +201,7 @@ def read(argv, options=OPTIONS, others=None):
 
 
 def _nearest(name, names):
-    starts = [known for known in sorted(names) if known.lower().startswith(name.lower())]
+    starts = [known for known in sorted(names) if name and known.lower().startswith(name.lower())]
     near = starts or difflib.get_close_matches(name, names, 3, 0.5)
     return "; did you mean -" + " or -".join(near) + "?" if near else " (-help lists all)"
 
@@ -296,7 +272,7 @@ def complete(opt, data=True, resumed=False):
         raise InputError(f"{paths}: together they should have at most {WIDEST}")
     if opt.shareGradInput and opt.optnet:
         raise InputError("cannot use both -shareGradInput and -optnet: leave one out")
-    if opt.freeze and opt.retrain == opt.resume == "none":
+    if opt.freeze and opt.retrain == "none" and not resumed:
         raise InputError("-freeze needs trained weights: give -retrain FILE")
     if opt.tenCrop and opt.stem != "imagenet":
         raise InputError("-tenCrop true needs -dataset imagenet: small images are not cropped")
@@ -304,16 +280,30 @@ def complete(opt, data=True, resumed=False):
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
         raise InputError("-recomputeBN needs two images a replica: a -batchSize above -nGPU")
-    if opt.retrain == "none" and not resumed and opt.netType in depths.NETS:
-        depths.stages(opt.netType, opt.stem, opt.depth)
+    if "nEpochs" in opt.given and opt.nEpochs > MOST_EPOCHS:
+        most = f"should be at most {MOST_EPOCHS:,}, whose log a checkpoint can hold"
+        raise InputError(f"-nEpochs {opt.nEpochs}: {most}")
+    if opt.retrain == "none" and not resumed:
+        check_first_epoch(opt)
+        if opt.netType in depths.NETS:
+            depths.stages(opt.netType, opt.stem, opt.depth)
     for name in ("retrain", "optimState"):
         path = getattr(opt, name)
         named = path == "none" or path.startswith("torchvision:")  # formats/ knows these names
         if not named:
             regular_files.check(path, f" (-{name})")
+    if opt.optimState != "none" and opt.retrain == "none" and not resumed:
+        raise InputError("-optimState needs the net it belongs to: give -retrain FILE")
     if data or opt.data:
         check_folder(opt)
     return opt
+
+
+def check_first_epoch(opt):
+    """Refuse an -epochNumber after the last epoch: the recipe has to be known."""
+    if opt.epochNumber > opt.nEpochs and not opt.testOnly:
+        first = f"-epochNumber {opt.epochNumber} is above -nEpochs {opt.nEpochs}"
+        raise InputError(f"{first}: no epoch would be trained")
 
 
 def follow_recipe(opt):
@@ -329,19 +319,41 @@ def follow_recipe(opt):
     opt.drops = ("at", opt.LRSteps) if opt.LRSteps else drops
 
 
-def follow_net(opt, config):
-    """Let the options be those of a net, which may be from a file; names what was given otherwise.
+def follow_net(opt, config, resumed=False):
+    """Let the options be those of a net, which may be from a file; names what was given in vain.
 
     config: the net's. The recipe follows the net, unless -netType says whose it is to be.
+    resumed: a checkpoint says where the run goes on.
     """
+    unused = _unused(opt, config)
+    for name in sorted(opt.given & unused.keys()):
+        note(f"=> -{name} {value_text(getattr(opt, name))} has no effect: {unused[name]}")
     if "netType" not in opt.given and opt.netType != config["net"]:
         opt.netType = config["net"]
         follow_recipe(opt)
+    if not resumed:
+        check_first_epoch(opt)
     for theirs, name in OF_THE_NET.items():
         value = config.get(theirs, getattr(opt, name))
-        if name in opt.given and getattr(opt, name) not in (value, ""):
+        if name in opt.given - unused.keys() and getattr(opt, name) not in (value, ""):
             note(f"=> -{name} {value} as the model has, in place of {getattr(opt, name)} as given")
         setattr(opt, name, value)
+
+
+def _unused(opt, config):
+    """{option: why it changes nothing} for a net's configuration and the dataset."""
+    net, unused = config["net"], {}
+    if net in depths.NETS:  # a net of one's own may read any option
+        unused = {
+            name: f"a {net} has none" for key, name in OF_THE_NET.items() if key not in config
+        }
+    if config.get("bottleneck") == "resnet":
+        one_path = "-bottleneckType resnet is ResNet's block, of one path"
+        unused |= dict.fromkeys(("cardinality", "baseWidth"), one_path)
+    if opt.stem != "imagenet":
+        small = f"images of {opt.dataset} are tested as they are"
+        unused |= dict.fromkeys(("testScale", "testCrop"), small)
+    return unused
 
 
 def recipe(net, dataset, stem):
@@ -381,10 +393,3 @@ def help_text(head=HEAD, options=OPTIONS):
         text = text or "Options: " + " | ".join(filter(None, allowed))
         rows.append(f"  -{name:<{width}} {text} [{value_text(default)}]")
     return "\n".join(rows)
-
-
-def value_text(value):
-    """An option's value as one would type it."""
-    if isinstance(value, bool):
-        return str(value).lower()
-    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"

@@ -187,9 +187,9 @@ def test_nearly_nothing(run, data, tmp_path):
                 shutil.rmtree(path)
                 if empty == "no image":
                     path.mkdir()
-            said = run("-save none")
+            said = run("-save refused")
             assert "\n" not in said and str(data / split) in said, said
-            assert not os.path.exists("none")
+            assert not os.path.exists("refused")
             refused += 1
             again()
     for folder in (data / "train", data / "val"):  # one image in all, and the same to test
@@ -202,7 +202,7 @@ def test_nearly_nothing(run, data, tmp_path):
         assert " * Finished top1:  0.000  top5:  0.000" in said, said
         trained += 1
     os.remove(data / "val/plain/0.jpg")
-    assert "no images" in run("-save none")
+    assert "no images" in run("-save refused")
     print(f"\nnearly nothing: {refused + 1} refused, {trained} of one image trained")
 
 

@@ -1,5 +1,7 @@
 """-freeze and -classifierLR: what is held still is bit for bit the same, the rest is trained."""
 
+import os
+
 import pytest
 import torch
 from support.runs import difference, finish, results, same, start
@@ -188,6 +190,14 @@ def test_untrained_weights_are_not_frozen(capsys):
     with pytest.raises(SystemExit):
         opts.parse("-dataset cifar10 -depth 29 -freeze 1".split())
     assert "-freeze needs trained weights: give -retrain FILE" in capsys.readouterr().err
+
+
+def test_a_folder_without_a_checkpoint_has_no_weights_to_freeze(cifar, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = f"-dataset cifar10 -data {cifar} -netType resnet -depth 8 -freeze 1 -nEpochs 1"
+    with pytest.raises(InputError, match="-freeze needs trained weights: give -retrain FILE"):
+        main.main([*words.split(), "-resume", "nowhere"])
+    assert not os.path.exists("nowhere/log.jsonl")
 
 
 # whole runs

@@ -111,7 +111,7 @@ def test_a_loss_that_is_not_finite_is_told_once(cifar, tmp_path):
 
 @pytest.mark.parametrize("victim", ["process", "parent"])
 def test_a_killed_process_ends_all(cifar, tmp_path, victim):
-    process = start(NET + " -nGPU 2 -nProcs 2 -nEpochs 100000", cifar, tmp_path)
+    process = start(NET + " -nGPU 2 -nProcs 2 -nEpochs 10000", cifar, tmp_path)
     until(process, " | Epoch: [3]")  # the save of epoch 2 has begun, so that of epoch 1 is whole
     os.kill(process.pid if victim == "parent" else children(process)[1], signal.SIGKILL)
     killed = time.monotonic()
@@ -126,7 +126,7 @@ def test_a_killed_process_ends_all(cifar, tmp_path, victim):
 @pytest.mark.slow
 @pytest.mark.parametrize("times", [1, 2])
 def test_from_the_keyboard(cifar, tmp_path, times):
-    process = start(NET + " -nGPU 2 -nProcs 2 -nEpochs 100000", cifar, tmp_path)
+    process = start(NET + " -nGPU 2 -nProcs 2 -nEpochs 10000", cifar, tmp_path)
     until(process, " | Epoch: [2]")
     for _ in range(times):
         os.killpg(process.pid, signal.SIGINT)

@@ -101,6 +101,23 @@ def test_given_options_win_over_the_checkpoint(run):
     assert atomic.load("checkpoints/optimState_2.pth")["options"]["momentum"] == 0.8
 
 
+def test_the_net_is_named_once_if_another_is_asked_for(run):
+    run("-dataset cifar10 -depth 11 -cardinality 4 -baseWidth 4 -batchSize 8 -nEpochs 1 -LR 0.01")
+    lines = run("-resume checkpoints -cardinality 8 -nEpochs 1")
+    named = [line for line in lines if "-cardinality 8" in line or "in place of" in line]
+    assert named == ["=> -cardinality 4 as the model has, in place of 8 as given"]
+
+
+def test_an_earlier_run_stays_where_no_epoch_would_be_trained(run):
+    run(NET + " -nEpochs 1")
+    before = sorted(os.listdir("checkpoints"))
+    words = "-dataset cifar10 -nEpochs 2 -epochNumber 3 -retrain checkpoints/model_1.pth"
+    with pytest.raises(InputError, match="-epochNumber 3 is above -nEpochs 2"):
+        run(words)
+    assert sorted(os.listdir("checkpoints")) == before
+    assert run(words + " -testOnly true")[-1].startswith(" * Results")
+
+
 def test_a_folder_without_a_checkpoint_starts_afresh(run):
     lines = run(NET + " -nEpochs 1 -resume nowhere")
     assert "=> No checkpoint in nowhere: starting afresh" in lines
@@ -125,6 +142,8 @@ def test_fine_tuning(run, photos):
     options = "-retrain checkpoints/model_1.pth -save tuned -nEpochs 1 -batchSize 6 -nThreads 0 "
     with pytest.raises(InputError, match="model has 10 classes, the data 2.*-resetClassifier true"):
         run(options, photos)
+    with pytest.raises(InputError, match="is above -nEpochs 1: no epoch would be trained"):
+        run(options + "-nClasses 10 -epochNumber 2", photos)
     assert run(options + "-nClasses 10", photos)[-1].startswith(" * Finished")
     lines = run(options + "-resetClassifier true -optimState checkpoints/optimState_1.pth", photos)
     assert " => Replacing classifier with 2-way classifier" in lines
@@ -238,7 +257,7 @@ def test_a_damaged_checkpoint_is_named(run):
 
 
 def test_interrupted_from_the_keyboard(cifar, tmp_path):
-    process = start(NET + " -nEpochs 100000", cifar, tmp_path)
+    process = start(NET + " -nEpochs 10000", cifar, tmp_path)
     for line in process.stdout:
         if line.startswith("=> Training epoch # 3"):
             break
@@ -246,9 +265,10 @@ def test_interrupted_from_the_keyboard(cifar, tmp_path):
     os.killpg(process.pid, signal.SIGINT)
     error = errors(process.communicate(timeout=60)[1])
     assert process.returncode == 130
+    program = re.escape(os.path.join(ROOT, "main.py"))  # as it was started
     assert re.fullmatch(
         r"main.py: interrupted by SIGINT in (the test of )?epoch \d+ after \w+ \d of \d; "
-        r"to go on: python main.py -resume checkpoints\n",
+        rf"to go on: python {program} -resume checkpoints\n",
         error,
     )
     assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 2

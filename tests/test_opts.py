@@ -141,6 +141,18 @@ def test_the_last_of_two_wins_and_given_names_are_known():
         ("-dataset cifar10 -depth 20 -tenCrop true", ["-tenCrop", "imagenet"]),
         ("-dataset cifar10 -retrain nowhere.pth", ["File not found: nowhere.pth"]),
         ("-depth 50 -data nowhere", ["missing ImageNet data directory", "train/<class>/<image>"]),
+        ("-", ["unknown option - (-help lists all)"]),
+        ("-dataset cifar10 -depth 20 -save none", ["-save none", "-save ./none"]),
+        (
+            "-dataset cifar10 -depth 20 -nEpochs 2 -epochNumber 3",
+            ["-epochNumber 3 is above -nEpochs 2: no epoch would be trained"],
+        ),
+        ("-dataset cifar10 -depth 20 -epochNumber 165", ["is above -nEpochs 164"]),
+        ("-dataset cifar10 -depth 20 -nEpochs 10001", ["should be at most 10,000"]),
+        (
+            f"-dataset cifar10 -depth 20 -optimState {__file__}",
+            ["-optimState needs the net it belongs to: give -retrain FILE"],
+        ),
         ("-depth 50 -data PHOTOS -testCrop 300", ["-testCrop 300", "-testScale 256"]),
         (
             "-data PHOTOS -cardinality 32",
@@ -185,3 +197,56 @@ def test_help_starts_like_the_original():
     assert lines[0] == "Usage: main.py [options]"
     assert "  -data            Path to dataset []" in lines
     assert all(len(line) < 100 for line in lines)
+
+
+@pytest.mark.parametrize("started", ["main.py", "../program/main.py", "/program/main.py"])
+def test_the_command_to_go_on_names_the_program_as_it_was_started(started, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started])
+    command = opts.resume_command("-dataset cifar10 -nThreads 3".split(), "my run")
+    assert command == f"python {started} -resume 'my run' -nThreads 3"
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])  # another program called main()
+    assert opts.resume_command([], "run", "detect.py", ()) == "python detect.py -resume run"
+
+
+RESNEXT = {"net": "resnext", "depth": 29, "cardinality": 2, "base_width": 4, "shortcut": "B"}
+
+
+@pytest.mark.parametrize(
+    "config, words, notes",
+    [
+        (
+            {"net": "resnet", "depth": 20, "shortcut": "A"},
+            "-netType resnet -depth 20 -cardinality 8 -bottleneckType resnext_B",
+            [
+                "-bottleneckType resnext_B has no effect: a resnet has none",
+                "-cardinality 8 has no effect: a resnet has none",
+            ],
+        ),
+        (
+            {**RESNEXT, "bottleneck": "resnet"},
+            "-depth 29 -bottleneckType resnet -baseWidth 8",
+            ["-baseWidth 8 has no effect: -bottleneckType resnet is ResNet's block, of one path"],
+        ),
+        (
+            {**RESNEXT, "bottleneck": "resnext_C"},
+            "-depth 29 -cardinality 8 -baseWidth 4 -testScale 300 -testCrop 224",
+            [
+                "-testCrop 224 has no effect: images of cifar10 are tested as they are",
+                "-testScale 300 has no effect: images of cifar10 are tested as they are",
+                "-cardinality 2 as the model has, in place of 8 as given",
+            ],
+        ),
+        ({"net": "mine"}, "-netType resnet -depth 20", []),  # it may have read any option
+    ],
+)
+def test_options_that_change_nothing_are_named(config, words, notes, capsys):
+    opt = opts.parse(["-dataset", "cifar10", *words.split()])
+    opts.follow_net(opt, config)
+    assert capsys.readouterr() == ("", "".join(f"=> {note}\n" for note in notes))
+
+
+def test_those_that_the_checkpoint_gave_are_not_named(capsys):
+    opt = opts.parse("-dataset cifar10 -netType resnet -depth 20".split())
+    opt.cardinality, opt.testCrop, opt.adopted = 8, 200, {"cardinality", "testCrop"}
+    opts.follow_net(opt, {"net": "resnet", "depth": 20, "shortcut": "A"})
+    assert capsys.readouterr().err == ""

@@ -256,7 +256,7 @@ def test_a_run_on_a_terminal(cifar, tmp_path):
 
 @pytest.mark.parametrize("more", ["", pytest.param(" -nGPU 2 -nProcs 2", marks=pytest.mark.slow)])
 def test_stopped_on_a_terminal(cifar, tmp_path, more):
-    command = NET + " -nEpochs 100000" + more
+    command = NET + " -nEpochs 10000" + more
     process, ours = ptys.start(program(command, cifar), 200, tmp_path)
     chunks = ptys.until(process, ours, wanted="all epochs")
     os.killpg(process.pid, signal.SIGINT)
@@ -268,7 +268,7 @@ def test_stopped_on_a_terminal(cifar, tmp_path, more):
 
 @pytest.mark.slow
 def test_killed_processes_leave_no_last_line(cifar, tmp_path):
-    command = NET + " -nEpochs 100000 -nGPU 2 -nProcs 2"
+    command = NET + " -nEpochs 10000 -nGPU 2 -nProcs 2"
     process, ours = ptys.start(program(command, cifar), 200, tmp_path)
     chunks = ptys.until(process, ours, wanted="all epochs")
     with open(f"/proc/{process.pid}/task/{process.pid}/children") as file:
