@@ -6,7 +6,6 @@ file and the id. For the scores every annotation counts as it stands in the file
 """
 
 import json
-import math
 import os
 import zlib
 
@@ -18,6 +17,7 @@ from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
 
+MOST = 2**53  # of any number in the file: larger ones do not fit the arrays
 LAYOUT = "-data DIR must hold annotations/instances_NAME.json and the images in NAME/"
 
 
@@ -83,7 +83,7 @@ class Coco:
         found = {}
         for place, entry in enumerate(_entries(content, name, self.path)):
             id = entry.get("id")
-            if type(id) is not int:
+            if not _is_whole(id):
                 raise InputError(f"{self.path}: number {place} of its {name} has no id: {id!r:.60}")
             if id in found:
                 raise InputError(f"{self.path}: the id {id} stands twice among its {name}")
@@ -92,7 +92,7 @@ class Coco:
 
     def _check_image(self, id):
         image = self.images[id]
-        if not all(type(side) is int and side > 0 for side in _size(image).values()):
+        if not all(_is_whole(side) and side > 0 for side in _size(image).values()):
             raise InputError(f"{self.path}: image {id} has no width and height")
         file = image.get("file_name")
         leads_out = isinstance(file, str) and os.path.normpath(file).startswith(("..", os.sep))
@@ -102,13 +102,16 @@ class Coco:
             )
 
     def _annotations(self, content):
-        """The annotations, checked; "area" and "iscrowd" are filled in where they lack."""
+        """The annotations, checked; "area" and "iscrowd" are filled in where they lack.
+
+        Their ids are counted from 1, whatever the file's: to COCO's evaluation 0 means "no object".
+        """
         found, seen = [], set()
         known = set(self.categories)
         for place, entry in enumerate(_entries(content, "annotations", self.path)):
             id = entry.get("id", place + 1)
-            if type(id) is not int or id in seen:
-                what = "is no id" if type(id) is not int else "stands twice among its annotations"
+            if not _is_whole(id) or id in seen:
+                what = "is no id" if not _is_whole(id) else "stands twice among its annotations"
                 raise InputError(f"{self.path}: {id!r:.60} {what}")
             seen.add(id)
             for name, among in (("image_id", self.images), ("category_id", known)):
@@ -122,8 +125,10 @@ class Coco:
             area = entry.get("area", box[2] * box[3])
             if not _are_numbers([area], 1):
                 raise InputError(f"{self.path}: annotation {id} has the area {area!r:.60}")
-            about = {"id": id, "image_id": entry["image_id"], "category_id": entry["category_id"]}
-            found.append({**about, "bbox": list(box), "area": area, "iscrowd": int(crowd)})
+            about = {name: entry[name] for name in ("image_id", "category_id")}
+            found.append(
+                {"id": place + 1, **about, "bbox": list(box), "area": area, "iscrowd": int(crowd)}
+            )
         return found
 
     def _sorted_by_image(self):
@@ -190,9 +195,13 @@ def _entries(content, name, path):
     return found
 
 
+def _is_whole(value):
+    return type(value) is int and abs(value) <= MOST
+
+
 def _are_numbers(values, count):
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        and all(type(value) in (int, float) and abs(value) <= MOST for value in values)
     )

@@ -9,7 +9,7 @@ from PIL import Image
 from support.detectors import write_coco
 
 from datasets.draws import Draws
-from detection import coco
+from detection import coco, scores
 from detection.images import Images
 from runtime.errors import InputError
 
@@ -74,6 +74,16 @@ def test_what_may_lack(tmp_path, content):
     assert [entry["id"] for entry in found] == list(range(1, 1 + len(found)))
 
 
+def test_the_evaluation_has_ids_of_its_own(tmp_path, content):
+    """An annotation of the id 0 counts as found when it is: COCOeval takes 0 for "no object"."""
+    for n, entry in enumerate(content["annotations"]):
+        entry["id"] = n
+    truth = opened(tmp_path, content).truth()
+    names = ("image_id", "category_id", "bbox")
+    found = [{**{name: e[name] for name in names}, "score": 0.9} for e in content["annotations"]]
+    assert scores.evaluate(truth, found)["AP"] == 100
+
+
 def changed(part, place, **values):
     def change(content):
         content[part][place].update(values)
@@ -96,6 +106,12 @@ def twice(name):
         (changed("annotations", 1, bbox=[1, 2, 3]), r"annotation 2 has the bbox \[1, 2, 3\]"),
         (changed("annotations", 1, bbox=[1, 2, 3, float("nan")]), "annotation 2 has the bbox"),
         (changed("annotations", 1, area="big"), "annotation 2 has the area 'big'"),
+        (changed("annotations", 1, bbox=[1, 2, 3, 10**400]), "annotation 2 has the bbox"),
+        (changed("annotations", 1, bbox=[1, 2, -(10**400), 4]), "annotation 2 has the bbox"),
+        (changed("annotations", 1, area=10**400), "annotation 2 has the area 1000000"),
+        (changed("annotations", 1, id=10**400), "10000.* is no id"),
+        (changed("images", 1, width=10**400), "image 11 has no width and height"),
+        (changed("images", 1, id=10**400), "number 1 of its images has no id: 10000"),
         (changed("annotations", 1, iscrowd=2), "annotation 2 has the iscrowd of 2"),
         (changed("images", 1, width=0), "image 11 has no width and height"),
         (
