@@ -37,9 +37,13 @@ def evaluate(truth, detections):
         coco = kind()
         coco.dataset = {"info": {}, "licenses": [], **truth}
         coco.createIndex()
-        if not detections:
-            return dict.fromkeys(NAMES, 0.0)  # the libraries refuse an empty list
-        found = evaluation(coco, coco.loadRes([dict(each) for each in detections]), "bbox")
+        if detections:
+            mine = coco.loadRes([dict(each) for each in detections])
+        else:  # loadRes refuses an empty list
+            mine = kind()
+            mine.dataset = {**coco.dataset, "annotations": []}
+            mine.createIndex()
+        found = evaluation(coco, mine, "bbox")
         found.evaluate()
         found.accumulate()
         found.summarize()

@@ -63,8 +63,19 @@ def test_results_are_cocos():
     ]
 
 
-def test_nothing_found(truth):
-    assert scores.evaluate(truth[0], [])["AP50"] == 0
+LIBRARIES = {"faster": scores.implementation(), "pycocotools": (COCO, COCOeval)}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_nothing_found(truth, monkeypatch, library):
+    """0 for the sizes that objects have, and no number for the others."""
+    monkeypatch.setattr(scores, "implementation", lambda: LIBRARIES[library])
+    assert scores.evaluate(truth[0], []) == dict.fromkeys(scores.NAMES, 0)
+    small = [entry for entry in truth[0]["annotations"] if entry["area"] < 32**2]
+    of_small = set(scores.NAMES) - {"APm", "APl", "ARm", "ARl"}
+    for found in ([], detections({"annotations": small})):
+        assert scores.evaluate({**truth[0], "annotations": small}, found).keys() == of_small
+    assert scores.evaluate({**truth[0], "annotations": []}, []) == {}
 
 
 def test_the_missing_library_is_named(monkeypatch):
