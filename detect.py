@@ -6,13 +6,14 @@ Files, resuming, replicas, processes and signals are main.py's, by the same code
 import copy
 import functools
 import os
+import re
 import sys
 
 import opts
 from main import replicas
 from parallel import launch
 from parallel.guard import guard
-from runtime import memory, threads
+from runtime import memory, output_files, regular_files, threads
 from runtime.errors import InputError
 
 HEAD = """Usage: detect.py -retrain CLASSIFIER [options]
@@ -33,6 +34,7 @@ _SHARED = (
     *("momentum", "weightDecay", "retrain", "optnet"),
 )
 DATASETS = ("coco", "digits")
+SIDES = range((1 << 14) + 1)  # pixels of an image after scaling; 0: the recipe's
 # fmt: off
 OPTIONS = (
     ("dataset",       "coco",      str,          DATASETS, "coco: any data in COCO's layout; digits: scenes of digits"),
@@ -49,13 +51,13 @@ OPTIONS = (
     ("batchSize",     0,           opts.whole,   0,    "Images of an iteration of Fast R-CNN, or of -shared"),
     ("LR",            0.0,         opts.real,    0,    "Learning rate of Fast R-CNN, or of -shared"),
     ("iterations",    (),          opts.series,  None, "Where its rate drops x0.1; at the last it ends"),
-    ("warmup",        -1,          opts.whole,   None, "Iterations in which the rate of a step rises (-1: the recipe's)"),
+    ("warmup",        -1,          opts.whole,   -1,   "Iterations in which the rate of a step rises (-1: the recipe's)"),
     ("epochSize",     0,           opts.whole,   0,    "Iterations from one test to the next (0: a pass over the images)"),
     ("regions",       0,           opts.whole,   0,    "Regions of an image in training"),
     ("anchors",       (),          opts.series,  None, "Sides of the anchors in pixels"),
-    ("scale",         0,           opts.whole,   0,    "Shorter side of an image in pixels"),
-    ("largest",       0,           opts.whole,   0,    "Its longer side at most"),
-    ("freeze",        -1,          opts.whole,   None, "Stages that stay as they are, the first layers among them"),
+    ("scale",         0,           opts.whole,   SIDES, "Shorter side of an image in pixels"),
+    ("largest",       0,           opts.whole,   SIDES, "Its longer side at most"),
+    ("freeze",        -1,          opts.whole,   -1,   "Stages that stay as they are, the first layers among them"),
     ("recomputeBN",   0,           opts.whole,   0,    "Batches of classification data to re-estimate batch norm over first"),
     ("bnData",        "imagenet",  str,          None, "That data: a folder as main.py's -data (for digits: none)"),
     ("show",          "",          str,          None, "Draw what is found in this photo; for digits also the number of a test scene"),
@@ -134,17 +136,18 @@ def _complete_show(opt):
     if opt.retrain == "none":
         raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
     _check_retrain(opt)
-    is_number = opt.dataset == "digits" and opt.show.isdigit()
-    if not is_number and not os.path.isfile(opt.show):
-        raise InputError(f"File not found: {opt.show} (-show)")
+    if opt.dataset != "digits" or not re.fullmatch("[0-9]+", opt.show):
+        regular_files.check(opt.show, " (-show)")
+    if opt.out:
+        output_files.check(opt.out, (".png", ".jpg", ".jpeg"), "out")
     return opt
 
 
 def _check_retrain(opt):
     if opt.retrain != "none" and os.path.isdir(opt.retrain):
         opt.retrain = os.path.join(opt.retrain, "model_best.pth")
-    if not opt.retrain.startswith(("none", "torchvision:")) and not os.path.isfile(opt.retrain):
-        raise InputError(f"File not found: {opt.retrain} (-retrain)")
+    if opt.retrain != "none" and not opt.retrain.startswith("torchvision:"):
+        regular_files.check(opt.retrain, " (-retrain)")
 
 
 def complete(opt, resumed=False):
@@ -155,6 +158,14 @@ def complete(opt, resumed=False):
     _check_retrain(opt)
     if opt.retrain == "none" and not resumed:
         raise InputError("give the classifier to begin with: -retrain model_best.pth")
+    if opt.momentum == 0:
+        raise InputError("-momentum 0: a checkpoint holds a momentum to go on with; give e.g. 0.9")
+    if "out" in opt.given and not opt.testOnly:
+        raise InputError("-out is for -testOnly true or -show: a training writes detections.json")
+    if opt.out and opt.testOnly:
+        output_files.check(opt.out, (".json",), "out")
+    if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):
+        raise InputError("-bnData is for -recomputeBN N with -dataset coco: leave it out")
     defaults = {row[0]: row[1] for row in OPTIONS}
     for name, value in RECIPES[opt.dataset, opt.shared].items():
         known = name in opt.given | opt.adopted
@@ -219,7 +230,7 @@ def run(opt, argv, ends_process):
             for epoch in range(first, last + 1):
                 train_epoch(epoch, trainer, val_loader, folder)
             folder.wait()  # a signal now comes too late to interrupt anything
-        report_best(folder.best)
+        reporter.best(folder.best)
         show.sheet_of(trainer.found, val_loader.dataset, model, opt)
 
 
@@ -348,38 +359,12 @@ def test(epoch, trainer, loader, out):
         source = loader.dataset.source
         found = scores.results(trainer.found, source.categories)
         if out:
-            write_results(out, found, needed=not epoch)
+            scores.write(out, found, needed=not epoch)
         values = scores.evaluate(source.truth(), found)
     values = group.all_gather(values)[0]
     text = "  ".join(f"{name}: {value:7.3f}" for name, value in values.items())
     say(f" * Finished epoch # {epoch}     {text}\n")
     return values
-
-
-def write_results(path, found, needed):
-    """Write COCO's results; `needed`: a disk that is full, say, is an error, not only a line."""
-    import json
-
-    from runtime.terminal import note
-    from storage import atomic
-
-    try:
-        with atomic.replacing(path) as file:
-            file.write(json.dumps(found).encode())
-    except OSError as error:
-        text = f"{path} could not be written: {error.strerror or error}"
-        if needed:
-            raise InputError(text) from None
-        note(f"=> {text}")
-
-
-def report_best(best):
-    """Print the best scores of the run; none, where no epoch had an object to find."""
-    from runtime.terminal import say
-
-    ap, ap50 = (100 - error for error in best)
-    if ap >= 0:
-        say(f" * Finished AP: {ap:6.3f}  AP50: {ap50:6.3f}")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,14 @@ class Trunk(nn.Module):
 
     def freeze_first(self, count):
         """Leave the first `count` parts as they are: the first layers, then the stages."""
-        first = [self.conv1, *(getattr(self, stage) for stage in self.stages)]
-        for part in first[:count]:
-            part.requires_grad_(False)
+        names = ["conv1", *self.stages]
+        if count > len(names):
+            stages = f"the net has {len(self.stages)} stages before its last"
+            raise InputError(
+                f"-freeze {count}: {stages}: at most {len(names)}, with the first layers"
+            )
+        for name in names[:count]:
+            getattr(self, name).requires_grad_(False)
 
 
 class LastStage(nn.Module):

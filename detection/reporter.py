@@ -30,3 +30,9 @@ class Reporter:
             f"{found}"
         )
         self.clock.tick("test", epoch, m.done, m.seconds)
+
+    def best(self, errors):
+        """The best scores of the run; none, where no epoch had an object to find."""
+        ap, ap50 = (100 - error for error in errors)
+        if ap >= 0:
+            say(f" * Finished AP: {ap:6.3f}  AP50: {ap50:6.3f}")

@@ -5,6 +5,7 @@ brightness on a dark canvas, over lines and torn pieces of other digits that are
 scenes are the same for every seed and hold the test split's digits only.
 """
 
+import re
 import zlib
 
 import numpy as np
@@ -96,10 +97,10 @@ class Scenes:
 
 def scene(text):
     """The place of a test scene that is named by its number, or None."""
-    if not text.isdigit():
+    if not re.fullmatch("[0-9]+", text):
         return None
-    if not 1 <= int(text) <= COUNTS["val"]:
-        raise InputError(f"-show {text}: there are test scenes 1 to {COUNTS['val']}")
+    if len(text) > 9 or not 1 <= int(text) <= COUNTS["val"]:
+        raise InputError(f"-show {text:.60}: there are test scenes 1 to {COUNTS['val']}")
     return int(text) - 1
 
 

@@ -5,10 +5,13 @@ This program computes no score itself.
 
 import contextlib
 import io
+import json
 
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.terminal import note
+from storage import atomic
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -25,6 +28,18 @@ def results(found, categories):
         for id, boxes, scores, labels in found
         for (x, y, right, bottom), score, label in zip(boxes, scores, labels)
     ]
+
+
+def write(path, found, needed):
+    """Write COCO's results; `needed`: a disk that is full, say, is an error, not only a line."""
+    try:
+        with atomic.replacing(path) as file:
+            file.write(json.dumps(found).encode())
+    except OSError as error:
+        text = f"{path} could not be written: {error.strerror or error}"
+        if needed:
+            raise InputError(text) from None
+        note(f"=> {text}")
 
 
 def evaluate(truth, detections):

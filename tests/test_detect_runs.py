@@ -26,6 +26,7 @@ SMALL += " -batchSize 2 -LR 0.01 -iterations 2,4 -epochSize 2 -manualSeed 3 -pre
 TWO_STEPS = SMALL + " -rpnBatchSize 4 -rpnLR 0.01 -rpnIterations 1,3"
 SHARED = SMALL + " -shared true -warmup 2"
 NEW = " -retrain classifier.pth"
+TEST = "classifier.pth -data data -testOnly true "
 
 
 @pytest.fixture(scope="module")
@@ -188,6 +189,7 @@ def test_test_only_and_show(run, straight, folder):
         ("classifier.pth -show data/val2017/11.png", "holds no detector of this program"),
         ("one/model_2.pth -data data", "the detector is of -shared true"),
         ("-retrain classifier.pth -data data -train train2014", "missing image folder"),
+        (SHARED + NEW + " -freeze 4", "-freeze 4: the net has 2 stages before its last: at most 3"),
         ("one/model_2.pth -data data -testOnly true -val other.json", "missing image folder"),
     ],
 )
@@ -208,6 +210,18 @@ def test_what_is_refused(run, straight, command, words):
         ("-retrain classifier.pth -iterations 9,5", "invalid value '9,5'"),
         ("-dataset voc", "unknown dataset 'voc'"),
         ("-rpnlr 0.1", "did you mean -rpnLR"),
+        ("-retrain classifier.pth -warmup -5", "-warmup: should be at least -1"),
+        ("-retrain classifier.pth -freeze -2", "-freeze: should be at least -1"),
+        ("-retrain classifier.pth -scale 20000", "-scale: should be 0 to 16384"),
+        ("-retrain classifier.pth -data data -momentum 0", "-momentum 0: a checkpoint holds"),
+        ("-retrain none.pth", "File not found: none.pth (-retrain)"),
+        ("-retrain none:5", "File not found: none:5 (-retrain)"),
+        ("-retrain classifier.pth -out a.json", "-out is for -testOnly true or -show"),
+        ("-retrain classifier.pth -bnData data", "-bnData is for -recomputeBN N"),
+        (TEST + "-out r.csv", "-out r.csv should end in .json"),
+        (TEST + "-out nowhere/r.json", "the folder 'nowhere' does not exist"),
+        ("classifier.pth -show classifier.pth -out a.txt", "-out a.txt should end in .png or .jpg"),
+        ("classifier.pth -dataset digits -show \u00b2", "File not found: \u00b2 (-show)"),
     ],
 )
 def test_bad_options(folder, monkeypatch, capsys, command, words):
