@@ -5,7 +5,12 @@ import torch
 from detection.net import Detector
 from formats import model_files
 from runtime.errors import InputError
+from runtime.foreign import shown
 from storage import atomic
+
+ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, ImportError)
+_MOST = {"pool": 128, "scale": model_files.LARGEST_SIDE, "largest": model_files.LARGEST_SIDE}
+_MANY = 2**53  # the most where the size of what is built does not depend on it
 
 
 def is_detector(source):
@@ -22,25 +27,54 @@ def load(source, saved=None, **settings):
     saved = saved or is_detector(source)
     if saved is None:
         raise InputError(f"{source} holds no detector of this program: detect.py trains one")
+    config, state = {**saved["config"], **settings}, saved.get("model")
+    model_files.check_state(source, state)
+    _check(source, config, state)
     try:
-        config = {**saved["config"], **settings}
         with torch.device("meta"):
             model = Detector(config)
-        own, state = model.state_dict(), saved["model"]
-        model_files.check_state(source, state)
+        own = model.state_dict()
         wrong = [n for n in own if n not in state or state[n].shape != own[n].shape]
         if wrong or len(own) != len(state):
             raise InputError(f"its weights do not fit its config: {(wrong or ['too many'])[0]}")
         model.load_state_dict(state, assign=True)
         model.classes = list(map(str, saved["classes"]))
-        model.show_images(model_files.checked_spec(source, saved["preprocessing"]))
+        spec = model_files.checked_spec(source, saved["preprocessing"])
+        if spec is None:
+            raise InputError("it does not say how it wants its images")
+        model.show_images(spec)
         if len(model.classes) != config["classes"]:
             raise InputError("it does not name all its classes")
-    except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError) as error:
+    except ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = f"its config lacks {reason}" if isinstance(error, KeyError) else reason
         raise InputError(f"{source} holds no detector of this program: {reason}") from None
     return model
+
+
+def _check(path, config, state):
+    """InputError for settings that no detector has, before anything of their sizes is built."""
+    numbers = sum(tensor.numel() for tensor in state.values())
+    backbone = config.get("backbone")
+    if not isinstance(backbone, dict) or not isinstance(backbone.get("net"), str):
+        raise InputError(f"{path} is damaged: its config does not name the net of its backbone")
+    model_files.check_config(path, backbone, state)
+    most = {"classes": numbers, "regions": _MANY, **_MOST}
+    fits = {name: _is_whole(config.get(name), most[name]) for name in most}
+    fits["shared"] = type(config.get("shared")) is bool
+    for name, least, longest in (("anchors", 1, numbers), ("proposals", 4, 4)):
+        values = config.get(name)
+        is_list = isinstance(values, (list, tuple)) and least <= len(values) <= longest
+        fits[name] = is_list and all(_is_whole(value, _MANY) for value in values)
+    for name, is_right in fits.items():
+        if name not in config:
+            raise InputError(f"{path} holds no detector of this program: its config lacks {name!r}")
+        if not is_right:
+            raise InputError(f"{path} is damaged: its detector has {name} {shown(config[name])}")
+
+
+def _is_whole(value, most):
+    return type(value) is int and 1 <= value <= most
 
 
 def from_classifier(net, config, classes):

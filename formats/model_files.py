@@ -34,7 +34,7 @@ TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
-_LARGEST_SIDE = 1 << 14  # pixels, of an image after scaling
+LARGEST_SIDE = 1 << 14  # pixels, of an image after scaling
 _WHOLE = ("depth", "cardinality", "base_width", "classes")  # numbers of a configuration
 _METADATA = ("config", "classes", "preprocessing")
 
@@ -169,7 +169,7 @@ def _own_content(path, saved):
         raise InputError(f"{path} holds a detector: detect.py trains, tests and shows it")
     if not isinstance(config["net"], str) or "fc.weight" not in state:
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
-    _check_config(path, config, state)
+    check_config(path, config, state)
     classes, outputs = saved.get("classes"), len(state["fc.weight"])
     if classes is not None and not _are_names(classes, outputs):
         raise InputError(
@@ -179,8 +179,8 @@ def _own_content(path, saved):
     return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
 
 
-def _check_config(path, config, state):
-    """InputError for values that no net has, or for which the file has too few weights."""
+def check_config(path, config, state):
+    """InputError for a net's values that no net has, or for which the file has too few weights."""
     numbers = sum(tensor.numel() for tensor in state.values())
     for name, value in config.items():
         if not (value is None or type(value) in (str, bool, int, float) and value == value):
@@ -261,7 +261,7 @@ def checked_spec(path, found):
         or not _is_list_of(found.get("mean"), number, 3)
         or not _is_list_of(found.get("std"), number, 3)
         or not isinstance(found.get("resize", ""), str)
-        or not all(1 <= found[name] <= _LARGEST_SIDE for name in ("scale", "crop"))
+        or not all(1 <= found[name] <= LARGEST_SIDE for name in ("scale", "crop"))
         or not all(1e-6 <= value <= 1e6 for value in (found["largest"], *found["std"]))
         or not all(abs(value) <= 1e6 for value in found["mean"])
     ):

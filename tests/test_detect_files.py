@@ -17,6 +17,9 @@ def content():
     return models.pack(detector(shared=False, net=classifier(8, 2, "cifar", "A")))
 
 
+DEEP = {"net": "resnet", "depth": 18_000_002, "classes": 2, "stem": "cifar", "shortcut": "A"}
+
+
 def saved(folder, content):
     path = str(folder / "detector.pth")
     atomic.save(path, content)
@@ -54,6 +57,23 @@ def with_value(part, name, value):
         (with_value("model", "rpn.head.cls_logits.bias", "x"), "is no tensor of weights"),
         (with_value("config", "classes", 5), "do not fit its config"),
         (with_value("config", "backbone", {"net": "resnet", "depth": 9}), "holds no detector"),
+        (with_value("config", "backbone", 5), "does not name the net of its backbone"),
+        (with_value("config", "backbone", {"net": 5}), "does not name the net of its backbone"),
+        (with_value("config", "backbone", {"net": "plain"}), "No module named 'models.plain'"),
+        (with_value("config", "backbone", DEEP), "too few weights for depth 18000002"),
+        (with_value("config", "pool", 0), "its detector has pool 0"),
+        (with_value("config", "pool", 10**9), "its detector has pool 1000000000"),
+        (with_value("config", "proposals", [1]), r"its detector has proposals \[1\]"),
+        (with_value("config", "proposals", [1, 2, 3, "a"]), "its detector has proposals"),
+        (with_value("config", "anchors", []), r"its detector has anchors \[\]"),
+        (with_value("config", "anchors", 16), "its detector has anchors 16"),
+        (with_value("config", "scale", 0), "its detector has scale 0"),
+        (with_value("config", "largest", "a"), "its detector has largest 'a'"),
+        (with_value("config", "regions", 1.5), "its detector has regions 1.5"),
+        (with_value("config", "classes", 10**12), "its detector has classes 1000000000000"),
+        (with_value("config", "shared", 1), "its detector has shared 1"),
+        (lambda content: {**content, "preprocessing": None}, "how it wants its images"),
+        (lambda content: {**content, "model": None}, "holds no state dict"),
         (with_value("preprocessing", "std", (0, 1, 1)), "its preprocessing is"),
         (lambda content: {**content, "classes": ["a"]}, "does not name all its classes"),
     ],
