@@ -215,13 +215,15 @@ def run(opt, argv, ends_process):
 
         command = opts.resume_command(argv, opt.save, "detect.py", OPTIONS)
         interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
+        if opt.testOnly:
+            reporter = Reporter(Clock(test=val_loader.size()))
+            test(0, Trainer(model, opt, device, reporter=reporter), val_loader, opt.out)
+            return
+
         last = streams[-1].last
         reporter = Reporter(Clock(last, streams[-1].every, val_loader.size()))
         images = dataloader.fingerprints([streams[-1].loader, val_loader])
         trainer = Trainer(model, opt, device, streams, checkpoint, reporter, interrupts, images)
-        if opt.testOnly:
-            test(0, trainer, val_loader, opt.out)
-            return
 
         folder.begin(checkpoint, model, device)
         first = checkpoint["epoch"] + 1 if checkpoint else 1
@@ -235,13 +237,16 @@ def run(opt, argv, ends_process):
 
 
 def data(opt, device):
-    """The streams of the steps, and the loader of the validation images."""
+    """The streams of the steps, none for a test alone, and the loader of the validation images."""
     import dataloader
     from detection import schedule, sources
     from detection.schedule import Step
     from parallel import group
 
     train, val = group.rank_0_first(lambda: sources.create(opt))
+    val_loader = dataloader.DataLoader(val, opt, "val", device)
+    if opt.testOnly:
+        return [], val_loader
     steps = [Step("shared", opt.LR, opt.iterations, opt.batchSize, opt.warmup)]
     if not opt.shared:
         rpn = Step("rpn", opt.rpnLR, opt.rpnIterations, opt.rpnBatchSize, opt.warmup)
@@ -251,10 +256,7 @@ def data(opt, device):
         own = copy.copy(opt)
         own.batchSize = step.batch
         loaders.append(dataloader.DataLoader(train, own, "train", device))
-    return (
-        schedule.streams(steps, loaders, opt.epochSize),
-        dataloader.DataLoader(val, opt, "val", device),
-    )
+    return schedule.streams(steps, loaders, opt.epochSize), val_loader
 
 
 def setup(opt, checkpoint, images, device):
@@ -317,6 +319,7 @@ def recompute(opt, net, device):
     opts.check_dataset(own)
     opts.check_folder(own)
     train, _ = group.rank_0_first(lambda: datasets.create(own))
+    batchnorm.check_input(net, train, own.dataset)
     loader = dataloader.DataLoader(train, own, "train", device)
     precision = Precision(opt.precision, device)
     net.to(device, precision.dtype, memory_format=dataloader.LAYOUT).train()
@@ -345,17 +348,18 @@ def train_epoch(epoch, trainer, val_loader, folder):
 
 
 def test(epoch, trainer, loader, out):
-    """Test and score; returns {"AP": ...} in per cent, after the RPN step {"recall": ...}."""
+    """Test and score; returns {"AP": ...} in per cent, in the RPN step {"recall": ...}.
+
+    Without an object in the images there is no such number.
+    """
     from detection import scores
     from parallel import group
     from runtime.terminal import say
 
-    total = trainer.test(epoch, loader)
-    if total.objects:
-        say(f" * Finished epoch # {epoch}     recall: {total.recall:7.3f}\n")
-        return {"recall": total.recall}
-    values = None
-    if group.rank() == 0:
+    total, values = trainer.test(epoch, loader), None
+    if trainer.proposes(epoch):
+        values = {"recall": total.recall} if total.objects else {}
+    elif group.rank() == 0:
         source = loader.dataset.source
         found = scores.results(trainer.found, source.categories)
         if out:
@@ -363,7 +367,7 @@ def test(epoch, trainer, loader, out):
         values = scores.evaluate(source.truth(), found)
     values = group.all_gather(values)[0]
     text = "  ".join(f"{name}: {value:7.3f}" for name, value in values.items())
-    say(f" * Finished epoch # {epoch}     {text}\n")
+    say(f" * Finished epoch # {epoch}     {text or 'no object to find'}\n")
     return values
 
 

@@ -9,6 +9,7 @@ class Reporter:
 
     def __init__(self, clock=None):
         self.clock = clock or Clock()
+        self.proposing = False  # whether the test is one of the RPN's proposals
 
     def train(self, epoch, size, m):
         """An iteration's line: the sum of the losses, and each that the step has."""
@@ -21,7 +22,7 @@ class Reporter:
 
     def test(self, epoch, size, m, total):
         """A test batch's line: how many boxes were found, or objects covered by proposals."""
-        if total.objects:
+        if self.proposing:
             found = f"recall {m.recall:7.3f} ({total.recall:7.3f})"
         else:
             found = f"found {m.found} ({total.found})"

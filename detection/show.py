@@ -1,5 +1,6 @@
 """What a detector finds, as pictures: in one photo, and in the first images of a test."""
 
+import itertools
 import os
 
 import torch
@@ -42,11 +43,10 @@ def sheet_of(found, images, model, opt):
         return
     by_id = {id: dict(zip(("boxes", "scores", "labels"), parts)) for id, *parts in found}
     pictures = []
-    for code in range(0, 2 * min(SHEET, images.size()), 2):
-        if images.id(code) in by_id:
-            pixels = images.source.pixels(images.places[code // 2])
-            parts = by_id[images.id(code)]
-            pictures.append(picture.draw(pixels, parts, model.classes, opt.minScore))
+    readable = (code for code in range(0, 2 * images.size(), 2) if images.id(code) in by_id)
+    for code in itertools.islice(readable, SHEET):  # the others were skipped (-skipCorrupt)
+        pixels, parts = images.source.pixels(images.places[code // 2]), by_id[images.id(code)]
+        pictures.append(picture.draw(pixels, parts, model.classes, opt.minScore))
     path = os.path.join(opt.save, "detections.png")
     picture.save(path, picture.sheet(pictures))
     say(f"=> {path}")

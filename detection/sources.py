@@ -9,14 +9,16 @@ from runtime.errors import InputError
 
 
 def create(opt):
-    """The Images of both splits: (train, val); to test a detector, val alone is read."""
+    """The Images of both splits: (train, val); train is None for a test alone."""
     val = source(opt, "val")
-    train = val if opt.testOnly else source(opt, "train")
+    if opt.testOnly:
+        return None, Images(val, training=False, mirror=False)
+    train = source(opt, "train")
     if train.names != val.names or train.categories != val.categories:
         raise InputError("the training and validation images do not have the same categories")
     # mirror: a mirrored 2 is no 2
     pair = [Images(s, training, opt.dataset != "digits") for s, training in ((train, 1), (val, 0))]
-    if not pair[0].size() and not opt.testOnly:
+    if not pair[0].size():
         raise InputError(f"{train.path} has no image with a box to train on")
     return pair
 

@@ -42,10 +42,21 @@ class Position:
 
 
 class Trainer:
-    """Trains and tests one detector; `checkpoint` holds the state to go on from, if any."""
+    """Trains and tests one detector; `checkpoint` holds the state to go on from, if any.
+
+    streams: of schedule.py; none for a test alone.
+    """
 
     def __init__(
-        self, model, opt, device, streams, checkpoint=None, reporter=None, interrupts=None, data=()
+        self,
+        model,
+        opt,
+        device,
+        streams=(),
+        checkpoint=None,
+        reporter=None,
+        interrupts=None,
+        data=(),
     ):
         self.model, self.opt, self.device, self.streams = model, opt, device, streams
         self.data = list(data)  # dataloader.fingerprints
@@ -61,6 +72,10 @@ class Trainer:
     def stream(self, epoch):
         """The stream that an epoch belongs to."""
         return next(stream for stream in self.streams if epoch <= stream.last)
+
+    def proposes(self, epoch):
+        """Whether the test of an epoch is one of the RPN's proposals; 0 is a test alone."""
+        return bool(epoch) and self.stream(epoch).step.name == "rpn"
 
     def train(self, epoch):
         """One epoch, or what is left of it; returns its DetectionMetrics."""
@@ -159,7 +174,7 @@ class Trainer:
         self.model.eval()
         total = self._position(epoch).test = DetectionMetrics()
         images, own = loader.dataset, []
-        proposing = bool(epoch) and self.stream(epoch).step.name == "rpn"
+        self.reporter.proposing = proposing = self.proposes(epoch)
 
         def detect(batch):
             count = {"found": 0, "objects": 0}

@@ -21,6 +21,18 @@ from runtime.terminal import say
 ADVICE = "a smaller -batchSize or -precision bfloat16"  # when out of memory
 
 
+def check_input(net, images, dataset):
+    """InputError if a net wants other input than the training images of a dataset are."""
+    given = images.input_spec()
+    own = net.input_spec or given
+    for name in ("largest", "mean", "std"):
+        if name in given and given[name] != own[name]:
+            raise InputError(
+                f"-recomputeBN: this net needs input with {name} {own[name]}, but the "
+                f"training images of {dataset} have {given[name]}"
+            )
+
+
 def recompute(model, loader, epoch, count, precision, interrupts):
     """Re-estimate over the first `count` training batches of an epoch.
 

@@ -51,13 +51,7 @@ def load(source, precision):
 def recompute(nets, loader, opt, precision):
     """Re-estimate batch norm in each net (-recomputeBN); `loader`: of training images."""
     for net in nets:
-        own = net.input_spec or loader.dataset.input_spec()
-        for name, value in loader.dataset.input_spec().items():
-            if name in ("largest", "mean", "std") and value != own[name]:
-                raise InputError(
-                    f"-recomputeBN: this net needs input with {name} {own[name]}, but the "
-                    f"training images of {opt.dataset} have {value}"
-                )
+        batchnorm.check_input(net, loader.dataset, opt.dataset)
         net.train()
         batchnorm.recompute(net, loader, 0, opt.recomputeBN, precision, Interrupts())
         net.eval()

@@ -119,9 +119,12 @@ def test_batch_norm_is_re_estimated_on_the_classification_data(tmp_path, monkeyp
     (tmp_path / "net.pth").touch()
     opt = detect.parse("-dataset digits -retrain net.pth -recomputeBN 30 -nGPU 2".split())
     net = classifier(8, 10, "cifar", "A")
-    detect.recompute(opt, net, torch.device("cpu"))
+    with pytest.raises(InputError, match="needs input with mean .110, 120, 130., but"):
+        detect.recompute(opt, net, torch.device("cpu"))
     opt.stem = "cifar"
     digits = datasets.create(opt)[0]
+    net.input_spec = digits.input_spec()
+    detect.recompute(opt, net, torch.device("cpu"))
     images = (digits.images - digits.mean[0]) / digits.std[0]
     with torch.no_grad():
         maps = net.conv1(images)

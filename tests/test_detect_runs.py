@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from support.detectors import write_classifier, write_coco
 from support.runs import ROOT, difference, log, results, same
 
 import detect
+from detection import coco, show
+from detection.images import Images
 from evaluation import metrics
 from parallel import signals
 from runtime.errors import InputError
@@ -180,6 +183,36 @@ def test_test_only_and_show(run, straight, folder):
     assert picture.shape == (40 * 10, 48 * 10, 3)  # small images are drawn larger
     plain = np.asarray(Image.open("data/val2017/11.png")).repeat(10, 0).repeat(10, 1)
     assert (picture != plain).any(2).mean() > 0.01 and len(lines) > 1
+
+
+def test_images_without_an_object(run, straight, folder):
+    """No score, no best model, no division by zero: in a test alone, the RPN step, the other."""
+    content = write_coco(folder / "bare", "val2017", 3, seed=1)
+    content["annotations"] = []
+    path = folder / "bare" / "annotations" / "instances_val2017.json"
+    path.write_text(json.dumps(content))
+    lines = run("one/model_2.pth -data bare -testOnly true -nThreads 0 -out bare.json")
+    assert " * Finished epoch # 0     no object to find" in lines
+    assert isinstance(json.loads((folder / "bare.json").read_text()), list)
+    own = f"-val {path} -valImages bare/val2017 -rpnIterations 1 -iterations 1 -save bare_run"
+    lines = run(f"{TWO_STEPS} {own}{NEW}")
+    assert [line["test"] for line in log(folder / "bare_run")] == [{}, {}]
+    assert sum("recall   0.000 (  0.000)" in line for line in lines) == 2  # of batches of 2 and 1
+    assert sum("no object to find" in line for line in lines) == 2
+    assert not any("Best model" in line or "Finished AP" in line for line in lines)
+
+
+def test_the_picture_shows_the_first_images_that_could_be_read(tmp_path):
+    write_coco(tmp_path, "val2017", 9)
+    images = Images(coco.open_split(str(tmp_path), "val2017", ""), False, False)
+    nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
+    opt = types.SimpleNamespace(save=str(tmp_path), minScore=0.5)
+    model = types.SimpleNamespace(classes=["square", "tall"])
+    show.sheet_of([(images.id(2 * i), *nothing) for i in (8, 7)], images, model, opt)
+    page = np.asarray(Image.open(tmp_path / "detections.png"))
+    for place, i in enumerate((7, 8)):
+        expected = images.source.pixels(i).transpose(1, 2, 0).repeat(10, 0).repeat(10, 1)
+        assert (page[:, 480 * place : 480 * (place + 1)] == expected).all()
 
 
 @pytest.mark.parametrize(
