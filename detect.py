@@ -66,7 +66,8 @@ OPTIONS = (
 )
 
 # By dataset and -shared. The first is the paper's, appendix B; the second detectron2's R50-C4 1x but
-# for the size of the images and the anchors; those of the digits were found by trial.
+# for the anchors, the size of the images (there 640 to 800, at random) and the proposals of a test
+# (there 1000 after NMS); those of the digits were found by trial.
 # proposals: before and after NMS in training, before and after it in a test.
 _COCO = {"anchors": (64, 128, 256, 512), "scale": 600, "largest": 1000, "freeze": 2}
 _COCO |= {"proposals": (12000, 2000, 6000, 300), "pool": 14}
@@ -273,7 +274,7 @@ def setup(opt, checkpoint, images, device):
     models.set_backend(opt, one_size=False)
     if checkpoint is not None:
         say(f"=> Resuming model from {checkpoint['modelFile']}")
-        model = files.load(checkpoint["modelFile"], **settings)
+        saved, model = None, files.load(checkpoint["modelFile"], **settings)
     else:
         say(f"Loading model from file: {opt.retrain}")
         saved = files.is_detector(opt.retrain)
@@ -291,6 +292,8 @@ def setup(opt, checkpoint, images, device):
                 **{"proposals": list(opt.proposals), "pool": opt.pool},
             }
             model = files.from_classifier(net.float(), settings, names)
+    if checkpoint is not None or saved is not None:
+        refuse_fixed(opt, model, checkpoint["options"] if checkpoint else {})
     if model.classes != names:
         raise InputError(f"the model finds {len(model.classes)} classes, not those of the data")
     if model.config["shared"] != opt.shared and not opt.testOnly:
@@ -302,6 +305,21 @@ def setup(opt, checkpoint, images, device):
         model.recompute()
     dtype = Precision(opt.precision, device).dtype
     return model.to(device, dtype, memory_format=torch.channels_last)
+
+
+def refuse_fixed(opt, model, before):
+    """InputError for given options that a detector cannot follow any more.
+
+    before: the options of the run that is resumed. A command may repeat what they are.
+    """
+    fixed = {"anchors": tuple(model.config["anchors"])}
+    fixed |= {name: before.get(name, none) for name, none in (("recomputeBN", 0), ("bnData", ""))}
+    for name, value in fixed.items():
+        if name in opt.given and getattr(opt, name) != value:
+            raise InputError(
+                f"-{name} {opts.value_text(getattr(opt, name))}: only a run that begins with a "
+                "classifier can have it; leave it out"
+            )
 
 
 def recompute(opt, net, device):

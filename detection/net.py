@@ -16,6 +16,7 @@ from detection.frozen import freeze
 from models.blocks import Net
 from runtime.errors import InputError
 
+TRUNKS = ("backbone", "rpn_backbone")  # of a Detector; without the second one if it is shared
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
 
 
@@ -43,9 +44,13 @@ class Trunk(nn.Module):
             x = _run(getattr(self, stage), x, self.recompute and self.training)
         return x
 
+    def parts(self):
+        """The names of its parts, as -freeze counts them."""
+        return ["conv1", *self.stages]
+
     def freeze_first(self, count):
         """Leave the first `count` parts as they are: the first layers, then the stages."""
-        names = ["conv1", *self.stages]
+        names = self.parts()
         if count > len(names):
             stages = f"the net has {len(self.stages)} stages before its last"
             raise InputError(
@@ -178,15 +183,20 @@ class Detector(nn.Module):
     def _maps(trunk, images):
         return {"0": parts.wide(trunk(images.tensors))}
 
-    def trained(self, step):
-        """{name: parameter} of what a step trains."""
+    def of_step(self, step, held=0):
+        """{name: parameter} of what a step trains if -freeze is `held`."""
         prefixes = {"rpn": ("rpn.", "rpn_backbone."), "fast": ("backbone.", "roi_heads.")}
         names = prefixes.get(step, ("",))
+        still = [f"{trunk}.{part}." for trunk in TRUNKS for part in self.backbone.parts()[:held]]
         return {
             name: parameter
             for name, parameter in self.named_parameters()
-            if parameter.requires_grad and name.startswith(names)
+            if name.startswith(names) and not name.startswith(tuple(still))
         }
+
+    def trained(self, step):
+        """{name: parameter} of what a step trains."""
+        return {name: p for name, p in self.of_step(step).items() if p.requires_grad}
 
     def recompute(self):
         """Keep only the inputs of the blocks in training (-optnet)."""
@@ -215,5 +225,5 @@ def _proposal_net(config, channels):
     )
     if not config["shared"]:
         net.inside_only = True
-        net.min_size = config["anchors"][0] / 4  # py-faster-rcnn: 16 pixels, with anchors from 64
+        net.min_size = config["anchors"][0] / 4  # 16 pixels with anchors from 64: docs/detection.md
     return net

@@ -7,6 +7,9 @@ on from one step to the next, so that files, log and resuming are those of any r
 import math
 from typing import NamedTuple
 
+from runtime.errors import InputError
+from runtime.foreign import shown
+
 
 class Step(NamedTuple):
     """A step of the training: what is trained, how long, how fast."""
@@ -70,3 +73,65 @@ def streams(steps, loaders, every):
         found.append(Stream(step, loader, first, every))
         first = found[-1].last + 1
     return found
+
+
+def check_place(streams, state):
+    """InputError if a checkpoint's run would not go on at the very iteration that it has come to.
+
+    An epoch number says where that is by the batch sizes, the length of an epoch and the iterations
+    of the steps that are done. Later steps may change, and so may the rest of the step at hand.
+    """
+    position = state.get("position") or {}
+    order, epoch = position.get("order", ()), position.get("epoch")
+    if epoch is None or len(order) != 2 * len(streams) + 1:
+        return  # nothing was trained yet
+    names = [stream.step.name for stream in streams]
+    now = names.index(state["step"])
+    for k, stream in enumerate(streams[: now + 1]):
+        for what, value, before in (
+            (f"{stream.step.batch} images an iteration", stream.step.batch, order[k]),
+            (f"{stream.every} iterations an epoch", stream.every, order[len(streams) + k]),
+        ):
+            if value != before:
+                raise InputError(
+                    f"the {names[k]} step has {what}, but {shown(before)} in the checkpoint: a run "
+                    "goes on with the batch sizes, -epochSize and number of images of its beginning"
+                )
+    lengths = [_iterations(state, name) for name in names]
+    _check_done(streams[:now], lengths)
+    if lengths[now]:
+        _check_step(streams, now, lengths[now], state)
+
+
+def _iterations(state, name):
+    """What a checkpoint says of a step's -iterations."""
+    option = "rpnIterations" if name == "rpn" else "iterations"
+    return tuple(state.get("options", {}).get(option, ()))
+
+
+def _check_done(streams, lengths):
+    """Of the steps that are done: their iterations are what they were."""
+    for stream, before in zip(streams, lengths):
+        if before and before != stream.step.iterations:
+            wanted = ",".join(map(str, stream.step.iterations))
+            raise InputError(
+                f"the {stream.step.name} step is done, after {before[-1]} iterations: these cannot "
+                f"become {wanted} any more"
+            )
+
+
+def _check_step(streams, now, before, state):
+    """Of the step at hand: it may end later or sooner, but not before what is done."""
+    stream, position = streams[now], state["position"]
+    inside = position["epoch"] == state.get("epoch", 0) + 1
+    start = stream.start(position["epoch"])
+    end = min(start + stream.every, before[-1])
+    done = min(start + position["train"]["done"], end) if inside else end
+    last, name = stream.step.iterations[-1], stream.step.name
+    if last < done and stream is not streams[-1]:
+        raise InputError(f"the {name} step cannot end after {last} iterations: {done} are done")
+    if last > done and not inside and done < start + stream.every:
+        raise InputError(
+            f"the {name} step ended after {done} iterations, inside an epoch of {stream.every}: it "
+            "cannot be longer now"
+        )

@@ -13,6 +13,7 @@ from datasets.draws import Draws
 from detection import scores
 from detection.metrics import LOSSES, DetectionMetrics
 from detection.reporter import Reporter
+from detection.schedule import check_place
 from evaluation import testing
 from evaluation.metrics import MetricQueue, batches
 from parallel import group
@@ -225,20 +226,34 @@ class Trainer:
         }
 
     def load_state(self, state):
+        """Take over `state()`; what does not fit the detector or the schedule is an InputError."""
         step = next((s.step for s in self.streams if s.step.name == state.get("step")), None)
         if step is None:
             raise InputError("the checkpoint is of another kind of training: -shared differs")
+        check_place(self.streams, state)
         self._begin(step)
-        for name, buffer in state["momentum"].items():
-            if name not in self.parameters or self.parameters[name].shape != buffer.shape:
-                raise InputError(f"the optimState does not belong to this detector: {name} differs")
-            self.optimizer.state[self.parameters[name]]["momentum_buffer"].copy_(buffer)
+        self._load_momentum(state, step)
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
         position = resumable(state, self._order(), ORDER, self.data)
         if position is not None:
             train = DetectionMetrics(**position["train"])
             self.position = Position(position["epoch"], position["order"], train)
+
+    def _load_momentum(self, state, step):
+        """InputError for a buffer that does not fit, or that lacks for what was trained before."""
+        file, momentum = state.get("file", "the optimState"), state["momentum"]
+        known = self.model.of_step(step.name)
+        for name, buffer in momentum.items():
+            if name not in known or known[name].shape != buffer.shape:
+                raise InputError(f"{file} does not belong to this detector: {name} differs")
+            if name in self.parameters:  # -freeze may have been given since
+                self.optimizer.state[self.parameters[name]]["momentum_buffer"].copy_(buffer)
+        for name in self.model.of_step(step.name, state.get("options", {}).get("freeze", 0)):
+            if name in self.parameters and name not in momentum:
+                raise InputError(
+                    f"{file} does not belong to this detector: its momentum lacks {name}"
+                )
 
 
 def optimizer(parameters, opt, twice):

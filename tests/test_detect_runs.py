@@ -12,13 +12,15 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
-from support.detectors import write_classifier, write_coco
+from support.detectors import classifier, detector, write_classifier, write_coco
 from support.runs import ROOT, difference, log, results, same
 
 import detect
-from detection import coco, show
+from detection import coco, schedule, show
 from detection.images import Images
+from detection.trainer import Trainer
 from evaluation import metrics
 from parallel import signals
 from runtime.errors import InputError
@@ -135,6 +137,54 @@ def test_stopped_and_resumed(run, straight, folder, place):
     same(results(folder / "two", 4), results(folder / name, 4))
 
 
+def test_the_place_on_a_resume(run, straight, folder):
+    """The step at hand may change its length; never so that iterations are skipped or repeated."""
+    with pytest.raises(signals.Interrupted):  # in the first epoch of the RPN step
+        run(TWO_STEPS + NEW + " -rpnIterations 1,4 -save place", stop_at(2))
+    with pytest.raises(InputError, match="the rpn step cannot end after 1 iterations: 2 are done"):
+        run("-resume place -rpnIterations 1")
+    lines = run("-resume place -rpnIterations 1,2 -iterations 3")
+    found = log(folder / "place")
+    assert [line["step"] for line in found] == ["rpn", "fast", "fast"]
+    assert sum(line.startswith(" | Epoch: ") for line in lines) == 5  # with those before the stop
+    # the last epoch had one iteration of two: the second one can be had no more
+    with pytest.raises(InputError, match="step ended after 3 iterations, inside an epoch of 2"):
+        run("-resume place -iterations 6")
+    shutil.copytree(folder / "one", folder / "longer")
+    run("-resume longer -iterations 2,6")
+    assert [line["epoch"] for line in log(folder / "longer")] == [1, 2, 3]
+
+
+def test_frozen_and_free_again():
+    """A checkpoint with all momenta goes on frozen, and one without them goes on free."""
+    opt = types.SimpleNamespace(precision="single", manualSeed=1, momentum=0.9, weightDecay=1e-4)
+    step = schedule.Step("shared", 0.1, (4,), 2, 0)
+    loader = types.SimpleNamespace(size=lambda: 2)
+
+    def trainer(freeze, state=None):
+        model = detector(net=classifier(8, 2, "cifar", "A"))
+        model.backbone.freeze_first(freeze)
+        streams = schedule.streams([step], [loader], 0)
+        return Trainer(model, opt, torch.device("cpu"), streams, state)
+
+    def state(trainer, freeze):
+        trainer._begin(step)
+        for tensor in trainer.state()["momentum"].values():
+            tensor.fill_(1)
+        return {**trainer.state(), "epoch": 1, "options": {"freeze": freeze}}
+
+    whole = state(trainer(0), 0)
+    frozen = trainer(2, whole).state()["momentum"]
+    still = {n for n in whole["momentum"] if n.startswith(("backbone.conv1", "backbone.layer1"))}
+    assert still and frozen.keys() == whole["momentum"].keys() - still
+    assert all((tensor == 1).all() for tensor in frozen.values())
+    free = trainer(0, state(trainer(2), 2)).state()["momentum"]
+    assert all((tensor == (name not in still)).all() for name, tensor in free.items())
+    del whole["momentum"]["rpn.head.cls_logits.bias"]
+    with pytest.raises(InputError, match="its momentum lacks rpn.head.cls_logits.bias"):
+        trainer(0, whole)
+
+
 def test_killed_in_either_step(straight, folder):
     """kill -9 inside an epoch of each step; what is left resumes to the straight run."""
     command = TWO_STEPS + NEW + " -save killed -resume killed -saveEvery 1e-9"
@@ -222,6 +272,14 @@ def test_the_picture_shows_the_first_images_that_could_be_read(tmp_path):
         ("classifier.pth -show data/val2017/11.png", "holds no detector of this program"),
         ("one/model_2.pth -data data", "the detector is of -shared true"),
         ("-retrain classifier.pth -data data -train train2014", "missing image folder"),
+        (f"one/model_2.pth {SHARED} -anchors 8,32", "-anchors 8,32: only a run that begins with"),
+        ("one -data data -shared true -recomputeBN 3", "-recomputeBN 3: only a run that begins"),
+        ("-resume one -anchors 8", "-anchors 8: only a run that begins with a classifier"),
+        ("-resume one -recomputeBN 3", "-recomputeBN 3: only a run that begins with a classifier"),
+        ("-resume two -batchSize 1", "the fast step has 1 images an iteration, but 2 in the check"),
+        ("-resume two -rpnBatchSize 2", "the rpn step has 2 images an iteration, but 4 in the ch"),
+        ("-resume two -epochSize 3", "the rpn step has 3 iterations an epoch, but 2 in the check"),
+        ("-resume two -rpnIterations 1,5", "the rpn step is done, after 3 iterations: these can"),
         (SHARED + NEW + " -freeze 4", "-freeze 4: the net has 2 stages before its last: at most 3"),
         ("one/model_2.pth -data data -testOnly true -val other.json", "missing image folder"),
     ],
