@@ -1,6 +1,7 @@
 """The parts of torchvision's Faster R-CNN, and what py-faster-rcnn does in another way.
 
-Each class is torchvision's but for one thing, which a setting turns on for the paper's two steps.
+ProposalNet and RegionHeads are torchvision's but for what attributes turn on for the paper's two
+steps; ProposalHead and RegionHeads give at least float32; RegionPool can do RoI pooling as well.
 What remains different from py-faster-rcnn is listed in docs/detection.md.
 """
 

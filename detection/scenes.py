@@ -1,8 +1,9 @@
 """Scenes of handwritten digits among clutter: detection without a download.
 
-A scene is a function of (seed, split, number): 3 to 7 of scikit-learn's digits of random sizes and
-brightness on a dark canvas, over lines and torn pieces of other digits that are no objects. Test
-scenes are the same for every seed and hold the test split's digits only.
+A scene is a function of (seed, split, number): up to 7 of scikit-learn's digits of random sizes and
+brightness on a dark canvas, over lines and torn pieces of other digits that are no objects. 3 to 7
+are drawn; one that finds no free place in ten tries is left out. Test scenes are the same for every
+seed and hold the test split's digits only.
 """
 
 import re
