@@ -254,12 +254,8 @@ def first_to_fail():
     """Whether this process is the first one that failed, as far as this machine can know."""
     try:
         return _store().add("failed", 1) == 1
-    except (
-        RuntimeError,
-        KeyError,
-        ValueError,
-        TypeError,
-    ):  # no such port; or the store is gone, with rank 0 or its machine
+    except (RuntimeError, KeyError, ValueError, TypeError):
+        # no such port; or the store is gone, with rank 0 or its machine
         alone = several_machines() and _local_rank() == "0"
         return alone or not dist.is_initialized()
 
