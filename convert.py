@@ -11,7 +11,7 @@ import sys
 
 import opts
 from models.depths import BOTTLENECKS
-from runtime import command
+from runtime import command, regular_files
 from runtime.errors import InputError
 
 EXTENSIONS = (".pth", ".safetensors", ".t7", ".onnx", ".pt2")
@@ -49,7 +49,7 @@ def parse(argv):
 def _checked(words, opt):
     if len(words) != 2:
         raise InputError("give two files, convert.py IN OUT (see -help)")
-    source, target = words
+    source, target = regular_files.model_file(words[0]), words[1]
     if os.path.splitext(target)[1] not in EXTENSIONS:
         raise InputError(f"{target} should end in one of {', '.join(EXTENSIONS)}")
     if os.path.realpath(source) == os.path.realpath(target):

@@ -145,9 +145,8 @@ def _complete_show(opt):
 
 
 def _check_retrain(opt):
-    if opt.retrain != "none" and os.path.isdir(opt.retrain):
-        opt.retrain = os.path.join(opt.retrain, "model_best.pth")
     if opt.retrain != "none" and not opt.retrain.startswith("torchvision:"):
+        opt.retrain = regular_files.model_file(opt.retrain)
         regular_files.check(opt.retrain, " (-retrain)")
 
 

@@ -164,7 +164,7 @@ def _check_outputs(opt):
 
 def _model(word):
     """The model that an argument names."""
-    path = os.path.join(word, "model_best.pth") if os.path.isdir(word) else word
+    path = regular_files.model_file(word)
     if not word.startswith("torchvision:"):
         regular_files.check(path)
     return path

@@ -287,6 +287,8 @@ def complete(opt, data=True, resumed=False):
         check_first_epoch(opt)
         if opt.netType in depths.NETS:
             depths.stages(opt.netType, opt.stem, opt.depth)
+    if opt.retrain != "none":
+        opt.retrain = regular_files.model_file(opt.retrain)
     for name in ("retrain", "optimState"):
         path = getattr(opt, name)
         named = path == "none" or path.startswith("torchvision:")  # formats/ knows these names

@@ -28,7 +28,8 @@ def main(argv=None):
     known = len(words) in (1, 2) and not any(word.startswith("-") for word in words)
     if not known or not os.path.isdir(words[0]):
         found = " ".join(words) or "nothing"
-        complain(f"prepare_imagenet.py: give ARCHIVES, a folder, and DATA or nothing, not: {found}")
+        fault = f"give ARCHIVES, a folder, and DATA or nothing, not: {found}"
+        complain(f"prepare_imagenet.py: {f'there is no folder {words[0]}' if known else fault}")
         sys.exit(2)
     archives, target = words if len(words) == 2 else (words[0], "imagenet")
     # after the command line: an error or the help need not wait for torch

@@ -9,6 +9,7 @@ import models
 from datasets.imagenet_gen import EXTENSIONS
 from datasets.input_spec import batches
 from models.fold import folded
+from runtime import regular_files
 from runtime.terminal import complain
 
 
@@ -17,6 +18,7 @@ def load(source):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
     # float32 whatever the file holds, as the Lua's :cuda() makes it
+    source = regular_files.model_file(source)
     model = models.load(source, device).to(torch.float32, memory_format=torch.channels_last)
     return folded(model)
 

@@ -45,6 +45,11 @@ def read(path, most):
         return file.read()
 
 
+def model_file(path):
+    """The file of a model: a run folder stands for the best model in it."""
+    return os.path.join(path, "model_best.pth") if os.path.isdir(path) else path
+
+
 def check(path, option=""):
     """InputError unless the file can be opened; `option` names what gave the path."""
     try:

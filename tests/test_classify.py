@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+import convert
 import models
 from models.resnet import resnet
 from pretrained import classify
@@ -211,6 +212,16 @@ def test_closed_outputs(tmp_path, pictures, closed):
     assert result.stdout.count(b"Classes for") == (0 if 1 in closed else 21)
     error = b"classify.py: cannot read the image 'gone.png': No such file or directory\n"
     assert result.stderr == (b"" if 2 in closed else error) and b"gone" not in result.stdout
+
+
+def test_a_run_folder_is_its_best_model(tmp_path, capsys, pictures):
+    (tmp_path / "run").mkdir()
+    path = save(tmp_path / "run" / "model_best.pth", 7, ANIMALS)
+    assert classify.main([path, pictures[0]]) == 0
+    expected = capsys.readouterr().out
+    assert classify.main([str(tmp_path / "run"), pictures[0]]) == 0
+    assert capsys.readouterr().out == expected
+    assert convert.parse([str(tmp_path / "run"), "best.safetensors"])[0] == path
 
 
 def test_a_missing_model_is_one_sentence(tmp_path):

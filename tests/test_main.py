@@ -133,6 +133,9 @@ def test_retrain_and_test_only(run):
     again = next(line for line in tested if line.startswith(" * Finished epoch"))
     assert again.split("top1")[1] == finished.split("top1")[1]
     assert tested[-1].startswith(" * Results top1: ")
+    assert run("-dataset cifar10 -batchSize 8 -testOnly true -retrain checkpoints")[-1].startswith(
+        " * Results top1: "
+    )
     untrained = run(NET + " -testOnly true")
     assert "=> neither -retrain nor -resume is given: this net is untrained" in untrained
 
