@@ -255,6 +255,7 @@ def test_frozen_and_free_again(base, cifar, capsys):
     run(f"{TUNE} -freeze 1 {state}", cifar, capsys)
 
 
+@pytest.mark.slow
 def test_in_two_processes(base, cifar):
     words = TUNE + " -nEpochs 1 -freeze 1 -precision double -recomputeBN 2"
     finish(start(f"{words} -save one", cifar, "."))

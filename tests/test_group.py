@@ -30,7 +30,7 @@ def found(cifar, tmp_path_factory):
 
 
 @pytest.mark.parametrize("accumulate", ["false", "true"])
-@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_data_parallel_table(found, count, accumulate):
     """Two recorded steps of nn.DataParallelTable, in float64: a few hundred roundings."""
     answers = found(count)
@@ -45,7 +45,7 @@ def test_data_parallel_table(found, count, accumulate):
             assert close, (name, count)
 
 
-@pytest.mark.parametrize("count", [2, 3, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("count", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4))])
 def test_any_number_of_processes(found, count):
     """8 replicas, two epochs with short last batches; recomputing activations or not."""
     one, several = found(1), found(count)
@@ -118,4 +118,10 @@ def test_half_an_environment_is_refused(monkeypatch, variables, error):
     with pytest.raises(InputError, match=error) as stop:
         group.join()
     assert "\n" not in str(stop.value)
-    assert group.first_to_fail()  # so that it is printed
+
+
+@pytest.mark.parametrize("port", ["x", "99999"])
+def test_an_error_is_printed_where_no_store_can_be(monkeypatch, port):
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", port)
+    assert group.first_to_fail()

@@ -63,7 +63,13 @@ np.savez(sys.argv[4], **found)
 """
 
 
-@pytest.mark.parametrize("absent", [["numba"], ["simplejpeg"], ["numba", "simplejpeg"]])
+@pytest.mark.parametrize(
+    "absent",
+    [
+        *(pytest.param([n], marks=pytest.mark.slow) for n in ("numba", "simplejpeg")),
+        ["numba", "simplejpeg"],
+    ],
+)
 def test_batches_without_optional_packages(absent, photos, cifar, tmp_path):
     results = []
     for n, away in enumerate(([], absent)):
@@ -102,6 +108,7 @@ def test_a_run_without_what_only_unix_has(tmp_path):
     assert more.returncode == 0 and more.stdout.count("=> Training epoch") == 1, more.stderr
 
 
+@pytest.mark.slow
 def test_workers_without_what_only_unix_has(photos, tmp_path):
     """The loading workers are spawned, as on Windows."""
     # torch's DataLoader itself uses these two where the system is not Windows
