@@ -15,6 +15,7 @@ from parallel import launch
 from parallel.guard import guard
 from runtime import memory, output_files, regular_files, threads
 from runtime.errors import InputError
+from runtime.option_kinds import LONGEST
 
 HEAD = """Usage: detect.py -retrain CLASSIFIER [options]
        detect.py DETECTOR -show PHOTO [options]
@@ -34,7 +35,7 @@ _SHARED = (
     *("momentum", "weightDecay", "retrain", "optnet"),
 )
 DATASETS = ("coco", "digits")
-SIDES = range((1 << 14) + 1)  # pixels of an image after scaling; 0: the recipe's
+SIDES = range(LONGEST + 1)  # 0: the recipe's
 # fmt: off
 OPTIONS = (
     ("dataset",       "coco",      str,          DATASETS, "coco: any data in COCO's layout; digits: scenes of digits"),

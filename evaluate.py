@@ -14,6 +14,7 @@ from parallel import launch
 from parallel.guard import guard
 from runtime import memory, output_files, regular_files, threads
 from runtime.errors import InputError
+from runtime.option_kinds import LONGEST
 
 HEAD = """Usage: evaluate.py MODEL... [options]
 
@@ -31,7 +32,7 @@ _SHARED = (
     *("data", "dataset", "nProcs", "cudnn", "gen", "precision"),
     *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
 )
-LENGTHS = range(1 << 14)  # pixels
+LENGTHS = range(LONGEST)
 # fmt: off
 OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),

@@ -17,7 +17,7 @@ import datasets
 from models import depths
 from runtime import regular_files
 from runtime.errors import InputError
-from runtime.option_kinds import EXACT, WANTED, boolean, real, series, value_text, whole
+from runtime.option_kinds import EXACT, LONGEST, WANTED, boolean, real, series, value_text, whole
 from runtime.terminal import complain, note
 
 HEAD = """Usage: main.py [options]
@@ -55,8 +55,8 @@ OPTIONS = (
     ("batchSize",       32,            whole,   1,    "mini-batch size (1 = pure stochastic)"),
     ("testOnly",        False,         boolean, None, "Run on validation set only"),
     ("tenCrop",         False,         boolean, None, "Ten-crop testing"),
-    ("testScale",       256,           whole,   range(1, 2**14 + 1),    "Shorter side of the test image (ImageNet)"),
-    ("testCrop",        224,           whole,   range(1, 2**14 + 1),    "Side of the crop of the test image (ImageNet)"),
+    ("testScale",       256,           whole,   range(1, LONGEST + 1),    "Shorter side of the test image (ImageNet)"),
+    ("testCrop",        224,           whole,   range(1, LONGEST + 1),    "Side of the crop of the test image (ImageNet)"),
     ("recomputeBN",     0,             whole,   0,    "Batches to re-estimate batch norm over before a test (0: no)"),
     # ---------- Checkpointing options ----------
     ("save",            "checkpoints", str,     None, "Directory in which to save checkpoints"),

@@ -86,7 +86,7 @@ def _note_empty(names, targets):
     counts = np.bincount(targets, minlength=len(names))
     empty = [os.fsdecode(name) for name, count in zip(names, counts) if not count]
     if empty:
-        note(f"=> {len(empty)} of {len(names)} classes have no training image: {_few(empty)}")
+        note(f"=> no training image in {len(empty)} of {len(names)} classes: {_few(empty)}")
 
 
 def _few(names):
@@ -159,7 +159,8 @@ def _images(folder, numbers):
     show("")
     endings = " ".join(EXTENSIONS)
     if others:
-        note(f"=> {len(others)} files are left out, not being images ({endings}): {_few(others)}")
+        count = f"{len(others)} file" + "s" * (len(others) > 1)
+        note(f"=> {count} left out, without an image's ending ({endings}): {_few(others)}")
     if not paths:
         raise InputError(f"no images ({endings}) in {os.fsdecode(folder)!r}: {LAYOUT}")
     return np.concatenate(paths), np.concatenate(targets)

@@ -6,10 +6,11 @@ from detection.net import Detector
 from formats import model_files
 from runtime.errors import InputError
 from runtime.foreign import shown
+from runtime.option_kinds import LONGEST
 from storage import atomic
 
 ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, ImportError)
-_MOST = {"pool": 128, "scale": model_files.LARGEST_SIDE, "largest": model_files.LARGEST_SIDE}
+_MOST = {"pool": 128, "scale": LONGEST, "largest": LONGEST}
 _MANY = 2**53  # the most where the size of what is built does not depend on it
 
 

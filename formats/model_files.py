@@ -25,6 +25,7 @@ from formats import t7, torch7, torchvision
 from runtime import regular_files
 from runtime.errors import InputError
 from runtime.foreign import shown
+from runtime.option_kinds import LONGEST
 from storage import atomic, pickles, tensors
 
 EXTENSIONS = (".pth", ".safetensors", ".t7")  # that `write` knows
@@ -34,7 +35,6 @@ TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 _WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
-LARGEST_SIDE = 1 << 14  # pixels, of an image after scaling
 _WHOLE = ("depth", "cardinality", "base_width", "classes")  # numbers of a configuration
 _METADATA = ("config", "classes", "preprocessing")
 
@@ -261,7 +261,7 @@ def checked_spec(path, found):
         or not _is_list_of(found.get("mean"), number, 3)
         or not _is_list_of(found.get("std"), number, 3)
         or not isinstance(found.get("resize", ""), str)
-        or not all(1 <= found[name] <= LARGEST_SIDE for name in ("scale", "crop"))
+        or not all(1 <= found[name] <= LONGEST for name in ("scale", "crop"))
         or not all(1e-6 <= value <= 1e6 for value in (found["largest"], *found["std"]))
         or not all(abs(value) <= 1e6 for value in found["mean"])
     ):

@@ -136,10 +136,11 @@ def _check_order(names, classes, source):
 
     A note if the names are others altogether: the outputs are then taken in order, as by the Lua.
     """
+    places = {name: k for k, name in enumerate(names)}
     for k, name in enumerate(classes):
-        if name in names and names.index(name) != k:
+        if places.get(name, k) != k:
             raise InputError(
-                f"{source} has {name!r:.80} as its class {names.index(name) + 1}, the data as "
+                f"{source} has {name!r:.80} as its class {places[name] + 1}, the data as "
                 f"class {k + 1}: evaluate.py tests by names; to fine-tune, give -resetClassifier "
                 "true"
             )

@@ -5,6 +5,7 @@ And `value_text`, which writes a value as it would be typed.
 
 import math
 
+LONGEST = 1 << 14  # pixels, the side of an image after scaling
 EXACT = 2**53  # a double has every whole number up to here
 
 

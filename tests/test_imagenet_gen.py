@@ -45,11 +45,11 @@ def test_the_list(tmp_path, capsys):
     assert info["signature"].shape == ()
     assert str(info["signature"]) == imagenet_gen.signature(options(data))
     out, notes = capsys.readouterr()
-    left = "not being images (.jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp)"
+    left = "without an image's ending (.jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp)"
     assert notes.splitlines() == [
-        f"=> 1 files are left out, {left}: '{data}/val/unknown_but_empty/notes.txt'",
-        f"=> 1 files are left out, {left}: '{data}/train/b/notes.txt'",
-        "=> 1 of 3 classes have no training image: 'c'",
+        f"=> 1 file left out, {left}: '{data}/val/unknown_but_empty/notes.txt'",
+        f"=> 1 file left out, {left}: '{data}/train/b/notes.txt'",
+        "=> no training image in 1 of 3 classes: 'c'",
     ]
     assert out.splitlines() == [
         "=> Generating list of images",
