@@ -99,13 +99,14 @@ def _end_with_unconnected():
         store = _store()
         store.wait([_connected()], 5 * TIMEOUT)
         failure = store.get(_connected()).decode()
-    except RuntimeError:
-        failure = "rank 0 has ended while the processes were connecting"
-    # one of this machine prints its own sentence, and the agent ends the others
-    if failure and not failure.startswith(f"{socket.gethostname()} "):
-        if _local_rank() == "0":
-            complain(f"{script()}: {failure}")
-        leave(1)
+        # one of this machine prints its own sentence, and the agent ends the others
+        if not failure or failure.startswith(f"{socket.gethostname()} "):
+            return
+    except RuntimeError:  # the store is in rank 0, which may be gone before its sentence was read
+        failure = interface.unreachable("rank 0 has ended while the processes were connecting")
+    if _local_rank() == "0":
+        complain(f"{script()}: {failure}")
+    leave(1)
 
 
 def several_machines():

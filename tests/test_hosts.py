@@ -10,7 +10,7 @@ from support import hosts
 from support.runs import NET, ROOT, difference, finish, log, nobody_left, results, start
 
 import main
-from parallel import interface
+from parallel import group, interface
 from runtime.errors import InputError
 
 RUN = NET + " -nGPU 2 -nEpochs 2 -manualSeed 2 -precision double"
@@ -71,6 +71,25 @@ def test_no_way_to_the_master(monkeypatch):
     assert text.startswith(f"{os.uname().nodename} cannot connect") and "\n" not in text
     assert "MASTER_ADDR=no.such.host.invalid MASTER_PORT=29500" in text
     assert "GLOO_SOCKET_IFNAME=eth7" in text
+
+
+def test_rank_0_is_gone_before_its_sentence_was_read(monkeypatch, capsys):
+    """The others still name host, address and variables: the store went with rank 0."""
+
+    def gone():
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setenv("MASTER_ADDR", "one")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    monkeypatch.setattr(group, "_store", gone)
+    statuses = []
+    monkeypatch.setattr(group, "leave", statuses.append)
+    group._end_with_unconnected()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert statuses == [1] and "rank 0 has ended while the processes were connecting" in line
+    assert f"{os.uname().nodename} cannot connect" in line and "GLOO_SOCKET_IFNAME=eth7" in line
+    assert "MASTER_ADDR=one MASTER_PORT=29500" in line
 
 
 def ended(process, seconds):
