@@ -32,7 +32,7 @@ _SHARED = (
     *("data", "dataset", "nProcs", "cudnn", "gen", "precision"),
     *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
 )
-LENGTHS = range(LONGEST)
+LENGTHS = range(LONGEST + 1)
 # fmt: off
 OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),

@@ -75,7 +75,7 @@ OPTIONS = (
     ("netType",         "",            str,     None, "Options: " + " | ".join(depths.NETS)),
     ("bottleneckType",  "resnext_C",   str,     depths.BOTTLENECKS, ""),
     ("depth",           34,            whole,   range(1, 10_001),    "ResNet depth: 18 | 34 | 50 | 101 | ..."),
-    ("baseWidth",       64,            whole,   range(1, 2**14 + 1),    "ResNet base width"),
+    ("baseWidth",       64,            whole,   range(1, WIDEST + 1),     "ResNet base width"),
     ("cardinality",     1,             whole,   range(1, 2**10 + 1),    "ResNet cardinality"),
     ("shortcutType",    "",            str,     ("", "A", "B", "C", "none"), ""),
     ("retrain",         "none",        str,     None, "Model file to retrain with, or torchvision:NAME"),

@@ -79,7 +79,7 @@ def test_a_damaged_cache_is_made_again(opt, capsys, damage):
         data[len(data) // 2] ^= 1  # a pixel, say
     directory = data.rindex(b"PK\1\2")  # the entry of the last record
     if damage == "flag":
-        data[directory + 8] |= 1 << 5  # "compressed patched data": NotImplementedError
+        data[directory + 8] |= 1 << 5  # "compressed patched data", which zipfile cannot read
     if damage == "offset":
         data[directory + 42 : directory + 46] = (len(data) - 28).to_bytes(
             4, "little"
