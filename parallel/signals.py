@@ -77,6 +77,9 @@ class Interrupts:
         ignore = self.ends_process and kind in (None, Interrupted)
         for signum, handler in zip(SIGNALS, self.before):
             signal.signal(signum, signal.SIG_IGN if ignore else handler)
+        # It refers to the trainer, which refers to this: a cycle, which the garbage collector finds
+        # in the midst of other work. torch then waits 5 s for each of the trainer's workers.
+        self.save = None
 
     def _receive(self, signum, _):
         index = SIGNALS.index(signum)

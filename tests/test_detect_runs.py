@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -137,6 +138,12 @@ def test_stopped_and_resumed(run, straight, folder, place):
     same(results(folder / "two", 4), results(folder / name, 4))
 
 
+def test_its_workers_end_with_the_run(run):
+    """At once. If the garbage collector has to find them, torch waits 5 s for each."""
+    run(TWO_STEPS.replace("-nThreads 0", "-nThreads 1") + NEW + " -save workers")
+    assert multiprocessing.active_children() == []
+
+
 def test_the_place_on_a_resume(run, straight, folder):
     """The step at hand may change its length; never so that iterations are skipped or repeated."""
     with pytest.raises(signals.Interrupted):  # in the first epoch of the RPN step
@@ -185,6 +192,7 @@ def test_frozen_and_free_again():
         trainer(0, whole)
 
 
+@pytest.mark.slow
 def test_killed_in_either_step(straight, folder):
     """kill -9 inside an epoch of each step; what is left resumes to the straight run."""
     command = TWO_STEPS + NEW + " -save killed -resume killed -saveEvery 1e-9"

@@ -152,7 +152,7 @@ def test_the_scheduler_signals_the_whole_group(photos, tmp_path):
     command = PHOTOS + " -nEpochs 1 -save "
     finish(start(command + "straight", photos, tmp_path))
     assert not stop_and_resume(command + "run", photos, tmp_path, 0.0)
-    finish(start(command + "run -resume run", photos, tmp_path))
+    finish(start(command + "run -resume run -nThreads 0", photos, tmp_path))  # whatever nThreads
     same(results(tmp_path / "straight", 1), results(tmp_path / "run", 1))
 
 
