@@ -231,6 +231,7 @@ def free_port():
         return free.getsockname()[1]
 
 
+@pytest.mark.slow
 def test_torchrun_on_two_nodes(one, cifar, tmp_path):
     port = free_port()
     nodes = [torchrun(tmp_path, cifar, node, port, RUN + " -save two") for node in (0, 1)]

@@ -147,10 +147,11 @@ def stop_and_resume(command, photos, folder, delay, signum=signal.SIGTERM):
 PHOTOS = "-netType resnet -depth 18 -batchSize 4 -LR 0.001 -nGPU 2 -nThreads 2"
 
 
-def test_the_scheduler_signals_the_whole_group(photos, tmp_path):
+def test_the_scheduler_signals_the_whole_group(photos, tmp_path, monkeypatch):
     """The workers get the signal, too: nothing of theirs is lost, and they are gone at the end."""
+    monkeypatch.chdir(tmp_path)
     command = PHOTOS + " -nEpochs 1 -save "
-    finish(start(command + "straight", photos, tmp_path))
+    main.main([*(command + "straight").split(), "-data", photos])
     assert not stop_and_resume(command + "run", photos, tmp_path, 0.0)
     finish(start(command + "run -resume run -nThreads 0", photos, tmp_path))  # whatever nThreads
     same(results(tmp_path / "straight", 1), results(tmp_path / "run", 1))
