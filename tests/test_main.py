@@ -226,6 +226,7 @@ def test_damaged_and_odd_photos(run, photos, tmp_path):
             logs.append([json.loads(line) for line in file][1:])
         assert [(line["skipped"], line["odd"]) for line in logs[-1]] == [(1, 1)] * 2
     assert [line["train"] for line in logs[0]] == [line["train"] for line in logs[1]]
+    same(results("0", 2), results("2", 2))  # whatever nThreads
 
 
 def test_a_loss_that_is_not_finite(run):
