@@ -24,24 +24,17 @@ from storage import atomic, schema, tensors
 from storage.run_folder import INSIDE
 
 
-def latest(opt, options=opts.OPTIONS, complete=opts.complete):
-    """The checkpoint in -resume, or None. A dict of epoch, best, modelFile, optimizer state, log.
+def latest(folder):
+    """The newest checkpoint in a folder, or None if there is none, or no folder ("none").
 
-    Sets in `opt` the checkpoint's options that the command line does not give; options: the table
-    that they are in. Then calls complete(opt, resumed=whether there is a checkpoint). The folder
-    may be one of Torch7's. In a folder with both, ours is taken: it was resumed from Torch7's.
+    A dict of epoch, best, modelFile, options, optimizer state and log. The folder may be one of
+    Torch7's. In a folder with both, ours is taken: it was resumed from Torch7's.
     """
-    opt.agents = group.agents()
-    if _restarted_by_agent(opt):
-        opt.resume = opt.save
-    if opt.resume == "none":
+    if folder == "none":
         return None
-    checkpoint = _load_from(opt.resume)
+    checkpoint = _load_from(folder)
     if checkpoint is None:
-        note(f"=> No checkpoint in {opt.resume}: starting afresh")
-    else:
-        _adopt_options(opt, checkpoint["options"], options)
-    complete(opt, resumed=checkpoint is not None)
+        note(f"=> No checkpoint in {folder}: starting afresh")
     return checkpoint
 
 
@@ -101,17 +94,7 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
 
 
 def _read_state(path):
-    """The state in a file; InputError if it, or a value of its options, is not valid."""
-    found = schema.read(path)
-    _check_options(path, found["options"])
-    return {**found, "file": path}
-
-
-def _check_options(path, options):
-    for name in opts.of_the_run():
-        if name in options and not opts.fits(name, options[name]):
-            value = shown(options[name])
-            raise InputError(f"{path} is no checkpoint of this program: its -{name} is {value}")
+    return {**schema.read(path), "file": path}
 
 
 def _read_pointer(path):
@@ -184,21 +167,20 @@ def _pointer_field(folder, name):
     return checkpoint.get(name, checkpoint["options"].get(name))
 
 
-def saved_replicas(opt):
-    """The -nGPU of the checkpoint in -resume; where there is none, the command line's."""
-    found = _pointer_field(opt.resume, "nGPU")
-    return found if opts.fits("nGPU", found) else opt.nGPU
+def saved_replicas(folder):
+    """The -nGPU of the checkpoint in a folder; None where there is none."""
+    return _pointer_field(folder, "nGPU")
 
 
-def _restarted_by_agent(opt):
-    """Whether a torchrun agent restarted this run: then -save holds its own checkpoints."""
-    if not opt.agents:
+def restarted(folder, agents):
+    """Whether one of these torchrun agents, who began the run in this folder, restarted it."""
+    if not agents:
         return False
     saved = None
     if group.rank() == 0:
-        saved = _pointer_field(opt.save, "agents")
+        saved = _pointer_field(folder, "agents")
     saved = group.all_gather(saved)[0]
-    return isinstance(saved, list) and any(agent in saved for agent in opt.agents)
+    return isinstance(saved, list) and any(agent in saved for agent in agents)
 
 
 def _torch7(path):
@@ -223,42 +205,22 @@ def _torch7_state(path, model):
         raise InputError(f"{path} is no checkpoint of the original program: its dfdx {fault}")
     options = {name: fields.get(name) for name in ("momentum", "weightDecay")}
     options = {n: float(v) if type(v) is int else v for n, v in options.items()}
-    _check_options(path, options)
     # the order of the net's parameters is Torch7's; that of the entries of a file may be any
     momentum = torch7.split(fields["dfdx"], models.load_file(model).state_dict())
     return {"best": (math.inf, math.inf), "momentum": momentum, "options": options, "file": path}
 
 
-def _adopt_options(opt, saved, options):
-    """Set the checkpoint's options that are not given; print those that differ."""
-    adopted = []
-    for name in opts.of_the_run(options):
-        if name in saved and not opts.fits(name, saved[name], options):
-            value = f"{saved[name]!r:.80}"
-            raise InputError(f"{opt.resume} holds no checkpoint of this program: -{name} {value}")
-        ours, theirs = getattr(opt, name), saved.get(name, getattr(opt, name))
-        if name not in opt.given:
-            setattr(opt, name, theirs)
-            opt.adopted |= {name} & saved.keys()
-            if ours != theirs:
-                adopted.append(f"-{name} {opts.value_text(theirs)}")
-        elif ours != theirs and name not in opts.OF_THE_NET.values():  # opts.follow_net names these
-            instead = f"in place of the checkpoint's {opts.value_text(theirs)}"
-            note(f"=> -{name} {opts.value_text(ours)} as given, {instead}")
-    if adopted:
-        note(f"=> from the checkpoint: {' '.join(adopted)}")
+def optim_state(file, model, without_classifier):
+    """The state in -optimState for the net in the file `model`, or None for "none".
 
-
-def optim_state(opt):
-    """The state in -optimState, or None; without momentum for a classifier that is replaced."""
-    if opt.optimState == "none":
+    without_classifier: leave out its momentum, because the classifier is replaced.
+    """
+    if file == "none":
         return None
-    if model_files.is_t7(opt.optimState):
-        found = _torch7_state(opt.optimState, opt.retrain)
-    else:
-        found = _read_state(opt.optimState)
+    found = _torch7_state(file, model) if model_files.is_t7(file) else _read_state(file)
+    opts.saved_options(found)  # checks them
     for name in ("position", "data"):  # of another run
         found.pop(name, None)
-    if opt.resetClassifier:
+    if without_classifier:
         found["momentum"] = {k: v for k, v in found["momentum"].items() if not k.startswith("fc.")}
     return found

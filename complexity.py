@@ -24,15 +24,17 @@ import opts
 from runtime import command
 from runtime.errors import InputError
 
-USAGE = """Usage: complexity.py [options]
+HEAD = """Usage: complexity.py [options]
 
-Parameters, multiply-adds and activations of the net that main.py would train with these options
-(main.py -help lists them), or with -retrain FILE of the net in a file. Images for ImageNet's nets
-have -testCrop pixels a side; those for a FILE are as large as it says, unless -dataset, -data or
--testCrop is given. Without -nClasses and -data these nets have 1000 classes. Of a detector, a file
-of detect.py, the parts are listed.
+Parameters, multiply-adds and activations of the net that main.py would train with these options, or
+with -retrain FILE of the net in a file. Images for ImageNet's nets have -testCrop pixels a side;
+those for a FILE are as large as it says, unless -dataset, -data or -testCrop is given. Without
+-nClasses and -data these nets have 1000 classes. Of a detector, a file of detect.py, the parts are
+listed.
 
-Without options: the paper's tables of sizes, ours beside them."""
+Without options: the paper's tables of sizes, ours beside them.
+
+Options:"""
 
 
 def _row(depth, c, d, parameters="", flops=""):
@@ -107,47 +109,44 @@ class Stage(NamedTuple):
 def main(argv=None):
     """Print the complexity of the net that the options ask for, or of the paper's nets."""
     argv = sys.argv[1:] if argv is None else list(argv)
-    if any(word in ("-h", "-help", "--help") for word in argv):
-        print(USAGE)
-        return
     if not argv:
         print_paper()
         return
-    opt = opts.parse(argv, "complexity.py", data=False)
+    opt = opts.parse(argv, "complexity.py", HEAD, data=False)
     with command.one_sentence("complexity.py"):
         if print_detector(opt.retrain):
             return
-        net = build(opt)
+        net, opt = build(opt)
         size = side(opt, net)
     title = f"One image of {size} x {size} pixels (a multiply-add is 2 FLOPs)"
     print_net(title, stages(net, layers(net, size)))
 
 
-def build(opt):
-    """The net of these options, on the meta device."""
+def build(start):
+    """The net of these options, on the meta device, and its options."""
     import torch
 
     import checkpoints
     import models
 
     with contextlib.redirect_stdout(io.StringIO()):  # the lines that a run prints
-        complete = functools.partial(opts.complete, data=False)
-        checkpoint = checkpoints.latest(opt, complete=complete)
-        file = checkpoint["modelFile"] if checkpoint else opt.retrain
-        if file == "none":
+        checkpoint = checkpoints.latest(start.resume)
+        net = models.from_file(checkpoint, start.retrain)
+        opt = opts.settle(start.given, checkpoint, net and net.config)
+        opts.check(opt, data=False)
+        if net is None:
             with torch.device("meta"):
-                return models.build(opt, classes(opt))
-        net = models.load_file(file)
+                return models.build(opt, classes(opt)), opt
         if opt.resetClassifier and not checkpoint:
             models.reset_classifier(net, classes(opt))
-        return net.to("meta")
+        return net.to("meta"), opt
 
 
 def classes(opt):
     """The number of classes: -nClasses, or that of the data, or 1000 for ImageNet without data."""
     import datasets
 
-    if opt.nClasses or (opt.dataset == "imagenet" and not opt.data):
+    if opt.nClasses or (opt.dataset == "imagenet" and opt.source("data") == "recipe"):
         return opt.nClasses or 1000
     return len(datasets.module(opt.dataset).classes(opt))
 
@@ -161,7 +160,8 @@ def side(opt, net=None):
     import datasets
 
     from_file = hasattr(net, "input_spec")
-    if from_file and not (opt.given | opt.adopted) & {"dataset", "data", "testCrop"}:
+    named = {opt.source(name) for name in ("dataset", "data", "testCrop")}
+    if from_file and not named & {"given", "checkpoint"}:
         if net.input_spec and "crop" in net.input_spec:
             return net.input_spec["crop"]
         return 32 if net.config.get("stem") == "cifar" else opt.testCrop
@@ -320,7 +320,7 @@ def print_table_8():
     config = {name: RECIPES["coco", False][name] for name in ("anchors", "scale", "largest")}
     config |= {name: RECIPES["coco", False][name] for name in ("regions", "proposals", "pool")}
     for place, (name, options, *_) in enumerate(TABLE_8):
-        net = build(opts.parse(options.split(), "complexity.py", data=False))
+        net, _ = build(opts.parse(options.split(), "complexity.py", HEAD, data=False))
         net.input_spec = {"largest": 1, "mean": (0, 0, 0), "std": (1, 1, 1)}
         with torch.device("meta"):
             names = [str(i) for i in range(COCO_CLASSES)]
@@ -341,8 +341,8 @@ def print_table_8():
 @functools.cache  # some nets are in several tables
 def _measured(options):
     """(layers, stages) of the net that a string of options asks for."""
-    opt = opts.parse(options.split(), "complexity.py", data=False)
-    net = build(opt)
+    opt = opts.parse(options.split(), "complexity.py", HEAD, data=False)
+    net, opt = build(opt)
     measured = layers(net, side(opt))
     return measured, stages(net, measured)
 

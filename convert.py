@@ -9,9 +9,8 @@ import io
 import os
 import sys
 
-import opts
 from models.depths import BOTTLENECKS
-from runtime import command, regular_files
+from runtime import command, options, regular_files
 from runtime.errors import InputError
 
 EXTENSIONS = (".pth", ".safetensors", ".t7", ".onnx", ".pt2")
@@ -43,10 +42,10 @@ def parse(argv):
     """IN, OUT, and the form or None. -help and wrong options exit."""
     words = []
     check = functools.partial(_checked, words)
-    return opts.command_line(argv, "convert.py", HEAD, OPTIONS, check, words)
+    return options.parse(argv, "convert.py", HEAD, OPTIONS, check, words)
 
 
-def _checked(words, opt):
+def _checked(words, given):
     if len(words) != 2:
         raise InputError("give two files, convert.py IN OUT (see -help)")
     source, target = regular_files.model_file(words[0]), words[1]
@@ -54,7 +53,7 @@ def _checked(words, opt):
         raise InputError(f"{target} should end in one of {', '.join(EXTENSIONS)}")
     if os.path.realpath(source) == os.path.realpath(target):
         raise InputError(f"IN and OUT are the same file, {source}: give another OUT")
-    return source, target, opt.form or None
+    return source, target, given.get("form") or None
 
 
 def convert(source, target, form=None):

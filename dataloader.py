@@ -25,8 +25,16 @@ import torch
 from torch.utils import data
 
 import datasets
-from datasets import workers
 from datasets.draws import permutation, table
+from datasets.workers import (
+    PREFETCH,
+    BatchReader,
+    EpochSampler,
+    SharedBatch,
+    advice,
+    image_name,
+    init_worker,
+)
 from parallel import group, signals
 from parallel.replicas import split, split_sizes
 from runtime import threads
@@ -42,10 +50,21 @@ LAYOUT = torch.channels_last  # the model's too (models/__init__.py)
 
 def create(opt, device):
     """The loaders of both splits, (train, val)."""
-    splits = group.rank_0_first(lambda: datasets.create(opt))
-    return tuple(
-        DataLoader(dataset, opt, split, device) for dataset, split in zip(splits, ("train", "val"))
+    train, val = group.rank_0_first(lambda: datasets.create(opt))
+    both = {"batch_size": opt.batchSize, **settings(opt, device)}
+    crops = 10 if opt.tenCrop else 1
+    return (
+        DataLoader(train, device, training=True, **both),
+        DataLoader(val, device, training=False, crops=crops, **both),
     )
+
+
+def settings(opt, device):
+    """The arguments of DataLoader that are the same for all loaders of a run."""
+    return {
+        **{"seed": opt.manualSeed, "replicas": opt.nGPU, "workers": opt.nThreads},
+        **{"dtype": Precision(opt.precision, device).dtype, "skip_corrupt": opt.skipCorrupt},
+    }
 
 
 @contextlib.contextmanager
@@ -90,12 +109,29 @@ class Batch(NamedTuple):
 class DataLoader:
     """Yields the batches of one split."""
 
-    def __init__(self, dataset, opt, split, device):
-        self.dataset, self.opt, self.device = dataset, opt, device
-        self.training = split == "train"
-        self.crops = 10 if opt.tenCrop and not self.training else 1
-        self.batch_size = max(1, opt.batchSize // self.crops)  # in images, not in crops
-        self.dtype = Precision(opt.precision, device).dtype
+    def __init__(
+        self,
+        dataset,
+        device,
+        *,
+        training,
+        batch_size,
+        seed=0,
+        replicas=1,
+        workers=0,
+        dtype=torch.float32,
+        crops=1,
+        skip_corrupt=False,
+    ):
+        """training: shuffle, and cut each batch into `replicas` slices.
+
+        batch_size: in crops, `crops` of each image. workers: on this machine, as -nThreads.
+        skip_corrupt: leave out images that cannot be read, which are an error otherwise.
+        """
+        self.dataset, self.device, self.training = dataset, device, training
+        self.seed, self.replicas, self.dtype = seed, replicas, dtype
+        self.crops, self.skip_corrupt, self.threads = crops, skip_corrupt, workers
+        self.batch_size = max(1, batch_size // crops)  # in images, not in crops
         self.in_memory = hasattr(dataset, "augment")
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
         self.advised = None  # the line on -nThreads, once it was printed
@@ -103,21 +139,21 @@ class DataLoader:
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
-            self.sampler, self.processes, self.mapped = workers.EpochSampler(), [], {}
-            # -nThreads counts a machine's workers, as in the Lua, which had one process
-            count = math.ceil(opt.nThreads / group.local_world_size())
+            self.sampler, self.processes, self.mapped = EpochSampler(), [], {}
+            # workers are counted by machine, as in the Lua, which had one process
+            count = math.ceil(workers / group.local_world_size())
             # of each worker: its process id, and the index of the image that it is reading or -1
             with _shared_memory():
                 self.current = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
-                workers.BatchReader(dataset, opt, self.current),
+                BatchReader(dataset, seed, self.current),
                 sampler=self.sampler,
                 batch_size=None,  # the sampler gives whole batches
                 num_workers=count,
-                prefetch_factor=workers.PREFETCH if count else None,
+                prefetch_factor=PREFETCH if count else None,
                 pin_memory=device.type == "cuda",
-                persistent_workers=opt.nThreads > 0,
-                worker_init_fn=workers.init_worker,
+                persistent_workers=workers > 0,
+                worker_init_fn=init_worker,
             )
 
     def size(self):
@@ -127,7 +163,7 @@ class DataLoader:
     def run(self, epoch, start=0, stop=None):
         """Yield the epoch's batches [start:stop], each as a Batch."""
         size = self.dataset.size()
-        order = permutation(self.opt.manualSeed, epoch, size) if self.training else np.arange(size)
+        order = permutation(self.seed, epoch, size) if self.training else np.arange(size)
         batches = [order[i : i + self.batch_size] for i in range(0, size, self.batch_size)]
         shards = [self._shard(indices) for indices in batches[start:stop]]
         load = self._from_memory if self.in_memory else self._from_workers
@@ -137,8 +173,8 @@ class DataLoader:
         """This rank's part of a batch's indices, and every rank's slice sizes."""
         count = len(indices)
         if self.training:
-            sizes = split_sizes(count, self.opt.nGPU)
-            slices = [sizes[replicas] for replicas in split(self.opt.nGPU, group.world_size())]
+            sizes = split_sizes(count, self.replicas)
+            slices = [sizes[replicas] for replicas in split(self.replicas, group.world_size())]
         else:
             slices = [[s.stop - s.start] for s in split(count, group.world_size())]
         start = sum(map(sum, slices[: group.rank()]))
@@ -154,7 +190,7 @@ class DataLoader:
                 continue
             uniforms = None
             if self.training:
-                uniforms = table(self.opt.manualSeed, epoch, indices, self.dataset.draws)
+                uniforms = table(self.seed, epoch, indices, self.dataset.draws)
                 uniforms = self._array_to_device(uniforms)
             # on the CPU 5 times as fast as self.images[on_device]
             images = self.images.index_select(0, on_device)
@@ -175,9 +211,9 @@ class DataLoader:
             for place, reason in unreadable:
                 if place is None:
                     raise InputError(reason)
-                if not self.opt.skipCorrupt:
+                if not self.skip_corrupt:
                     raise InputError(f"{reason}; mend or remove it, or give -skipCorrupt true")
-            if self.opt.skipCorrupt:
+            if self.skip_corrupt:
                 slices = self._skip(unreadable, slices)
             self.odd += odd
             input = self._keep_mapped(input) if len(target) else self._placeholder()
@@ -191,7 +227,7 @@ class DataLoader:
         torch maps a shared buffer again for each batch unless it is still in use. The page faults
         of mapping take longer than a copy.
         """
-        if not isinstance(input, workers.SharedBatch):
+        if not isinstance(input, SharedBatch):
             return input
         self.mapped[input.shared.untyped_storage().data_ptr()] = input.shared
         return input.shared if input.pinned is None else input.pinned
@@ -243,7 +279,7 @@ class DataLoader:
     def _death_message(self, ended):
         """One sentence about workers that died. `ended`: process id -> exit code."""
         images = [
-            workers.image_name(self.dataset, index)
+            image_name(self.dataset, index)
             for pid, index in self.current.tolist()
             if pid in ended and index >= 0
         ]
@@ -281,8 +317,8 @@ class DataLoader:
         """Print a line if the epoch waited for data and more workers would help; once a run."""
         if self.in_memory or self.advised:
             return
-        idle = threads.cores() - self.opt.nThreads - group.local_world_size()
-        self.advised = workers.advice(epoch, self.opt.nThreads, idle, seconds, waited)
+        idle = threads.cores() - self.threads - group.local_world_size()
+        self.advised = advice(epoch, self.threads, idle, seconds, waited)
         if self.advised:
             note(self.advised)
 

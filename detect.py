@@ -3,8 +3,6 @@
 Files, resuming, replicas, processes and signals are main.py's, by the same code.
 """
 
-import copy
-import functools
 import os
 import re
 import sys
@@ -13,9 +11,9 @@ import opts
 from main import replicas
 from parallel import launch
 from parallel.guard import guard
-from runtime import memory, output_files, regular_files, threads
+from runtime import memory, options, output_files, regular_files, threads
 from runtime.errors import InputError
-from runtime.option_kinds import LONGEST
+from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
 
 HEAD = """Usage: detect.py -retrain CLASSIFIER [options]
        detect.py DETECTOR -show PHOTO [options]
@@ -45,24 +43,24 @@ OPTIONS = (
     ("val",           "val2017",   str,          None, "Validation images, likewise"),
     ("trainImages",   "",          str,          None, "Folder of the training images (none: by -train)"),
     ("valImages",     "",          str,          None, "Folder of the validation images (none: by -val)"),
-    ("shared",        False,       opts.boolean, None, "One net, both losses in one step (false: the paper's two)"),
-    ("rpnBatchSize",  0,           opts.whole,   0,    "Images of an iteration of the RPN step"),
-    ("rpnLR",         0.0,         opts.real,    0,    "Learning rate of the RPN step"),
-    ("rpnIterations", (),          opts.series,  None, "Where its rate drops x0.1; at the last it ends"),
-    ("batchSize",     0,           opts.whole,   0,    "Images of an iteration of Fast R-CNN, or of -shared"),
-    ("LR",            0.0,         opts.real,    0,    "Learning rate of Fast R-CNN, or of -shared"),
-    ("iterations",    (),          opts.series,  None, "Where its rate drops x0.1; at the last it ends"),
-    ("warmup",        -1,          opts.whole,   -1,   "Iterations in which the rate of a step rises (-1: the recipe's)"),
-    ("epochSize",     0,           opts.whole,   0,    "Iterations from one test to the next (0: a pass over the images)"),
-    ("regions",       0,           opts.whole,   0,    "Regions of an image in training"),
-    ("anchors",       (),          opts.series,  None, "Sides of the anchors in pixels"),
-    ("scale",         0,           opts.whole,   SIDES, "Shorter side of an image in pixels"),
-    ("largest",       0,           opts.whole,   SIDES, "Its longer side at most"),
-    ("freeze",        -1,          opts.whole,   -1,   "Stages that stay as they are, the first layers among them"),
-    ("recomputeBN",   0,           opts.whole,   0,    "Batches of classification data to re-estimate batch norm over first"),
+    ("shared",        False,       boolean, None, "One net, both losses in one step (false: the paper's two)"),
+    ("rpnBatchSize",  0,           whole,   0,    "Images of an iteration of the RPN step"),
+    ("rpnLR",         0.0,         real,    0,    "Learning rate of the RPN step"),
+    ("rpnIterations", (),          series,  None, "Where its rate drops x0.1; at the last it ends"),
+    ("batchSize",     0,           whole,   0,    "Images of an iteration of Fast R-CNN, or of -shared"),
+    ("LR",            0.0,         real,    0,    "Learning rate of Fast R-CNN, or of -shared"),
+    ("iterations",    (),          series,  None, "Where its rate drops x0.1; at the last it ends"),
+    ("warmup",        -1,          whole,   -1,   "Iterations in which the rate of a step rises (-1: the recipe's)"),
+    ("epochSize",     0,           whole,   0,    "Iterations from one test to the next (0: a pass over the images)"),
+    ("regions",       0,           whole,   0,    "Regions of an image in training"),
+    ("anchors",       (),          series,  None, "Sides of the anchors in pixels"),
+    ("scale",         0,           whole,   SIDES, "Shorter side of an image in pixels"),
+    ("largest",       0,           whole,   SIDES, "Its longer side at most"),
+    ("freeze",        -1,          whole,   -1,   "Stages that stay as they are, the first layers among them"),
+    ("recomputeBN",   0,           whole,   0,    "Batches of classification data to re-estimate batch norm over first"),
     ("bnData",        "imagenet",  str,          None, "That data: a folder as main.py's -data (for digits: none)"),
     ("show",          "",          str,          None, "Draw what is found in this photo; for digits also the number of a test scene"),
-    ("minScore",      0.5,         opts.real,    0,    "Draw what has this score or more"),
+    ("minScore",      0.5,         real,    0,    "Draw what has this score or more"),
     ("out",           "",          str,          None, "The picture of -show; the results (.json) of -testOnly"),
 )
 
@@ -102,39 +100,60 @@ def main(argv=None):
     opt = parse(argv)
     threads.spin_briefly()
 
-    count = 1 if opt.show else launch.processes(opt, replicas(opt))
+    asked = opt.given.get("nProcs")
+    count = 1 if opt.show else launch.processes(asked, replicas(opt))
     if count > 1:
         sys.exit(launch.run("detect.py", argv, count, None if opt.testOnly else opt.save))
     run(opt, argv, ends_process)
 
 
 def parse(argv):
-    """The options; exits after -help or an error in the options."""
+    """The options, settled and checked; -help or one sentence of error exits.
+
+    With -resume this is a first look, without checks: the rest depends on the checkpoint.
+    """
     words = []
-    check = functools.partial(_check, words)
-    return opts.command_line(argv, "detect.py", HEAD, OPTIONS, check, words)
 
-
-def _check(words, opt):
-    """`complete` the options; of a run that resumes later, when its checkpoint has been read."""
-    if len(words) > 1:
-        raise InputError(f"unexpected word {words[1]!r}: one detector at a time")
-    if words:
-        if "retrain" in opt.given:
+    def first_look(given):
+        if len(words) > 1:
+            raise InputError(f"unexpected word {words[1]!r}: one detector at a time")
+        if words and "retrain" in given:
             raise InputError("give the detector as a word or as -retrain, not both")
-        opt.retrain = words[0]
-    opt.adopted = frozenset()  # names of options that are the checkpoint's
-    opt.nClasses, opt.tenCrop = 0, False  # main.py's, which datasets/ and dataloader.py read
-    if opt.show:
-        return _complete_show(opt)
-    if opt.resume == "none":
-        return complete(opt)
-    if "save" not in opt.given:
-        opt.save = opt.resume
-    return opt
+        opt = settle({**given, "retrain": words[0]} if words else given)
+        if opt.show:
+            _check_show(opt)
+        elif opt.resume == "none":
+            check(opt)
+        return opt
+
+    return options.parse(argv, "detect.py", HEAD, OPTIONS, first_look, words)
 
 
-def _complete_show(opt):
+def settle(given, checkpoint=None):
+    """The options of a run, read-only, as opts.settle: given, the checkpoint's, the recipe's."""
+    if "retrain" in given:
+        given = {**given, "retrain": regular_files.model_file(given["retrain"])}
+    if given.get("save") == "none":
+        raise InputError(
+            "-save none is reserved; to save to a folder called none, give -save ./none"
+        )
+    default, saved = options.defaults(OPTIONS), opts.saved_options(checkpoint, OPTIONS)
+    known = Options(given=given, checkpoint=saved, default=default)
+    recipe = {
+        **RECIPES[known.dataset, known.shared],
+        "data": known.dataset if known.dataset == "coco" else "",
+        "save": known.save if known.resume == "none" else known.resume,
+    }
+
+    def decided(layer):  # 0 and the like mean that the recipe decides
+        blank = {name for name in recipe if name in layer and layer[name] == default.get(name)}
+        return {name: value for name, value in layer.items() if name not in blank - {"save"}}
+
+    saved = saved and decided(saved)
+    return Options(given=decided(given), checkpoint=saved, recipe=recipe, default=default)
+
+
+def _check_show(opt):
     if opt.retrain == "none":
         raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
     _check_retrain(opt)
@@ -142,22 +161,17 @@ def _complete_show(opt):
         regular_files.check(opt.show, " (-show)")
     if opt.out:
         output_files.check(opt.out, (".png", ".jpg", ".jpeg"), "out")
-    return opt
 
 
 def _check_retrain(opt):
     if opt.retrain != "none" and not opt.retrain.startswith("torchvision:"):
-        opt.retrain = regular_files.model_file(opt.retrain)
         regular_files.check(opt.retrain, " (-retrain)")
 
 
-def complete(opt, resumed=False):
-    """Fill in the recipe's defaults and refuse what cannot work; once more does no harm.
-
-    resumed: there is a checkpoint, whose options `opt` has.
-    """
+def check(opt):
+    """Refuse what cannot work together."""
     _check_retrain(opt)
-    if opt.retrain == "none" and not resumed:
+    if opt.retrain == "none" and "checkpoint" not in opt.layers:
         raise InputError("give the classifier to begin with: -retrain model_best.pth")
     if opt.momentum == 0:
         raise InputError("-momentum 0: a checkpoint holds a momentum to go on with; give e.g. 0.9")
@@ -167,22 +181,15 @@ def complete(opt, resumed=False):
         output_files.check(opt.out, (".json",), "out")
     if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):
         raise InputError("-bnData is for -recomputeBN N with -dataset coco: leave it out")
-    defaults = {row[0]: row[1] for row in OPTIONS}
-    for name, value in RECIPES[opt.dataset, opt.shared].items():
-        known = name in opt.given | opt.adopted
-        if not known or getattr(opt, name) == defaults[name]:
-            setattr(opt, name, value)
-    if opt.dataset == "coco":
-        opt.data = opt.data or "coco"
-        if not os.path.isdir(opt.data):
-            raise InputError(
-                f"missing data directory {opt.data!r}: give -data DIR, in COCO's layout"
-            )
-    return opt
+    if opt.dataset == "coco" and not os.path.isdir(opt.data):
+        raise InputError(f"missing data directory {opt.data!r}: give -data DIR, in COCO's layout")
 
 
-def run(opt, argv, ends_process):
-    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run."""
+def run(start, argv, ends_process):
+    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run.
+
+    start: the options of `argv`, without what a checkpoint says.
+    """
     import torch
 
     import checkpoints
@@ -197,16 +204,22 @@ def run(opt, argv, ends_process):
     from runtime.terminal import Terminal
     from storage.run_folder import RunFolder
 
-    if opt.show:
-        show.photo(opt)
+    if start.show:
+        show.photo(start)
         return
     scores.implementation()  # if it is missing, that is said before the training
     device = group.join()
     if device.type == "cpu":
         memory.keep_freed()
 
-    with Terminal(opt.progress), RunFolder(opt) as folder:  # from here on no other run writes there
-        checkpoint = checkpoints.latest(opt, OPTIONS, complete)
+    # from here on no other run writes to the folder
+    with Terminal(start.progress), RunFolder(start.save, not start.testOnly) as folder:
+        agents = group.agents()
+        resume = start.save if checkpoints.restarted(start.save, agents) else start.resume
+        checkpoint = checkpoints.latest(resume)
+        opt = settle({**start.given, "resume": resume}, checkpoint)
+        check(opt)
+        opts.report_saved(opt)
         torch.manual_seed(opt.manualSeed)
         streams, val_loader = data(opt, device)
         model = setup(opt, checkpoint, val_loader.dataset, device)
@@ -226,7 +239,7 @@ def run(opt, argv, ends_process):
         images = dataloader.fingerprints([streams[-1].loader, val_loader])
         trainer = Trainer(model, opt, device, streams, checkpoint, reporter, interrupts, images)
 
-        folder.begin(checkpoint, model, device)
+        folder.begin(opt, checkpoint, model, device, agents)
         first = checkpoint["epoch"] + 1 if checkpoint else 1
         with interrupts:
             group.barrier()  # from here on every process hears signals
@@ -245,18 +258,20 @@ def data(opt, device):
     from parallel import group
 
     train, val = group.rank_0_first(lambda: sources.create(opt))
-    val_loader = dataloader.DataLoader(val, opt, "val", device)
+    settings = dataloader.settings(opt, device)
+    val_loader = dataloader.DataLoader(
+        val, device, training=False, batch_size=opt.batchSize, **settings
+    )
     if opt.testOnly:
         return [], val_loader
     steps = [Step("shared", opt.LR, opt.iterations, opt.batchSize, opt.warmup)]
     if not opt.shared:
         rpn = Step("rpn", opt.rpnLR, opt.rpnIterations, opt.rpnBatchSize, opt.warmup)
         steps = [rpn, steps[0]._replace(name="fast")]
-    loaders = []
-    for step in steps:
-        own = copy.copy(opt)
-        own.batchSize = step.batch
-        loaders.append(dataloader.DataLoader(train, own, "train", device))
+    loaders = [
+        dataloader.DataLoader(train, device, training=True, batch_size=step.batch, **settings)
+        for step in steps
+    ]
     return schedule.streams(steps, loaders, opt.epochSize), val_loader
 
 
@@ -267,11 +282,14 @@ def setup(opt, checkpoint, images, device):
     import models
     from detection import files
     from runtime.precision import Precision
-    from runtime.terminal import say
+    from runtime.terminal import note, say
 
     names = images.source.names
     settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
-    models.set_backend(opt, one_size=False)
+    if opt.backend == "cunn":
+        note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
+    # images have many sizes, for each of which cuDNN would time its algorithms again
+    models.set_backend(opt.given.get("cudnn", "default"), opt.precision)
     if checkpoint is not None:
         say(f"=> Resuming model from {checkpoint['modelFile']}")
         saved, model = None, files.load(checkpoint["modelFile"], **settings)
@@ -317,7 +335,7 @@ def refuse_fixed(opt, model, before):
     for name, value in fixed.items():
         if name in opt.given and getattr(opt, name) != value:
             raise InputError(
-                f"-{name} {opts.value_text(getattr(opt, name))}: only a run that begins with a "
+                f"-{name} {value_text(getattr(opt, name))}: only a run that begins with a "
                 "classifier can have it; leave it out"
             )
 
@@ -331,15 +349,16 @@ def recompute(opt, net, device):
     from parallel.signals import Interrupts
     from runtime.precision import Precision
 
-    own = copy.copy(opt)
-    own.dataset, own.data = ("digits", "") if opt.dataset == "digits" else ("imagenet", opt.bnData)
-    own.batchSize, own.testScale, own.testCrop = 32 * opt.nGPU, 256, 224
-    opts.check_dataset(own)
+    given = {"dataset": "digits"} if opt.dataset == "digits" else {"data": opt.bnData}
+    own = opts.settle({**given, "gen": opt.gen, "manualSeed": opt.manualSeed})
     opts.check_folder(own)
     train, _ = group.rank_0_first(lambda: datasets.create(own))
     batchnorm.check_input(net, train, own.dataset)
-    loader = dataloader.DataLoader(train, own, "train", device)
     precision = Precision(opt.precision, device)
+    settings = dataloader.settings(opt, device)
+    loader = dataloader.DataLoader(
+        train, device, training=True, batch_size=32 * opt.nGPU, **settings
+    )
     net.to(device, precision.dtype, memory_format=dataloader.LAYOUT).train()
     batchnorm.recompute(net, loader, 1, opt.recomputeBN, precision, Interrupts())
     group.broadcast(net.buffers())

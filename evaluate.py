@@ -4,17 +4,17 @@ The tests of the paper's Tables 5 and 6, for model files of any kind. Every imag
 any number of processes.
 """
 
-import functools
 import importlib.util
 import os
 import sys
 
+import datasets
 import opts
 from parallel import launch
 from parallel.guard import guard
-from runtime import memory, output_files, regular_files, threads
+from runtime import memory, options, output_files, regular_files, threads
 from runtime.errors import InputError
-from runtime.option_kinds import LONGEST
+from runtime.options import LONGEST, Options, boolean, series, whole
 
 HEAD = """Usage: evaluate.py MODEL... [options]
 
@@ -33,18 +33,25 @@ _SHARED = (
     *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
 )
 LENGTHS = range(LONGEST + 1)
+
+
+def files(text):
+    """The kind of an option with several files, separated by commas."""
+    return tuple(text.split(","))
+
+
 # fmt: off
 OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),
-    ("testScale",   0,     opts.whole,   LENGTHS, "Shorter side of the test image (0: as the model says)"),
-    ("testCrop",    0,     opts.whole,   LENGTHS, "Side of the crop of the test image (0: as the model says)"),
-    ("dense",       (),    opts.series,  None, "Test whole images at these scales: 224,256,288,320,352"),
-    ("flip",        False, opts.boolean, None, "Test the mirror images as well"),
+    ("testScale",   0,     whole,   LENGTHS, "Shorter side of the test image (0: as the model says)"),
+    ("testCrop",    0,     whole,   LENGTHS, "Side of the crop of the test image (0: as the model says)"),
+    ("dense",       (),    series,  None, "Test whole images at these scales: 224,256,288,320,352"),
+    ("flip",        False, boolean, None, "Test the mirror images as well"),
     ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
-    ("recomputeBN", 0,     opts.whole,   0,    "Batches to re-estimate batch norm over first (0: no)"),
+    ("recomputeBN", 0,     whole,   0,    "Batches to re-estimate batch norm over first (0: no)"),
     ("predictions", "",    str,          None, "Write each image's five best classes: FILE.csv"),
     ("classErrors", "",    str,          None, "Write the errors by class: FILE.csv"),
-    ("confusion",   "",    str,          None, "Write the confusion matrix: FILE.csv, .png, .svg, or several: a.csv,a.png"),
+    ("confusion",   (),    files,        None, "Write the confusion matrix: FILE.csv, .png, .svg, or several: a.csv,a.png"),
 )
 # fmt: on
 
@@ -54,13 +61,12 @@ def main(argv=None):
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
     threads.spin_briefly()
-    count = launch.available(opt)
+    count = launch.available(opt.given.get("nProcs"))
     if count > 1:
         sys.exit(launch.run("evaluate.py", argv, count))
 
     # after the options: -help and option errors do not wait for torch
     import dataloader
-    import datasets
     import models
     from evaluation import classes, ensemble, predictions
     from evaluation.views import Views
@@ -72,12 +78,15 @@ def main(argv=None):
     device = group.join()
     if device.type == "cpu":
         memory.keep_freed()
-    models.set_backend(opt, one_size=not opt.dense)
+    # -dense: many sizes, for each of which cuDNN would time its algorithms again
+    cudnn = opt.given.get("cudnn", "default") if opt.dense else opt.cudnn
+    models.set_backend(cudnn, opt.precision)
     precision = Precision(opt.precision, device)
     nets = [ensemble.load(source, precision) for source in opt.models]
 
-    train, val = group.rank_0_first(lambda: datasets.create(opt))
-    data = list(datasets.module(opt.dataset).classes(opt))
+    trained = as_trained(opt)
+    train, val = group.rank_0_first(lambda: datasets.create(trained))
+    data = list(datasets.module(opt.dataset).classes(trained))
     names = [classes.outputs(source, net, data) for source, net in zip(opt.models, nets)]
     listed = opt.classes or None
     tested = classes.read(listed) if listed else names[0]
@@ -86,13 +95,19 @@ def main(argv=None):
     columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]
     indices, targets = classes.targets(val, data, tested, listed)
 
+    settings = {
+        **{"workers": opt.nThreads, "dtype": precision.dtype, "skip_corrupt": opt.skipCorrupt},
+        **{"seed": 0, "replicas": 1},
+    }
     if opt.recomputeBN:
-        loader = dataloader.DataLoader(train, opt, "train", device)
+        loader = dataloader.DataLoader(
+            train, device, training=True, batch_size=opt.batchSize, **settings
+        )
         ensemble.recompute(nets, loader, opt, precision)
     views = [ensemble.views(net, val, opt) for net in nets]
     images = Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
-    opt.batchSize = max(1, opt.batchSize // images.crops())
-    loader = dataloader.DataLoader(images, opt, "val", device)
+    size = max(1, opt.batchSize // images.crops())  # in images
+    loader = dataloader.DataLoader(images, device, training=False, batch_size=size, **settings)
     members = [
         ensemble.Member(
             folded(net, precision.mixed),
@@ -112,39 +127,47 @@ def main(argv=None):
 
 
 def parse(argv):
-    """The options, with the models in `opt.models`; exits after -help or an error in the options."""
+    """The options, with the models in `opt.models`; -help or one sentence of error exits."""
     words = []
-    check = functools.partial(_check, words)
-    return opts.command_line(argv, "evaluate.py", HEAD, OPTIONS, check, words)
+
+    def settle(given):
+        if not words:
+            raise InputError("give a model: evaluate.py MODEL... [options] (-help says more)")
+        given = {name: value for name, value in given.items() if value or name != "data"}
+        recipe = {"data": "imagenet" if given.get("dataset", "imagenet") == "imagenet" else ""}
+        models = {"models": [_model(word) for word in words]}
+        default = options.defaults(OPTIONS)
+        opt = Options(words=models, given=given, recipe=recipe, default=default)
+        check(opt)
+        return opt
+
+    return options.parse(argv, "evaluate.py", HEAD, OPTIONS, settle, words)
 
 
-def _check(words, opt):
-    if not words:
-        raise InputError("give a model: evaluate.py MODEL... [options] (-help says more)")
-    opt.models = [_model(word) for word in words]
-    # scale, crop and ten are of the test; datasets and loader keep the values of training
-    opt.scale, opt.crop, opt.ten = opt.testScale, opt.testCrop, opt.tenCrop
-    opt.testScale, opt.testCrop, opt.tenCrop = 256, 224, False
-    opt.nGPU, opt.manualSeed, opt.backend, opt.testOnly = 1, 0, "cudnn", True
-    opts.check_dataset(opt)
-    if opt.dense and (opt.ten or opt.scale or opt.crop):
+def as_trained(opt):
+    """The options of a dataset as in training: -testScale, -testCrop, -tenCrop are of the test."""
+    return opt.replaced(testScale=256, testCrop=224, tenCrop=False, testOnly=True)
+
+
+def check(opt):
+    """Refuse what cannot work together."""
+    datasets.module(opt.dataset)
+    if opt.dense and (opt.tenCrop or opt.testScale or opt.testCrop):
         raise InputError("-dense tests whole images: leave out -tenCrop, -testScale and -testCrop")
     if opt.dense and opt.dense[-1] not in LENGTHS:  # the scales ascend
         raise InputError(f"-dense {opt.dense[-1]}: scales should be at most {LENGTHS[-1]}")
-    if opt.ten and opt.flip:
+    if opt.tenCrop and opt.flip:
         raise InputError("-tenCrop true has mirror images already: leave out -flip")
     if opt.recomputeBN and opt.batchSize < 2:
         raise InputError("-recomputeBN needs a -batchSize of at least two images")
     if opt.classes:
         regular_files.check(opt.classes, " (-classes)")
-    opts.check_folder(opt)
+    opts.check_folder(as_trained(opt))
     _check_outputs(opt)
-    return opt
 
 
 def _check_outputs(opt):
     """Refuse files that cannot be written, before the test."""
-    opt.confusion = tuple(opt.confusion.split(",")) if opt.confusion else ()
     files = [("predictions", opt.predictions), ("classErrors", opt.classErrors)]
     files = [(option, path) for option, path in files if path]
     for option, path in files:

@@ -15,7 +15,7 @@ def main(argv=None):
     opt = opts.parse(argv)
     threads.spin_briefly()
 
-    count = launch.processes(opt, replicas(opt))
+    count = launch.processes(opt.given.get("nProcs"), replicas(opt))
     if count > 1:
         sys.exit(launch.run("main.py", argv, count, None if opt.testOnly else opt.save))
     run(opt, argv, ends_process)
@@ -27,11 +27,15 @@ def replicas(opt):
         return opt.nGPU
     import checkpoints
 
-    return checkpoints.saved_replicas(opt)
+    found = checkpoints.saved_replicas(opt.resume)
+    return found if opts.fits("nGPU", found) else opt.nGPU
 
 
-def run(opt, argv, ends_process):
-    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run."""
+def run(start, argv, ends_process):
+    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run.
+
+    start: the options of `argv`, without what a checkpoint or a model file says.
+    """
     # not at the top: an error in the options or the help need not wait for torch
     import torch
 
@@ -51,14 +55,22 @@ def run(opt, argv, ends_process):
     if device.type == "cpu":
         memory.keep_freed()
 
-    with Terminal(opt.progress), RunFolder(opt) as folder:  # from here on no other run writes there
+    # from here on no other run writes to the folder
+    with Terminal(start.progress), RunFolder(start.save, not start.testOnly) as folder:
         # Load previous checkpoint, if it exists
-        checkpoint = checkpoints.latest(opt)
+        agents = group.agents()
+        resume = start.save if checkpoints.restarted(start.save, agents) else start.resume
+        checkpoint = checkpoints.latest(resume)
+        model = models.from_file(checkpoint, start.retrain)
+        given = {**start.given, "resume": resume}
+        opt = opts.settle(given, checkpoint, model and model.config)
+        opts.check(opt)
         torch.manual_seed(opt.manualSeed)
 
         # Create model
-        model = models.setup(opt, checkpoint, datasets.module(opt.dataset).classes(opt), device)
-        opts.follow_net(opt, model.config, resumed=checkpoint is not None)
+        classes = datasets.module(opt.dataset).classes(opt)
+        model = models.setup(opt, model, checkpoint, classes, device)
+        opts.report(opt, model.config)
 
         # Data loading
         train_loader, val_loader = loaders = dataloader.create(opt, device)
@@ -71,7 +83,9 @@ def run(opt, argv, ends_process):
         command = opts.resume_command(argv, opt.save)
         interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
         reporter = Reporter(Clock(opt.nEpochs, train_loader.size(), val_loader.size()))
-        state = checkpoint or checkpoints.optim_state(opt)
+        state = checkpoint or checkpoints.optim_state(
+            opt.optimState, opt.retrain, opt.resetClassifier
+        )
         data = dataloader.fingerprints(loaders)
         trainer = Trainer(model, criterion(), opt, device, state, reporter, interrupts, data)
 
@@ -81,7 +95,7 @@ def run(opt, argv, ends_process):
             say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}")
             return
 
-        folder.begin(checkpoint, model, device)
+        folder.begin(opt, checkpoint, model, device, agents)
         first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
         with interrupts:
             group.barrier()  # from here on every process hears signals

@@ -1,24 +1,24 @@
 """The options: one table, the recipes by net and dataset, the cross-checks. Port of opts.lua.
 
-Imports nothing heavy, so that -help and option errors answer at once. Differs from the Lua: names
-may be given with two dashes, values are checked against what exists, and the options of ResNeXt and
-of fb.resnet.torch are one set. Errors are one sentence and exit status 2; 1 where a checkpoint or a
-model had to be read first.
+An option has the first of these values: given on the command line, the checkpoint's, the recipe's,
+the table's default. `settle` says so once; nothing changes an option afterwards. Imports nothing
+heavy, so that -help and option errors answer at once. Differs from the Lua: names may be given with
+two dashes, values are checked against what exists, and the options of ResNeXt and of fb.resnet.torch
+are one set. Errors are one sentence and exit status 2; 1 where a checkpoint or a model had to be
+read first.
 """
 
-import difflib
-import math
 import os
 import shlex
 import sys
-import types
 
 import datasets
 from models import depths
-from runtime import regular_files
+from runtime import options, regular_files
 from runtime.errors import InputError
-from runtime.option_kinds import EXACT, LONGEST, WANTED, boolean, real, series, value_text, whole
-from runtime.terminal import complain, note
+from runtime.foreign import shown
+from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
+from runtime.terminal import note
 
 HEAD = """Usage: main.py [options]
 
@@ -28,7 +28,7 @@ See TRAINING.md for examples
 Options:"""
 
 
-WIDEST = 1 << 14  # channels of all paths in the first stage: nobody's memory holds such a net
+WIDEST = 1 << 14  # widest first stage that we accept, in channels over all paths
 MOST_EPOCHS = 10_000  # each checkpoint holds the log of all; storage/pickles.py reads some 17,000
 PRECISIONS = ("single", "double", "half", "bfloat16", "tf32")
 
@@ -105,63 +105,53 @@ LIKE = {"preresnet": "resnet"}  # all others: resnext
 # Where -netType is not given, one of these makes it resnext, else it is resnet: ResNeXt's published
 # commands all give them, fb.resnet.torch's have none of them.
 OF_RESNEXT = {"cardinality", "baseWidth", "bottleneckType"}
-# Options of one start. All others are the run's: a resumed one has the checkpoint's, unless given.
+# Options that a resumed run does not take from its checkpoint
 OF_A_START = {
     *("gen", "nThreads", "nProcs", "save", "resume", "progress", "testOnly", "epochNumber"),
     *("retrain", "optimState", "resetClassifier", "backend", "shareGradInput"),
 }
-# Of these, not for the command that resumes.
+# Of these, the ones that the command that resumes a run leaves out
 NOT_AGAIN = {"save", "resume", "testOnly", "epochNumber", "retrain", "optimState", "resetClassifier"}
 # What a net's configuration says, under the names of the options
 OF_THE_NET = {
     **{"depth": "depth", "cardinality": "cardinality", "base_width": "baseWidth"},
     **{"bottleneck": "bottleneckType", "shortcut": "shortcutType"},
 }
+# Options whose 0 or empty value means that the recipe decides
+BLANK = {"nEpochs", "netType", "shortcutType", "data"}
 # fmt: on
 
 
-def parse(argv=None, program="main.py", data=True):
-    """Read the command line into the options; print help or one sentence of error and exit.
+def parse(argv=None, program="main.py", head=HEAD, data=True):
+    """The options of a command line, settled and checked; -help or one sentence of error exits.
 
-    Without `data` the run needs none: a folder of images is checked where one is named only.
+    With -resume this is a first look, without checks: the rest depends on the checkpoint. Without
+    `data` the run needs none: a folder of images is checked only where one is named.
     """
+
+    def first_look(given):
+        opt = settle(given)
+        if opt.resume == "none":
+            check(opt, data)
+        return opt
+
     argv = sys.argv[1:] if argv is None else list(argv)
-    return command_line(argv, program, HEAD, OPTIONS, lambda opt: check(opt, data))
+    return options.parse(argv, program, head, OPTIONS, first_look)
 
 
-def command_line(argv, program, head, options, check, words=None):
-    """check(the options in `argv`); help, or one sentence of error, ends the program.
-
-    `head` stands above the table of options in the help. Words that are not of an option are
-    refused, or appended to the list `words`.
-    """
-    if any(word in ("-h", "-help", "--help") for word in argv):
-        print(help_text(head, options), flush=True)
-        sys.exit(0)
-    try:
-        opt = read(argv, options, words)
-        if "save" in opt.given and opt.save == "none":  # which -resume could not name
-            raise InputError("-save none: the word means no folder; -save ./none names one")
-        return check(opt)
-    except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
-            complain(f"{program}: {error}")
-        sys.exit(2)
+def of_the_run(table=OPTIONS):
+    """The names of the options that a resumed run takes from its checkpoint."""
+    return [row[0] for row in table if row[0] not in OF_A_START]
 
 
-def of_the_run(options=OPTIONS):
-    """The names of the options that a resumed run has from its checkpoint."""
-    return [row[0] for row in options if row[0] not in OF_A_START]
-
-
-def resume_command(argv, save, program="main.py", options=OPTIONS):
+def resume_command(argv, save, program="main.py", table=OPTIONS):
     """The command that resumes a run in the folder `save`, which `argv` began.
 
-    It names the program as it was started, unless it lies in the current folder.
+    It names the program as it was started, unless that is in the current folder.
     """
-    given = read(argv, options, [])
-    kept = [row[0] for row in options if row[0] in given.given & OF_A_START - NOT_AGAIN]
-    words = [word for name in kept for word in (f"-{name}", value_text(getattr(given, name)))]
+    given = options.read(argv, table, [])
+    kept = [row[0] for row in table if row[0] in given.keys() & OF_A_START - NOT_AGAIN]
+    words = [word for name in kept for word in (f"-{name}", value_text(given[name]))]
     started = sys.argv[0]
     is_here = os.path.abspath(started) == os.path.abspath(program)
     if os.path.basename(started) == program and not is_here:
@@ -169,102 +159,64 @@ def resume_command(argv, save, program="main.py", options=OPTIONS):
     return shlex.join(["python", program, "-resume", save, *words])
 
 
-def read(argv, options=OPTIONS, others=None):
-    """The words of the command line as a namespace; `given` holds the names that were given.
+def fits(name, value, table=OPTIONS):
+    """Whether an option can have this value, which a file holds."""
+    return options.fits(name, value, table) and not (name == "momentum" and value == 0)
 
-    Words that are not of an option are refused, or appended to the list `others`.
 
-    Not by argparse: with single-dash names it takes -dep for -depth even where abbreviations are
-    off, and refuses values that start with a dash.
+def settle(given, checkpoint=None, config=None):
+    """The options of a run, read-only. Each has the value of the first layer that names it.
+
+    given: {option: value} of the command line. checkpoint: that of a resumed run (checkpoints.py).
+    config: the configuration of a net from a file; what it says of the net is a fact, so it comes
+    before what is given. The recipe is that of the net and the dataset; -netType chooses another.
     """
-    names = {row[0] for row in options}
-    given = {}
-    words = iter(argv)
-    for word in words:
-        if not word.startswith("-"):
-            if others is None:
-                raise InputError(f"unexpected word {word!r}: an option starts with a dash (-help)")
-            others.append(word)
-            continue
-        name, joined, text = word.lstrip("-").partition("=")
-        if name not in names:
-            raise InputError(f"unknown option -{name}{_nearest(name, names)}")
-        if not joined:
-            text = next(words, None)
-        if text is None or (text.startswith("-") and text.lstrip("-") in names):
-            raise InputError(f"missing argument for option -{name}")
-        given[name] = text
-    opt = types.SimpleNamespace(given=frozenset(given))
-    for name, default, kind, allowed, _ in options:
-        setattr(opt, name, _value(name, given[name], kind, allowed) if name in given else default)
-    return opt
-
-
-def _nearest(name, names):
-    starts = [known for known in sorted(names) if name and known.lower().startswith(name.lower())]
-    near = starts or difflib.get_close_matches(name, names, 3, 0.5)
-    return "; did you mean -" + " or -".join(near) + "?" if near else " (-help lists all)"
-
-
-def fits(name, value, options=OPTIONS):
-    """Whether an option can have a value, which a file holds."""
-    default, kind, allowed = next(row[1:4] for row in options if row[0] == name)
-    if kind is series:
-        return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
-    if type(value) is not type(default):
-        return False
-    if name == "momentum" and value == 0:  # as `complete` says
-        return False
-    if isinstance(allowed, (tuple, range)):
-        return value in allowed
-    if kind is whole and abs(value) > EXACT:
-        return False
-    return not isinstance(allowed, int) or allowed <= value < math.inf
-
-
-def _value(name, text, kind, allowed):
-    try:
-        value = kind(text)
-    except (ValueError, KeyError, OverflowError):
+    facts = {option: config[key] for key, option in OF_THE_NET.items() if config and key in config}
+    if "retrain" in given:
+        given = {**given, "retrain": regular_files.model_file(given["retrain"])}
+    given = {name: value for name, value in given.items() if value or name not in BLANK}
+    if given.get("save") == "none":
         raise InputError(
-            f"invalid value {text!r} for option -{name}: should be {WANTED[kind]}"
-        ) from None
-    if isinstance(allowed, tuple) and value not in allowed:
-        words = ", ".join(word for word in allowed if word)
-        raise InputError(f"unknown {name} {text!r}: should be one of {words}")
-    if isinstance(allowed, range) and value not in allowed:
-        raise InputError(
-            f"invalid value {text} for option -{name}: should be {allowed[0]} to {allowed[-1]}"
+            "-save none is reserved; to save to a folder called none, give -save ./none"
         )
-    if isinstance(allowed, int) and value < allowed:
-        raise InputError(f"invalid value {text} for option -{name}: should be at least {allowed}")
-    return value
+    saved, default = saved_options(checkpoint), options.defaults(OPTIONS)
+    known = Options(net=facts, given=given, checkpoint=saved, default=default)
+    net = known.netType or (config["net"] if config else "")
+    net = net or ("resnext" if OF_RESNEXT & given.keys() else "resnet")
+    if net not in depths.NETS and not depths.is_own(net):
+        nets = ", ".join(depths.NETS)
+        raise InputError(
+            f"unknown netType {net!r}: should be one of {nets}, or a file models/NAME.py"
+        )
+    stem = datasets.module(known.dataset).stem
+    epochs, rate, drops, shortcut = recipe(net, known.dataset, stem)
+    derived = {
+        **{"netType": net, "stem": stem, "shortcutType": shortcut, "nEpochs": epochs, "LR": rate},
+        "drops": ("at", known.LRSteps) if known.LRSteps else drops,
+        "data": "imagenet" if known.dataset == "imagenet" else "",
+        "save": known.save if known.resume == "none" else known.resume,
+    }
+    return Options(net=facts, given=given, checkpoint=saved, recipe=derived, default=default)
+
+
+def saved_options(checkpoint, table=OPTIONS):
+    """The options that a resumed run takes from its checkpoint; None without a checkpoint.
+
+    InputError for a value that the option cannot have.
+    """
+    if checkpoint is None:
+        return None
+    saved = {n: v for n, v in checkpoint["options"].items() if n in of_the_run(table)}
+    for name, value in saved.items():
+        if not fits(name, value, table):
+            fault = f"its -{name} is {shown(value)}"
+            raise InputError(f"{checkpoint['file']} is no checkpoint of this program: {fault}")
+    return {name: value for name, value in saved.items() if value or name not in BLANK}
 
 
 def check(opt, data=True):
-    """`complete` the options; of a run that resumes later, when its checkpoint has been read."""
-    opt.adopted = frozenset()  # names of options that are the checkpoint's
-    if opt.resume == "none":
-        return complete(opt, data)
-    if "save" not in opt.given:
-        opt.save = opt.resume
-    return opt
-
-
-def complete(opt, data=True, resumed=False):
-    """Fill in the recipe's defaults and refuse what cannot work together; once more does no harm.
-
-    resumed: the net is a checkpoint's, so its depth is, too.
-    """
-    check_dataset(opt)
-    if not opt.netType:
-        opt.netType = "resnext" if OF_RESNEXT & opt.given else "resnet"
-    if opt.netType not in depths.NETS and not depths.is_own(opt.netType):
-        nets = ", ".join(depths.NETS)
-        raise InputError(
-            f"unknown netType {opt.netType!r}: should be one of {nets}, or a file models/NAME.py"
-        )
-    follow_recipe(opt)
+    """Refuse what cannot work together."""
+    resumed, from_file = "checkpoint" in opt.layers, opt.retrain != "none"
     if opt.momentum == 0:
         raise InputError("-momentum 0: Nesterov momentum requires a momentum; give e.g. 0.9")
     if opt.cardinality * opt.baseWidth > WIDEST:
@@ -272,7 +224,7 @@ def complete(opt, data=True, resumed=False):
         raise InputError(f"{paths}: together they should have at most {WIDEST}")
     if opt.shareGradInput and opt.optnet:
         raise InputError("cannot use both -shareGradInput and -optnet: leave one out")
-    if opt.freeze and opt.retrain == "none" and not resumed:
+    if opt.freeze and not from_file and not resumed:
         raise InputError("-freeze needs trained weights: give -retrain FILE")
     if opt.tenCrop and opt.stem != "imagenet":
         raise InputError("-tenCrop true needs -dataset imagenet: small images are not cropped")
@@ -280,66 +232,55 @@ def complete(opt, data=True, resumed=False):
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
         raise InputError("-recomputeBN needs two images a replica: a -batchSize above -nGPU")
-    if "nEpochs" in opt.given and opt.nEpochs > MOST_EPOCHS:
+    if opt.source("nEpochs") == "given" and opt.nEpochs > MOST_EPOCHS:
         most = f"should be at most {MOST_EPOCHS:,}, whose log a checkpoint can hold"
         raise InputError(f"-nEpochs {opt.nEpochs}: {most}")
-    if opt.retrain == "none" and not resumed:
-        check_first_epoch(opt)
-        if opt.netType in depths.NETS:
-            depths.stages(opt.netType, opt.stem, opt.depth)
-    if opt.retrain != "none":
-        opt.retrain = regular_files.model_file(opt.retrain)
-    for name in ("retrain", "optimState"):
-        path = getattr(opt, name)
-        named = path == "none" or path.startswith("torchvision:")  # formats/ knows these names
-        if not named:
-            regular_files.check(path, f" (-{name})")
-    if opt.optimState != "none" and opt.retrain == "none" and not resumed:
-        raise InputError("-optimState needs the net it belongs to: give -retrain FILE")
-    if data or opt.data:
-        check_folder(opt)
-    return opt
-
-
-def check_first_epoch(opt):
-    """Refuse an -epochNumber after the last epoch: the recipe has to be known."""
-    if opt.epochNumber > opt.nEpochs and not opt.testOnly:
+    recipe_known = not from_file or opt.layers["net"]
+    if opt.epochNumber > opt.nEpochs and recipe_known and not resumed and not opt.testOnly:
         first = f"-epochNumber {opt.epochNumber} is above -nEpochs {opt.nEpochs}"
         raise InputError(f"{first}: no epoch would be trained")
+    if not from_file and not resumed and opt.netType in depths.NETS:
+        depths.stages(opt.netType, opt.stem, opt.depth)
+    for name in ("retrain", "optimState"):
+        path = getattr(opt, name)
+        if path != "none" and not path.startswith("torchvision:"):  # formats/ knows these names
+            regular_files.check(path, f" (-{name})")
+    if opt.optimState != "none" and not from_file and not resumed:
+        raise InputError("-optimState needs the net it belongs to: give -retrain FILE")
+    if data or opt.source("data") != "recipe":
+        check_folder(opt)
 
 
-def follow_recipe(opt):
-    """Set what neither the command line nor the checkpoint says to the recipe's."""
-    epochs, rate, drops, shortcut = recipe(opt.netType, opt.dataset, opt.stem)
-    known = opt.given | opt.adopted
-    if "nEpochs" not in known or not opt.nEpochs:
-        opt.nEpochs = epochs
-    if "LR" not in known:
-        opt.LR = rate
-    if "shortcutType" not in known or not opt.shortcutType:
-        opt.shortcutType = shortcut
-    opt.drops = ("at", opt.LRSteps) if opt.LRSteps else drops
+def report(opt, config):
+    """Say which options are the checkpoint's, which were given in its place, which do nothing.
 
-
-def follow_net(opt, config, resumed=False):
-    """Let the options be those of a net, which may be from a file; names what was given in vain.
-
-    config: the net's. The recipe follows the net, unless -netType says whose it is to be.
-    resumed: a checkpoint says where the run goes on.
+    config: the net's.
     """
+    report_saved(opt, facts=OF_THE_NET.values())
     unused = _unused(opt, config)
-    for name in sorted(opt.given & unused.keys()):
-        note(f"=> -{name} {value_text(getattr(opt, name))} has no effect: {unused[name]}")
-    if "netType" not in opt.given and opt.netType != config["net"]:
-        opt.netType = config["net"]
-        follow_recipe(opt)
-    if not resumed:
-        check_first_epoch(opt)
-    for theirs, name in OF_THE_NET.items():
-        value = config.get(theirs, getattr(opt, name))
-        if name in opt.given - unused.keys() and getattr(opt, name) not in (value, ""):
-            note(f"=> -{name} {value} as the model has, in place of {getattr(opt, name)} as given")
-        setattr(opt, name, value)
+    for name in sorted(opt.given.keys() & unused.keys()):
+        note(f"=> -{name} {value_text(opt.given[name])} has no effect: {unused[name]}")
+    for name, value in opt.layers["net"].items():
+        if name not in unused and opt.given.get(name, value) != value:
+            note(f"=> -{name} {value} as the model has, in place of {opt.given[name]} as given")
+
+
+def report_saved(opt, facts=()):
+    """Say which options are the checkpoint's, and which of its were given another value.
+
+    facts: options whose value is the net's, whatever is given.
+    """
+    saved, default = opt.layers.get("checkpoint", {}), opt.layers["default"]
+    adopted = []
+    for name, theirs in saved.items():
+        if name not in opt.given:
+            if theirs != default[name]:
+                adopted.append(f"-{name} {value_text(theirs)}")
+        elif opt.given[name] != theirs and name not in facts:
+            instead = f"in place of the checkpoint's {value_text(theirs)}"
+            note(f"=> -{name} {value_text(opt.given[name])} as given, {instead}")
+    if adopted:
+        note(f"=> from the checkpoint: {' '.join(adopted)}")
 
 
 def _unused(opt, config):
@@ -367,16 +308,11 @@ def recipe(net, dataset, stem):
     raise InputError(f"opts.RECIPES has no line for {net} on {dataset}")
 
 
-def check_dataset(opt):
-    """Refuse a dataset that does not exist; sets the stem that it asks for."""
-    opt.stem = datasets.module(opt.dataset).stem
-
-
 def check_folder(opt):
     """Refuse a folder that is not laid out as ImageNet's; a test alone needs no train/."""
     if opt.dataset != "imagenet":
         return
-    opt.data = data = opt.data or "imagenet"
+    data = opt.data
     held = "must hold train/<class>/<image> and val/<class>/<image>"
     if not os.path.isdir(data):
         raise InputError(f"missing ImageNet data directory {data!r}: give -data DIR; it {held}")
@@ -385,13 +321,3 @@ def check_folder(opt):
             raise InputError(
                 f"ImageNet missing `{split}` directory: {os.path.join(data, split)}; -data {held}"
             )
-
-
-def help_text(head=HEAD, options=OPTIONS):
-    """The table of options in the original's layout."""
-    width = max(len(row[0]) for row in options)
-    rows = [head]
-    for name, default, _, allowed, text in options:
-        text = text or "Options: " + " | ".join(filter(None, allowed))
-        rows.append(f"  -{name:<{width}} {text} [{value_text(default)}]")
-    return "\n".join(rows)

@@ -10,7 +10,7 @@ import os
 import sys
 
 import opts
-from runtime import command
+from runtime import command, options
 from runtime.errors import InputError
 from runtime.foreign import visible
 from runtime.terminal import complain
@@ -57,10 +57,11 @@ def parse(argv):
     """(kind, out, paths); exits after -help or an error in the options."""
     paths = []
     check = functools.partial(_check, paths)
-    return opts.command_line(argv, "plot.py", HEAD, OPTIONS, check, paths)
+    return options.parse(argv, "plot.py", HEAD, OPTIONS, check, paths)
 
 
-def _check(paths, opt):
+def _check(paths, given):
+    opt = options.Options(given=given, default=options.defaults(OPTIONS))
     out = opt.out or opt.kind + FORMATS[0]
     if os.path.splitext(out)[1] not in FORMATS:
         raise InputError(f"-out {out} should end in one of {', '.join(FORMATS)}")

@@ -248,7 +248,7 @@ class Trainer:
         order = self._order()
         old = state.get("position") or {}
         if len(old.get("order", ())) == 3:  # of before the sizes of the test were in it
-            saved, now = state.get("options", {}), vars(self.opt)
+            saved, now = state.get("options", {}), self.opt.values
             sizes = [saved.get(name, now[name]) for name in ("testScale", "testCrop")]
             state = {**state, "position": {**old, "order": old["order"] + sizes}}
         position = resumable(state, order, ORDER, self.data)

@@ -75,10 +75,10 @@ def drain(batches):
 def check(loader):
     """End if a batch is not what the transforms of one image give."""
     dataset, chain = loader.dataset, loader.dataset.transform()
-    order = dataloader.permutation(loader.opt.manualSeed, 1, dataset.size())
+    order = dataloader.permutation(loader.seed, 1, dataset.size())
     input = next(iter(loader.run(1))).input
     for index, result in zip(order[:BATCH], input):
-        plain = chain(dataset.get(index)[0], Draws(loader.opt.manualSeed, 1, int(index)))
+        plain = chain(dataset.get(index)[0], Draws(loader.seed, 1, int(index)))
         if not np.array_equal(result, plain):
             sys.exit("our fast input differs from the plain transforms")
 
@@ -106,7 +106,9 @@ def main():
     labels = random.integers(0, 10, count)
     opt = opts.parse(f"-dataset cifar10 -depth 20 -batchSize {BATCH} -manualSeed 1".split())
     dataset = cifar10.create({"train_images": images, "train_labels": labels}, opt, "train")
-    loader = dataloader.DataLoader(dataset, opt, "train", torch.device("cpu"))
+    loader = dataloader.DataLoader(
+        dataset, torch.device("cpu"), training=True, batch_size=BATCH, seed=1
+    )
     check(loader)
     pictures = data.DataLoader(Pictures(dataset.images, dataset.labels), BATCH, shuffle=True)
     ways = {

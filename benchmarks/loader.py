@@ -10,7 +10,6 @@ peers keeps its workers between epochs as ours does.
 
 import sys
 import time
-from types import SimpleNamespace
 
 import project  # noqa: F401  before all else: sets the path, names a missing package
 
@@ -30,9 +29,10 @@ ALONE = "ours, the images alone, here"
 
 def ours(paths, workers):
     """A function that goes through one epoch of ours."""
-    opt = SimpleNamespace(batchSize=BATCH, tenCrop=False, precision="single", skipCorrupt=False)
-    opt.nThreads, opt.nGPU, opt.manualSeed = workers, 1, 1
-    loader = DataLoader(imagenet_input.dataset(paths), opt, "train", torch.device("cpu"))
+    loader = DataLoader(
+        *(imagenet_input.dataset(paths), torch.device("cpu")),
+        **{"training": True, "batch_size": BATCH, "seed": 1, "workers": workers},
+    )
     return lambda: exhaust(loader.run(1))
 
 

@@ -94,7 +94,7 @@ def main():
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
     device = torch.device(given.device, 0 if given.device == "cuda" else None)
-    models.set_backend(opts.parse(OPTIONS))
+    models.set_backend("fastest", "single")
     wait = torch.cuda.synchronize if device.type == "cuda" else None
     count = given.iterations or (100 if wait else 2)
     rows = []

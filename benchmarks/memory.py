@@ -105,7 +105,7 @@ def net(words, device):
         for split in ("train", "val"):
             os.mkdir(os.path.join(folder, split))  # opts insists on ImageNet's
         opt = opts.parse([*words, "-data", folder])
-    return models.setup(opt, None, [str(i) for i in range(1000)], device), opt
+    return models.setup(opt, None, None, [str(i) for i in range(1000)], device), opt
 
 
 def main():

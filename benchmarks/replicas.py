@@ -46,7 +46,7 @@ def main():
     parser.add_argument("--compile", action="store_true")
     args = parser.parse_args()
     device = torch.device(args.device)
-    models.set_backend(opts.parse(f"{COMMAND} -precision {args.precision}".split()))
+    models.set_backend("fastest", args.precision)
     if device.type == "cpu":
         memory.keep_freed()  # as main.py
     wait = torch.cuda.synchronize if device.type == "cuda" else None

@@ -41,14 +41,16 @@ def tensors(value):
 def trainer_of(opt, checkpoint, device):
     classes = [str(i) for i in range(1000)]
     with contextlib.redirect_stdout(io.StringIO()):
-        model = models.setup(opt, checkpoint, classes, device)
+        net = models.from_file(checkpoint, opt.retrain)
+        opt = opts.settle(opt.given, checkpoint, net and net.config)
+        model = models.setup(opt, net, checkpoint, classes, device)
     model.input_spec = None
     return Trainer(model, criterion(), opt, device, checkpoint)
 
 
-def latest(opt):
+def latest(folder):
     with contextlib.redirect_stdout(io.StringIO()):
-        return checkpoints.latest(opt)
+        return checkpoints.latest(folder)
 
 
 def main():
@@ -60,7 +62,6 @@ def main():
             os.makedirs(os.path.join(save, "data", split))
         words += ["-data", os.path.join(save, "data"), "-save", save]
         opt = opts.parse(words)
-        opt.agents = []
         trainer = trainer_of(opt, None, device)
         for parameter in trainer.model.parameters():
             parameter.grad = torch.zeros_like(parameter)
@@ -70,8 +71,8 @@ def main():
         entry = {"train": (1.0, 1.0, 1.0), "test": (1.0, 1.0), "best": (1.0, 1.0), "seconds": 1.0}
 
         times = {"a copy of the state": [], "the loop waits": [], "a save in all": []}
-        with RunFolder(opt) as folder:
-            folder.begin(None, trainer.model, device)
+        with RunFolder(save) as folder:
+            folder.begin(opt, None, trainer.model, device)
             for _ in range(8):
                 began = time.perf_counter()
                 copy = [tensor.to("cpu", copy=True) for tensor in tensors(state)]
@@ -85,8 +86,7 @@ def main():
         times["the loop waits, first save"] = [times["the loop waits"].pop(0)]
         del times["a copy of the state"][0], times["a save in all"][0]
 
-        opt = opts.parse([*words, "-resume", save])
-        resume = {"a resume": lambda: trainer_of(opt, latest(opt), device)}
+        resume = {"a resume": lambda: trainer_of(opt, latest(save), device)}
         times.update(timing.compare(resume, 3))
     print(f"state: {size / 2**20:.0f} MiB; {timing.machine()}")
     rows = [(name, f"{timing.median(times, name):.3f}") for name in times]

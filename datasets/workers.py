@@ -55,8 +55,8 @@ class BatchReader(data.Dataset):
     `current`: a shared int64 tensor (workers, 2), see dataloader.py.
     """
 
-    def __init__(self, dataset, opt, current):
-        self.dataset, self.seed = dataset, opt.manualSeed
+    def __init__(self, dataset, seed, current):
+        self.dataset, self.seed = dataset, seed
         self.current, self.own_current = current, None
         self.stack = getattr(dataset, "stack", None)
         self.load = None

@@ -6,7 +6,7 @@ from detection.net import Detector
 from formats import model_files
 from runtime.errors import InputError
 from runtime.foreign import shown
-from runtime.option_kinds import LONGEST
+from runtime.options import LONGEST
 from storage import atomic
 
 ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, ImportError)

@@ -1,7 +1,5 @@
 """The images of a run: train and val, by -dataset."""
 
-import copy
-
 import datasets
 from detection import coco, scenes
 from detection.images import Images
@@ -26,9 +24,7 @@ def create(opt):
 def source(opt, split):
     """The source of one split."""
     if opt.dataset == "digits":
-        own = copy.copy(opt)
-        own.stem = "cifar"
-        digits = dict(zip(("train", "val"), datasets.create(own)))
+        digits = dict(zip(("train", "val"), datasets.create(opt)))
         names = list(datasets.module("digits").classes(opt))
         return scenes.Scenes(digits[split], names, split, opt.manualSeed)
     return coco.open_split(opt.data, getattr(opt, split), getattr(opt, f"{split}Images"))

@@ -68,10 +68,10 @@ def views(net, dataset, opt):
     spec = tuple(sorted(spec.items()))
     if opt.dense:
         return [View(spec, scale, 0) for scale in opt.dense]
-    scale, crop = opt.scale or scale, opt.crop or crop
+    scale, crop = opt.testScale or scale, opt.testCrop or crop
     if crop > scale:
         raise InputError(f"a crop of {crop} is larger than the image, which is scaled to {scale}")
-    return [View(spec, scale, crop, opt.ten)]
+    return [View(spec, scale, crop, opt.tenCrop)]
 
 
 def window(net, dataset, opt):
@@ -94,7 +94,7 @@ def test(members, loader, opt, precision, predictions=None):
     """
     total, queue = EnsembleMetrics(), MetricQueue(precision.device)
     targets = torch.from_numpy(loader.dataset.targets).to(precision.device)
-    several = len(members) > 1 or opt.dense or opt.ten or opt.flip
+    several = len(members) > 1 or opt.dense or opt.tenCrop or opt.flip
 
     @torch.inference_mode()
     def count_errors(batch):

@@ -25,7 +25,7 @@ from formats import t7, torch7, torchvision
 from runtime import regular_files
 from runtime.errors import InputError
 from runtime.foreign import shown
-from runtime.option_kinds import LONGEST
+from runtime.options import LONGEST
 from storage import atomic, pickles, tensors
 
 EXTENSIONS = (".pth", ".safetensors", ".t7")  # that `write` knows

@@ -7,8 +7,8 @@ without waiting for PyTorch.
 import importlib
 
 _LAZY = {
-    *("setup", "build", "load", "load_file", "from_config", "pack", "reset_classifier"),
-    "set_backend",
+    *("setup", "build", "load", "load_file", "from_config", "from_file", "pack"),
+    *("reset_classifier", "set_backend"),
 }
 
 

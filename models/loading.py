@@ -21,18 +21,26 @@ from runtime.precision import Precision
 from runtime.terminal import note, say
 
 
-def setup(opt, checkpoint, classes, device):
-    """The model on its device in the run's precision; `classes` are the data's class names."""
+def from_file(checkpoint, source):
+    """The net of a resumed run's checkpoint, else of a model file, or None (source "none")."""
+    if checkpoint is not None:
+        say(f"=> Resuming model from {checkpoint['modelFile']}")
+        return load_file(checkpoint["modelFile"])
+    if source == "none":
+        return None
+    say(f"Loading model from file: {source}")
+    return load_file(source)
+
+
+def setup(opt, model, checkpoint, classes, device):
+    """The model on its device in the run's precision.
+
+    model: what `from_file` gave; None for a new net. classes: the class names of the data.
+    """
     count = opt.nClasses or len(classes)
     if count < len(classes):
         raise InputError(f"-nClasses {count}, but the data has {len(classes)} classes")
-    if checkpoint is not None:
-        say(f"=> Resuming model from {checkpoint['modelFile']}")
-        model = load_file(checkpoint["modelFile"])
-    elif opt.retrain != "none":
-        say(f"Loading model from file: {opt.retrain}")
-        model = load_file(opt.retrain)
-    else:
+    if model is None:
         say(f"=> Creating model from file: models/{opt.netType}.py")
         model = build(opt, count)
         if opt.testOnly:
@@ -43,7 +51,9 @@ def setup(opt, checkpoint, classes, device):
     model.classes = list(classes)
     freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
-    set_backend(opt)
+    if opt.backend == "cunn":
+        note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
+    set_backend(opt.cudnn, opt.precision)
     # channels_last is at least as fast for every net of ours, on the CPU up to 1.7 times as fast
     dtype = Precision(opt.precision, device).dtype
     return model.to(device, dtype, memory_format=torch.channels_last)
@@ -192,17 +202,14 @@ def _save_memory(opt, model):
         note("accumulate: -nGPU 1 is one replica, whose slice is the whole batch")
 
 
-def set_backend(opt, one_size=True):
+def set_backend(cudnn, precision):
     """Set, for the whole process, how cuDNN selects its algorithms and whether it uses TF32.
 
-    one_size: whether nearly all inputs have one size. cuDNN times its algorithms again for each
-    size, so with many sizes it does where `-cudnn fastest` is given, not by default.
+    cudnn: "fastest" times cuDNN's algorithms for each size of input, "deterministic" takes those
+    that give the same bits every time, "default" takes cuDNN's own choice.
     """
-    if opt.backend == "cunn":
-        note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
-    fastest = opt.cudnn == "fastest" and (one_size or "cudnn" in opt.given)
-    torch.backends.cudnn.benchmark = fastest
-    torch.backends.cudnn.deterministic = opt.cudnn == "deterministic"
+    torch.backends.cudnn.benchmark = cudnn == "fastest"
+    torch.backends.cudnn.deterministic = cudnn == "deterministic"
     # PyTorch's default lets cuDNN round to TF32; -precision single means IEEE float32
-    torch.backends.cudnn.allow_tf32 = opt.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = opt.precision == "tf32"
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"

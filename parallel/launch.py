@@ -21,27 +21,28 @@ from runtime.exit import ROOT
 from runtime.terminal import complain, note
 
 
-def processes(opt, replicas):
+def processes(asked, replicas):
     """How many processes main.py has to start: `available`, but no more than `replicas`.
 
-    1 means none: this process runs alone, or has been started as one of several.
+    asked: -nProcs, None if it is not given. 1 means none: this process runs alone, or has been
+    started as one of several.
     """
-    if replicas == 1 and opt.nProcs == 1:
+    if replicas == 1 and asked in (None, 1):
         return 1
-    count = available(opt)
-    if count > replicas and "nProcs" in opt.given:
+    count = available(asked)
+    if asked and count > replicas:
         note(f"=> -nProcs {count}: as many as there are replicas, {replicas} (-nGPU)")
     return min(count, replicas)
 
 
-def available(opt):
-    """One process for each visible CUDA device, on the CPU one; or -nProcs."""
+def available(asked):
+    """-nProcs if it was asked for; else one process a visible CUDA device, one on the CPU."""
     if joined():
         return 1
     import torch
 
     devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    count = opt.nProcs if "nProcs" in opt.given or not devices else devices
+    count = asked or devices or 1
     if devices and count > devices:
         raise InputError(f"-nProcs {count}, but there are {devices} CUDA devices")
     return count

@@ -13,29 +13,29 @@ import sys
 # The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from runtime import command, output_files
+from runtime import command, options, output_files
 from runtime.errors import InputError
 from runtime.exit import print_names
 from runtime.foreign import visible
 from runtime.terminal import complain
 
-USAGE = "Usage: python classify.py MODEL FILE... [-csv FILE.csv]"
+HEAD = """Usage: classify.py MODEL FILE... [options]
+
+Prints the five most probable classes of each image. MODEL is a file (.pth, .t7, .safetensors),
+torchvision:NAME, or the folder of a run. FILE may be a folder of images.
+
+Options:"""
+OPTIONS = (("csv", "", str, None, "Write a table instead: FILE.csv"),)
 TOP = 5
 AT_ONCE = 16
 
 
 def main(arguments):
     """Classify the files of the command line; returns the exit status."""
-    table, words = csv_option(arguments)
-    if len(words) < 2:
-        complain(USAGE)
-        return 1
-    if table is not None:
-        output_files.check(table, (".csv",), "csv")
-    # after the check: the usage need not wait for torch
+    table, source, words = parse(arguments)
+    # after the check: the help need not wait for torch
     from pretrained import inference
 
-    source, *words = words
     paths, errors = inference.image_files(words)
     for error in errors:
         complain(f"classify.py: {error}")
@@ -57,18 +57,19 @@ def main(arguments):
     return 0 if done == len(paths) and not errors else 1
 
 
-def csv_option(arguments):
-    """(the file of -csv or None, the other words); the option may stand anywhere."""
-    words = list(arguments)
-    for option in ("-csv", "--csv"):
-        if option in words:
-            at = words.index(option)
-            if at + 1 == len(words):
-                raise InputError("missing argument for option -csv")
-            table = words[at + 1]
-            del words[at : at + 2]
-            return table, words
-    return None, words
+def parse(arguments):
+    """(the file of -csv or None, the model, the files); -help or one sentence of error exits."""
+    words = []
+
+    def settle(given):
+        if len(words) < 2:
+            raise InputError("give a model and a file or more: classify.py MODEL FILE... (-help)")
+        table = given.get("csv")
+        if table is not None:
+            output_files.check(table, (".csv",), "csv")
+        return table, words[0], words[1:]
+
+    return options.parse(arguments, "classify.py", HEAD, OPTIONS, settle, words)
 
 
 @contextlib.contextmanager

@@ -13,23 +13,31 @@ import sys
 # The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from runtime import command
+from runtime import command, options
 from runtime.errors import InputError
-from runtime.terminal import complain
 
-USAGE = """\
-Usage (Single file mode): python extract_features.py MODEL FILE... [-t7]
-Usage (Batch mode)      : python extract_features.py MODEL BATCH_SIZE DIRECTORY [-t7]"""
+HEAD = """Usage (single file mode): extract_features.py MODEL FILE... [options]
+Usage (batch mode)      : extract_features.py MODEL BATCH_SIZE DIRECTORY [options]
+
+Saves the features of images, the classifier's input, in features.npz. MODEL is a file (.pth, .t7,
+.safetensors), torchvision:NAME, or the folder of a run.
+
+Options:"""
+OPTIONS = (("t7", False, options.flag, None, "Save features.t7 as well"),)
 AT_ONCE = 16
 
 
 def main(arguments):
     """Extract the features that the command line asks for; returns the exit status."""
-    words = [word for word in arguments if word not in ("-t7", "--t7")]
-    in_batches = len(words) > 1 and re.fullmatch("[0-9]+", words[1])
-    if len(words) < 2 or (in_batches and len(words) != 3):
-        complain(USAGE)
-        return 1
+    words = []
+
+    def check(given):
+        in_batches = len(words) > 1 and re.fullmatch("[0-9]+", words[1])
+        if len(words) < 2 or (in_batches and len(words) != 3):
+            raise InputError("give MODEL FILE..., or MODEL BATCH_SIZE DIRECTORY (-help)")
+        return in_batches, "t7" in given
+
+    in_batches, as_t7 = options.parse(arguments, "extract_features.py", HEAD, OPTIONS, check, words)
     paths, size = listed(words[2], words[1]) if in_batches else (words[1:], AT_ONCE)
     # after the checks: their errors need not wait for torch
     import numpy as np
@@ -46,7 +54,7 @@ def main(arguments):
         read += names
     if not read:
         raise InputError("none of the files could be read as an image: nothing is saved")
-    save(read, features[: len(read)], as_t7=len(words) < len(arguments))
+    save(read, features[: len(read)], as_t7=as_t7)
     return 1 if len(read) < len(paths) else 0
 
 

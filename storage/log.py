@@ -26,7 +26,7 @@ from runtime.exit import ROOT
 def header(opt, model, device):
     """The first line: options, versions, net, device, and the slices that batch norm sees."""
     line = {
-        "options": options(opt),
+        "options": dict(opt.values),
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),  # a subclass of str, not plain
         "torchvision": _version("torchvision"),
@@ -44,15 +44,6 @@ def header(opt, model, device):
         line |= {"device": torch.cuda.get_device_name(device), "devices": line["processes"]}
         return {**line, "cuda": torch.version.cuda, "driver": _driver()}
     return {**line, "device": device.type, "threads": torch.get_num_threads()}
-
-
-def options(opt):
-    """The options as plain values."""
-    return {
-        name: value
-        for name, value in vars(opt).items()
-        if name not in ("given", "adopted", "agents")
-    }
 
 
 def entry(rate, train, test, best, device, images):

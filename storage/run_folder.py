@@ -37,9 +37,10 @@ LOCK_WAIT_ELASTIC = 60  # after a restart by torchrun's agent, which may have to
 class RunFolder:
     """While entered, this run alone writes to -save, from rank 0."""
 
-    def __init__(self, opt):
-        self.opt, self.path = opt, opt.save
-        self.writes = group.rank() == 0 and not opt.testOnly
+    def __init__(self, path, writes=True):
+        """writes: whether the run saves anything; a test alone does not."""
+        self.path = path
+        self.writes = writes and group.rank() == 0
         self.best = (math.inf, math.inf)  # (top-1, top-5) error of the best model so far
         self.lines, self.logged = [], 0  # of log.jsonl, and how many of them are in the file
         self.tensorboard = None
@@ -48,7 +49,7 @@ class RunFolder:
         self.failure = None  # why a later state is not on disk
         self.unsaved_best = None  # the best model, while it is not on disk
         self.best_digest = None  # of the best model on disk
-        self.created = self.writes and not os.path.isdir(opt.save)
+        self.created = self.writes and not os.path.isdir(path)
         self.stack = contextlib.ExitStack()
 
     def __enter__(self):
@@ -81,8 +82,12 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # not empty: files were saved
                     os.rmdir(self.path)
 
-    def begin(self, checkpoint, model, device):
-        """Write a new log.jsonl, or the checkpoint's log; take over the checkpoint's best error."""
+    def begin(self, opt, checkpoint, model, device, agents=()):
+        """Write a new log.jsonl, or the checkpoint's log; take over the checkpoint's best error.
+
+        agents: the names of the run's torchrun agents.
+        """
+        self.opt, self.agents = opt, list(agents)
         if checkpoint is not None:
             self.best = checkpoint["best"]
         if not self.writes:
@@ -178,8 +183,8 @@ class RunFolder:
 
     def _run_state(self):
         """What a checkpoint holds beside the model and the trainer's state."""
-        state = {"best": self.best, "options": log.options(self.opt), "log": self.lines}
-        return {**state, "agents": self.opt.agents}
+        state = {"best": self.best, "options": dict(self.opt.values), "log": self.lines}
+        return {**state, "agents": self.agents}
 
     def _start(self, what, write, *content):
         self.writer.start(self._try_to_save, what, write, *content)
@@ -257,7 +262,7 @@ class RunFolder:
     def _write_latest(self, epoch, model_file, optim_file):
         """Let latest.pth name these files."""
         latest = {"epoch": epoch, "modelFile": model_file, "optimFile": optim_file}
-        latest.update(nGPU=self.opt.nGPU, agents=self.opt.agents)
+        latest.update(nGPU=self.opt.nGPU, agents=self.agents)
         atomic.save(self._file("latest.pth"), latest)
 
     def _write_log(self, lines):

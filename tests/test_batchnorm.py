@@ -148,6 +148,6 @@ def test_one_image_a_replica_is_refused(capsys):
     trainer = Trainer(
         nn.Linear(2, 2), criterion(), opts.parse("-dataset digits -depth 20".split()), CPU
     )
-    trainer.opt.recomputeBN = 1
+    trainer.opt = trainer.opt.replaced(recomputeBN=1)
     with pytest.raises(InputError, match="no batch norm"):
         trainer.recompute(1, type("Loader", (), {"size": lambda self: 1})())

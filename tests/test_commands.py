@@ -56,7 +56,7 @@ def measured(dataset, *config):
     """(parameters, multiply-adds) of a net with the documents' number of classes."""
     *words, classes = config
     opt = opts.parse(["-dataset", dataset, *words, "-nClasses", classes], data=False)
-    net = complexity.build(opt)
+    net, _ = complexity.build(opt)
     return complexity.total(complexity.stages(net, complexity.layers(net, complexity.side(opt))))[
         :2
     ]

@@ -61,7 +61,7 @@ def trained(device, words="", replicas=1, net="resnet"):
     """Parameters, statistics and momentum after two epochs, float64 on the CPU; the mean losses."""
     command = f"-netType resnet -dataset cifar10 -depth 8 -LR 0.02 -nGPU {replicas} {words}"
     opt = opts.parse(command.split())
-    models.set_backend(opt)
+    models.set_backend(opt.cudnn, opt.precision)
     dtype = torch.float64 if opt.precision == "double" else torch.float32
     torch.manual_seed(3)
     model = NETS[net]().to(device, dtype, memory_format=LAYOUT)

@@ -26,6 +26,13 @@ def options(command, data, tmp_path):
     return opts.parse(command.split() + ["-data", data, "-gen", str(tmp_path / "gen")])
 
 
+def loader_of(dataset, opt, split):
+    """A loader of this dataset, by the options of a run."""
+    settings = dataloader.settings(opt, CPU)
+    training, size = split == "train", opt.batchSize
+    return dataloader.DataLoader(dataset, CPU, training=training, batch_size=size, **settings)
+
+
 def same(batches, others):
     batches, others = list(batches), list(others)
     assert len(batches) == len(others) > 0
@@ -64,7 +71,7 @@ def test_one_at_a_time_equals_the_batch(cifar, tmp_path):
         class Slow:
             get, size, transform = dataset.get, dataset.size, dataset.transform
 
-        same(loader.run(3), dataloader.DataLoader(Slow(), opt, split, CPU).run(3))
+        same(loader.run(3), loader_of(Slow(), opt, split).run(3))
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -159,7 +166,7 @@ def out_of_memory():
 def test_a_worker_that_dies_is_told_with_its_image(photos, tmp_path, end, how):
     opt = options("-depth 50 -batchSize 4 -nThreads 2", photos, tmp_path)
     train, _ = datasets.create(opt)
-    loader = dataloader.DataLoader(Deadly(train, 7, end), opt, "train", CPU)
+    loader = loader_of(Deadly(train, 7, end), opt, "train")
     began = time.monotonic()
     with pytest.raises(InputError, match=f"{how}.*{re.escape(train.name(7))}.*-nThreads"):
         list(loader.run(1))

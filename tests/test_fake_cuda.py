@@ -10,7 +10,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import opts
-from dataloader import LAYOUT, DataLoader
+from dataloader import LAYOUT, DataLoader, settings
 from datasets import cifar10, digits
 from evaluation import scores
 from evaluation.batchnorm import Estimate
@@ -101,7 +101,13 @@ def test_batches_of_a_dataset_on_the_device(fake, monkeypatch, dataset):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     opt = opts.parse("-dataset cifar10 -depth 20 -batchSize 4 -nGPU 2".split())
     for split in ("train", "val"):
-        loader = DataLoader(dataset.create(info, opt, split), opt, split, CUDA)
+        loader = DataLoader(
+            dataset.create(info, opt, split),
+            CUDA,
+            training=split == "train",
+            batch_size=opt.batchSize,
+            **settings(opt, CUDA),
+        )
         found = list(loader.run(1))
         assert [batch.count for batch in found] == [4, 3]
         assert on_cuda(*(tensor for batch in found for tensor in (batch.input, batch.target)))

@@ -23,10 +23,9 @@ def folder(tmp_path):
 
 
 def refused(folder):
-    """What `latest` says to this folder: one sentence."""
-    command = ["-dataset", "cifar10", "-depth", "20", "-resume", str(folder)]
+    """What a resume of this folder says: one sentence."""
     with pytest.raises(InputError) as error:
-        checkpoints.latest(opts.parse(command))
+        opts.settle({"dataset": "cifar10", "depth": 20}, checkpoints.latest(str(folder)))
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
     return str(error.value)
 

@@ -141,7 +141,7 @@ def test_how_many(monkeypatch, capsys):
         monkeypatch.setattr("torch.cuda.is_available", lambda: devices > 0)
         monkeypatch.setattr("torch.cuda.device_count", lambda: devices)
         opt = opts.parse(f"-dataset cifar10 -depth 20 {command}".split())
-        return launch.processes(opt, main.replicas(opt))
+        return launch.processes(opt.given.get("nProcs"), main.replicas(opt))
 
     assert processes("", 8) == processes("-nGPU 8", 0) == processes("-nGPU 8", 1) == 1
     assert processes("-nGPU 8", 4) == processes("-nGPU 4", 8) == 4
@@ -214,7 +214,7 @@ def test_a_resumed_run_has_the_replicas_of_the_checkpoint(cifar, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     main.main([*RUN.split(), "-data", cifar, "-nEpochs", "1"])
     opt = opts.parse("-dataset cifar10 -depth 20 -resume checkpoints -nProcs 2".split())
-    assert launch.processes(opt, main.replicas(opt)) == 2
+    assert launch.processes(opt.given.get("nProcs"), main.replicas(opt)) == 2
 
 
 def torchrun(folder, data, node, port, command, *more, **environment):

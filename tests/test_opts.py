@@ -7,7 +7,15 @@ import sys
 
 import pytest
 
+import complexity
+import convert
+import detect
+import evaluate
+import main
 import opts
+import plot
+from pretrained import classify, extract_features
+from runtime import options
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -42,7 +50,11 @@ def original_help(file):
 def test_every_option_of_the_original_has_its_default(file, count):
     original = original_help(file)
     assert len(original) == count
-    ours = dict(re.findall(r"^  -(\w+) .*\[(.*)\]$", opts.help_text(), re.MULTILINE))
+    ours = dict(
+        re.findall(
+            r"^  -(\w+) .*\[(.*)\]$", options.help_text(opts.HEAD, opts.OPTIONS), re.MULTILINE
+        )
+    )
     # one program for both: which it is follows from the other options (test_published_commands.py)
     assert original.pop("netType") == file.split("_")[1].removesuffix(".txt").replace("fb", "")
     assert {name: ours.get(name) for name in original} == original
@@ -95,13 +107,13 @@ def test_documented_commands(command, photos):
         value = getattr(opt, name[1:])
         assert str(value).lower() == text.lower() or float(value) == float(text)
     doubled = opts.parse([w if i % 2 else "-" + w for i, w in enumerate(words)])
-    assert vars(doubled) == vars(opt)
+    assert doubled == opt
 
 
 def test_the_last_of_two_wins_and_given_names_are_known():
     opt = opts.parse("-dataset cifar10 -depth 20 -LR 0.5 -depth 32".split())
     assert opt.depth == 32
-    assert opt.given == {"dataset", "depth", "LR"}
+    assert set(opt.given) == {"dataset", "depth", "LR"}
 
 
 @pytest.mark.parametrize(
@@ -193,7 +205,7 @@ def test_help_and_errors_do_not_wait_for_torch(argv):
 
 
 def test_help_starts_like_the_original():
-    lines = opts.help_text().splitlines()
+    lines = options.help_text(opts.HEAD, opts.OPTIONS).splitlines()
     assert lines[0] == "Usage: main.py [options]"
     assert "  -data            Path to dataset []" in lines
     assert all(len(line) < 100 for line in lines)
@@ -241,12 +253,49 @@ RESNEXT = {"net": "resnext", "depth": 29, "cardinality": 2, "base_width": 4, "sh
 )
 def test_options_that_change_nothing_are_named(config, words, notes, capsys):
     opt = opts.parse(["-dataset", "cifar10", *words.split()])
-    opts.follow_net(opt, config)
+    opt = opts.settle(opt.given, None, config)
+    opts.report(opt, config)
     assert capsys.readouterr() == ("", "".join(f"=> {note}\n" for note in notes))
 
 
 def test_those_that_the_checkpoint_gave_are_not_named(capsys):
-    opt = opts.parse("-dataset cifar10 -netType resnet -depth 20".split())
-    opt.cardinality, opt.testCrop, opt.adopted = 8, 200, {"cardinality", "testCrop"}
-    opts.follow_net(opt, {"net": "resnet", "depth": 20, "shortcut": "A"})
-    assert capsys.readouterr().err == ""
+    given = dict(opts.parse("-dataset cifar10 -netType resnet -depth 20".split()).given)
+    checkpoint = {"options": {"cardinality": 8, "testCrop": 200}, "file": "optimState_1.pth"}
+    config = {"net": "resnet", "depth": 20, "shortcut": "A"}
+    opt = opts.settle(given, checkpoint, config)
+    assert (opt.cardinality, opt.source("cardinality")) == (8, "checkpoint")
+    opts.report(opt, config)
+    assert capsys.readouterr().err == "=> from the checkpoint: -cardinality 8 -testCrop 200\n"
+
+
+@pytest.mark.parametrize(
+    "command", [main, detect, evaluate, complexity, convert, plot, classify, extract_features]
+)
+def test_every_command_has_the_same_help_and_errors(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(["net.pth", "-help"])
+    out, err = capsys.readouterr()
+    assert not stop.value.code and out.startswith("Usage") and err == ""
+    with pytest.raises(SystemExit, match="2"):
+        command.main(["-hepl", "1"])
+    out, err = capsys.readouterr()
+    assert out == "" and "unknown option -hepl" in err and err.count("\n") == 1
+
+
+def test_each_option_is_from_the_strongest_layer(photos):
+    """Given, then the checkpoint's, the recipe's, the default; a net from a file is a fact."""
+    given = {"data": photos, "LR": 0.3, "depth": 50, "nEpochs": 0}
+    saved = {"LR": 0.2, "momentum": 0.8, "depth": 50, "shortcutType": "", "nGPU": 4}
+    config = {"net": "preresnet", "depth": 18, "shortcut": "C"}
+    opt = opts.settle(given, {"options": saved, "file": "optimState_1.pth"}, config)
+    expected = {
+        **{"LR": (0.3, "given"), "momentum": (0.8, "checkpoint"), "nGPU": (4, "checkpoint")},
+        **{"depth": (18, "net"), "shortcutType": ("C", "net"), "batchSize": (32, "default")},
+        **{"nEpochs": (90, "recipe"), "netType": ("preresnet", "recipe")},
+    }
+    found = {name: (getattr(opt, name), opt.source(name)) for name in expected}
+    assert found == expected
+    with pytest.raises(AttributeError, match="read-only"):
+        opt.LR = 1.0
+    changed = opt.replaced(LR=0.4)
+    assert (changed.LR, opt.LR, changed.momentum) == (0.4, 0.3, 0.8)

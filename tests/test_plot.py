@@ -26,8 +26,7 @@ def log(tmp_path):
 
     def write(name, words, *val, parameters=1000, train=None, first=None):
         (tmp_path / name).mkdir()
-        opt = vars(opts.parse(f"{WORDS} {words} -save {name}".split()))
-        opt = {key: value for key, value in opt.items() if key not in ("given", "adopted")}
+        opt = dict(opts.parse(f"{WORDS} {words} -save {name}".split()).values)
         lines = [first or {"options": opt, "parameters": parameters}]
         for epoch, error in enumerate(val, 1):
             ours = train[epoch - 1] if train else error / 2

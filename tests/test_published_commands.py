@@ -93,8 +93,10 @@ def test_a_published_command(words, net, millions, recipe, rate, imagenet):
     for power, (first, end) in enumerate(zip(drops, [*drops[1:], epochs + 1])):
         for epoch in (first, end - 1):
             assert learning_rate(opt, epoch) == pytest.approx(rate * 0.1**power), epoch
-    opt.nClasses = 10 if opt.stem == "cifar" else 1000
-    parameters = sum(p.numel() for p in complexity.build(opt).parameters())
+    net, _ = complexity.build(
+        opts.settle({**opt.given, "nClasses": 10 if opt.stem == "cifar" else 1000})
+    )
+    parameters = sum(p.numel() for p in net.parameters())
     digits = len(str(millions).split(".")[1])  # of which some tables cut off the rest
     assert parameters / 1e6 == pytest.approx(millions, abs=0.6 * 10**-digits)
 
@@ -104,7 +106,7 @@ def test_fine_tuning(imagenet, tmp_path):
     (tmp_path / "resnet-50.t7").write_bytes(b"")
     words = f"-retrain {tmp_path}/resnet-50.t7 -data {imagenet} -resetClassifier true -nClasses 80"
     opt = opts.parse(words.split())
-    opts.follow_net(opt, {"net": "resnet", "depth": 50, "shortcut": "B"})
+    opt = opts.settle(opt.given, None, {"net": "resnet", "depth": 50, "shortcut": "B"})
     assert (opt.netType, opt.depth, opt.nEpochs, opt.nClasses) == ("resnet", 50, 90, 80)
 
 
@@ -113,11 +115,15 @@ def test_a_net_from_a_file_brings_its_recipe(net, epochs, imagenet, tmp_path, ca
     (tmp_path / "net.pth").write_bytes(b"")
     words = f"-retrain {tmp_path}/net.pth -data {imagenet}"
     opt = opts.parse(words.split())
-    opts.follow_net(opt, {"net": net, "depth": 101, "shortcut": "C"})
+    config = {"net": net, "depth": 101, "shortcut": "C"}
+    opt = opts.settle(opt.given, None, config)
+    opts.report(opt, config)
     assert capsys.readouterr() == ("", "")
     assert (opt.netType, opt.nEpochs, opt.depth, opt.shortcutType) == (net, epochs, 101, "C")
     opt = opts.parse(f"{words} -netType resnext -depth 50 -nEpochs 7".split())
-    opts.follow_net(opt, {"net": net, "depth": 101})
+    config = {"net": net, "depth": 101}
+    opt = opts.settle(opt.given, None, config)
+    opts.report(opt, config)
     given = "=> -depth 101 as the model has, in place of 50 as given\n"
     assert opt.depth == 101 and capsys.readouterr() == ("", given)
     assert (opt.netType, opt.nEpochs, opt.drops) == ("resnext", 7, ("every", 30))

@@ -4,7 +4,6 @@ import gzip
 import os
 import re
 import shutil
-import types
 
 import numpy as np
 import pytest
@@ -136,7 +135,7 @@ def trained(tmp_path):
 def state(folder, extension, reset=False):
     """The momentum that -optimState state.t7 gives to the net in one of the files."""
     paths = {"optimState": str(folder / "state.t7"), "retrain": str(folder / "net") + extension}
-    found = checkpoints.optim_state(types.SimpleNamespace(**paths, resetClassifier=reset))
+    found = checkpoints.optim_state(paths["optimState"], paths["retrain"], reset)
     return found["momentum"]
 
 

@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from support.tiny import entered, options, step_of
+from support.tiny import entered, step_of
 
 import checkpoints
 from runtime.errors import InputError
@@ -184,7 +184,7 @@ def test_only_temporary_files_of_ours_are_removed(tmp_path):
     ours = {"model_1.pth", "latest.pth", "log.jsonl", "detections.json", "lock.owner"}
     for name in {*others, *(f"{name}.123.tmp" for name in ours)}:
         (tmp_path / name).write_text("of a user, or of a killed run")
-    with RunFolder(options(tmp_path)):
+    with RunFolder(str(tmp_path)):
         assert set(os.listdir(tmp_path)) == {*others, "lock", "lock.owner"}
 
 
@@ -197,7 +197,7 @@ def test_a_folder_that_is_removed_is_made_again(tmp_path, capsys):
         run.epoch(2)
         run.folder.wait()
         assert f"=> {folder} was removed: made again" in capsys.readouterr().err
-        with pytest.raises(InputError, match="another run"), RunFolder(run.folder.opt):
+        with pytest.raises(InputError, match="another run"), RunFolder(run.folder.path):
             pass
     assert step_of(newest(folder)) == 2
 
@@ -316,7 +316,7 @@ def test_two_runs_on_one_folder(tmp_path):
 
 
 def test_an_empty_folder_is_not_left_behind(tmp_path):
-    with contextlib.suppress(ZeroDivisionError), RunFolder(options(tmp_path / "new")):
+    with contextlib.suppress(ZeroDivisionError), RunFolder(str(tmp_path / "new")):
         raise ZeroDivisionError
     assert not os.listdir(tmp_path)
 

@@ -56,8 +56,8 @@ def test_sgd_as_optim_sgd(name):
     arrays = np.load(os.path.join(HERE, "misc", "sgd_double.npz"))
     with open(os.path.join(HERE, "misc", "misc.json")) as file:
         configs = {case["config"]["name"]: case["config"] for case in json.load(file)["sgd"]}
-    opt = opts.parse("-dataset cifar10 -depth 20".split())
-    opt.momentum, opt.weightDecay = configs[name]["momentum"], configs[name]["weightDecay"]
+    values = {option: configs[name][option] for option in ("momentum", "weightDecay")}
+    opt = opts.parse("-dataset cifar10 -depth 20".split()).replaced(**values)
 
     def recorded(what, step):
         return torch.from_numpy(arrays[f"DoubleTensor/{name}/{what}{step}"])
@@ -151,8 +151,7 @@ class Fixed:
 
 def small(precision="single", replicas=1, **changed):
     opt = opts.parse("-netType resnet -dataset cifar10 -depth 8 -LR 0.05".split())
-    opt.precision, opt.nGPU = precision, replicas
-    vars(opt).update(changed)
+    opt = opt.replaced(precision=precision, nGPU=replicas, **changed)
     torch.manual_seed(3)
     model = resnet(depth=8, classes=10, stem="cifar", shortcut="A").to(memory_format=LAYOUT)
     return Trainer(model.double() if precision == "double" else model, criterion(), opt, CPU)

@@ -37,7 +37,7 @@ def test_no_line_without_cores_or_waiting(idle, seconds, waited):
 def test_once_a_run_on_stderr(in_memory, monkeypatch, capsys):
     monkeypatch.setattr("runtime.threads.cores", lambda: 9)
     loader = types.SimpleNamespace(in_memory=in_memory, advised=None)
-    loader.opt = types.SimpleNamespace(nThreads=2)
+    loader.threads = 2
     for epoch, waited in ((1, 10.0), (2, 60.0), (3, 60.0)):
         dataloader.DataLoader.report_wait(loader, epoch, 100.0, waited)
     out, error = capsys.readouterr()

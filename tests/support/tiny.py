@@ -39,9 +39,7 @@ class Trainer:
 
 
 def options(save, *words):
-    opt = opts.parse(["-dataset", "cifar10", "-depth", "20", "-save", str(save), *words])
-    opt.agents = []
-    return opt
+    return opts.parse(["-dataset", "cifar10", "-depth", "20", "-save", str(save), *words])
 
 
 def model():
@@ -55,8 +53,8 @@ def entered(save, *words, checkpoint=None):
     """An entered RunFolder with a net; epoch(n) and inside(n) save."""
     opt = options(save, *words)
     trainer = Trainer(model())
-    with RunFolder(opt) as folder:
-        folder.begin(checkpoint, trainer.model, CPU)
+    with RunFolder(opt.save) as folder:
+        folder.begin(opt, checkpoint, trainer.model, CPU)
 
         def epoch(n, best=False):
             folder.best = (9.0 - n, 1.0)

@@ -1,0 +1,204 @@
+"""The options of a command: how words become values, the help, and where each value is from.
+
+Every command has a table of options. Imports nothing heavy, so that -help and a wrong option answer
+at once. An error in the options is one sentence, and exit status 2.
+"""
+
+import difflib
+import math
+import os
+import sys
+from collections import ChainMap
+
+from runtime.errors import InputError
+from runtime.terminal import complain
+
+LONGEST = 1 << 14  # pixels, the side of an image after scaling
+EXACT = 2**53  # a double has every whole number up to here
+HELP = {"-h", "-help", "--help"}
+
+
+def whole(text):
+    """A whole number, as tonumber read it: 32, 1e2."""
+    number = float(text)
+    if not number.is_integer() or abs(number) > EXACT:
+        raise ValueError
+    return int(number)
+
+
+def real(text):
+    """A finite number."""
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError
+    return number
+
+
+def boolean(text):
+    """True or False; KeyError for other words."""
+    return {"true": True, "false": False}[text.lower()]
+
+
+def series(text):
+    """Whole numbers separated by commas: epochs, or lengths in pixels."""
+    steps = tuple(whole(step) for step in text.split(",")) if text else ()
+    if any(step < 1 for step in steps) or list(steps) != sorted(set(steps)):
+        raise ValueError
+    return steps
+
+
+def flag():
+    """The kind of an option that takes no word: it is true where it is given."""
+
+
+WANTED = {
+    whole: "a whole number, at most 2^53",
+    real: "a number",
+    boolean: "true or false",
+    series: "ascending numbers such as 150,225",
+}
+
+
+def value_text(value):
+    """An option's value as one would type it."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return ",".join(map(str, value)) if isinstance(value, tuple) else f"{value}"
+
+
+class Options:
+    """The options of a run, as read-only attributes: each from the first layer that has it."""
+
+    def __init__(self, **layers):
+        """layers: {name of a layer: {option: value}}, the strongest first; None is no layer."""
+        layers = {name: layer for name, layer in layers.items() if layer is not None}
+        vars(self).update(layers=layers, values=ChainMap(*layers.values()))
+
+    def __getattr__(self, name):
+        try:
+            return vars(self)["values"][name]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    def __setattr__(self, name, value):
+        raise AttributeError(f"options are read-only: {name}")
+
+    def __eq__(self, other):
+        return isinstance(other, Options) and dict(self.values) == dict(other.values)
+
+    def source(self, name):
+        """The name of the layer that an option's value is from."""
+        return next(layer for layer, values in self.layers.items() if name in values)
+
+    @property
+    def given(self):
+        """The options that the command line gives."""
+        return self.layers.get("given", {})
+
+    def replaced(self, **changes):
+        """The same options with these values."""
+        return Options(changes=changes, **self.layers)
+
+
+def defaults(table):
+    """{option: default} of a table."""
+    return {row[0]: row[1] for row in table}
+
+
+def parse(argv, program, head, table, settle, words=None):
+    """settle({option: value} given in argv); help, or one sentence of error, ends the program.
+
+    head: what stands above the table in the help. table: rows of name, default, kind, what the
+    value may be (words, the least number, or a range) and help. Words that are not of an option
+    are refused, or appended to the list `words`.
+    """
+    if HELP & set(argv):
+        print(help_text(head, table), flush=True)
+        sys.exit(0)
+    try:
+        return settle(read(argv, table, words))
+    except InputError as error:
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
+            complain(f"{program}: {error}")
+        sys.exit(2)
+
+
+def read(argv, table, others=None):
+    """{option: value} as given in argv. Other words are refused, or appended to the list `others`.
+
+    Not by argparse: with single-dash names it takes -dep for -depth even where abbreviations are
+    off, and refuses values that start with a dash.
+    """
+    rows = {row[0]: row for row in table}
+    given = {}
+    words = iter(argv)
+    for word in words:
+        if not word.startswith("-"):
+            if others is None:
+                raise InputError(f"unexpected word {word!r}: an option starts with a dash (-help)")
+            others.append(word)
+            continue
+        name, joined, text = word.lstrip("-").partition("=")
+        if name not in rows:
+            raise InputError(f"unknown option -{name}{_nearest(name, rows)}")
+        _, _, kind, allowed, _ = rows[name]
+        if kind is flag:
+            given[name] = True
+            continue
+        if not joined:
+            text = next(words, None)
+        if text is None or (text.startswith("-") and text.lstrip("-") in rows):
+            raise InputError(f"missing argument for option -{name}")
+        given[name] = _value(name, text, kind, allowed)
+    return given
+
+
+def _nearest(name, names):
+    starts = [known for known in sorted(names) if name and known.lower().startswith(name.lower())]
+    near = starts or difflib.get_close_matches(name, names, 3, 0.5)
+    return "; did you mean -" + " or -".join(near) + "?" if near else " (-help lists all)"
+
+
+def _value(name, text, kind, allowed):
+    try:
+        value = kind(text)
+    except (ValueError, KeyError, OverflowError):
+        raise InputError(
+            f"invalid value {text!r} for option -{name}: should be {WANTED[kind]}"
+        ) from None
+    if isinstance(allowed, tuple) and value not in allowed:
+        words = ", ".join(word for word in allowed if word)
+        raise InputError(f"unknown {name} {text!r}: should be one of {words}")
+    if isinstance(allowed, range) and value not in allowed:
+        raise InputError(
+            f"invalid value {text} for option -{name}: should be {allowed[0]} to {allowed[-1]}"
+        )
+    if isinstance(allowed, int) and value < allowed:
+        raise InputError(f"invalid value {text} for option -{name}: should be at least {allowed}")
+    return value
+
+
+def fits(name, value, table):
+    """Whether an option can have this value, which a file holds."""
+    default, kind, allowed = next(row[1:4] for row in table if row[0] == name)
+    if kind is series:
+        return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
+    if type(value) is not type(default):
+        return False
+    if isinstance(allowed, (tuple, range)):
+        return value in allowed
+    if kind is whole and abs(value) > EXACT:
+        return False
+    return not isinstance(allowed, int) or allowed <= value < math.inf
+
+
+def help_text(head, table):
+    """The table of options in the original's layout."""
+    width = max(len(row[0]) for row in table)
+    rows = [head]
+    for name, default, kind, allowed, text in table:
+        text = text or "Options: " + " | ".join(filter(None, allowed))
+        rows.append(
+            f"  -{name:<{width}} {text}{'' if kind is flag else f' [{value_text(default)}]'}"
+        )
+    return "\n".join(rows)
