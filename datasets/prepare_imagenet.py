@@ -1,42 +1,108 @@
 """Prepares ImageNet: python -m datasets.prepare_imagenet ARCHIVES [DATA].
 
 The official archives become the folders that main.py reads. Takes the place of the shell lines in
-fb.resnet.torch's INSTALL.md.
+fb.resnet.torch's INSTALL.md and of its valprep.sh. torchvision checks and unpacks the archives. A
+split is unpacked in a temporary folder and renamed when it is whole: it is there with all images or
+not at all.
 """
 
 import os
+import re
+import shutil
 import sys
+import tarfile
+import tempfile
 
-from runtime import command
-from runtime.terminal import Terminal, complain
+from runtime import command, options
+from runtime.errors import InputError
+from runtime.terminal import say
+from storage import lock
 
-HELP = """Usage: python -m datasets.prepare_imagenet ARCHIVES [DATA]
+HEAD = """Usage: python -m datasets.prepare_imagenet ARCHIVES [DATA]
 
 ARCHIVES  the folder with ILSVRC2012_img_train.tar, or with ILSVRC2012_img_val.tar and
           ILSVRC2012_devkit_t12.tar.gz, or with all three
 DATA      the folder for train/<class>/<image> and val/<class>/<image> (default: imagenet)
 
-The archives are checked (MD5) and stay as they are. After a stop the same command goes on."""
+The archives are checked (MD5) and stay as they are. A split that is in DATA is left alone."""
+LOCK_WAIT = 2  # seconds
+TEMPORARY = re.compile(r"\.(train|val)\..*\.tmp")
 
 
 def main(argv=None):
     """Prepare what the command line says; an error is an InputError."""
-    words = sys.argv[1:] if argv is None else list(argv)
-    if any(word in ("-h", "-help", "--help") for word in words):
-        print(HELP)
-        return
-    known = len(words) in (1, 2) and not any(word.startswith("-") for word in words)
-    if not known or not os.path.isdir(words[0]):
-        found = " ".join(words) or "nothing"
-        fault = f"give ARCHIVES, a folder, and DATA or nothing, not: {found}"
-        complain(f"prepare_imagenet.py: {f'there is no folder {words[0]}' if known else fault}")
-        sys.exit(2)
-    archives, target = words if len(words) == 2 else (words[0], "imagenet")
-    # after the command line: an error or the help need not wait for torch
-    from datasets import imagenet_archives
+    words = []
 
-    with Terminal():
-        imagenet_archives.prepare(archives, target)
+    def check(_):
+        if len(words) not in (1, 2):
+            raise InputError(
+                f"give ARCHIVES, a folder, and DATA or nothing, not {len(words)} words"
+            )
+        if not os.path.isdir(words[0]):
+            raise InputError(f"there is no folder {words[0]}")
+        return words if len(words) == 2 else (words[0], "imagenet")
+
+    argv = sys.argv[1:] if argv is None else list(argv)
+    prepare(*options.parse(argv, "prepare_imagenet.py", HEAD, (), check, words))
+
+
+def prepare(archives, target):
+    """Unpack the archives in a folder that are there: of train, of val, or of both.
+
+    The validation images need the development kit as well, which has their classes. InputError if
+    an archive is missing, or is not the published one.
+    """
+    from torchvision.datasets import imagenet  # takes a second: not at the top
+
+    paths = {n: os.path.abspath(f"{archives}/{f}") for n, (f, _) in imagenet.ARCHIVE_META.items()}
+    splits = [split for split in ("train", "val") if os.path.isfile(paths[split])]
+    if not splits:
+        names = " or ".join(os.path.basename(paths[split]) for split in ("train", "val"))
+        raise InputError(f"{archives} holds no {names}")
+    if "val" in splits and not os.path.isfile(paths["devkit"]):
+        raise InputError(f"{paths['devkit']} is missing: it has the classes of val's images")
+    # no member of an archive may be written outside (Python's default from 3.14 on)
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        os.makedirs(target, exist_ok=True)
+        with lock.held(target, LOCK_WAIT, "name another folder"):
+            for name in filter(TEMPORARY.fullmatch, os.listdir(target)):
+                shutil.rmtree(os.path.join(target, name))  # of a run that was killed
+            for split in splits:
+                _unpack(split, paths, target)
+    except ModuleNotFoundError as error:  # scipy, which scikit-learn brings
+        raise InputError(
+            f"{paths['devkit']} is read by {error.name}: pip install {error.name}"
+        ) from None
+    except (tarfile.TarError, OSError) as error:
+        raise InputError(f"cannot unpack to {target}: {error}") from None
+
+
+def _unpack(split, paths, target):
+    from torchvision.datasets import imagenet
+
+    folder, archive = os.path.join(target, split), paths[split]
+    if os.path.isdir(folder):
+        say(f"=> {folder} is there: left as it is")
+        return
+    free, needed = shutil.disk_usage(target).free, os.path.getsize(archive)
+    if needed > free:
+        raise InputError(
+            f"{target} needs {needed / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are free"
+        )
+    say(f"=> Unpacking {os.path.basename(archive)} to {folder}")
+    with tempfile.TemporaryDirectory(".tmp", f".{split}.", target) as temporary:
+        try:
+            if split == "train":
+                imagenet.parse_train_archive(temporary, archive, split)
+            else:
+                imagenet.parse_devkit_archive(temporary, paths["devkit"])
+                imagenet.parse_val_archive(temporary, archive, folder=split)
+        except RuntimeError:  # its MD5 is another
+            used = archive if split == "train" else f"{archive} or {paths['devkit']}"
+            raise InputError(f"{used} is not the published archive: get it again") from None
+        os.rename(os.path.join(temporary, split), folder)
+    say(f" | {sum(len(files) for *_, files in os.walk(folder))} images in {folder}")
 
 
 if __name__ == "__main__":

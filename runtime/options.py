@@ -194,7 +194,7 @@ def fits(name, value, table):
 
 def help_text(head, table):
     """The table of options in the original's layout."""
-    width = max(len(row[0]) for row in table)
+    width = max((len(row[0]) for row in table), default=0)
     rows = [head]
     for name, default, kind, allowed, text in table:
         text = text or "Options: " + " | ".join(filter(None, allowed))

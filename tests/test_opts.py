@@ -14,6 +14,7 @@ import evaluate
 import main
 import opts
 import plot
+from datasets import prepare_imagenet
 from pretrained import classify, extract_features
 from runtime import options
 
@@ -269,7 +270,11 @@ def test_those_that_the_checkpoint_gave_are_not_named(capsys):
 
 
 @pytest.mark.parametrize(
-    "command", [main, detect, evaluate, complexity, convert, plot, classify, extract_features]
+    "command",
+    [
+        *(main, detect, evaluate, complexity, convert, plot),
+        *(classify, extract_features, prepare_imagenet),
+    ],
 )
 def test_every_command_has_the_same_help_and_errors(command, capsys):
     with pytest.raises(SystemExit) as stop:
