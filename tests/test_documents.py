@@ -93,3 +93,14 @@ def test_the_way_to_backward():
     assert len(steps) > 10
     for file, code in steps:
         assert code in (ROOT / file).read_text(encoding="utf-8"), f"{file} has no {code}"
+
+
+def test_the_dataset_contract_names_every_hook():
+    """datasets/README.md has each attribute that the program looks for in a split."""
+    contract = prose("datasets/README.md")
+    hooks = set()
+    for file in ("dataloader.py", "datasets/workers.py", "evaluation/views.py"):
+        text = (ROOT / file).read_text(encoding="utf-8")
+        hooks |= set(re.findall(r"""(?:has|get)attr\((?:self\.)?(?:dataset|s), "(\w+)\"""", text))
+    assert {"fast_path", "augment", "name", "stack", "fingerprint", "odd"} <= hooks
+    assert [hook for hook in hooks if not re.search(rf"`{hook}[`(]", contract)] == []

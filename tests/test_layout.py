@@ -17,7 +17,7 @@ FLOORS = (
 )
 # root files, above all folders; likewise
 LUA = ("opts", "checkpoints", "dataloader", "train", "main")  # the original's five
-COMMANDS = ("complexity", "convert", "detect", "evaluate", "plot", "hubconf")
+COMMANDS = ("convert", "plot", "evaluate", "detect", "complexity", "hubconf")
 SCRIPTS = ("benchmarks", "pretrained")  # folders of scripts, which nothing imports
 # tables that the root's opts.py reads; like it, they come before everything
 BEFORE_OPTS = {"datasets", "models.depths", "runtime.errors"}
@@ -66,13 +66,13 @@ def test_every_folder_has_a_floor():
 
 
 def test_imports_go_down():
-    order = [*FLOORS, *LUA]
+    order = [*FLOORS, *LUA, *COMMANDS]
     for name, imported in program().items():
         top = name.split(".")[0]
         for other in imported:
             below = other.split(".")[0]
             assert below not in SCRIPTS or below == top, f"{name} imports the script {other}"
-            if top in COMMANDS + SCRIPTS or below == top:
+            if top in SCRIPTS or below == top:
                 continue
             assert below in order and order.index(below) < order.index(top), f"{name} -> {other}"
 
