@@ -322,6 +322,9 @@ def learning_rate(opt, epoch, initial=None):
         drops = (epoch - 1) // where
     elif how == "after":
         drops = sum(epoch / opt.nEpochs > share for share in where)
-    else:
+    elif how == "at":
         drops = sum(epoch >= step for step in where)
+    else:
+        known = "every, after or at"
+        raise InputError(f"unknown schedule {how!r} in opts.RECIPES: should be {known}")
     return (opt.LR if initial is None else initial) * math.pow(0.1, drops)

@@ -62,7 +62,7 @@ class ProposalNet(RegionProposalNetwork):
                 inside = torch.ones_like(inside)
             own, matched = super().assign_targets_to_anchors([all_anchors[inside]], [target])
             label = own[0].new_full((len(all_anchors),), -1.0)  # -1: takes no part in the loss
-            box = all_anchors.to(matched[0].dtype)
+            box = all_anchors.to(matched[0].dtype, copy=True)  # the anchors stay as they are
             label[inside], box[inside] = own[0], matched[0]
             labels.append(label)
             boxes.append(box)

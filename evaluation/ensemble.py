@@ -124,9 +124,8 @@ def test(members, loader, opt, precision, predictions=None):
 
 def _count_errors(averages, target):
     """How many images are wrong, by each of the averages (2, N, K)."""
-    names = ("wrong1", "wrong5", "soft1", "soft5")
-    counts = [scores.count_errors(average, target).values() for average in averages]
-    return dict(zip(names, (count for pair in counts for count in pair)))
+    counts, soft = (scores.count_errors(average, target) for average in averages)
+    return {**counts, "soft1": soft["wrong1"], "soft5": soft["wrong5"]}
 
 
 def _score(member, batch, opt, precision):

@@ -259,3 +259,38 @@ def test_wide_boxes_in_half_precision():
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert found[0]["boxes"].dtype == torch.float32
     assert not torch.equal(found[0]["boxes"], found[0]["boxes"].bfloat16().float())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_rpn_learns_boxes(shared, dtype, monkeypatch):
+    """Anchors stay as they are, and a target is (dx / w, dy / h, log dw, log dh) of its object."""
+    model = detector(shared=shared).to(dtype).train()
+    inputs, targets = images((70, 96), (96, 60))
+    inputs = [image.to(dtype) for image in inputs]
+    targets = [{k: v.to(dtype) if k != "labels" else v for k, v in t.items()} for t in targets]
+    assign, encode, seen = model.rpn.assign_targets_to_anchors, model.rpn.box_coder.encode, {}
+
+    def watched_assign(anchors, t):
+        seen["before"] = [a.clone() for a in anchors]
+        seen["labels"], seen["matched"] = assign(anchors, t)
+        seen["after"] = anchors
+        return seen["labels"], seen["matched"]
+
+    def watched_encode(matched, anchors):
+        seen["targets"] = encode(matched, anchors)
+        return seen["targets"]
+
+    monkeypatch.setattr(model.rpn, "assign_targets_to_anchors", watched_assign)
+    monkeypatch.setattr(model.rpn.box_coder, "encode", watched_encode)
+    torch.manual_seed(0)
+    model.losses(inputs, targets, "shared" if shared else "rpn")
+    for k, label in enumerate(seen["labels"]):
+        assert torch.equal(seen["before"][k], seen["after"][k])
+        positive = label == 1
+        anchor, box = seen["before"][k][positive], seen["matched"][k][positive]
+        size, other = anchor[:, 2:] - anchor[:, :2], box[:, 2:] - box[:, :2]
+        shift = (box[:, 2:] + box[:, :2] - anchor[:, 2:] - anchor[:, :2]) / 2 / size
+        wanted = torch.cat([shift, (other / size).log()], 1)
+        assert positive.any() and wanted.abs().max() > 0.01
+        assert (seen["targets"][k][positive] - wanted).abs().max() < 1e-5

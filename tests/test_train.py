@@ -350,3 +350,9 @@ def test_out_of_memory_is_one_sentence():
         trainer.train(1, Fixed(random_batch(6)))
     for words in ("6 x 3 x 32 x 32", "-batchSize", "-optnet true", "-precision bfloat16"):
         assert words in str(stop.value)
+
+
+def test_an_unknown_schedule_is_refused():
+    opt = opts.parse("-dataset cifar10 -depth 20".split()).replaced(drops=("sometimes", 30))
+    with pytest.raises(InputError, match="unknown schedule 'sometimes' .* every, after or at"):
+        learning_rate(opt, 40)
