@@ -67,6 +67,45 @@ def test_anchors_and_their_labels(model):
     assert min(counts.values()) > 0
 
 
+def encoded(target, anchor):
+    """What the RPN learns: shift of the centre in sides of the anchor, logarithm of the growth."""
+    width, height = anchor[2] - anchor[0], anchor[3] - anchor[1]
+    return [
+        (target[0] + target[2] - anchor[0] - anchor[2]) / 2 / width,
+        (target[1] + target[3] - anchor[1] - anchor[3]) / 2 / height,
+        math.log((target[2] - target[0]) / width),
+        math.log((target[3] - target[1]) / height),
+    ]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("size", [(70, 96), (12, 9)], ids=["large", "smaller than all anchors"])
+def test_the_rpn_learns_the_way_from_anchor_to_object(shared, dtype, size, monkeypatch):
+    rpn = detector(shared, classifier(8, 2, "cifar", "A")).rpn.to(dtype).train()
+    rpn.proposes, learned = False, []
+    _, targets = images(size, size)
+    targets = [{**target, "boxes": target["boxes"].to(dtype)} for target in targets]
+    listed = ImageList(torch.zeros(2, 3, *size, dtype=dtype), [size, size])
+    maps = torch.zeros(2, rpn.head.cls_logits.in_channels, 6, 6, dtype=dtype)
+    before = rpn.anchor_generator(listed, [maps])
+    given = [anchors.clone() for anchors in before]
+    monkeypatch.setattr(rpn.anchor_generator, "forward", lambda *_: given)
+    loss = rpn.compute_loss
+    monkeypatch.setattr(rpn, "compute_loss", lambda *args: learned.extend(args[2:]) or loss(*args))
+    rpn(listed, {"0": maps}, targets)
+    assert all(map(torch.equal, given, before))
+    for anchors, labels, goals, target in zip(before, *learned, targets):
+        positive = torch.where(labels == 1)[0].tolist()
+        assert positive
+        for k in positive:
+            anchor, objects = anchors[k].tolist(), target["boxes"].tolist()
+            nearest = max(objects, key=lambda box: overlap(box, anchor))
+            expected = torch.tensor(encoded(nearest, anchor), dtype=dtype)
+            torch.testing.assert_close(goals[k], expected, rtol=1e-4, atol=1e-5)
+            assert goals[k].abs().max() > 0.01  # no anchor here is an object
+
+
 def test_regions_and_their_labels(model):
     """Positive from 0.5, negative from 0.1 to 0.5, none in a crowd; the objects are among them."""
     random = np.random.default_rng(3)
