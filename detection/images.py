@@ -51,8 +51,7 @@ class Images:
             flipped = self.mirror and draws.uniform() < 0.5
             if flipped:
                 pixels = pixels[:, :, ::-1]
-            # channels last in memory, as the net wants it; a copy, for a file has four
-            rows = np.ascontiguousarray(pixels.transpose(1, 2, 0))
+            rows = pixels.transpose(1, 2, 0).copy()  # channels last in memory, as the net wants it
             return torch.from_numpy(rows)[None].permute(0, 3, 1, 2), 2 * int(i) + flipped
 
         return load

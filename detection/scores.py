@@ -4,6 +4,7 @@ This program computes no score itself.
 """
 
 import contextlib
+import copy
 import io
 import json
 
@@ -50,7 +51,7 @@ def evaluate(truth, detections):
     kind, evaluation = implementation()
     with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
         coco = kind()
-        coco.dataset = {"info": {}, "licenses": [], **truth}
+        coco.dataset = {"info": {}, "licenses": [], **copy.deepcopy(truth)}  # they write to it
         coco.createIndex()
         if detections:
             mine = coco.loadRes([dict(each) for each in detections])

@@ -19,6 +19,7 @@ from runtime.errors import InputError
 from runtime.foreign import shown
 from runtime.precision import Precision
 from runtime.terminal import note, say
+from storage import tensors
 
 
 def from_file(checkpoint, source):
@@ -80,15 +81,16 @@ def load(source, device="cpu"):
 def load_file(source):
     """A net from a file, with its weights, class names and input spec.
 
-    The net is built on the meta device and then uses the file's tensors themselves. So nothing is
-    copied, and a configuration that claims more weights than the file has takes no memory.
+    The net is built on the meta device and then uses the file's tensors themselves. So only tensors
+    that share memory are copied, and a configuration that claims more weights than the file has
+    takes no memory.
     """
     content = model_files.read(source)
     try:
         with torch.device("meta"):
             model = from_config(content["config"])
         _check_fits(model, content["model"])
-        model.load_state_dict(content["model"], assign=True)
+        model.load_state_dict(tensors.separate(content["model"]), assign=True)
     except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{source} holds no net of this program: {reason}") from None

@@ -1,4 +1,4 @@
-"""Whether a tensor from a file is plain numbers: dense, on the CPU, whole and finite."""
+"""Tensors from a file: whether these are plain numbers, and each in memory of its own."""
 
 import torch
 
@@ -14,3 +14,17 @@ def fault(tensor):
     if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
         return "has a value that is not finite: the training it is from has diverged"
     return None
+
+
+def separate(state):
+    """The tensors of a state dict; those that share memory are copied.
+
+    Training writes to the parameters in place, so with shared memory it would change others too.
+    """
+    seen, found = set(), {}
+    for name, tensor in state.items():
+        memory = tensor.untyped_storage()
+        alone = memory.nbytes() == tensor.nbytes and memory.data_ptr() not in seen
+        seen.add(memory.data_ptr())
+        found[name] = tensor if alone else tensor.clone()
+    return found

@@ -39,6 +39,19 @@ def test_a_file_holds_the_detector(tmp_path, content):
     assert not any(name.endswith("bn1.weight") for name, _ in model.named_parameters())
 
 
+def test_weights_that_share_memory_in_a_file_are_trained_apart(tmp_path, content):
+    state = dict(content["model"])
+    for name in state:
+        if name.startswith("rpn_backbone."):  # equal in a new detector
+            state[name] = state[name.removeprefix("rpn_")]
+    torch.save({**content, "model": state}, tmp_path / "detector.pth")
+    state = files.load(str(tmp_path / "detector.pth")).state_dict()
+    for place, tensor in enumerate(state.values()):
+        tensor.fill_(place)
+    for place, tensor in enumerate(state.values()):
+        assert (tensor == place).all()
+
+
 def without(part, name):
     return lambda content: {**content, part: {k: v for k, v in content[part].items() if k != name}}
 

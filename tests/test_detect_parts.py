@@ -1,5 +1,6 @@
 """The paper's two steps against plain restatements of py-faster-rcnn's rules, on small cases."""
 
+import copy
 import math
 
 import numpy as np
@@ -200,6 +201,22 @@ def test_losses_of_regions():
         assert found[0].item() == pytest.approx(entropy) and found[1].item() == pytest.approx(
             total / 5
         )
+
+
+@pytest.mark.parametrize("step", ["rpn", "fast", "shared"])
+def test_what_is_given_stays_as_it_is(step):
+    model = detector(step == "shared", classifier(8, 2, "cifar", "A")).double()
+    inputs, targets = images((70, 96), (96, 96))  # the second one is not resized
+    for target in targets:
+        target["crowd"] = target["boxes"][:1].clone()
+    before = copy.deepcopy((inputs, targets))
+    model.train().losses(inputs, targets, step)
+    with torch.no_grad():
+        model.eval()(inputs)
+    assert all(map(torch.equal, inputs, before[0]))
+    for target, other in zip(targets, before[1]):
+        assert target.keys() == other.keys()
+        assert all(torch.equal(target[name], other[name]) for name in target)
 
 
 def test_each_step_trains_its_own_net(model):

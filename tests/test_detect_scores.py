@@ -1,5 +1,6 @@
 """Scores are the evaluation library's; results are in COCO's form."""
 
+import copy
 import json
 
 import numpy as np
@@ -76,6 +77,15 @@ def test_nothing_found(truth, monkeypatch, library):
     for found in ([], detections({"annotations": small})):
         assert scores.evaluate({**truth[0], "annotations": small}, found).keys() == of_small
     assert scores.evaluate({**truth[0], "annotations": []}, []) == {}
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_the_truth_stays_as_it_is(truth, monkeypatch, library):
+    monkeypatch.setattr(scores, "implementation", lambda: LIBRARIES[library])
+    found = detections(truth[0])
+    before = copy.deepcopy((truth[0], found))
+    scores.evaluate(truth[0], found)
+    assert (truth[0], found) == before
 
 
 def test_the_missing_library_is_named(monkeypatch):

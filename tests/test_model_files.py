@@ -210,3 +210,38 @@ def test_weights_of_any_precision_are_used_as_float32(net, dtype, tmp_path):
     picture = np.full((40, 40, 3), 99, np.uint8)
     assert model(model.transform(picture)[None]).dtype == torch.float32
     assert models.load_file(tmp_path / "net.pth").fc.weight.dtype == dtype  # as convert.py keeps it
+
+
+def one_tensor(state, first, second, third):
+    state[second] = state[first]
+
+
+def slices(state, first, second, third):
+    size, flat = len(state[first]), torch.rand(2 * len(state[first]))
+    state[first], state[second] = flat[:size], flat[size // 2 : size // 2 + size]
+
+
+def parameters_of_torch7(state, first, second, third):
+    """Slices that do not overlap, as getParameters() leaves them."""
+    flat = torch.rand(2 * len(state[first]))
+    state[first], state[second] = flat.chunk(2)
+
+
+def expanded(state, first, second, third):
+    state[third] = torch.rand(9 * len(state[third]))[:1].expand(len(state[third]))
+
+
+@pytest.mark.parametrize("share", [one_tensor, slices, parameters_of_torch7, expanded])
+def test_weights_that_share_memory_in_a_file_are_trained_apart(share, net, tmp_path):
+    content = models.pack(net)
+    names = [name for name in content["model"] if name.endswith(("bn1.bias", "bn2.bias"))]
+    content["model"] = dict(content["model"])
+    share(content["model"], *names[1:4])
+    torch.save(content, tmp_path / "net.pth")
+    before = {name: tensor.clone() for name, tensor in content["model"].items()}
+    state = models.load_file(tmp_path / "net.pth").state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in before.items())
+    for place, tensor in enumerate(state.values()):
+        tensor.fill_(place)
+    for place, tensor in enumerate(state.values()):
+        assert (tensor == place).all()

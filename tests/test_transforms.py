@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from datasets import transforms as t
 from datasets.draws import Draws
@@ -196,6 +197,13 @@ def test_random_sized_crop_of_a_tiny_image(height, width):
     image = np.full((3, height, width), 0.5, np.float32)
     for i in range(100):
         np.testing.assert_allclose(crop(image, Draws(1, 1, i)), 0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 7), (7, 1), (2, 3)])
+def test_a_flip_is_a_tensor(height, width):
+    """torch takes no negative strides, which numpy leaves in an axis of one pixel."""
+    image = np.random.default_rng(0).random((3, height, width), np.float32)
+    assert torch.equal(torch.from_numpy(t.hflip(image)), torch.from_numpy(image).flip(2))
 
 
 def test_random_sized_crop_takes_the_right_part():

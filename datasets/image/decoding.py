@@ -97,7 +97,7 @@ def load_image(source, report=None):
     planes = _planes(decode(source, report))
     if planes.dtype == np.uint16:
         planes = np.rint(planes / 257)  # 65535 is 255 times 257
-    return np.ascontiguousarray(planes, dtype=np.uint8)
+    return np.array(planes, np.uint8, order="C")  # of one pixel, the view would be contiguous, too
 
 
 def floats(pixels, largest=1):

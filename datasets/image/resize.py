@@ -132,7 +132,7 @@ def check_crop(columns, rows, x, y, width, height):
 
 def hflip(image):
     """The image flipped left to right."""
-    return np.ascontiguousarray(image[:, :, ::-1])
+    return image[:, :, ::-1].copy()  # torch takes no negative strides, even in one column
 
 
 def _edge(position, size):
