@@ -39,7 +39,6 @@ class ImageFolder:
         # images that were checked and found whole; in memory that forked workers share
         self.checked = np.frombuffer(mmap.mmap(-1, max(1, len(self.targets))), np.uint8)
         self.odd = []  # sentences on odd files with whole pixels; the BatchReader empties it
-        optional.entropy()  # compiled once, before the workers are forked
         if split == "train":  # once a run: the splits are made together
             for line in optional.missing():
                 note(line)

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from datasets.image import decoding, optional
+from datasets.image import decoding
 from detection.images import Objects
 from runtime import regular_files
 from runtime.errors import InputError
@@ -40,7 +40,6 @@ class Coco:
         for id in self.ids:
             self._check_image(id)
         self.odd = []  # as of datasets/image_folder.py
-        optional.entropy()  # compiled once, before the workers are forked
         self.annotations = self._annotations(content)
         self._objects = self._sorted_by_image()
 

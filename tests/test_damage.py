@@ -10,10 +10,11 @@ import simplejpeg
 from PIL import Image
 from support import damage as files
 
-from datasets.image import damage, decoding, optional, turbojpeg
+from datasets.image import damage, decoding, turbojpeg
 from runtime.errors import InputError
 
 jpeg = functools.cache(files.jpeg)
+BUFFER = np.empty(0, np.uint8)
 
 
 def pixels(data):
@@ -35,7 +36,7 @@ def found(data):
 
 @pytest.mark.parametrize("form", files.FORMS)
 def test_damaged_scans_are_named(form):
-    """All but where a piece of another picture happens to have as many blocks: that is valid."""
+    """All but where what follows happens to be valid codes for nearly as many blocks."""
     accepted = []
     for kind, damaged in files.KINDS.items():
         for at in files.PLACES:
@@ -46,7 +47,8 @@ def test_damaged_scans_are_named(form):
                 accepted.append((kind, at))
             else:
                 assert re.match("cannot read the image 'the data': .", reason)
-    assert all("another" in kind for kind, _ in accepted) and len(accepted) <= 2, accepted
+    assert all(re.search("another| (1|5|10) %", kind) for kind, _ in accepted), accepted
+    assert len(accepted) <= 6, accepted
 
 
 @pytest.mark.parametrize("form", files.FORMS)
@@ -56,7 +58,6 @@ def test_damaged_scans_are_named(form):
 def test_whole_files_are_not_named(form, how):
     data = jpeg(form, **how)
     for whole in (data, data + b"\0" * 50, data + data):  # what telephones put behind the end
-        assert damage.check(whole) == ""
         kind, _, result = found(whole)
         assert kind == "whole"
         np.testing.assert_array_equal(result, pixels(data))
@@ -69,8 +70,34 @@ def test_files_of_another_encoder(sampling):
     colors = "GRAY" if sampling == "Gray" else "RGB"
     picture = np.ascontiguousarray(picture)
     data = simplejpeg.encode_jpeg(picture, 90, colors, sampling)
-    assert damage.check(data) == ""
+    assert found(data)[0] == "whole"
     assert found(data[:-80] + b"\xff\xd9")[0] == "lost"
+
+
+SMALL = jpeg("baseline 4:2:0 plain", size=(64, 64))
+RARE = {
+    "Motion-JPEG": files.without_tables(SMALL),
+    "Motion-JPEG with restarts": files.without_tables(
+        jpeg("baseline 4:2:0 restarts", size=(64, 64))
+    ),
+    "4:1:1": files.resampled(SMALL, 0x41),
+    "4:4:1": files.resampled(SMALL, 0x14),
+}
+
+
+@pytest.mark.parametrize("kind", RARE)
+def test_rare_but_valid_files_are_read_and_their_damage_is_named(tmp_path, kind):
+    data, path = RARE[kind], tmp_path / "a.jpg"
+    for decoder in (None, turbojpeg.decoder()):
+        path.write_bytes(data)
+        assert found(data)[0] == "whole"
+        part, (x, y, w, h) = decoding.Photo(path, BUFFER, decoder).decode_region((30, 20, 25, 40))
+        np.testing.assert_array_equal(part[y : y + h, x : x + w, :3], pixels(data)[20:60, 30:55])
+        for damaged in (data[:-300] + data[-100:], data[:-300], data[:-300] + b"\xff\xd9"):
+            path.write_bytes(damaged)
+            assert found(damaged)[0] == "lost"
+            with pytest.raises(InputError, match="its pixels are damaged or lost: "):
+                decoding.Photo(path, BUFFER, decoder).decode_region((0, 0, 9, 9))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (9, 8), (17, 33), (250, 16)])
@@ -98,7 +125,6 @@ def patched(data, marker, offset, value):
 ODD = {
     "bytes between segments": lambda data: between(data, b"\0" * 5),
     "numbers of a sequential scan": lambda data: patched(data, b"\xff\xda", 11, b"\0\0\0"),
-    "zeros before the end": lambda data: data[:-2] + bytes(3) + data[-2:],
     "a colour transform of no meaning": lambda data: (  # in place of JFIF
         data[:2] + b"\xff\xee\0\x0eAdobe\0\x64\0\0\0\0\x09" + data[20:]
     ),
@@ -115,10 +141,16 @@ def test_odd_files_with_whole_pixels_are_named_and_used(tmp_path, kind):
     np.testing.assert_array_equal(result[2], pixels(whole))
     (tmp_path / "a.jpg").write_bytes(data)
     for decoder in (None, turbojpeg.decoder()):
-        photo = decoding.Photo(tmp_path / "a.jpg", np.empty(0, np.uint8), decoder)
+        photo = decoding.Photo(tmp_path / "a.jpg", BUFFER, decoder)
         part, (x, y, w, h) = photo.decode_region((30, 20, 50, 60))
         assert photo.odd == result[1]
         np.testing.assert_array_equal(part[y : y + h, x : x + w, :3], pixels(whole)[20:80, 30:80])
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ODD if "sequential" not in kind])
+def test_damage_behind_what_is_odd_is_named(kind):
+    for way in ("hole 20 %", "cut, end put back"):
+        assert found(ODD[kind](files.damaged(way, "baseline 4:2:0 plain", 0.5)))[0] == "lost"
 
 
 def test_a_broken_colour_profile_is_of_no_account():
@@ -127,19 +159,6 @@ def test_a_broken_colour_profile_is_of_no_account():
     kind, reason, result = found(data)
     assert kind == "odd" and "ICC" in reason
     np.testing.assert_array_equal(result, pixels(data))
-
-
-@pytest.mark.parametrize("form", [form for form in files.FORMS if "progressive" in form])
-def test_missing_scans_are_named(form):
-    """A progressive file that ends after any of its scans but the last is a valid, blurred one."""
-    data = jpeg(form)
-    starts = [match.start() for match in re.finditer(b"\xff\xda", data)]
-    assert len(starts) > 4
-    for start in starts[1:]:
-        before = data[:start]
-        before = before[: before.rindex(b"\xff\xc4")] if b"\xff\xc4" in before[-400:] else before
-        kind, reason, _ = found(before + b"\xff\xd9")
-        assert kind == "lost" and "scans are missing" in reason
 
 
 @pytest.mark.parametrize("form", [form for form in files.FORMS if "restarts" in form])
@@ -171,12 +190,11 @@ def test_any_byte_of_the_header(form):
 @pytest.mark.parametrize("region", [(0, 0, 40, 30), (100, 0, 60, 200)])
 @pytest.mark.parametrize("form", files.FORMS)
 def test_damage_outside_the_part_is_named(tmp_path, form, region):
-    buffer = np.empty(0, np.uint8)
     for kind in ("zeroed 30 %", "hole 5 %", "cut, end put back"):
         for at in (0.3, 0.85):
             (tmp_path / "a.jpg").write_bytes(files.damaged(kind, form, at))
             with pytest.raises(InputError, match=r"a\.jpg': its pixels are damaged or lost: "):
-                decoding.Photo(tmp_path / "a.jpg", buffer, turbojpeg.decoder()).decode_region(
+                decoding.Photo(tmp_path / "a.jpg", BUFFER, turbojpeg.decoder()).decode_region(
                     region
                 )
 
@@ -201,18 +219,18 @@ def test_other_formats_cut_short_are_named(kind):
 
 
 @pytest.mark.parametrize("form", files.FORMS)
-def test_without_numba_libjpeg_and_the_markers_are_asked(monkeypatch, form):
-    """What libjpeg warns of is named, and so are missing ends and scans; whole files are not."""
-    monkeypatch.setattr(optional, "has_numba", lambda: False)
+def test_without_simplejpeg(monkeypatch, tmp_path, form):
+    """Pillow names what is cut short; all damage is named where libturbojpeg makes a crop."""
+    monkeypatch.setattr(decoding, "simplejpeg", None)
+    monkeypatch.setattr(damage, "simplejpeg", None)
     data = jpeg(form)
     assert found(data)[0] == "whole"
     np.testing.assert_array_equal(found(data)[2], pixels(data))
-    assert found(data[:-200])[0] == "lost"
+    for share in (0.3, 0.6, 0.85):
+        assert found(files.damaged("cut", form, share))[0] == "lost"
     for kind in ("cut, end put back", "zeroed 30 %", "tail random"):
-        data = files.damaged(kind, form, 0.3)
-        with pytest.raises((ValueError, RuntimeError)):
-            simplejpeg.decode_jpeg(data, strict=True)
-        assert found(data)[0] == "lost"
-    kind, phrase, result = found(between(jpeg(form), b"\0" * 5))
-    assert kind == "odd" and "5 bytes too many" in phrase
-    np.testing.assert_array_equal(result, pixels(jpeg(form)))
+        (tmp_path / "a.jpg").write_bytes(files.damaged(kind, form, 0.3))
+        with pytest.raises(InputError, match="its pixels are damaged or lost: "):
+            decoding.Photo(tmp_path / "a.jpg", BUFFER, turbojpeg.decoder()).decode_region(
+                (9, 9, 9, 9)
+            )

@@ -91,17 +91,23 @@ def test_parts_of_jpegs_equal_pillow(name):
 
 
 def test_a_small_part_is_not_all(tmp_path):
+    """Nor is it on a first reading, which goes on to the last row."""
     (tmp_path / "a.jpg").write_bytes(JPEGS["RGB0 64x48"])
-    photo = decoding.Photo(tmp_path / "a.jpg", np.empty(99999, np.uint8), turbojpeg.decoder())
-    pixels, _ = photo.decode_region((20, 20, 9, 9))
-    assert photo.shape == (64, 48) and pixels.shape == (32, 32, 4) and photo.pixels is None
+    for checked, rows in ((True, 32), (False, 56)):
+        buffer = np.empty(99999, np.uint8)
+        photo = decoding.Photo(tmp_path / "a.jpg", buffer, turbojpeg.decoder(), checked)
+        pixels, (x, y, *size) = photo.decode_region((20, 20, 9, 9))
+        assert photo.shape == (64, 48) and pixels.shape == (rows, 32, 4) and photo.pixels is None
+        expected = colors(JPEGS["RGB0 64x48"])[20:29, 20:29]
+        np.testing.assert_array_equal(pixels[y : y + 9, x : x + 9, :3], expected)
+        assert size == [9, 9]
 
 
 def test_a_file_cut_short_is_named_though_the_part_is_there(tmp_path):
     (tmp_path / "a.jpg").write_bytes(JPEGS["RGB2 75x50"][:-60])
     for decoder in (None, turbojpeg.decoder()):
         with pytest.raises(
-            InputError, match="cannot read the image '.*a.jpg': its pixels .* lost: its scan ends"
+            InputError, match="cannot read the image '.*a.jpg': its pixels .* lost: Premature end"
         ):
             decoding.Photo(tmp_path / "a.jpg", np.empty(9, np.uint8), decoder).decode_region(
                 (0, 0, 9, 9)

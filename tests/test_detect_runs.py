@@ -331,14 +331,14 @@ def test_bad_options(folder, monkeypatch, capsys, command, words):
 
 
 def test_damaged_images(run, folder):
-    """One of the training images is torn, another has only three bytes too many."""
+    """One of the training images is torn, another has only three bytes too many in its header."""
     write_coco(folder / "torn", "train2017", 6)
     write_coco(folder / "torn", "val2017", 3, seed=1)
     torn, odd = (folder / "torn" / "train2017" / f"{n}.png" for n in (11, 12))
     torn.write_bytes(torn.read_bytes()[:900])
     jpeg = io.BytesIO()
     Image.open(odd).save(jpeg, "JPEG")
-    odd.write_bytes(jpeg.getvalue()[:-2] + bytes(3) + jpeg.getvalue()[-2:])
+    odd.write_bytes(jpeg.getvalue()[:20] + bytes(3) + jpeg.getvalue()[20:])
     command = SHARED.replace("-data data", "-data torn").replace("-epochSize 2", "-epochSize 3")
     command += NEW + " -save torn_run -iterations 3"
     with pytest.raises(InputError, match="11.png.*mend or remove it, or give -skipCorrupt true"):

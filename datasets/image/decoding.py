@@ -31,16 +31,16 @@ class Photo:
 
     `shape` is (rows, columns). `buffer`: a uint8 array for the pixels, reused for every image,
     because fresh memory costs time. `decoder`: the result of turbojpeg.decoder().
-    `checked`: whether damage.check found nothing in this file before. `odd`: a phrase that says
-    what is wrong with a file whose pixels are whole, else "" or None.
+    `checked`: whether this file was read before and found whole. `odd`: a phrase that says what is
+    wrong with a file whose pixels are whole, else "".
     """
 
     def __init__(self, path, buffer, decoder=None, checked=False):
-        self.path, self.buffer, self.decoder, self.pixels = path, buffer, decoder, None
+        self.path, self.buffer, self.decoder, self.checked = path, buffer, decoder, checked
+        self.pixels, self.odd = None, ""
         with _naming(path):
             self.data = _read(path)
-            self.odd = "" if checked else damage.check(self.data)
-        self.shape = decoder and not self.odd and decoder.shape(self.data)
+        self.shape = decoder and decoder.shape(self.data)
         if not self.shape or self.shape[0] * self.shape[1] > LARGEST:
             self._decode()
 
@@ -55,17 +55,23 @@ class Photo:
         pixels: uint8 (H, W, 4) as from `decode`. InputError if the image is damaged there.
         """
         if self.pixels is None:
-            found = self.decoder.decode_region(self.data, region, self.buffer)
-            if found is not None:
-                return found
-            with _naming(self.path):
-                self.odd = damage.check(self.data)  # the file may have changed since it was checked
+            x, y, width, height = region
+            # a first reading goes on to the last row, because libjpeg reads no code below a region
+            rows = height if self.checked else self.shape[0] - y
+            try:
+                pixels, (x, y, width, _) = self.decoder.decode_region(
+                    self.data, (x, y, width, rows), self.buffer
+                )
+                return pixels, (x, y, width, height)
+            except ValueError as error:
+                with _naming(self.path):
+                    damage.refuse(str(error))
             self._decode()
         return self.pixels, region
 
     def _decode(self):
         with _naming(self.path):
-            self.pixels, self.odd = _decode_bytes(self.data, self.odd, self.buffer)
+            self.pixels, self.odd = _decode_bytes(self.data, self.buffer)
         self.shape = self.pixels.shape[:2]
 
 
@@ -86,7 +92,7 @@ def decode(source, report=None):
             with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a pipe
                 source.seek(0)
             data = source.read()
-        pixels, odd = _decode_bytes(data, damage.check(data))
+        pixels, odd = _decode_bytes(data)
         if odd and report:
             report(odd)
         return pixels
@@ -120,9 +126,9 @@ def decode_jpeg(data, buffer=None):
     Pillow uses the same library and gives the same bytes, but copies them twice. Files that the
     library warns of and rare kinds of JPEG are left to Pillow.
     """
-    if simplejpeg is None or data[:2] != b"\xff\xd8":
+    if simplejpeg is None or data[:2] != b"\xff\xd8" or damage.has_many_scans(data):
         return None
-    with contextlib.suppress(ValueError, RuntimeError):
+    with contextlib.suppress(ValueError, RuntimeError, KeyError):  # KeyError: 4:4:1
         height, width, colors, _ = simplejpeg.decode_jpeg_header(data)
         if colors in ("YCbCr", "Gray") and height * width <= LARGEST:
             if buffer is not None and 4 * height * width > len(buffer):
@@ -135,38 +141,17 @@ def _read(path):
     return regular_files.read(path, LONGEST)
 
 
-def _decode_bytes(data, odd, buffer=None):
-    """(pixels, what is odd about the file). `odd`: the result of damage.check."""
+def _decode_bytes(data, buffer=None):
+    """(pixels, what is odd about the file: a phrase or "")."""
     pixels = decode_jpeg(data, buffer)
     if pixels is not None:
-        return pixels, odd or ""
-    pixels = _decode_with_pillow(io.BytesIO(data))
-    warning = _libjpeg_warning(data)
-    if warning and not odd:
-        odd = damage.check(data)  # the file may have changed since it was checked
-    if odd is None and warning.startswith(("Corrupt", "Premature")):
-        raise InputError(warning)  # `check` cannot read this file
-    return pixels, odd or warning
-
-
-def _libjpeg_warning(data):
-    """What libjpeg says of a JPEG file that it decodes, or ""; Pillow does not pass it on."""
-    if simplejpeg is None or data[:2] != b"\xff\xd8":
-        return ""
-    try:
-        colors = simplejpeg.decode_jpeg_header(data)[2]
-        simplejpeg.decode_jpeg(data, "CMYK" if colors in ("CMYK", "YCCK") else "RGBX", strict=True)
-    except (ValueError, RuntimeError) as error:
-        return str(error)
-    return ""
-
-
-def _decode_with_pillow(file):
-    with Image.open(file, formats=FORMATS) as image:
+        return pixels, ""
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > LARGEST:
             raise InputError(f"{image.width} x {image.height} pixels are more than {LARGEST}")
+        odd = damage.check(data)
         image.load()
-        return _to_rgbx(image)
+        return _to_rgbx(image), odd
 
 
 def _to_rgbx(image):

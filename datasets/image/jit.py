@@ -1,4 +1,4 @@
-"""How numba compiles kernels.py and entropy.py: when they are imported, with a cache."""
+"""How numba compiles kernels.py: when it is imported, with a cache."""
 
 import numba
 

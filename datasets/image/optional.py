@@ -1,8 +1,8 @@
 """Whether the packages that make the input fast can be imported: numba and simplejpeg.
 
 Both are optional at run time, because a new Python or a rare machine may have no wheel of them.
-Without numba the plain transforms make the input and no scan is read code by code (damage.py),
-without simplejpeg Pillow decodes.
+Without numba the plain transforms make the input. Without simplejpeg Pillow decodes, and libjpeg's
+warnings of damage are lost.
 """
 
 try:
@@ -27,15 +27,6 @@ def kernels():
     from datasets.image import kernels
 
     return kernels
-
-
-def entropy():
-    """The module that reads the scans of JPEG files, or None without numba."""
-    if not has_numba():
-        return None
-    from datasets.image import entropy
-
-    return entropy
 
 
 def missing():

@@ -13,9 +13,11 @@ from importlib import metadata
 
 import numpy as np
 
+from datasets.image import damage
+
 # turbojpeg.h, version 3
 _DECOMPRESS, _RGBX = 1, 2
-_STOP_ON_WARNING, _SAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORS = 0, 4, 5, 6, 7, 8
+_STOP_ON_WARNING, _SAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORS, _SCANS = 0, 4, 5, 6, 7, 8, 13
 _YCBCR, _GRAY = 1, 2
 # Width and height of a coded block (MCU) in pixels: 4:4:4, 4:2:2, 4:2:0, grey. Others are rare
 _BLOCKS = {0: (8, 8), 1: (16, 8), 2: (16, 16), 3: (8, 8)}
@@ -56,6 +58,8 @@ class Decoder:
         handle, pointer = ctypes.c_void_p, ctypes.c_void_p
         data = (handle, ctypes.c_char_p, ctypes.c_size_t)
         library.tj3Init.restype = handle
+        library.tj3GetErrorStr.restype = ctypes.c_char_p
+        library.tj3GetErrorStr.argtypes = (handle,)
         library.tj3Destroy.argtypes = (handle,)
         library.tj3Get.argtypes = (handle, ctypes.c_int)
         library.tj3Set.argtypes = (handle, ctypes.c_int, ctypes.c_int)
@@ -72,6 +76,7 @@ class Decoder:
         if not self.handle:
             raise MemoryError("libturbojpeg")
         self.turbo.tj3Set(self.handle, _STOP_ON_WARNING, 1)
+        self.turbo.tj3Set(self.handle, _SCANS, damage.MOST_SCANS)
 
     def __del__(self):
         if self.handle:
@@ -93,10 +98,11 @@ class Decoder:
         return self._get(_HEIGHT), self._get(_WIDTH)
 
     def decode_region(self, data, region, buffer):
-        """(pixels, the region within them) for a region (x, y, width, height); None if damaged.
+        """(pixels, the region within them) for a region (x, y, width, height).
 
         `data` must be that of the last call of `shape`. pixels: uint8 (H, W, 4), RGB and an
-        unused byte; in `buffer` (a uint8 array) if they fit.
+        unused byte; in `buffer` (a uint8 array) if they fit. ValueError with libjpeg's first
+        warning, which may be of lost pixels above or beside the region, too.
         """
         left, top, right, bottom = self._aligned(*region)
         rows, columns = bottom - top, right - left
@@ -107,8 +113,9 @@ class Decoder:
         if self.turbo.tj3SetCroppingRegion(self.handle, area) or self.turbo.tj3Decompress8(
             self.handle, data, len(data), to, 4 * columns, _RGBX
         ):
+            warning = self.turbo.tj3GetErrorStr(self.handle).decode(errors="replace")
             self._new_handle()
-            return None
+            raise ValueError(warning)
         x, y, width, height = region
         return pixels, (x - left, y - top, width, height)
 

@@ -33,6 +33,20 @@ FORMS = {
 }
 
 
+def without_tables(data):
+    """A frame of Motion-JPEG: a file of the standard Huffman tables, without them."""
+    while (place := data.find(b"\xff\xc4")) >= 0:
+        end = place + 2 + int.from_bytes(data[place + 2 : place + 4], "big")
+        data = data[:place] + data[end:]
+    return data
+
+
+def resampled(data, luma):
+    """A baseline file whose first colour has other sampling factors: valid with as many blocks."""
+    place = data.index(b"\xff\xc0") + 11
+    return data[:place] + bytes([luma]) + data[place + 1 :]
+
+
 def jpeg(form, seed=1, size=(200, 264), **more):
     """A file of that form, as bytes."""
     how = {"quality": 85, **FORMS[form], **more}
@@ -61,8 +75,15 @@ def _filled(value, share):
     return damage
 
 
-def _cut(data, at, other):
-    return data[: _span(data, at, 0.1)[0]] + b"\xff\xd9"
+def _cut(end):
+    def damage(data, at, other):
+        return data[: _span(data, at, 0.1)[0]] + end
+
+    return damage
+
+
+def _zero_tail(data, at, other):
+    return data[: _span(data, at, 0.1)[0]].ljust(len(data), b"\0")
 
 
 def _random_tail(data, at, other):
@@ -94,7 +115,9 @@ KINDS = {
     "zeroed 10 %": _filled(0, 0.1),
     "zeroed 30 %": _filled(0, 0.3),
     "set to 255, 10 %": _filled(255, 0.1),
-    "cut, end put back": _cut,
+    "cut": _cut(b""),
+    "cut, end put back": _cut(b"\xff\xd9"),
+    "cut, zeros put there": _zero_tail,
     "tail random": _random_tail,
     "hole 1 %": _hole(0.01),
     "hole 5 %": _hole(0.05),
