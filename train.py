@@ -254,13 +254,8 @@ class Trainer:
         position = resumable(state, order, ORDER, self.data)
         if position is None:
             return
-        names = {field.name for field in dataclasses.fields(Metrics)}
-        strange = (position["train"].keys() | position["test"].keys()) - names
-        if strange:
-            what = f"its position has {', '.join(sorted(strange))}, a detector's"
-            raise InputError(f"{file} is no checkpoint of this program: {what}")
-        sums = (Metrics(**position[split]) for split in ("train", "test"))
-        self.position = Position(position["epoch"], position["order"], *sums)
+        sums = {split: Metrics.restored(position[split], file) for split in ("train", "test")}
+        self.position = Position(position["epoch"], position["order"], **sums)
 
     def _check_complete(self, state, parameters, file):
         """InputError for a parameter to train without momentum, if the run before trained it."""

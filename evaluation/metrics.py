@@ -16,6 +16,8 @@ import torch
 from parallel import group
 from parallel.signals import Interrupts
 from runtime.errors import InputError
+from runtime.foreign import shown
+from storage import schema
 
 LAG = 1  # iterations in flight on a GPU: one is enough if queuing it is faster than running it
 
@@ -38,6 +40,22 @@ class Metrics:
         for field in dataclasses.fields(self):
             setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
         self.done = other.done
+
+    @classmethod
+    def restored(cls, sums, file):
+        """The metrics whose sums `file`, a checkpoint, has by name; one that it lacks begins at 0.
+
+        InputError for what this program cannot have saved.
+        """
+        counts = {field.name: type(field.default) is int for field in dataclasses.fields(cls)}
+        strange = [name for name in sums if name not in counts]
+        wrong = [name for name in sums if counts.get(name) and not schema.is_count(sums[name])]
+        metrics = None if strange or wrong else cls(**sums)
+        if metrics is None or not metrics.wrong5 <= metrics.wrong1 <= metrics.seen:
+            names = strange or wrong or ("wrong1", "wrong5", "seen")
+            held = ", ".join(f"{name} {shown(sums.get(name, 0))}" for name in names)
+            raise InputError(f"{file} is no checkpoint of this program: its position has {held}")
+        return metrics
 
     def check_finite(self, epoch, size):
         """InputError if the loss of this iteration, of `size` in the epoch, is not finite."""
@@ -91,24 +109,24 @@ class MetricQueue:
         summed with them.
         """
         values = torch.stack([number.double() for number in numbers.values()])
-        received = torch.tensor([metrics.odd, *self.interrupts.received], dtype=torch.float64)
+        own = torch.tensor([metrics.odd, *self.interrupts.received], dtype=torch.float64)
         if self.stream is None:
-            sums, copy = group.all_reduce(torch.cat([values, received])), None
+            sums, copy = group.all_reduce(torch.cat([values, own])), None
         else:
-            sums, copy = self._to_host(values, received)
-        self.pending.append((sums, copy, metrics, list(numbers)))
+            sums, copy = self._to_host(values, own)
+        self.pending.append((sums, copy, metrics, [*numbers, "odd"]))
 
-    def _to_host(self, values, received):
+    def _to_host(self, values, own):
         """Copy the sums to pinned memory: (sums, (event at the end, tensors it needs))."""
-        received = received.pin_memory().to(self.device, non_blocking=True)
+        own = own.pin_memory().to(self.device, non_blocking=True)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
-            sums = group.all_reduce(torch.cat([values, received]))
+            sums = group.all_reduce(torch.cat([values, own]))
             host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
             host.copy_(sums, non_blocking=True)
             event = torch.cuda.Event(blocking=True)  # to spin would take a core from the workers
             event.record()
-        return host, (event, values, received, sums)
+        return host, (event, values, own, sums)
 
     def poll(self, where, lag=None):
         """Report metrics older than `lag` iterations, then act on signals and -saveEvery.
@@ -137,8 +155,7 @@ class MetricQueue:
         for name, value in zip(names, sums):
             setattr(metrics, name, type(getattr(metrics, name))(value))
         metrics.seconds, self.last = now - self.last, now
-        metrics.odd = int(sums[len(names)])
-        self.received.append(sums[len(names) + 1 :])
+        self.received.append(sums[len(names) :])
         self.report(metrics)
 
 

@@ -24,6 +24,7 @@ import models
 import opts
 from datasets import cache
 from datasets.image import decoding
+from evaluation.metrics import Metrics
 from formats import model_files
 from models.resnet import resnet
 from runtime.errors import InputError
@@ -46,7 +47,10 @@ STATE = {
 
 
 def read_state(path):
+    """As a resume does: the fields by the schema, the metrics by the class that has them."""
     state = checkpoints._read_state(str(path))
+    for split in ("train", "test") if (state.get("position") or {}).get("epoch") else ():
+        Metrics.restored(state["position"][split], str(path))
     return opts.saved_options(state)
 
 
@@ -173,6 +177,8 @@ def is_right(before, kind, place):
         return True  # only compared
     if type(value) is not type(before) and not {type(value), type(before)} <= NUMBERS:
         return False
+    if place[0] == "position" and place[-1] == "loss":
+        return math.isfinite(value)  # as any metric that is no count
     if type(value) in NUMBERS:
         return 0 <= value < math.inf or (place[0] == "best" and value == math.inf)
     return True
