@@ -27,7 +27,8 @@ from runtime.precision import Precision
 from runtime.terminal import note, say
 from storage.position import resumable
 
-ORDER = "-batchSize, -manualSeed, -tenCrop, -testScale or -testCrop"
+# what the batches of an epoch, and the images in its test, depend on
+ORDER = ("batchSize", "manualSeed", "tenCrop", "testScale", "testCrop")
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
 ONE_BY_ONE = "-accumulate true"  # the first advice where replicas share a process
 
@@ -37,7 +38,7 @@ class Position:
     """How far the run has come: the epoch, and what was trained and tested in it."""
 
     epoch: int | None = None
-    order: list = dataclasses.field(default_factory=list)  # what batches and their images depend on
+    order: dict = dataclasses.field(default_factory=dict)  # the values of ORDER
     train: Metrics = dataclasses.field(default_factory=Metrics)
     test: Metrics = dataclasses.field(default_factory=Metrics)
 
@@ -63,6 +64,7 @@ class Trainer:
         self.precision = Precision(opt.precision, device)
         self.scaler = self.precision.scaler()
         self.optimizer = optimizer(model, opt)
+        self.rate = learning_rate(opt, 1)  # an unknown schedule is refused before a file is written
         self.position = Position()
         if checkpoint is not None:
             self.load_state(checkpoint)
@@ -213,9 +215,7 @@ class Trainer:
         return self.position
 
     def _order(self):
-        """What the batches of an epoch, and the images in its test, depend on."""
-        opt = self.opt
-        return [opt.batchSize, opt.manualSeed, opt.tenCrop, opt.testScale, opt.testCrop]
+        return {name: getattr(self.opt, name) for name in ORDER}
 
     def state(self):
         """The optimizer as plain names and tensors: what optimState_N.pth holds."""
@@ -245,13 +245,16 @@ class Trainer:
 
     def _load_position(self, state, file):
         """Go on inside an epoch, if the state is from there and still holds."""
-        order = self._order()
+        order, saved = self._order(), state.get("options", {})
         old = state.get("position") or {}
-        if len(old.get("order", ())) == 3:  # of before the sizes of the test were in it
-            saved, now = state.get("options", {}), self.opt.values
-            sizes = [saved.get(name, now[name]) for name in ("testScale", "testCrop")]
-            state = {**state, "position": {**old, "order": old["order"] + sizes}}
-        position = resumable(state, order, ORDER, self.data)
+        if "order" in old:
+            before = old["order"]
+            if isinstance(before, list):  # of before it had names, and at first only three values
+                before = dict(zip(ORDER, before))
+            before = {n: before.get(n, saved.get(n, value)) for n, value in order.items()}
+            state = {**state, "position": {**old, "order": before}}
+        options = "-" + ", -".join(ORDER[:-1]) + f" or -{ORDER[-1]}"
+        position = resumable(state, order, options, self.data)
         if position is None:
             return
         sums = {split: Metrics.restored(position[split], file) for split in ("train", "test")}

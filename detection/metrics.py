@@ -4,14 +4,12 @@ import dataclasses
 
 from evaluation.metrics import Metrics
 
-LOSSES = ("objectness", "proposal", "classifier", "box")  # of the RPN, of the regions
-
 
 @dataclasses.dataclass
 class DetectionMetrics(Metrics):
     """Of one iteration or summed over several, over all processes."""
 
-    objectness: float = 0.0  # LOSSES: sums over the images
+    objectness: float = 0.0  # sums over the images of the losses, first the RPN's
     proposal: float = 0.0
     classifier: float = 0.0
     box: float = 0.0
@@ -28,3 +26,11 @@ class DetectionMetrics(Metrics):
     def recall(self):
         """Objects that a proposal covers, in per cent."""
         return 100 * self.found / max(1, self.objects)
+
+
+# all sums that are no counts
+LOSSES = [
+    field.name
+    for field in dataclasses.fields(DetectionMetrics)
+    if field.type is float and field not in dataclasses.fields(Metrics)
+]

@@ -17,6 +17,7 @@ from models.blocks import Net
 from runtime.errors import InputError
 
 TRUNKS = ("backbone", "rpn_backbone")  # of a Detector; without the second one if it is shared
+RPN_LOSSES = {"objectness": "loss_objectness", "proposal": "loss_rpn_box_reg"}  # torchvision's
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
 
 
@@ -141,7 +142,7 @@ class Detector(nn.Module):
             trunk = self.backbone if step == "shared" else self.rpn_backbone
             maps = self._maps(trunk, images)
             proposals, losses = self.rpn(images, maps, targets)
-            found = dict(zip(("objectness", "proposal"), losses.values()))
+            found = {name: losses[theirs] for name, theirs in RPN_LOSSES.items()}
         if step != "rpn":
             maps = maps if step == "shared" else self._maps(self.backbone, images)
             _, losses = self.roi_heads(maps, proposals, images.image_sizes, targets)
@@ -186,7 +187,7 @@ class Detector(nn.Module):
     def of_step(self, step, held=0):
         """{name: parameter} of what a step trains if -freeze is `held`."""
         prefixes = {"rpn": ("rpn.", "rpn_backbone."), "fast": ("backbone.", "roi_heads.")}
-        names = prefixes.get(step, ("",))
+        names = {**prefixes, "shared": ("",)}[step]
         still = [f"{trunk}.{part}." for trunk in TRUNKS for part in self.backbone.parts()[:held]]
         return {
             name: parameter

@@ -237,7 +237,9 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         position = resumable(state, self._order(), ORDER, self.data)
         if position is not None:
-            train = DetectionMetrics.restored(position["train"], state.get("file", "the optimState"))
+            train = DetectionMetrics.restored(
+                position["train"], state.get("file", "the optimState")
+            )
             self.position = Position(position["epoch"], position["order"], train)
 
     def _load_momentum(self, state, step):

@@ -22,7 +22,11 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from models import depths
 from runtime.errors import InputError
+
+ACTIVATIONS = ("postact", "preact", "both_preact", "no_preact")
+NORMS = ("each", "branch", "sum")
 
 
 def conv(inputs, outputs, size, stride=1, groups=1):
@@ -110,6 +114,12 @@ class StridedIdentity(nn.Module):
         return F.pad(x, (0, 0, 0, 0, 0, missing))  # (N, channels, ceil(H / s), ceil(W / s))
 
 
+def check_word(what, word, words):
+    """InputError for a word that is none of `words`, which would else act as one of these."""
+    if word not in words:
+        raise InputError(f"invalid {what}: {word}; it is one of {', '.join(words)}")
+
+
 def shortcut(kind, inputs, outputs, stride, norm):
     """The shortcut of a block: a module, or None for "none".
 
@@ -117,8 +127,7 @@ def shortcut(kind, inputs, outputs, stride, norm):
     `norm` adds a batch norm after the convolution, as in resnet.lua and resnext.lua; preresnet.lua
     has none.
     """
-    if kind not in ("A", "B", "C", "none"):
-        raise InputError(f"invalid shortcut type: {kind}; it is one of A, B, C, none")
+    check_word("shortcut type", kind, ("A", "B", "C", "none"))
     if kind == "none":
         return None
     if kind == "C" or (kind == "B" and inputs != outputs):
@@ -151,9 +160,11 @@ class Block(nn.Module):
 
     def __init__(self, inputs, outputs, stride, shortcut_type, activation, norm=None, **layers):
         super().__init__()
+        check_word("activation", activation, ACTIVATIONS)
         self.outputs = outputs
         self.activation = activation
         self.norm = norm or ("each" if activation == "postact" else "branch")
+        check_word("place of batch norm", self.norm, NORMS)
         preact = activation in ("preact", "both_preact")
         self.bn0 = BatchNorm2d(inputs) if preact else None
         self.build(inputs, outputs, stride, **layers)
@@ -243,6 +254,7 @@ class Net(nn.Module):
         self.recompute = False
         self.frozen = ()  # names of the parts that -freeze holds, see freezing.py
         self.slices = None  # the same as in its batch norms, see set_slices
+        check_word("stem", stem, depths.STEMS)
         large = stem == "imagenet"
         self.conv1 = conv(3, width, 7, 2) if large else conv(3, width, 3)
         # preresnet.lua: on CIFAR the stem's batch norm and ReLU are those of the first block

@@ -5,12 +5,11 @@ classes, any image size, and shortcut A with bottlenecks (see blocks.py).
 """
 
 from models import depths
-from models.blocks import Basic, Bottleneck, Net
+from models.blocks import NORMS, Basic, Bottleneck, Net
 from runtime.errors import InputError
 from runtime.terminal import say
 
 TITLES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
-NORMS = ("each", "branch", "sum")
 
 
 def resnet(depth=34, classes=1000, stem="imagenet", shortcut="B", norm="each"):

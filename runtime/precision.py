@@ -2,6 +2,10 @@
 
 import torch
 
+from runtime.errors import InputError
+
+WEIGHTS = dict.fromkeys(("single", "half", "bfloat16", "tf32"), torch.float32)
+WEIGHTS["double"] = torch.float64
 MIXED = {"half": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -13,7 +17,9 @@ class Precision:
 
     def __init__(self, name, device):
         self.name, self.device = name, torch.device(device)
-        self.dtype = torch.float64 if name == "double" else torch.float32
+        if name not in WEIGHTS:
+            raise InputError(f"unknown precision {name!r}: should be one of {', '.join(WEIGHTS)}")
+        self.dtype = WEIGHTS[name]
         self.mixed = MIXED.get(name)
 
     def autocast(self):

@@ -110,6 +110,7 @@ def read(path, defaults, warn):
         raise InputError(f"{path} is empty: no run has begun there")
     if not isinstance(parsed[0] and parsed[0].get("options"), dict):
         raise InputError(f"{path} is no log of this program: its first line holds no options")
+    parsed[1:] = [line and named(line) for line in parsed[1:]]
     rows, before = [], 0
     for number, line in enumerate(parsed[1:], 2):
         epoch = line and line.get("epoch")
@@ -126,7 +127,7 @@ def read(path, defaults, warn):
     parameters = parsed[0].get("parameters")
     parameters = parameters if type(parameters) is int and 0 < parameters < MOST else None
     epochs, train, val = (list(column) for column in zip(*rows))
-    detects = any(isinstance(line.get("test"), dict) for line in parsed[1:])
+    detects = any(map(_is_detectors, parsed[1:]))
     return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val, detects)
 
 
@@ -139,21 +140,34 @@ def _parse(text):
     return value if isinstance(value, dict) else None
 
 
+def named(line):
+    """A line of a log with its errors by name: earlier versions wrote lists, top-1 first."""
+    lists = {name: line.get(name) for name in ("train", "test", "best")}
+    lists = {name: errors for name, errors in lists.items() if isinstance(errors, (list, tuple))}
+    names = ("top1", "top5", "loss")
+    return {**line, **{n: dict(zip(names, errors)) for n, errors in lists.items() if errors}}
+
+
+def _is_detectors(line):
+    test = line.get("test")
+    return isinstance(test, dict) and "top1" not in test
+
+
 def _errors(line):
     """The two numbers of an epoch: top-1 errors; of a detector AP50 and AP, NaN in its RPN step."""
-    test = line.get("test")
-    if isinstance(test, dict):
-        return [_top1([test.get(name, math.nan)]) for name in ("AP50", "AP")]
-    return [_top1(line.get(name)) for name in ("train", "test")]
+    if _is_detectors(line):
+        return [_percent(line["test"].get(name, math.nan)) for name in ("AP50", "AP")]
+    parts = (line.get(name) for name in ("train", "test"))
+    return [_percent(part.get("top1")) if isinstance(part, dict) else None for part in parts]
 
 
-def _top1(errors):
-    """The first of a list, an error in %, NaN if it is not finite; None for anything else."""
-    if not isinstance(errors, list) or not errors or type(errors[0]) not in (int, float):
+def _percent(value):
+    """A number in per cent, NaN if it is not finite; None for anything else."""
+    if type(value) not in (int, float):
         return None
-    if not -math.inf < errors[0] < math.inf:
+    if not -math.inf < value < math.inf:
         return math.nan
-    return errors[0] if 0 <= errors[0] <= 100 else None
+    return value if 0 <= value <= 100 else None
 
 
 def _options(header, defaults):

@@ -50,9 +50,9 @@ def entry(rate, train, test, best, device, images):
     """The line of an epoch, without its number; `train` and `test` are the epoch's Metrics."""
     return {
         "rate": rate,
-        "train": (train.top1, train.top5, train.mean_loss),  # errors in %
-        "test": (test.top1, test.top5),
-        "best": best,  # test errors of the epoch with the lowest top-1 error
+        "train": {"top1": train.top1, "top5": train.top5, "loss": train.mean_loss},  # errors in %
+        "test": {"top1": test.top1, "top5": test.top5},
+        "best": dict(zip(("top1", "top5"), best)),  # of the epoch with the lowest top-1 error
         **work(train, test, device, images),
     }
 
@@ -79,9 +79,6 @@ def scalars(line):
     for name, value in line.items():
         if isinstance(value, dict):
             found.update({f"{name}/{part}": number for part, number in value.items()})
-        elif isinstance(value, (list, tuple)):
-            parts = zip(("top1", "top5", "loss"), value)
-            found.update({f"{name}/{part}": number for part, number in parts})
         else:
             found[name] = value
     found.pop("epoch", None)

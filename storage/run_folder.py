@@ -19,7 +19,7 @@ import re
 from parallel import group
 from runtime.errors import InputError
 from runtime.terminal import note
-from storage import atomic, lock, log
+from storage import atomic, curves, lock, log
 from storage.tensorboard import TensorBoardLog
 from storage.writer import Writer
 
@@ -101,7 +101,7 @@ class RunFolder:
             if not os.path.isdir(resumed) or not os.path.samefile(resumed, self.path):
                 self._set_aside()
             if checkpoint is not None:
-                self.lines = checkpoint.get("log") or self.lines
+                self.lines = [*map(curves.named, checkpoint.get("log", []))] or self.lines
                 self._continue_from(checkpoint)
             self._write_log(self.lines)
         except OSError as error:

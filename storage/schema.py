@@ -69,7 +69,7 @@ def _is_position(position):
     if position["epoch"] is None:
         return True
     metrics = [position.get("train"), position.get("test")]
-    known = is_count(position["epoch"]) and isinstance(position.get("order"), list)
+    known = is_count(position["epoch"]) and isinstance(position.get("order"), (dict, list))
     return known and is_plain(position["order"]) and all(map(_is_metrics, metrics))
 
 

@@ -10,11 +10,13 @@ import torch
 import models
 import opts
 from formats import model_files
+from models.blocks import Basic, Net
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
 from runtime.errors import InputError
+from runtime.precision import Precision
 
 NETS = [
     resnext(29, 2, 4, 10, "cifar", "C", "resnext_B"),
@@ -94,6 +96,11 @@ def test_create_takes_the_options_and_prints_the_originals_lines(name, changes, 
         (lambda: preresnet(21, stem="cifar"), ["preresnet", "6n+2"]),
         (lambda: resnext(bottleneck="foo"), ["invalid bottleneck type: foo", "resnext_A"]),
         (lambda: resnet(shortcut="D"), ["invalid shortcut type: D", "A, B, C, none"]),
+        (lambda: resnet(norm="every"), ["invalid place of batch norm: every", "each, branch, sum"]),
+        (lambda: Basic(4, 4, 1, "B", "post"), ["invalid activation: post;", "no_preact"]),
+        (lambda: Basic(4, 4, 1, "B", "preact", "no"), ["invalid place of batch norm: no;"]),
+        (lambda: Net({}, "ImageNet", 4, [], None), ["invalid stem: ImageNet", "imagenet, cifar"]),
+        (lambda: Precision("float16", "cpu"), ["unknown precision 'float16'", "half, bfloat16"]),
         (lambda: resnext(50, 32, 0), ["base width 0", "-baseWidth should be at least 1"]),
         (lambda: resnext(50, 0, 4), ["cardinality 0", "-cardinality"]),
     ],

@@ -134,14 +134,17 @@ def test_epochs_are_what_was_printed(digits):
         time, waited, loss, top1, top5 = numbers(text, "Epoch", line["epoch"]).T
         test_time, test_waited = numbers(text, "Test", line["epoch"]).T[:2]
         means = [float((x * sizes).sum() / 1501) for x in (top1, top5, loss)]
-        assert line["train"] == pytest.approx(means, abs=5.1e-4)
-        tested = re.search(rf"# {line['epoch']} +top1: +(\S+)  top5: +(\S+)", text).groups()
-        assert line["test"] == pytest.approx([float(x) for x in tested], abs=5.1e-4)
-        assert line["test"][0] / 100 * val_sizes[0] == pytest.approx(
-            round(line["test"][0] / 100 * 296)
+        assert line["train"] == pytest.approx(
+            dict(zip(("top1", "top5", "loss"), means)), abs=5.1e-4
         )
+        tested = re.search(rf"# {line['epoch']} +top1: +(\S+)  top5: +(\S+)", text).groups()
+        assert line["test"] == pytest.approx(
+            dict(zip(("top1", "top5"), map(float, tested))), abs=5.1e-4
+        )
+        wrong = line["test"]["top1"] / 100 * val_sizes[0]
+        assert wrong == pytest.approx(round(wrong))
         best.append(line["test"])
-        assert line["best"] == min(best, key=lambda pair: pair[0])
+        assert line["best"] == min(best, key=lambda errors: errors["top1"])
         assert line["rate"] == pytest.approx(0.02 if line["epoch"] < 2 else 0.002, rel=1e-12)
         assert line["seconds"] == pytest.approx(time.sum() + test_time.sum(), abs=5 * 5.1e-4)
         assert line["data_wait"] == pytest.approx(waited.sum() + test_waited.sum(), abs=2.6e-3)
@@ -168,7 +171,7 @@ def check_events(folder):
     assert set(accumulator.Tags()["scalars"]) == wanted | singles
     for tag in wanted | singles:
         kind, _, name = tag.partition("/")
-        values = [line[kind][parts[kind].index(name)] if name else line[kind] for line in lines]
+        values = [line[kind][name] if name else line[kind] for line in lines]
         found = [(event.step, event.value) for event in accumulator.Scalars(tag)]
         assert found == [(n, float(np.float32(v))) for n, v in enumerate(values, 1)]
 

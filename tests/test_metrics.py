@@ -1,5 +1,6 @@
 """Numbers that come an iteration or two late, as on a GPU: the same lines, results and stops."""
 
+import dataclasses
 import multiprocessing
 import os
 import re
@@ -14,14 +15,15 @@ import dataloader
 import main
 import opts
 import train
-from evaluation import metrics
-from evaluation.metrics import MetricQueue
+from detection.metrics import DetectionMetrics
+from evaluation import ensemble, metrics, scores
+from evaluation.metrics import MetricQueue, Metrics
 from models.resnet import resnet
 from parallel import group
 from parallel.replicas import split
 from parallel.signals import Interrupted, Interrupts
 from runtime.errors import InputError
-from storage import atomic
+from storage import atomic, schema
 
 RUN = NET + " -manualSeed 3 -nGPU 3 -nEpochs 2"
 CPU = torch.device("cpu")
@@ -200,3 +202,67 @@ def test_seconds_count_from_the_report_before(lag, monkeypatch):
     queue.poll("", lag=0)
     expected = {0: [0.5, 2.0, 1.0], 1: [2.5, 1.0, 4.0]}[lag]
     assert [m.seconds for m in reported] == expected
+
+
+@dataclasses.dataclass
+class More(Metrics):
+    """With metrics of one's own, as a newcomer adds them; one is no count, and below 0."""
+
+    hits: int = 0
+    margin: float = 0.0
+
+
+def more(output, target):
+    """What More adds, before the counts of scores.count_errors and after."""
+    right = output.argmax(1) == target
+    errors = COUNT_ERRORS(output, target)
+    return {"margin": -output.amax(1).sum(), **errors, "hits": right.sum()}
+
+
+COUNT_ERRORS = scores.count_errors
+
+
+def test_a_new_metric_is_summed_saved_and_resumed(monkeypatch):
+    monkeypatch.setattr(train, "Metrics", More)
+    monkeypatch.setattr(scores, "count_errors", more)
+    position = train.Position(train=More(), test=More())
+    monkeypatch.setattr(train, "Position", lambda *_, **sums: dataclasses.replace(position, **sums))
+    ours, theirs = trainer(0, monkeypatch), trainer(0, monkeypatch)
+    ours.train(1, Batches())
+    total = ours.position.train
+    assert total.hits + total.wrong1 == total.seen == 24 and total.margin < 0
+    assert schema._is_position({**ours.state()["position"], "epoch": 1})
+    theirs._load_position({"position": {**ours.state()["position"], "epoch": 1}}, "FILE")
+    assert dataclasses.asdict(theirs.position.train) == dataclasses.asdict(total)
+
+
+@pytest.mark.parametrize("count_errors", [COUNT_ERRORS, more])
+def test_two_averages_are_counted_by_name(count_errors, monkeypatch):
+    """Each class of Metrics gets the counts of its own names, whatever else is counted."""
+    monkeypatch.setattr(scores, "count_errors", count_errors)
+    averages = torch.randn(2, 40, 7, generator=torch.Generator().manual_seed(1))
+    target = torch.arange(40) % 7
+    found = ensemble._count_errors(averages, target)
+    for kind, output in zip(("wrong", "soft"), averages.tolist()):
+        places = [sorted(row, reverse=True).index(row[t]) for row, t in zip(output, target)]
+        for n in (1, 5):
+            assert found[f"{kind}{n}"] == sum(place >= n for place in places)
+
+
+SUMS = {"done": 1, "seen": 8, "wrong1": 3, "wrong5": 1, "loss": 1.0}
+
+
+@pytest.mark.parametrize("kind", [Metrics, DetectionMetrics, More])
+def test_metrics_are_restored_by_name(kind):
+    assert kind.restored(SUMS, "FILE") == kind(**SUMS)  # also those that a new field is not in
+    reversed_names = dict(reversed(dataclasses.asdict(kind(**SUMS)).items()))
+    assert kind.restored(reversed_names, "FILE") == kind(**SUMS)
+    for changed, words in (
+        ({"sharpness": 1.0}, "its position has sharpness 1.0"),
+        ({"seen": 8.5}, "its position has seen 8.5"),
+        ({"wrong5": -1}, "its position has wrong5 -1"),
+        ({"wrong5": 4}, "its position has wrong1 3, wrong5 4, seen 8"),
+        ({"odd": 0.5}, "its position has odd 0.5"),
+    ):
+        with pytest.raises(InputError, match=f"FILE is no checkpoint of this program: {words}"):
+            kind.restored({**SUMS, **changed}, "FILE")

@@ -24,13 +24,16 @@ WORDS = "-dataset cifar10 -depth 29 -cardinality 8 -baseWidth 64 -nEpochs 4"
 def log(tmp_path):
     """log(name, options, val errors...) writes a log in today's form; returns its folder."""
 
-    def write(name, words, *val, parameters=1000, train=None, first=None):
+    def write(name, words, *val, parameters=1000, train=None, first=None, lists=False):
         (tmp_path / name).mkdir()
         opt = dict(opts.parse(f"{WORDS} {words} -save {name}".split()).values)
         lines = [first or {"options": opt, "parameters": parameters}]
         for epoch, error in enumerate(val, 1):
             ours = train[epoch - 1] if train else error / 2
-            lines.append({"epoch": epoch, "train": [ours, 1.0, 0.1], "test": [error, 1.0]})
+            line = {"train": {"loss": 0.1, "top1": ours}, "test": {"top5": 1.0, "top1": error}}
+            if lists:  # as earlier versions wrote them
+                line = {"train": [ours, 1.0, 0.1], "test": [error, 1.0]}
+            lines.append({"epoch": epoch, **line})
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / name / "log.jsonl").write_text(text)
         return str(tmp_path / name)
@@ -49,6 +52,12 @@ def draw(how, drawn):
     axes = Figure().subplots()
     how(axes, drawn)
     return axes
+
+
+def test_logs_with_names_and_with_lists_are_read_alike(log):
+    named, listed = (curves.read(log(n, "", 8.0, 4.0, lists=n == "b"), {}, print) for n in "ab")
+    assert named.train == listed.train == [4, 2] and named.val == listed.val == [8, 4]
+    assert not named.detects and not listed.detects
 
 
 def test_one_run_is_drawn_as_it_is(log):

@@ -315,9 +315,12 @@ def inside(order, **changed):
     return {**small().state(), "epoch": 1, "position": position, "options": options}
 
 
-@pytest.mark.parametrize("order", [[32, 0, False], [32, 0, False, 256, 224]])
+NAMED = {"testCrop": 224, "testScale": 256, "tenCrop": False, "manualSeed": 0, "batchSize": 32}
+
+
+@pytest.mark.parametrize("order", [[32, 0, False], [32, 0, False, 256, 224], NAMED])
 def test_a_test_of_other_sizes_begins_again(order, capsys):
-    """Also for checkpoints of before the sizes were in the position."""
+    """Also for checkpoints of before the sizes, or the names, were in the position."""
     trainer = small()
     trainer.load_state(inside(order))
     assert trainer.position.epoch == 2 and trainer.position.test.seen == 6
@@ -352,7 +355,8 @@ def test_out_of_memory_is_one_sentence():
         assert words in str(stop.value)
 
 
-def test_an_unknown_schedule_is_refused():
-    opt = opts.parse("-dataset cifar10 -depth 20".split()).replaced(drops=("sometimes", 30))
-    with pytest.raises(InputError, match="unknown schedule 'sometimes' .* every, after or at"):
-        learning_rate(opt, 40)
+@pytest.mark.parametrize("word", ["cosine", "At", "", "step"])
+def test_an_unknown_schedule_is_refused(word):
+    """Before the run writes a file: in the first epoch, the trainer's folder is begun."""
+    with pytest.raises(InputError, match=f"unknown schedule '{word}' .* every, after or at"):
+        small(drops=(word, (1, 2)))
