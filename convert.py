@@ -10,7 +10,7 @@ import os
 import sys
 
 from models.depths import BOTTLENECKS
-from runtime import command, options, regular_files
+from runtime import command, options, output_files, regular_files
 from runtime.errors import InputError
 
 EXTENSIONS = (".pth", ".safetensors", ".t7", ".onnx", ".pt2")
@@ -49,10 +49,7 @@ def _checked(words, given):
     if len(words) != 2:
         raise InputError("give two files, convert.py IN OUT (see -help)")
     source, target = regular_files.model_file(words[0]), words[1]
-    if os.path.splitext(target)[1] not in EXTENSIONS:
-        raise InputError(f"{target} should end in one of {', '.join(EXTENSIONS)}")
-    if os.path.realpath(source) == os.path.realpath(target):
-        raise InputError(f"IN and OUT are the same file, {source}: give another OUT")
+    output_files.check([("OUT", target, EXTENSIONS)], [source])
     return source, target, given.get("form") or None
 
 
@@ -63,14 +60,11 @@ def convert(source, target, form=None):
     from formats import model_files
     from runtime.terminal import say
 
-    folder = os.path.dirname(target) or "."
-    if not os.path.isdir(folder):  # an export would only fail after a minute of work
-        raise InputError(f"cannot write {target}: there is no folder {folder}")
     model = models.load_file(source).eval()
     if form is not None:
         model = _in_form(model, form)
     content = models.pack(model)
-    export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1])
+    export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1].lower())
     if export is None:
         model_files.write(target, content)
     else:

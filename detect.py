@@ -145,6 +145,11 @@ def settle(given, checkpoint=None):
         "save": known.save if known.resume == "none" else known.resume,
     }
 
+    if known.show:
+        photo = os.path.splitext(os.path.basename(known.show))[0]
+        name = f"scene{known.show.lstrip('0'):.9}" if _is_scene(known) else photo
+        recipe["out"] = f"{name}_detected.png"
+
     def decided(layer):  # 0 and the like mean that the recipe decides
         blank = {name for name in recipe if name in layer and layer[name] == default.get(name)}
         return {name: value for name, value in layer.items() if name not in blank - {"save"}}
@@ -153,14 +158,18 @@ def settle(given, checkpoint=None):
     return Options(given=decided(given), checkpoint=saved, recipe=recipe, default=default)
 
 
+def _is_scene(opt):
+    """Whether -show is the number of a scene, not a photo."""
+    return opt.dataset == "digits" and re.fullmatch("[0-9]+", opt.show)
+
+
 def _check_show(opt):
     if opt.retrain == "none":
         raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
     _check_retrain(opt)
-    if opt.dataset != "digits" or not re.fullmatch("[0-9]+", opt.show):
+    if not _is_scene(opt):
         regular_files.check(opt.show, " (-show)")
-    if opt.out:
-        output_files.check(opt.out, (".png", ".jpg", ".jpeg"), "out")
+    output_files.check([("-out", opt.out, (".png", ".jpg", ".jpeg"))], [opt.retrain, opt.show])
 
 
 def _check_retrain(opt):
@@ -177,12 +186,14 @@ def check(opt):
         raise InputError("-momentum 0: a checkpoint holds a momentum to go on with; give e.g. 0.9")
     if "out" in opt.given and not opt.testOnly:
         raise InputError("-out is for -testOnly true or -show: a training writes detections.json")
-    if opt.out and opt.testOnly:
-        output_files.check(opt.out, (".json",), "out")
     if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):
         raise InputError("-bnData is for -recomputeBN N with -dataset coco: leave it out")
     if opt.dataset == "coco" and not os.path.isdir(opt.data):
         raise InputError(f"missing data directory {opt.data!r}: give -data DIR, in COCO's layout")
+    if opt.out and opt.testOnly:
+        places = [opt.val, os.path.join("annotations", f"instances_{opt.val}.json")]
+        files = [opt.retrain, *(os.path.join(opt.data, place) for place in places)]
+        output_files.check([("-out", opt.out, (".json",))], files)
 
 
 def run(start, argv, ends_process):

@@ -167,23 +167,19 @@ def check(opt):
 
 
 def _check_outputs(opt):
-    """Refuse files that cannot be written, before the test."""
-    files = [("predictions", opt.predictions), ("classErrors", opt.classErrors)]
-    files = [(option, path) for option, path in files if path]
-    for option, path in files:
-        output_files.check(path, (".csv",), option)
-    for path in opt.confusion:
-        output_files.check(path, (".csv", ".png", ".svg"), "confusion")
+    """Refuse files that cannot be written, or that are read, before the test."""
+    tables = [("-predictions", opt.predictions), ("-classErrors", opt.classErrors)]
+    files = [(option, path, (".csv",)) for option, path in tables if path]
+    files += [("-confusion", path, (".csv", ".png", ".svg")) for path in opt.confusion]
+    splits = ("train", "val") if opt.dataset == "imagenet" else ()
+    images = [os.path.join(opt.data, split) for split in splits]
+    output_files.check(files, [*opt.models, opt.classes, *images])
     pictures = [path for path in opt.confusion if not path.lower().endswith(".csv")]
     if pictures and importlib.util.find_spec("matplotlib") is None:
         raise InputError(
             f"{pictures[0]} (-confusion) needs matplotlib, which is not installed: "
             "pip install matplotlib, or give -confusion FILE.csv"
         )
-    paths = [os.path.realpath(path) for path in [*(path for _, path in files), *opt.confusion]]
-    twice = next((path for path in paths if paths.count(path) > 1), None)
-    if twice:
-        raise InputError(f"{twice} is to be written twice: give each option a file of its own")
 
 
 def _model(word):

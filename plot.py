@@ -10,11 +10,11 @@ import os
 import sys
 
 import opts
-from runtime import command, options
+from runtime import command, options, output_files
 from runtime.errors import InputError
 from runtime.foreign import visible
 from runtime.terminal import complain
-from storage import curves
+from storage import atomic, curves
 
 KINDS = ("curves", "parameters")
 FORMATS = (".png", ".svg")
@@ -63,10 +63,10 @@ def parse(argv):
 def _check(paths, given):
     opt = options.Options(given=given, default=options.defaults(OPTIONS))
     out = opt.out or opt.kind + FORMATS[0]
-    if os.path.splitext(out)[1] not in FORMATS:
-        raise InputError(f"-out {out} should end in one of {', '.join(FORMATS)}")
     if not paths:
         raise InputError("give the folder of a run or more, plot.py RUN... (-help says more)")
+    logs = [os.path.join(path, "log.jsonl") if os.path.isdir(path) else path for path in paths]
+    output_files.check([("-out", out, FORMATS)], logs)
     return opt.kind, out, paths
 
 
@@ -99,12 +99,12 @@ def plot(kind, out, paths):
         axes.set_title(_title(drawn), loc="left")
         (draw_curves if kind == "curves" else draw_parameters)(axes, drawn)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=os.path.splitext(out)[1][1:])
+        figure.savefig(buffer, format=os.path.splitext(out)[1][1:].lower())
     try:
-        with open(out, "wb") as file:
+        with atomic.replacing(out) as file:
             file.write(buffer.getvalue())
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}") from None
+        raise InputError(f"cannot write {out}: {error.strerror or error}") from None
     print(f"=> {out}")
 
 

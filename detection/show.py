@@ -21,20 +21,18 @@ def photo(opt):
     number = scenes.scene(opt.show) if opt.dataset == "digits" else None
     if number is None:
         pixels = decoding.load_image(opt.show)
-        name = os.path.splitext(os.path.basename(opt.show))[0]
     else:
-        pixels, name = sources.source(opt, "val").pixels(number), f"scene{number + 1}"
+        pixels = sources.source(opt, "val").pixels(number)
     image = torch.from_numpy(pixels).to(device, torch.float32)
     with torch.inference_mode():
         (found,) = model([image])
     found = {name: value.cpu().numpy() for name, value in found.items()}
-    out = opt.out or f"{name}_detected.png"
-    picture.save(out, picture.draw(pixels, found, model.classes, opt.minScore))
+    picture.save(opt.out, picture.draw(pixels, found, model.classes, opt.minScore))
     for box, score, label in zip(*(found[name].tolist() for name in ("boxes", "scores", "labels"))):
         if score >= opt.minScore:
             corners = " ".join(f"{value:7.1f}" for value in box)
             say(f" {score:5.3f}  {corners}  {model.classes[label - 1]}")
-    say(f"=> {out}")
+    say(f"=> {opt.out}")
 
 
 def sheet_of(found, images, model, opt):

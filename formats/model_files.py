@@ -72,7 +72,7 @@ def write(path, content):
     Torch7 has no half precision: a .t7 holds float32 instead of float16 and bfloat16. It does not
     count batches either: num_batches_tracked, which our nets do not use, is 0 when read back.
     """
-    extension = os.path.splitext(path)[1]
+    extension = os.path.splitext(path)[1].lower()
     if extension not in EXTENSIONS:
         raise InputError(f"{path} should end in one of {', '.join(EXTENSIONS)}")
     try:

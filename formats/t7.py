@@ -11,12 +11,10 @@ lengths, counts, indices or strides, or with bytes after the value, is refused b
 allocated for it: a ValueError names file and byte.
 """
 
-import contextlib
 import enum
 import itertools
 import math
 import mmap
-import os
 import re
 from types import GeneratorType
 
@@ -25,6 +23,7 @@ import torch
 from formats import t7_bytes
 from formats.t7_bytes import DTYPES, NAMES, WHOLE, storage_name
 from runtime import regular_files
+from storage import atomic
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, FUNCTION_7, FUNCTION_8 = range(9)
 
@@ -111,14 +110,8 @@ def save(path, value, ascii=False):
 
     A tensor is written with its whole storage; a storage that tensors share is written once.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"  # tensors may be mapped from the file at `path`
-    try:
-        with open(temporary, "wb") as file:
-            dump(file, value, ascii)
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(temporary)
+    with atomic.replacing(path) as file:  # tensors may be mapped from the file at `path`
+        dump(file, value, ascii)
 
 
 def dump(file, value, ascii=False):

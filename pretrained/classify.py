@@ -17,6 +17,7 @@ from runtime import command, options, output_files
 from runtime.errors import InputError
 from runtime.exit import print_names
 from runtime.foreign import visible
+from runtime.regular_files import model_file
 from runtime.terminal import complain
 
 HEAD = """Usage: classify.py MODEL FILE... [options]
@@ -66,7 +67,7 @@ def parse(arguments):
             raise InputError("give a model and a file or more: classify.py MODEL FILE... (-help)")
         table = given.get("csv")
         if table is not None:
-            output_files.check(table, (".csv",), "csv")
+            output_files.check([("-csv", table, (".csv",))], [model_file(words[0]), *words[1:]])
         return table, words[0], words[1:]
 
     return options.parse(arguments, "classify.py", HEAD, OPTIONS, settle, words)

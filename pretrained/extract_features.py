@@ -13,7 +13,7 @@ import sys
 # The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
-from runtime import command, options
+from runtime import command, options, output_files, regular_files
 from runtime.errors import InputError
 
 HEAD = """Usage (single file mode): extract_features.py MODEL FILE... [options]
@@ -39,6 +39,9 @@ def main(arguments):
 
     in_batches, as_t7 = options.parse(arguments, "extract_features.py", HEAD, OPTIONS, check, words)
     paths, size = listed(words[2], words[1]) if in_batches else (words[1:], AT_ONCE)
+    names = ["features.npz", *(["features.t7"] if as_t7 else [])]
+    given = [regular_files.model_file(words[0]), *([] if in_batches else paths)]
+    output_files.check([("", name, (".npz", ".t7")) for name in names], given)
     # after the checks: their errors need not wait for torch
     import numpy as np
 

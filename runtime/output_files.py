@@ -1,18 +1,88 @@
-"""The checks of a file that a command is to write, before the work that fills it."""
+"""The check of the files that a command is to write, before the work that fills them.
+
+storage/atomic.py writes them: a temporary file beside each is renamed to it.
+"""
 
 import os
+import stat
 
 from runtime.errors import InputError
+from runtime.regular_files import kind, reason
+
+_IMAGES = (".png", ".jpg", ".jpeg")
 
 
-def check(path, endings, option):
-    """InputError if `path` has none of these endings, or if its folder cannot take a file."""
+def check(outputs, inputs=()):
+    """InputError unless each output can be written, and is none of the inputs.
+
+    outputs: (option, path, endings) of each file; the option as a user sees it, "" if none names
+    the file. inputs: paths of files that the command reads, or of folders whose images it reads.
+    """
+    seen = set()
+    for option, path, endings in outputs:
+        named = f"{option} {path}" if option else path
+        if os.path.splitext(path)[1].lower() not in endings:
+            raise InputError(f"{named} should end in {' or '.join(endings)}")
+        try:
+            _check_folder(named, path)
+            _check_present(named, path, inputs)
+            with open(temporary(path), "ab"):
+                pass
+            os.remove(temporary(path))
+        except OSError as error:
+            raise InputError(f"{named} cannot be written: {reason(error)}") from None
+        place = os.path.realpath(path).casefold()  # as some file systems compare names
+        if place in seen:
+            raise InputError(f"{path} is to be written twice: give each option a file of its own")
+        seen.add(place)
+
+
+def temporary(path):
+    """The name of a file beside `path` that becomes it; short enough for a name of any length."""
+    folder, name = os.path.split(path)
+    start = os.fsencode(name)[:100].decode(errors="ignore")
+    return os.path.join(folder, f"{start}.{os.getpid()}.tmp")
+
+
+def _check_folder(named, path):
     folder = os.path.dirname(path) or "."
-    if os.path.splitext(path)[1].lower() not in endings:
-        raise InputError(f"-{option} {path} should end in {' or '.join(endings)}")
     if not os.path.isdir(folder):
-        raise InputError(f"the folder {folder!r} does not exist: make it, or correct -{option}")
-    if os.path.isdir(path):
-        raise InputError(f"-{option} {path} is a folder; it should be a file to write")
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"-{option} {path}: no files can be written in the folder {folder!r}")
+        raise InputError(f"{named}: the folder {folder!r} does not exist: make it, or correct this")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{named}: no files can be written in the folder {folder!r}")
+
+
+def _check_present(named, path, inputs):
+    """Check what lies at `path` already, if anything does."""
+    try:
+        there = os.stat(path)
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(there.st_mode):
+        raise InputError(f"{named} is a folder; it should be a file to write")
+    if not stat.S_ISREG(there.st_mode):
+        raise InputError(f"{named} is {kind(there.st_mode)}; it should be a file to write")
+    for read in inputs:
+        if _reads(read, path, there):
+            raise InputError(f"{named} would overwrite what is read, {read}: give another name")
+    if not os.access(path, os.W_OK):
+        raise InputError(f"{named} is there already and is write-protected: give another name")
+    folder, own = os.stat(os.path.dirname(path) or "."), os.lstat(path)
+    if folder.st_mode & stat.S_ISVTX and _user() not in (0, folder.st_uid, own.st_uid):
+        raise InputError(f"{named} is another user's, in a folder that protects it (sticky)")
+
+
+def _reads(source, path, there):
+    """Whether `source` is the file at `path`, or a folder whose image it is."""
+    try:
+        found = os.stat(source)
+    except (OSError, ValueError):
+        return False
+    if not stat.S_ISDIR(found.st_mode):
+        return os.path.samestat(found, there)
+    inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(source), ""))
+    return inside and path.lower().endswith(_IMAGES)
+
+
+def _user():
+    return os.geteuid() if hasattr(os, "geteuid") else 0  # Windows has no sticky folders

@@ -29,14 +29,19 @@ def _open(path, flags):
     except OSError as error:
         if error.errno != errno.ENXIO:
             raise
-        kind = "a socket or a device"
+        what = "a socket or a device"
     else:
         mode = os.fstat(descriptor).st_mode
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` itself refuses a folder
             return descriptor
         os.close(descriptor)
-        kind = _KINDS.get(stat.S_IFMT(mode), "a device")
-    raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", path)
+        what = kind(mode)
+    raise OSError(errno.EINVAL, f"it is {what}, not a regular file", path)
+
+
+def kind(mode):
+    """What a file is that is neither regular nor a folder, by its st_mode."""
+    return _KINDS.get(stat.S_IFMT(mode), "a device")
 
 
 def read(path, most):

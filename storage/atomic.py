@@ -7,9 +7,7 @@ import shutil
 import zipfile
 import zlib
 
-import torch
-
-from runtime import memory, regular_files
+from runtime import memory, output_files, regular_files
 from runtime.errors import InputError
 from storage import pickles, records
 
@@ -25,6 +23,8 @@ def load(path):
     and so is one that would take more memory or time than its size says (records.py, pickles.py).
     Damaged if a byte of the tensors is missing or changed.
     """
+    import torch  # not at the top: plot.py does not need torch
+
     try:
         with regular_files.opened(path) as file:
             records.check(file, path)
@@ -58,6 +58,8 @@ def digest(path):
 
 def save(path, value):
     """torch.save as an atomic write: the old file or the new one is there, never a part."""
+    import torch
+
     with replacing(path) as file:
         try:
             torch.save(value, file)
@@ -76,7 +78,8 @@ def copy(source, target):
 @contextlib.contextmanager
 def replacing(path):
     """A temporary binary file, flushed to disk and renamed to `path` at the end of the block."""
-    temporary = f"{path}.{os.getpid()}.tmp"
+    path = os.fspath(path)
+    temporary = output_files.temporary(path)
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -89,11 +92,12 @@ def replacing(path):
     if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
         return
     # a rename survives a power cut only once its folder is flushed too
-    folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with contextlib.suppress(PermissionError):  # a folder may be for writing only
+        folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def left_over(folder, names=".+"):

@@ -155,7 +155,7 @@ def test_wrong_directories(net, size, folder, message):
 
 def test_features_that_cannot_be_written(net, album):
     os.mkdir("features.npz")
-    with pytest.raises(InputError, match="cannot save features: .*features.npz"):
+    with pytest.raises(InputError, match="features.npz is a folder; it should be a file"):
         extract_features.main([net, str(album / "a.jpg")])
     assert os.listdir() == ["features.npz"]
 

@@ -248,7 +248,7 @@ def test_bad_logs_are_refused_in_one_sentence(tmp_path, text, words, capsys):
     [
         ([], "give the folder", 2),
         (["-kind", "pie", "a"], "unknown kind 'pie': should be one of curves, parameters", 2),
-        (["-out", "x.jpg", "a"], "should end in one of .png, .svg", 2),
+        (["-out", "x.jpg", "a"], "-out x.jpg should end in .png or .svg", 2),
         (["-colour", "a"], "unknown option -colour", 2),
         (["a", "-out"], "missing argument for option -out", 2),
         (["nowhere"], "cannot read nowhere: No such file", 1),

@@ -175,6 +175,7 @@ def test_outputs_that_are_not_numbers(photos, here):
         ("-predictions no/p.csv", "the folder 'no' does not exist: make it, or correct"),
         ("-predictions d.csv", "-predictions d.csv is a folder"),
         ("-predictions x.csv -confusion ./x.csv", "is to be written twice"),
+        ("-predictions x.csv -classErrors X.csv", "is to be written twice"),
     ],
 )
 def test_refused_before_the_test_begins(photos, here, capsys, words, error):
