@@ -105,8 +105,7 @@ def index(folder, classes, repetitions):
         began = time.perf_counter()
         subprocess.run(["find", data, "-type", "f"], stdout=subprocess.DEVNULL, check=True)
         times["find -type f"].append(time.perf_counter() - began)
-        if os.path.exists(os.path.join(gen, "imagenet.npz")):
-            os.remove(os.path.join(gen, "imagenet.npz"))
+        shutil.rmtree(gen, ignore_errors=True)
         for name in ("the list, made", "the list, read again"):
             found = subprocess.run(
                 [sys.executable, "-c", program], capture_output=True, text=True, check=True

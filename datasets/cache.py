@@ -1,9 +1,11 @@
 """The cache of a dataset: a file that its NAME_gen.py writes once.
 
 Differs from the Lua: a cache is made again if it is damaged or stale, that is, if its signature is
-not that of the present data; it lies in the -gen folder; one read serves both splits.
+not that of the present data; every data folder has a cache of its own in the -gen folder; one read
+serves both splits.
 """
 
+import hashlib
 import importlib
 import os
 import zipfile
@@ -19,23 +21,39 @@ from storage import records
 def info(opt):
     """The cache of opt.dataset as a dict of arrays; made first if missing, stale or damaged."""
     gen = importlib.import_module(f"datasets.{opt.dataset}_gen")
-    path = os.path.join(opt.gen, opt.dataset + ".npz")
+    path = _path(opt)
     try:
-        signature = gen.signature(opt)
         found = _read(path)
-        if found is not None and str(found["signature"]) == signature:
+        stale = found is not None and str(found["signature"]) != gen.signature(opt)
+        if found is not None and not stale and _is_valid(gen, found, opt):
             return found
         if os.path.exists(path):
-            fault = "is damaged" if found is None else "describes other data than there are now"
+            fault = "describes other data than there are now" if stale else "is damaged"
             note(f"=> {path} {fault}: making it again")
         os.makedirs(opt.gen, exist_ok=True)
-        gen.exec(opt, path)
+        found = gen.exec(opt, path)  # not read back: another run may have replaced the file
     except OSError as error:  # a full disk, or no permission
         raise InputError(f"cannot prepare {opt.dataset} in {opt.gen}: {error}") from None
-    found = _read(path)
+    if found is None:  # a dataset of one's own may return nothing
+        found = _read(path)
     if found is None:
         raise RuntimeError(f"{gen.__name__}.exec left no .npz with a signature at {path}")
     return found
+
+
+def _path(opt):
+    """The cache file. Each data folder has its own, so runs begun at once do not share one."""
+    name = opt.dataset
+    if getattr(opt, "data", ""):
+        folder = os.fsencode(os.path.realpath(opt.data))
+        name += "-" + hashlib.sha256(folder).hexdigest()[:12]
+    return os.path.join(opt.gen, name + ".npz")
+
+
+def _is_valid(gen, found, opt):
+    """Whether gen.exec can have written these arrays; a dataset without `is_valid` trusts them."""
+    facts = importlib.import_module(f"datasets.{opt.dataset}")
+    return not hasattr(gen, "is_valid") or gen.is_valid(found, facts, opt)
 
 
 def _read(path):

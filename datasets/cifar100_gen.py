@@ -24,6 +24,7 @@ SOURCE = Source(
         ("test",),
     ),
 )
+is_valid = cifar10_gen.is_valid
 
 
 def signature(opt):
@@ -33,4 +34,4 @@ def signature(opt):
 
 def exec(opt, cache_file):
     """See cifar10_gen."""
-    cifar10_gen.exec(opt, cache_file, SOURCE)
+    return cifar10_gen.exec(opt, cache_file, SOURCE)

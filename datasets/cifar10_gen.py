@@ -59,6 +59,7 @@ SOURCE = Source(
         ("test_batch",),
     ),
 )
+is_valid = in_memory.is_valid
 
 
 def signature(opt, source=SOURCE):
@@ -72,17 +73,17 @@ def signature(opt, source=SOURCE):
         paths = [os.path.join(place, name) for name in version.train + version.val]
     stats = [os.stat(path) for path in paths]
     marks = ", ".join(f"{stat.st_size} bytes at {stat.st_mtime_ns} ns" for stat in stats)
-    return f"{os.path.abspath(place)}: {marks}"
+    return f"{os.path.realpath(place)}: {marks}"
 
 
 def exec(opt, cache_file, source=SOURCE):
-    """Find or download the dataset; save images and labels of train and val to `cache_file`."""
+    """Find or download the dataset; save images and labels of both splits; returns the cache."""
     stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
     place = _find(source, opt.data) if opt.data else _published(source, opt.gen)
     say(" | combining dataset into a single file")
     train, val = read(source, place)
     say(f" | saving {source.name} dataset to {cache_file}")
-    in_memory.save(cache_file, stamp, train, val)
+    return in_memory.save(cache_file, stamp, train, val)
 
 
 def read(source, place):

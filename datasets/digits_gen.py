@@ -11,6 +11,7 @@ from runtime.errors import InputError
 from runtime.terminal import say
 
 EVERY = 6  # every sixth image of a class goes to val
+is_valid = in_memory.is_valid
 
 
 def signature(opt):
@@ -19,7 +20,7 @@ def signature(opt):
 
 
 def exec(opt, cache_file):
-    """Save images and labels of train (1501) and val (296) to `cache_file`.
+    """Save images and labels of train (1501) and val (296) to `cache_file`; returns the cache.
 
     The images are in the order of their writers. Val takes every sixth image of each class, so both
     splits have all classes and all writers: the error is that on known writers.
@@ -38,6 +39,6 @@ def exec(opt, cache_file):
     for label in range(10):
         val[np.flatnonzero(labels == label)[EVERY - 1 :: EVERY]] = True
     say(f" | saving digits dataset to {cache_file}")
-    in_memory.save(
+    return in_memory.save(
         cache_file, signature(opt), (images[~val], labels[~val]), (images[val], labels[val])
     )

@@ -38,21 +38,24 @@ def classes(opt):
 def signature(opt):
     """A line that changes when an image or a class is added, removed or renamed.
 
-    Each of these changes the modification time of a class folder, so images need no look.
+    Each of these changes the modification time of a class folder, so images need no look. Where
+    times do not change (mounted object stores, squashfs), the number of a folder's entries does.
     """
     digest, count = hashlib.sha256(), 0
     for split in _splits(opt):
         folder = _split(opt, split)
         for name, is_folder in sorted(_entries(folder)):
             if is_folder:
-                time = os.stat(os.path.join(folder, name)).st_mtime_ns
-                digest.update(b"%s/%s\0%d\0" % (split.encode(), name, time))
+                path = os.path.join(folder, name)
+                about = (split.encode(), name, os.stat(path).st_mtime_ns, len(_listed(path)))
+                digest.update(b"%s/%s\0%d\0%d\0" % about)
                 count += 1
-    return f"{os.path.abspath(opt.data)}: {count} folders, {digest.hexdigest()}"
+    place = os.path.realpath(opt.data)
+    return f"{place}: {count} folders, {digest.hexdigest()}"
 
 
 def exec(opt, cache_file):
-    """List the images of both splits and save paths, classes and class names to `cache_file`.
+    """List the images of both splits; save paths, classes and class names, and return them.
 
     `train_paths`, `val_paths`: bytes (N,), "class/image" below the split's folder, as the file
     system has them; `train_targets`, `val_targets`: int64 (N,) from 0; `classes`: bytes (C,).
@@ -69,16 +72,53 @@ def exec(opt, cache_file):
         train_paths, train_targets = _images(_split(opt, "train"), numbers)
         _note_empty(names, train_targets)
     say(f" | saving list of images to {cache_file}")
+    info = {
+        "signature": np.array(stamp),
+        "classes": np.array(names),
+        "train_paths": train_paths,
+        "train_targets": train_targets,
+        "val_paths": val_paths,
+        "val_targets": val_targets,
+    }
     with atomic.replacing(cache_file) as file:
-        np.savez(  # 40 bytes an image; compressing takes as long as the search
-            file,
-            signature=np.array(stamp),
-            classes=np.array(names),
-            train_paths=train_paths,
-            train_targets=train_targets,
-            val_paths=val_paths,
-            val_targets=val_targets,
-        )
+        np.savez(file, **info)  # 40 bytes an image; compressing takes as long as the search
+    return info
+
+
+def is_valid(info, facts, opt):
+    """Whether `exec` can have written these arrays."""
+    arrays = {f"{split}_{what}" for split in ("train", "val") for what in ("paths", "targets")}
+    if info.keys() != arrays | {"signature", "classes"}:
+        return False
+    names = [os.fsencode(name) for name in facts.classes(opt)]
+    return info["classes"].tolist() == names and all(
+        _is_list(info[f"{split}_paths"], info[f"{split}_targets"], names)
+        and (len(info[f"{split}_paths"]) > 0) == (split in _splits(opt))
+        for split in ("train", "val")
+    )
+
+
+def _is_list(paths, targets, names):
+    """Whether each path is "class/image" with the class of its target."""
+    if paths.dtype.kind != "S" or paths.ndim != 1:
+        return False
+    if targets.dtype != np.int64 or targets.shape != paths.shape:
+        return False
+    if not len(paths):
+        return True
+    if not all(0 <= target < len(names) for target in np.unique(targets)):
+        return False
+    starts = np.flatnonzero(np.diff(targets, prepend=-1))
+    for start, end in zip(starts, [*starts[1:], len(paths)]):
+        folder = names[targets[start]] + b"/"
+        if (paths[start:end].astype(f"S{len(folder)}") != folder).any():
+            return False
+    padded = paths.astype(f"S{paths.itemsize + 1}")  # each ends with a zero byte
+    text = padded.tobytes()  # searched as a whole: faster than path by path
+    if text.count(b"/") != len(paths) or b"/\0" in text or b"/." in text:
+        return False
+    is_zero = padded.view(np.uint8).reshape(len(paths), -1) == 0
+    return not (is_zero[:, :-1] > is_zero[:, 1:]).any()  # nothing follows a zero byte
 
 
 def _note_empty(names, targets):
@@ -118,6 +158,14 @@ def _entries(folder):
             for entry in entries:
                 if not _is_hidden(entry.name):
                     yield entry.name, entry.is_dir()
+    except OSError as error:
+        raise _unlisted(folder, error) from None
+
+
+def _listed(folder):
+    """The names of all entries: 3 times as fast as `_entries`."""
+    try:
+        return os.listdir(folder)
     except OSError as error:
         raise _unlisted(folder, error) from None
 
@@ -174,10 +222,7 @@ def _class_images(folder, name, others):
     that takes half as long.
     """
     path = os.path.join(folder, name)
-    try:
-        names = os.listdir(path)
-    except OSError as error:
-        raise _unlisted(path, error) from None
+    names = _listed(path)
     all_images = _are_all_images(names)
     # A link count of 2 (the parent's entry and ".") means no subfolders, but perhaps links to some
     if not all_images or os.stat(path).st_nlink != 2:

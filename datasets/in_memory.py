@@ -16,19 +16,33 @@ from storage import atomic
 
 
 def save(cache_file, signature, train, val):
-    """Write the cache that `Images` reads. train and val are (images, labels).
+    """Write the cache that `Images` reads, and return it. train and val are (images, labels).
 
     Images are uint8 (N, 3, H, W), labels int64 (N,) from 0. `signature` identifies their source.
     """
+    info = {"signature": np.array(signature)}
+    for split, (images, labels) in (("train", train), ("val", val)):
+        info |= {f"{split}_images": images, f"{split}_labels": labels}
     with atomic.replacing(cache_file) as file:
-        np.savez(
-            file,
-            signature=np.array(signature),
-            train_images=train[0],
-            train_labels=train[1],
-            val_images=val[0],
-            val_labels=val[1],
-        )
+        np.savez(file, **info)
+    return info
+
+
+def is_valid(info, facts, opt):
+    """Whether `save` can have written these arrays for the dataset of the module `facts`."""
+    names = {f"{split}_{what}" for split in ("train", "val") for what in ("images", "labels")}
+    if info.keys() != names | {"signature"}:
+        return False
+    for split in ("train", "val"):
+        images, labels = info[f"{split}_images"], info[f"{split}_labels"]
+        if labels.dtype != np.int64 or labels.ndim != 1 or not len(labels):
+            return False
+        if labels.min() < 0 or labels.max() >= len(facts.classes(opt)):
+            return False
+        shape = (len(labels), 3, facts.side, facts.side)
+        if images.dtype != np.uint8 or images.shape != shape:
+            return False
+    return True
 
 
 class Images:

@@ -121,7 +121,7 @@ def test_every_form_gives_what_the_lua_stored(tmp_path, forms, lua, folder, form
     before = sorted(str(path) for path in where.rglob("*"))
     assert_as_in_lua(*datasets.create(options(tmp_path, data)), lua)
     assert sorted(str(path) for path in where.rglob("*")) == before  # nothing was unpacked
-    assert os.listdir(tmp_path / "gen") == ["cifar10.npz"]
+    assert len(os.listdir(tmp_path / "gen")) == 1
 
 
 @pytest.mark.parametrize("folder", ["cifar-100-binary", "cifar-100-python"])
@@ -148,7 +148,7 @@ def test_cifar100_takes_the_fine_labels(tmp_path, lua, folder, monkeypatch):
 def refused(opt):
     with pytest.raises(InputError) as error:
         datasets.create(opt)
-    assert not os.path.exists(os.path.join(opt.gen, opt.dataset + ".npz"))
+    assert not os.path.exists(opt.gen) or not os.listdir(opt.gen)
     assert "\n" not in str(error.value)
     return str(error.value)
 

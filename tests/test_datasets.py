@@ -1,5 +1,6 @@
 """Caches that are missing, stale or damaged; datasets by file name; the example of the README."""
 
+import importlib
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import datasets
+from datasets import cache, cifar10_gen, in_memory
 from runtime.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -23,14 +25,19 @@ def opt(cifar, tmp_path):
     return types.SimpleNamespace(dataset="cifar10", data=data, gen=gen)
 
 
+def path_of(opt):
+    """The only file in -gen."""
+    [name] = os.listdir(opt.gen)
+    assert re.fullmatch(opt.dataset + r"(-[0-9a-f]{12})?\.npz", name)
+    return os.path.join(opt.gen, name)
+
+
 def made(opt, capsys):
     """The datasets, and whether their cache was made just now, and the lines printed."""
-    path = os.path.join(opt.gen, "cifar10.npz")
-    before = os.stat(path) if os.path.exists(path) else None
+    before = os.stat(path_of(opt)) if os.path.exists(opt.gen) else None
     train, val = datasets.create(opt)
     assert (train.size(), val.size()) == (35, 21)
-    assert os.listdir(opt.gen) == ["cifar10.npz"]
-    after = os.stat(path)
+    after = os.stat(path_of(opt))
     new = before is None or (before.st_ino, before.st_mtime_ns) != (after.st_ino, after.st_mtime_ns)
     captured = capsys.readouterr()
     return train, new, captured.err + captured.out
@@ -58,12 +65,44 @@ def test_changed_data_are_noticed(opt, capsys):
     assert not made(opt, capsys)[1]
 
 
-def test_another_folder_is_noticed(opt, capsys):
-    made(opt, capsys)
-    os.rename(opt.data, opt.data + "2")
-    opt.data += "2"
-    _, new, text = made(opt, capsys)
-    assert new and "making it again" in text
+def test_each_folder_has_its_cache(opt, tmp_path, monkeypatch, capsys):
+    """Runs on other data that prepare them at the same time in one -gen."""
+    other = types.SimpleNamespace(**{**vars(opt), "data": opt.data + "2"})
+    shutil.copytree(opt.data, other.data)
+    exec, began = cifar10_gen.exec, []
+
+    def slowly(ours, path):  # between the writing and the reading the other run does all
+        found = exec(ours, path)
+        if ours is opt:
+            began.append(cache.info(other))
+        return found
+
+    monkeypatch.setattr(cifar10_gen, "exec", slowly)
+    first, [second] = cache.info(opt), began
+    assert str(first["signature"]).startswith(opt.data + os.sep)
+    assert str(second["signature"]).startswith(other.data + os.sep)
+    assert len(os.listdir(opt.gen)) == 2 and "again" not in capsys.readouterr().err
+    # a link is the folder that it leads to
+    os.symlink(opt.data, tmp_path / "link")
+    opt.data = str(tmp_path / "link")
+    monkeypatch.setattr(cifar10_gen, "exec", None)
+    assert all(
+        cache.info(ours)["signature"] == found["signature"]
+        for ours, found in ((opt, first), (other, second))
+    )
+
+
+def test_what_was_made_is_used(opt, monkeypatch):
+    """Machines that share -gen may have different images at the same path."""
+    exec = cifar10_gen.exec
+
+    def replaced(opt, path):
+        found = exec(opt, path)
+        np.savez(path, **{**found, "signature": "another machine", "train_labels": np.zeros(1)})
+        return found
+
+    monkeypatch.setattr(cifar10_gen, "exec", replaced)
+    assert len(cache.info(opt)["train_labels"]) == 35
 
 
 DAMAGE = "half byte empty text npy pickle unsigned flag offset"
@@ -72,7 +111,7 @@ DAMAGE = "half byte empty text npy pickle unsigned flag offset"
 @pytest.mark.parametrize("damage", DAMAGE.split())
 def test_a_damaged_cache_is_made_again(opt, capsys, damage):
     first, _, _ = made(opt, capsys)
-    path = os.path.join(opt.gen, "cifar10.npz")
+    path = path_of(opt)
     with open(path, "rb") as file:
         data = bytearray(file.read())
     if damage == "byte":
@@ -97,6 +136,62 @@ def test_a_damaged_cache_is_made_again(opt, capsys, damage):
     assert new and f"=> {path} is damaged: making it again" in text
     assert np.array_equal(first.images, again.images)
     assert not made(opt, capsys)[1]
+
+
+def changed(info):
+    """(what, arrays) with a right signature that no preparation can have written."""
+    for name, array in info.items():
+        if name == "signature":
+            continue
+        yield f"no {name}", {n: a for n, a in info.items() if n != name}
+        others = {"short": array[1:], "empty": array[:0], "deep": array[None], "scalar": array[0]}
+        kind = array.dtype.kind
+        others |= {"float": array.astype("f8")} if kind in "iu" else {"text": array.astype("U")}
+        if kind == "i":
+            others |= {"small": array.astype("i4"), "swapped": array.astype(">i8")}
+            others |= {"negative": array - 1, "above": array + 1000}
+        if name.endswith("targets"):
+            others |= {"flipped": array[::-1]}
+        if name.endswith("images"):
+            others |= {"grey": array[:, :1], "narrow": array[..., 1:]}
+        if name.endswith("paths"):
+            for path in (b"../%b", b"a/../%b", b"/%b", b"%b/", b"%b/x.png", b"%b\0x", b"c/x.png"):
+                others[f"{path}"] = np.array([path.replace(b"%b", p) for p in array.tolist()])
+            others |= {"hidden": np.char.replace(array, b"/", b"/.")}
+            others |= {"bare": np.char.partition(array, b"/")[:, 0]}
+            others |= {"folders": np.char.add(np.char.partition(array, b"/")[:, 0], b"/")}
+        if name == "classes":
+            others |= {"other": np.array([b"x", b"y"]), "order": array[::-1]}
+        yield from ((f"{name} {what}", {**info, name: value}) for what, value in others.items())
+    yield "more", {**info, "train_more": np.zeros(3)}
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "imagenet"])
+def test_a_cache_that_cannot_be_is_made_again(name, opt, photos, tmp_path, monkeypatch, capsys):
+    opt = types.SimpleNamespace(dataset=name, data="", gen=str(tmp_path / "gen"), testOnly=False)
+    if name == "imagenet":
+        opt.data = str(photos)
+        info = cache.info(opt)
+    else:
+        facts, random = datasets.module(name), np.random.default_rng(0)
+        images = random.integers(0, 256, (4, 3, facts.side, facts.side), np.uint8)
+        labels = np.array([0, 1, len(facts.classes(opt)) - 1, 1])
+        os.mkdir(opt.gen)
+        gen = importlib.import_module(f"datasets.{name}_gen")
+        signature = gen.signature(opt)
+        info = in_memory.save(
+            os.path.join(opt.gen, name + ".npz"), signature, *[(images, labels)] * 2
+        )
+        monkeypatch.setattr(gen, "exec", lambda opt, path: info)
+    capsys.readouterr()
+    for what, arrays in changed(info):
+        np.savez(path_of(opt), **arrays)
+        found = cache.info(opt)
+        assert "is damaged: making it again" in capsys.readouterr().err, what
+        assert found.keys() == info.keys(), what
+        assert all(np.array_equal(found[key], info[key]) for key in info), what
+    np.savez(path_of(opt), **info)
+    assert cache.info(opt).keys() == info.keys() and capsys.readouterr().err == ""
 
 
 def test_a_failed_preparation_leaves_no_cache(opt, capsys):
