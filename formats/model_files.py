@@ -12,7 +12,6 @@ version, .safetensors); Torch7's .t7, also as .t7.gz; and torchvision's weights 
 makes .pth, .safetensors and .t7. Code inside a file is never run.
 """
 
-import argparse
 import gzip
 import json
 import os
@@ -32,7 +31,6 @@ EXTENSIONS = (".pth", ".safetensors", ".t7")  # that `write` knows
 DETECTOR = "faster_rcnn"  # the net of a detector's config (detection/files.py)
 TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
-_WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
 _WHOLE = ("depth", "cardinality", "base_width", "classes")  # numbers of a configuration
@@ -57,7 +55,7 @@ def read(source):
     found = kind(source)
     if found == "t7":
         return _read_t7(source)
-    saved = _read_safetensors(source) if found == "safetensors" else _load(source)
+    saved = _read_safetensors(source) if found == "safetensors" else atomic.load(source)
     if not isinstance(saved, dict):
         raise InputError(f"{source} holds no state dict: save that of a net, net.state_dict()")
     config = saved.get("config")
@@ -155,12 +153,6 @@ def describe(content):
     return {name: json.dumps(content[name]) for name in _METADATA}
 
 
-def _load(path):
-    # training programs often save their options too: a Namespace, which only holds values
-    with torch.serialization.safe_globals([argparse.Namespace]):
-        return atomic.load(path)
-
-
 def _own_content(path, saved):
     """The content of a file of ours, checked before a net is built from its configuration."""
     state, config = saved.get("model"), saved["config"]
@@ -230,8 +222,6 @@ def _fault(name, tensor):
         if whole or not tensor.is_floating_point():
             return None if whole else "is no number of batches"
     fault = tensors.fault(tensor)
-    if fault is None and tensor.dtype not in _WEIGHT_DTYPES:
-        return f"is of {tensor.dtype}"
     if fault is None and name.endswith("running_var") and tensor.numel() and tensor.min() < 0:
         return "has a negative variance"
     return fault
@@ -288,8 +278,7 @@ def _read_safetensors(path):
         found = {name: json.loads(metadata.get(name, "null")) for name in _METADATA}
     except (ValueError, RecursionError):
         raise InputError(f"{path} is damaged: its metadata is not JSON") from None
-    pickles.check_tree(found, path)
-    return {"model": state} | found
+    return {"model": state} | pickles.plain(found, path)
 
 
 def _write_safetensors(path, content):

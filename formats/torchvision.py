@@ -58,7 +58,8 @@ def refuse_blurred(path, saved, metadata=None):
     name and timm's config.json on the Hugging Face hub.
     """
     folder, file = os.path.split(path)
-    names = [file, saved.get("arch"), getattr(saved.get("args"), "model", None)]
+    args = saved.get("args")  # of timm's train.py
+    names = [file, saved.get("arch"), args.get("model") if isinstance(args, dict) else None]
     names.append((metadata or {}).get("architecture"))
     if file in ("model.safetensors", "pytorch_model.bin"):
         with (

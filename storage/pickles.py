@@ -6,6 +6,8 @@ every instruction is looked at before torch.load, which runs no code of the file
 asks.
 """
 
+import argparse
+import itertools
 import pickletools
 import re
 
@@ -80,22 +82,40 @@ def _check_argument(name, argument, path):
         raise InputError(f"{path} holds an integer of {argument.bit_length()} bits: at most 63")
 
 
-def check_tree(value, path):
-    """InputError if a value that was read contains itself, or holds others too deep or too often.
+def plain(value, path):
+    """A copy of a value that was read, made of plain dicts, lists, tuples and tensors.
 
-    A list can be filled after it was named, which `check` does not count.
+    A file can give its dicts and parameters attributes such as `items` and `numel`, which would
+    answer in place of the methods. The copy has none of these. A Namespace becomes a dict.
+    InputError for any other object, and for a value that contains itself, or holds others too deep
+    or too often: a list can be filled after it was named, which `check` does not count.
     """
-    stack, count = [(value, 0)], 0
-    while stack:
-        value, depth = stack.pop()
-        if isinstance(value, dict):
-            value = value.values()
-        elif not isinstance(value, (list, tuple)):
-            continue
-        count += len(value)
-        if count > MOST or depth == _DEEPEST:
+    import torch  # not at the top: plot.py does not need torch
+
+    count = itertools.count(1)
+    leaves = (str, bool, int, float, complex, type(None), torch.dtype, torch.device)
+
+    def copy(value, depth=0):
+        if next(count) > MOST or depth > _DEEPEST:
             raise _too_many(path)
-        stack.extend((part, depth + 1) for part in value)
+        # methods of the classes, not of the value
+        if isinstance(value, torch.Tensor):
+            value = torch.Tensor.detach(value).resolve_neg()
+            # older PyTorch has names for dimensions, and computes little with them
+            return value.rename(None) if any(getattr(value, "names", ())) else value
+        if isinstance(value, (dict, argparse.Namespace)):
+            entries = value if isinstance(value, dict) else vars(value)
+            return {name: copy(part, depth + 1) for name, part in dict.items(entries)}
+        if isinstance(value, (list, tuple)):
+            return (list if isinstance(value, list) else tuple)(
+                [copy(part, depth + 1) for part in value]
+            )
+        if not isinstance(value, leaves):
+            what = f"a {type(value).__name__}"
+            raise InputError(f"{path} holds more than tensors and plain values: {what}")
+        return value
+
+    return copy(value)
 
 
 def _too_many(path):

@@ -1,12 +1,16 @@
-"""Tensors from a file: whether these are plain numbers, and each in memory of its own."""
+"""Tensors from a file: whether these are plain floats, and each in memory of its own."""
 
 import torch
+
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def fault(tensor):
     """What keeps a tensor from being the weights or the momentum of a net: a phrase, or None."""
-    if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
+    if not isinstance(tensor, torch.Tensor):
         return "is no tensor of weights"
+    if tensor.dtype not in _DTYPES:  # first: PyTorch computes next to nothing of other types
+        return f"is no tensor of weights: it is of {tensor.dtype}, not of 16, 32 or 64-bit floats"
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         return "is no tensor of weights: it is not dense, or not in memory"
     if tensor.untyped_storage().nbytes() < tensor.nbytes:

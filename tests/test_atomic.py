@@ -1,10 +1,14 @@
 """Files are whole or absent, and never run code."""
 
+import argparse
+import math
 import os
 import pickle
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
+from support import hostile
 
 from runtime.errors import InputError
 from storage import atomic
@@ -28,6 +32,59 @@ def test_a_failure_while_writing_leaves_the_old_file(tmp_path):
         raise ZeroDivisionError
     assert atomic.load(path) == 1
     assert os.listdir(tmp_path) == ["a.pth"]
+
+
+@pytest.mark.parametrize("answer", [3, OrderedDict], ids=["3", "a class"])
+def test_what_is_read_answers_by_its_own_methods(tmp_path, answer):
+    """Whatever attributes the file gives its dicts and parameters, at any depth."""
+    inner, names = {"weights": torch.tensor([[1.0, math.nan]])}, hostile.settable()
+    value = hostile.answering({"a": inner, "b": [(inner, torch.ones(2))]}, answer, names)
+    namespace = argparse.Namespace(model=hostile.answering(inner, answer), items=3, values=3)
+    more = hostile.Call(Counter, {"n": 2}, attributes={"items": answer, "__len__": answer})
+    torch.save({"x": value, "c": namespace, "d": torch.Size([2]), "n": more}, tmp_path / "a.pth")
+    loaded = atomic.load(tmp_path / "a.pth")
+
+    def look(value):
+        assert type(value) in (dict, list, tuple, torch.Tensor, int)
+        assert not getattr(value, "__dict__", None)
+        if type(value) in (dict, list, tuple):
+            for part in value.values() if type(value) is dict else value:
+                look(part)
+
+    look(loaded)
+    found = loaded["x"]["a"], loaded["x"]["b"][0][0], loaded["c"]["model"]
+    assert all(
+        torch.equal(part["weights"].nan_to_num(7), torch.tensor([[1.0, 7]])) for part in found
+    )
+    assert loaded["d"] == (2,) and loaded["n"] == {"n": 2} and loaded["x"]["b"][0][1].sum() == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        OrderedDict,
+        torch.FloatStorage,
+        torch.zeros(1).untyped_storage(),
+        torch._utils._rebuild_tensor,
+    ],
+    ids=["a class", "a storage class", "a storage", "a function"],
+)
+def test_other_objects_are_refused(tmp_path, value):
+    atomic.save(tmp_path / "a.pth", {"x": [value]})
+    with pytest.raises(
+        InputError, match="a.pth holds more than tensors and plain values: "
+    ) as error:
+        atomic.load(tmp_path / "a.pth")
+    assert "\n" not in str(error.value)
+
+
+def test_negated_views_and_shared_memory_keep_their_values(tmp_path):
+    whole = torch.arange(6.0)
+    value = {"a": torch._neg_view(whole), "b": whole[::2], "c": whole}
+    atomic.save(tmp_path / "a.pth", value)
+    loaded = atomic.load(tmp_path / "a.pth")
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in value.items())
+    assert not loaded["a"].is_neg() and loaded["b"].data_ptr() == loaded["c"].data_ptr()
 
 
 class Evil:

@@ -4,6 +4,7 @@ Each kind is tried at every way in. The counts of the long test are printed.
 """
 
 import collections
+import contextlib
 import gzip
 import io
 import math
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from support import hostile, nets
+from support.detectors import classifier, detector
 from support.runs import ROOT
 
 import checkpoints
@@ -24,6 +26,7 @@ import models
 import opts
 from datasets import cache
 from datasets.image import decoding
+from detection import files
 from evaluation.metrics import Metrics
 from formats import model_files
 from models.resnet import resnet
@@ -209,6 +212,67 @@ def test_every_value_in_every_place_of_a_model(tmp_path, step):
     assert outcome(models.load_file, tmp_path / "none") == "refused"
     print("model:", found := tried(models.load_file, content, tmp_path / "net.pth", step))
     assert found["refused"] > 9 * found["accepted"]
+
+
+def kinds_of_files():
+    """{kind: (how it is read, a right content, the place of weights or momentum in it)}."""
+    detects = models.pack(detector(shared=False, net=classifier(8, 2, "cifar", "A")))
+    weights = ("model", "fc.weight")
+    return {
+        "model": (models.load_file, packed(), weights),
+        "state dict": (models.load_file, packed()["model"], weights[1:]),
+        "wrapped": (
+            models.load_file,
+            {"state_dict": packed()["model"]},
+            ("state_dict", *weights[1:]),
+        ),
+        "state": (read_state, STATE, ("momentum", "weight")),
+        "detector": (
+            lambda path: files.load(str(path)),
+            detects,
+            ("model", "backbone.conv1.weight"),
+        ),
+        "inside": (read_state, {**packed(), **STATE}, ("momentum", "weight")),
+    }
+
+
+FILES = ("model", "state dict", "wrapped", "state", "detector", "inside")
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_attributes_of_dicts_and_parameters_hide_nothing(kind, tmp_path):
+    """Weights of NaN are found whatever a file says to items, numel, isfinite, and all others."""
+    read, content, place = kinds_of_files()[kind]
+    torch.save(hostile.answering(content, 3), tmp_path / "file.pth")
+    assert outcome(read, tmp_path / "file.pth") == "accepted"
+    wrong = hostile.changed(content, place, hostile.at(content, place) * math.nan)
+    torch.save(hostile.answering(wrong, collections.OrderedDict), tmp_path / "file.pth")
+    assert outcome(read, tmp_path / "file.pth") == "refused"
+
+
+def odd_dtypes():
+    """All types that PyTorch has but those that weights may be of."""
+    found = {value for value in vars(torch).values() if isinstance(value, torch.dtype)}
+    return sorted(found - {torch.float16, torch.bfloat16, torch.float32, torch.float64}, key=str)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", ["model", "state"])
+def test_weights_of_types_that_pytorch_cannot_compute(kind, tmp_path):
+    read, content, place = kinds_of_files()[kind]
+    like, path, tried = hostile.at(content, place), tmp_path / "file.pth", 0
+    values = [torch.nested.nested_tensor([torch.ones(2)]), like.to_sparse(), like.to("meta")]
+    for dtype in odd_dtypes():
+        with contextlib.suppress(RuntimeError, NotImplementedError):  # it cannot be made
+            values.append(torch.empty(like.shape, dtype=dtype))
+    for value in values:
+        try:
+            torch.save(hostile.changed(content, place, value), path)
+        except (RuntimeError, NotImplementedError, AttributeError, LookupError):
+            continue  # nor saved
+        tried += 1
+        assert outcome(read, path) == "refused", value.dtype
+    assert tried > 15
 
 
 KINDS = {"nan": math.nan, "infinity": math.inf, "negative infinity": -math.inf}

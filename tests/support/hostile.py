@@ -1,5 +1,6 @@
 """Test support: files that are false or costly, by kind, and what one of them costs to refuse."""
 
+import contextlib
 import io
 import math
 import multiprocessing
@@ -38,6 +39,45 @@ def cycle():
     return value
 
 
+class Call:
+    """What unpickles as a call, and may then get attributes."""
+
+    def __init__(self, function, *arguments, attributes=None):
+        self.call = function, arguments, attributes
+
+    def __reduce__(self):
+        return self.call
+
+
+SETTABLE = ("numel", "isfinite", "aminmax", "is_floating_point", "size", "detach", "clone", "min")
+
+
+def answering(value, answer, names=SETTABLE):
+    """What unpickles as nested dicts and parameters whose methods are another answer.
+
+    names: the attributes that parameters get; dicts get all that they have.
+    """
+    if isinstance(value, torch.Tensor):
+        rebuild = torch._utils._rebuild_parameter_with_state
+        return Call(rebuild, value, False, OrderedDict(), dict.fromkeys(names, answer))
+    if isinstance(value, dict):
+        entries = [(name, answering(part, answer, names)) for name, part in value.items()]
+        return Call(OrderedDict, entries, attributes=dict.fromkeys(dir(OrderedDict), answer))
+    if isinstance(value, (list, tuple)):
+        return type(value)(answering(part, answer, names) for part in value)
+    return value
+
+
+def settable():
+    """All attributes that a file can give a parameter."""
+    found = []
+    for name in set(dir(torch.nn.Parameter)) - {"volatile"}:  # which warns
+        with contextlib.suppress(Exception):  # most properties can only be read
+            setattr(torch.nn.Parameter(torch.zeros(1)), name, 3)
+            found.append(name)
+    return found
+
+
 # What a stranger may put in place of any value. Where a program checks nothing each does harm:
 # in a comparison, a message, the JSON of the log, in arithmetic, in a tensor's memory.
 VALUES = {
@@ -55,6 +95,7 @@ VALUES = {
     "sparse": torch.zeros(3, 9).to_sparse(),
     "half": torch.zeros(3, 9, dtype=torch.half),
     "complex": torch.zeros(3, 9, dtype=torch.complex64),
+    "float8": torch.zeros(3, 9, dtype=torch.float8_e4m3fn),
 }
 
 
@@ -109,16 +150,6 @@ def special(folder):
 
 
 # Small files that cost much
-
-
-class Call:
-    """What unpickles as a call."""
-
-    def __init__(self, function, *arguments):
-        self.call = function, arguments
-
-    def __reduce__(self):
-        return self.call
 
 
 def _saved(value, **more):
