@@ -16,7 +16,6 @@ import tempfile
 from runtime import command, options
 from runtime.errors import InputError
 from runtime.terminal import say
-from storage import lock
 
 HEAD = """Usage: python -m datasets.prepare_imagenet ARCHIVES [DATA]
 
@@ -52,7 +51,10 @@ def prepare(archives, target):
     The validation images need the development kit as well, which has their classes. InputError if
     an archive is missing, or is not the published one.
     """
-    from torchvision.datasets import imagenet  # takes a second: not at the top
+    # not at the top: an error in the command line need not wait, or have the packages
+    from torchvision.datasets import imagenet
+
+    from storage import lock
 
     paths = {n: os.path.abspath(f"{archives}/{f}") for n, (f, _) in imagenet.ARCHIVE_META.items()}
     splits = [split for split in ("train", "val") if os.path.isfile(paths[split])]
