@@ -132,7 +132,11 @@ class DataLoader:
         self.seed, self.replicas, self.dtype = seed, replicas, dtype
         self.crops, self.skip_corrupt, self.threads = crops, skip_corrupt, workers
         self.batch_size = max(1, batch_size // crops)  # in images, not in crops
-        self.in_memory = hasattr(dataset, "augment")
+        is_known = getattr(dataset, "knows_transform", True)
+        self.in_memory = is_known and hasattr(dataset, "augment")
+        if not is_known:
+            kind = "training" if training else "test"
+            note(f"=> this {kind} transform has no fast path: it runs as written, image by image")
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
         self.advised = None  # the line on -nThreads, once it was printed
         self.odd, self.named = [], set()  # sentences on odd files: of this epoch, and all printed
@@ -324,6 +328,6 @@ class DataLoader:
 
     def _placeholder(self):
         """The input of a rank without samples: one black image."""
-        side = self.dataset.input_spec()["crop"]
+        side = (self.dataset.input_spec() or {"crop": 224})["crop"]  # any size will do
         image = torch.zeros(self.crops, 3, side, side, dtype=self.dtype, device=self.device)
         return image.contiguous(memory_format=LAYOUT)

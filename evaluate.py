@@ -99,12 +99,12 @@ def main(argv=None):
         **{"workers": opt.nThreads, "dtype": precision.dtype, "skip_corrupt": opt.skipCorrupt},
         **{"seed": 0, "replicas": 1},
     }
+    views = [ensemble.views(net, val, opt) for net in nets]
     if opt.recomputeBN:
         loader = dataloader.DataLoader(
             train, device, training=True, batch_size=opt.batchSize, **settings
         )
         ensemble.recompute(nets, loader, opt, precision)
-    views = [ensemble.views(net, val, opt) for net in nets]
     images = Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
     size = max(1, opt.batchSize // images.crops())  # in images
     loader = dataloader.DataLoader(images, device, training=False, batch_size=size, **settings)

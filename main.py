@@ -47,7 +47,7 @@ def run(start, argv, ends_process):
     from parallel import group
     from parallel.signals import Interrupts
     from runtime.progress import Clock
-    from runtime.terminal import Terminal, say
+    from runtime.terminal import Terminal, note, say
     from storage.run_folder import RunFolder
     from train import Trainer, criterion
 
@@ -75,6 +75,8 @@ def run(start, argv, ends_process):
         # Data loading
         train_loader, val_loader = loaders = dataloader.create(opt, device)
         model.input_spec = val_loader.dataset.input_spec()
+        if model.input_spec is None:
+            note("=> no input spec describes the test transform: the model files have none")
 
         # The trainer handles the training loop and evaluation on validation set
         def save_inside(final):

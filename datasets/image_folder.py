@@ -4,6 +4,7 @@ Port of the class in datasets/imagenet.lua. Differs from it: -testScale and -tes
 image formats (see decoding.py).
 """
 
+import copy
 import mmap
 import os
 import zlib
@@ -59,24 +60,39 @@ class ImageFolder:
         return os.path.join(self.folder, bytes(self.paths[i]))
 
     def input_spec(self):
-        """How a test image becomes the net's input (see input_spec.py)."""
-        return {
-            "scale": self.opt.testScale,
-            "crop": self.opt.testCrop,
-            "largest": 1,
-            "mean": self.mean,
-            "std": self.std,
-        }
+        """How a test image becomes the net's input (see input_spec.py); None if no spec says it."""
+        test = copy.copy(self)
+        test.split = "val"
+        chain, kinds = test.transform(), (t.Scale, t.ColorNormalize)
+        parts = t.parts(chain, *kinds, t.CenterCrop) or t.parts(chain, *kinds, t.TenCrop)
+        if not parts or parts[0].interpolation != "bicubic":
+            return None
+        scale, normalize, crop = parts
+        return {"scale": scale.size, "crop": crop.size, "largest": 1, **normalize.spec()}
+
+    @property
+    def knows_transform(self):
+        """Whether `fast_path` gives what `get` and the transform give, by types and values."""
+        if type(self).get is not ImageFolder.get:
+            return False
+        if self.split == "val":
+            return self.input_spec() is not None
+        kinds = t.RandomSizedCrop, t.ColorJitter, t.Lighting, t.ColorNormalize, t.HorizontalFlip
+        parts = t.parts(self.transform(), *kinds)
+        blends = {t.Brightness, t.Contrast, t.Saturation}
+        return parts is not None and {type(blend) for blend in parts[1].transforms} <= blends
 
     def fast_path(self):
         """A function (i, draws, out) -> image, class: `get` and `transform`, but faster.
 
         The result differs by float32 rounding only: scaling is one sum of four products in each
         direction, and all colour transforms are one affine map. The image is written into `out`
-        if that is given. Without numba, and for ten crops, it is `get` and `transform`.
+        if that is given. Without numba, for ten crops and for a transform that it does not know, it
+        is `get` and `transform`.
         """
         chain = self.transform()
-        if optional.kernels() is None or (self.opt.tenCrop and self.split == "val"):
+        is_fast = self.knows_transform and type(chain.transforms[-1]) is not t.TenCrop
+        if not is_fast or optional.kernels() is None:
             return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
         from datasets.image import fused
 

@@ -4,13 +4,14 @@ Port of the class in datasets/cifar10.lua and cifar100.lua. Differs from the Lua
 from 0, and a whole batch of images can be augmented at once, on any device.
 """
 
+import copy
 import functools
 
 import numpy as np
 import torch
 
 from datasets.image import batched, optional
-from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop
+from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop, parts
 from runtime.terminal import note
 from storage import atomic
 
@@ -64,9 +65,11 @@ class Images:
         return self.images[i].numpy().astype(np.float32), int(self.labels[i])
 
     def input_spec(self):
-        """How a test image becomes the net's input (see input_spec.py)."""
-        side = self.images.shape[-1]
-        return {"scale": side, "crop": side, "largest": 255, "mean": self.mean, "std": self.std}
+        """How a test image becomes the net's input (see input_spec.py); None if no spec says it."""
+        test, side = copy.copy(self), self.images.shape[-1]
+        test.split = "val"
+        found = parts(test.transform(), ColorNormalize)
+        return found and {"scale": side, "crop": side, "largest": 255, **found[0].spec()}
 
     def size(self):
         """The number of images."""
@@ -91,20 +94,39 @@ class Images:
 
         In float32 it equals the transform with the same draws to the last bit.
         """
+        known = self._parts()
+        normalize, crop = known[0], known[-1]
         if self.split == "train" and batch.device.type == "cpu" and self._kernels:
-            return self._augment_on_cpu(batch, uniforms).to(dtype)
-        batch = batched.normalize(batch, self.mean, self.std, dtype)
+            return self._augment_on_cpu(batch, uniforms, crop.padding).to(dtype)
+        batch = batched.normalize(batch, normalize.mean, normalize.std, dtype)
         if self.split == "val":
             return batch
         if self.mirror:
             batch = batched.flip(batch, uniforms[:, 0])
-        return batched.crop(batch, uniforms[:, -2], uniforms[:, -1], self.padding)
+        return batched.crop(batch, uniforms[:, -2], uniforms[:, -1], crop.padding)
 
-    def _augment_on_cpu(self, batch, uniforms):
+    def _parts(self):
+        """The parts of a transform that `augment` knows, by types and values; None for others."""
+        chain = self.transform()
+        if self.split == "val":
+            return parts(chain, ColorNormalize)
+        flip = [HorizontalFlip] if self.mirror else []
+        found = parts(chain, ColorNormalize, *flip, RandomCrop)
+        if not found or (self.mirror and found[1].prob != 0.5):
+            return None
+        crop = found[-1]
+        return found if crop.size == self.images.shape[-1] and crop.padding >= 0 else None
+
+    @property
+    def knows_transform(self):
+        """Whether `augment` gives what `get` and the transform give."""
+        return type(self).get is Images.get and self._parts() is not None
+
+    def _augment_on_cpu(self, batch, uniforms, padding):
         """The training augmentation in one compiled pass, to channels_last memory."""
         n, c, h, w = batch.shape
         out = np.empty((n, h, w, c), np.float32)
-        self._kernels.augment(batch.numpy(), uniforms.numpy(), self._lookup, self.padding, out)
+        self._kernels.augment(batch.numpy(), uniforms.numpy(), self._lookup, padding, out)
         return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     @functools.cached_property
@@ -122,4 +144,4 @@ class Images:
     def _lookup(self):
         """The normalised value of each byte in each colour: float32 (3, 256)."""
         levels = np.broadcast_to(np.arange(256, dtype=np.float32), (3, 1, 256))
-        return ColorNormalize(self.mean, self.std)(levels)[:, 0]
+        return self._parts()[0](levels)[:, 0]

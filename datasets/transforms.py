@@ -33,6 +33,16 @@ class Compose:
         return image
 
 
+def parts(transform, *kinds):
+    """The transforms of a chain if these are their types, in this order; else None.
+
+    A subclass is another type. What a fast path or an input spec says of a chain is read from its
+    parts, so that it cannot differ from the chain.
+    """
+    chain = transform.transforms if type(transform) is Compose else [transform]
+    return chain if [type(part) for part in chain] == list(kinds) else None
+
+
 @dataclass(frozen=True)
 class ColorNormalize:
     """(image - mean) / std for each colour."""
@@ -43,6 +53,10 @@ class ColorNormalize:
     def __call__(self, image, draws=None):
         mean, std = np.array(self.mean, np.float32), np.array(self.std, np.float32)
         return (image - mean[:, None, None]) / std[:, None, None]
+
+    def spec(self):
+        """mean and std as an input spec has them: tuples of three floats."""
+        return {name: tuple((np.zeros(3) + value).tolist()) for name, value in vars(self).items()}
 
 
 @dataclass(frozen=True)
@@ -211,12 +225,12 @@ class Lighting:
     eigvec: tuple
 
     def __call__(self, image, draws):
-        if self.alphastd == 0:
-            return image
         return image + self.shift(draws).astype(np.float32)[:, None, None]
 
     def shift(self, draws):
         """Draw the value to add to each colour: float64 (3,)."""
+        if self.alphastd == 0:
+            return np.zeros(3)
         alpha = np.array([draws.normal(0, self.alphastd) for _ in range(3)])
         return np.sum(np.array(self.eigvec) * alpha * np.array(self.eigval), axis=1)
 

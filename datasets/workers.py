@@ -49,7 +49,8 @@ class BatchReader(data.Dataset):
 
     `unreadable` has (place in the batch, reason) for each image that could not be read. It is not
     an exception: that would arrive wrapped in the worker's traceback, and only the main process
-    decides whether to stop, and prints. A place of None means that the worker is out of memory.
+    decides whether to stop, and prints. A place of None ends the run: the worker is
+    out of memory, or images have different shapes.
     `odd` has a sentence for each image whose file is damaged, but not its pixels.
 
     `current`: a shared int64 tensor (workers, 2), see dataloader.py.
@@ -84,7 +85,12 @@ class BatchReader(data.Dataset):
             elif image is not out:
                 if input is None:
                     input = self._buffer(len(indices), image.shape)
-                input[len(targets)] = torch.from_numpy(image)
+                if image.shape != input.shape[1:]:
+                    shapes = f"{tuple(input.shape[1:])} and {tuple(image.shape)}"
+                    reason = f"the transform gives images of different shapes: {shapes}"
+                    return torch.empty(0), torch.empty(0), [(None, reason)], []
+                # a transform of one's own may give any strides or dtype
+                np.copyto(input[len(targets)].numpy(), image)
             targets.append(target)
         self._set_current(-1)
         if self.stack:

@@ -62,7 +62,13 @@ def views(net, dataset, opt):
 
     Options change the sizes only.
     """
-    spec = dict(net.input_spec or dataset.input_spec())
+    own = dataset.input_spec()
+    if own is None:
+        raise InputError(
+            "no input spec describes this dataset's test transform, so other views cannot be made "
+            "of its images; main.py -testOnly true -retrain FILE tests with the transform"
+        )
+    spec = dict(net.input_spec or own)
     InputTransform(spec).check()
     scale, crop = (spec.pop(name) for name in ("scale", "crop"))
     spec = tuple(sorted(spec.items()))

@@ -61,19 +61,6 @@ def test_in_memory(cifar, tmp_path):
     same(val.run(1), val.run(7))
 
 
-def test_one_at_a_time_equals_the_batch(cifar, tmp_path):
-    """The workers' way of CIFAR, through get and transform, gives the bits of the batched way."""
-    opt = options("-dataset cifar10 -depth 20 -batchSize 8 -nThreads 0", cifar, tmp_path)
-    train, val = dataloader.create(opt, CPU)
-    for loader, split in ((train, "train"), (val, "val")):
-        dataset = loader.dataset
-
-        class Slow:
-            get, size, transform = dataset.get, dataset.size, dataset.transform
-
-        same(loader.run(3), loader_of(Slow(), opt, split).run(3))
-
-
 @pytest.mark.parametrize("threads", [1, 2])
 def test_workers_change_nothing(photos, tmp_path, threads):
     command = "-depth 50 -batchSize 5 -manualSeed 2 -nThreads "

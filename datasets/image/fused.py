@@ -22,7 +22,7 @@ class Training:
 
     def __init__(self, chain):
         self.crop, self.jitter, self.lighting, normalize, self.flip = chain.transforms
-        self.mean, self.std = np.array(normalize.mean), np.array(normalize.std)
+        self.mean, self.std = map(np.array, normalize.spec().values())
 
     def __call__(self, photo, unit, draws, out=None):
         """A decoding.Photo of 8 bits -> float32 (3, size, size).
@@ -49,7 +49,7 @@ class Testing:
 
     def __init__(self, chain):
         self.scale, normalize, self.crop = chain.transforms
-        self.mean, self.std = np.float32(normalize.mean), np.float32(normalize.std)
+        self.mean, self.std = map(np.float32, normalize.spec().values())
 
     def __call__(self, photo, unit, draws=None, out=None):
         """A decoding.Photo of 8 bits -> float32 (3, size, size).
