@@ -8,16 +8,19 @@ import functools
 import io
 import os
 import sys
+import textwrap
+import warnings
 
 import opts
 from runtime import command, options, output_files
 from runtime.errors import InputError
-from runtime.foreign import visible
+from runtime.foreign import cut, visible
 from runtime.terminal import complain
 from storage import atomic, curves
 
 KINDS = ("curves", "parameters")
 FORMATS = (".png", ".svg")
+LONGEST = 200  # characters of a label
 
 HEAD = """Usage: plot.py RUN... [options]
 
@@ -81,25 +84,32 @@ def plot(kind, out, paths):
             raise InputError(f"{path} is given more than once")
     if len({run.detects for run in runs}) > 1:
         raise InputError("a detector's AP and a classifier's error do not go into one picture")
-    warnings = []
-    drawn = curves.group_runs(runs, warnings.append)
+    notes = []
+    drawn = curves.group_runs(runs, notes.append)
     for curve in drawn:
         if not curve.mean("val")[0]:
             paths = ", ".join(run.path for run in curve.runs)
             raise InputError(f"these runs have no epoch in common, so no mean: {paths}")
-    for text in warnings:
+    for text in notes:
         _warn(text)
     print(table(drawn))
 
     import matplotlib
+    from matplotlib.transforms import Bbox
 
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings(record=True) as caught:
         figure = Figure(figsize=(7.5, 5), dpi=150, layout="constrained")
         axes = figure.subplots()
         axes.set_title(_title(drawn), loc="left")
         (draw_curves if kind == "curves" else draw_parameters)(axes, drawn)
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=os.path.splitext(out)[1][1:].lower())
+        figure.draw_without_rendering()  # which lays the axes out, for all but the legend
+        figure.set_layout_engine("none")
+        axes.get_legend().set_in_layout(True)
+        whole = Bbox.union([Bbox([(0, 0), figure.get_size_inches()]), figure.get_tightbbox()])
+        buffer, suffix = io.BytesIO(), os.path.splitext(out)[1][1:].lower()
+        figure.savefig(buffer, format=suffix, bbox_inches=whole)
+    for warning in caught[:1]:  # one for each character that the font does not have
+        _warn(str(warning.message))
     try:
         with atomic.replacing(out) as file:
             file.write(buffer.getvalue())
@@ -133,7 +143,7 @@ def table(drawn):
         epochs, count = curve.mean("val")[0], curve.parameters()
         rows.append(
             (
-                *(curve.label, str(len(curve.runs)), str(epochs[-1])),
+                *(cut(curve.label, LONGEST), str(len(curve.runs)), str(epochs[-1])),
                 f"{count:,}" if count else "not logged",
                 *(_with_error(curve, *pair) for pair in (curve.last(), curve.best())),
             )
@@ -141,7 +151,7 @@ def table(drawn):
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
     lines = ["  ".join(line).rstrip() for line in lines]
-    options = [f"\n    {curve.options}" if curve.options else "" for curve in drawn]
+    options = [f"\n    {cut(curve.options, 1000)}" if curve.options else "" for curve in drawn]
     return "\n".join(line + more for line, more in zip(lines, ["", *options]))
 
 
@@ -152,7 +162,7 @@ def _with_error(curve, mean, error):
 def _title(drawn):
     """The dataset and the net's name, each if all curves share it."""
     data, nets = {curve.data() for curve in drawn}, {curve.name for curve in drawn}
-    return ", ".join(next(iter(names)) for names in (data, nets) if len(names) == 1)
+    return ", ".join(cut(next(iter(n)), 40) for n in (data, nets) if len(n) == 1)
 
 
 def _colours(names):
@@ -192,11 +202,24 @@ def draw_curves(axes, drawn):
     axes.set_ylim(*limits(drawn))
     if max(run.epochs[-1] for curve in drawn for run in curve.runs) == 1:
         axes.set_xlim(0, 2)
-    key = [Line2D([], [], color=colours[c.label], label=_legend_label(c)) for c in drawn]
+    key = [(Line2D([], [], color=colours[c.label]), _legend_label(c)) for c in drawn]
     names = DETECTOR_STYLES if detects else LINE_STYLES
-    key += [Line2D([], [], color="#666666", linestyle=s, label=w) for s, w in names]
-    place = "lower right" if detects else "upper right"  # where the curves do not end
-    axes.legend(handles=key, loc=place, ncols=1 if len(key) < 12 else 2)
+    key += [(Line2D([], [], color="#666666", linestyle=s), w) for s, w in names]
+    _legend(axes, *zip(*key), "lower right" if detects else "upper right")  # where no curve ends
+
+
+def _legend(axes, handles, labels, place):
+    """A legend at a place in the axes; below these if it would hide the curves.
+
+    The layout leaves it out, and would else shrink the axes for it: the picture grows instead.
+    """
+    columns = 1 if len(labels) < 12 else 2
+    if max(map(len, labels)) * columns > 70 or len(labels) > 24:
+        where = {"loc": "upper left", "bbox_to_anchor": (0, -0.12)}
+    else:
+        where = {"loc": place, "ncols": columns}
+    labels = [textwrap.fill(cut(label, LONGEST), 100) for label in labels]
+    axes.legend(handles, labels, **where).set_in_layout(False)
 
 
 def limits(drawn):
@@ -243,7 +266,7 @@ def draw_parameters(axes, drawn):
         )
         for point, curve in zip(zip(x, y), members):
             offset = {"xytext": (6, 6), "textcoords": "offset points"}
-            axes.annotate(curve.size, point, fontsize=9, color=colours[family], **offset)
+            axes.annotate(cut(curve.size, 30), point, fontsize=9, color=colours[family], **offset)
     if max(sizes) > 5 * min(sizes):
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -252,7 +275,7 @@ def draw_parameters(axes, drawn):
     axes.margins(0.15, 0.15)
     axes.set_xlabel("parameters (millions)")
     axes.set_ylabel("AP on val (%)" if drawn[0].detects else "top-1 error on val (%)")
-    axes.legend()
+    _legend(axes, *axes.get_legend_handles_labels(), "best")
 
 
 def _legend_label(curve):

@@ -6,10 +6,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from runtime.errors import InputError
+from runtime.foreign import cut
 from storage import atomic
 
 # Okabe and Ito's colours, as in plot.py
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+LONGEST = 40  # characters of a name
 LEAST = 480  # pixels of the longer side: a smaller image is drawn larger
 
 
@@ -29,7 +31,7 @@ def draw(pixels, found, names, least):
         label = int(found["labels"][i])
         colour = COLOURS[label % len(COLOURS)]
         pen.rectangle(box, outline=colour, width=max(2, size // 6))
-        text = f"{names[label - 1]} {found['scores'][i]:.2f}"
+        text = f"{cut(names[label - 1], LONGEST)} {found['scores'][i]:.2f}"
         corner = (box[0], max(0, box[1] - size - 2))
         pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
         pen.text(corner, text, fill="black", font=font)

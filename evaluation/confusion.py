@@ -5,10 +5,12 @@ import os
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.foreign import cut
 from storage import atomic, csv_table
 
 NAMED = 50  # classes up to which the picture names them
 COUNTED = 20  # and up to which it prints the counts
+LONGEST = 40  # characters of a name in the picture
 PICTURES = (".png", ".svg")
 
 
@@ -62,7 +64,7 @@ def _draw(path, matrix, names):
     axes.set_xlabel("predicted class")
     axes.set_ylabel("true class")
     if count <= NAMED:
-        shown = [os.fsencode(name).decode("utf-8", "replace") for name in names]
+        shown = [cut(name, LONGEST) for name in names]
         text = {"fontsize": 8, "parse_math": False}  # a dollar in a name is no formula
         axes.set_xticks(range(count), shown, rotation=90, **text)
         axes.set_yticks(range(count), shown, **text)

@@ -33,6 +33,13 @@ def visible(text, keep=""):
     return _HIDDEN.sub(escape, text)
 
 
+def cut(text, most):
+    """The text for a picture or a table: `visible`, at most so long, undecodable bytes escaped."""
+    text = visible(text[: most + 1])
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return text.encode(errors="backslashreplace").decode()
+
+
 def shown(value):
     """A value as a message has it: repr cut short, in a time that does not depend on the value."""
     return _SHORT.repr(value)[:80]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from runtime import regular_files
 from runtime.errors import InputError
-from runtime.foreign import visible
+from runtime.foreign import shown, visible
 
 # Options that do not decide the result, and the seed.
 IGNORED = {
@@ -128,7 +128,8 @@ def read(path, defaults, warn):
     parameters = parameters if type(parameters) is int and 0 < parameters < MOST else None
     epochs, train, val = (list(column) for column in zip(*rows))
     detects = any(map(_is_detectors, parsed[1:]))
-    return Run(path, _options(parsed[0], defaults), parameters, epochs, train, val, detects)
+    options = _options(path, parsed[0], defaults)
+    return Run(path, options, parameters, epochs, train, val, detects)
 
 
 def _parse(text):
@@ -170,13 +171,17 @@ def _percent(value):
     return value if 0 <= value <= 100 else None
 
 
-def _options(header, defaults):
+def _options(path, header, defaults):
     """The options that decide the result, as text; those not in the header have their defaults."""
     found = defaults | header["options"]
     net = header.get("net")
+    net = net.get("backbone", net) if isinstance(net, dict) else None  # "backbone" of a detector
     if isinstance(net, dict):
-        net = net.get("backbone", net)  # of a detector
         found |= {option: net[field] for field, option in NET_OPTIONS.items() if field in net}
+    for name, value in found.items():
+        if not _is_plain(value):
+            what = f"its option {shown(name)} is {shown(value)}"
+            raise InputError(f"{path} is no log of this program: {what}")
     if found["dataset"] == "imagenet":  # which is any folder of images
         found["data"] = os.path.basename(os.path.normpath(str(found["data"])))
     else:
@@ -186,7 +191,13 @@ def _options(header, defaults):
             del found[name]
     elif found.get("bottleneckType") == "resnet":  # whose block has one path, of 64 channels
         found |= {"cardinality": 1, "baseWidth": 64}
-    return {name: _text(value) for name, value in found.items() if name not in IGNORED}
+    return {visible(n): _text(value) for n, value in found.items() if n not in IGNORED}
+
+
+def _is_plain(value, levels=9):
+    if isinstance(value, (list, tuple)):
+        return levels > 0 and all(_is_plain(part, levels - 1) for part in value)
+    return isinstance(value, (str, int, float, type(None)))
 
 
 def _text(value):

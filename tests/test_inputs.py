@@ -12,11 +12,13 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 import types
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support import hostile, nets
 from support.detectors import classifier, detector
 from support.runs import ROOT
@@ -26,7 +28,8 @@ import models
 import opts
 from datasets import cache
 from datasets.image import decoding
-from detection import files
+from detection import files, picture
+from evaluation import confusion
 from evaluation.metrics import Metrics
 from formats import model_files
 from models.resnet import resnet
@@ -402,3 +405,17 @@ def test_too_little_memory_to_begin(script, kilobytes, tmp_path):
     )
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1 and "out of memory: this process may use" in result.stderr
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+@pytest.mark.parametrize("name", ["W" * 100_000, "\x1b\n" * 50_000, "\ud800\udc80", "", "\u732b"])
+def test_class_names_of_any_text_are_drawn(name, tmp_path):
+    """Cut, with escapes for what has no letter, so that time and size do not depend on the name."""
+    start = time.process_time()
+    found = {"boxes": np.array([[9, 99, 400, 400]]), "scores": np.ones(1), "labels": np.ones(1)}
+    image = picture.draw(np.zeros((3, 480, 480), np.uint8), found, [name], 0.5)
+    assert image.size == (480, 480) and (np.array(image)[99:] == 0).mean() > 0.8  # above the box
+    confusion.write(str(tmp_path / "x.png"), np.eye(2, dtype=np.int64), [name, "b"])
+    with Image.open(tmp_path / "x.png") as drawn:
+        assert max(drawn.size) < 2000
+    assert time.process_time() - start < 15

@@ -1,10 +1,12 @@
 """plot.py: what it draws and prints from logs that are written here, and bad logs."""
 
+import itertools
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from support.runs import ROOT
 import opts
 import plot
 from runtime.errors import InputError
+from runtime.foreign import visible
 from storage import curves
 
 WORDS = "-dataset cifar10 -depth 29 -cardinality 8 -baseWidth 64 -nEpochs 4"
@@ -166,6 +169,62 @@ def test_pictures_of_odd_logs(log, tmp_path, kind, val, capsys):
     assert f"=> {tmp_path / 'out.png'}" in capsys.readouterr().out
 
 
+ODD = {
+    "long words": "x " * 100_000,
+    "a long word": "W" * 100_000,
+    "lines": "a\nb\t\r\v" * 9,
+    "an escape": "\x1b]0;owned\a\x1b[31m",
+    "to the left": "\u202e\u2066",
+    "surrogates": "\ud800 \udfff",
+    "bytes of a file's name": "a\udc80",
+    "a formula": "$\\frac{",
+    "other letters": "\u732b\u72ac",
+    "nothing": "",
+    "null": None,
+    "a list": [1, None, "\x1b"],
+    "a whole number": 10**4000,
+}
+
+
+@pytest.mark.parametrize("kind", plot.KINDS)
+@pytest.mark.parametrize("names", [ODD, ["a long word"]], ids=len)
+def test_logs_with_odd_names(tmp_path, kind, names, capsys):
+    """Nothing is drawn beyond the picture's edge, and no control character reaches a terminal."""
+    paths, row = [], {"epoch": 1, "train": [9.0], "test": [8.0]}
+    for odd, n in itertools.product(map(ODD.get, names), range(2)):
+        options = {"dataset": "imagenet", "data": odd, "netType": odd, "momentum": n, f"{odd}": n}
+        first = {"options": options, "net": {"backbone": 3, "depth": odd}, "parameters": 10**6 + n}
+        paths.append(str(tmp_path / f"{len(paths)}.jsonl"))
+        with open(paths[-1], "w") as file:
+            file.writelines(json.dumps(line) + "\n" for line in (first, row))
+    start = time.process_time()
+    plot.main(["-kind", kind, "-out", str(tmp_path / "x.png"), *paths])
+    assert time.process_time() - start < 15
+    out, error = capsys.readouterr()
+    assert visible(out + error, "\n") == out + error and len(out) < 30_000
+    assert error.count("\n") <= 1 and error.startswith(("", "plot.py: warning: ")[bool(error)])
+    assert_whole(tmp_path / "x.png")
+
+
+def assert_whole(path):
+    with Image.open(path) as image:
+        grey = np.array(image.convert("L"))
+    edges = [grey[0], grey[-1], grey[:, 0], grey[:, -1]]
+    assert all((edge == 255).all() for edge in edges) and min(grey.shape) > 700
+
+
+@pytest.mark.parametrize("runs", [2, 14])
+def test_a_legend_that_does_not_fit_stands_below_the_curves(log, tmp_path, runs):
+    words = "-LRSteps {0},99 -weightDecay 0.0{0} -momentum 0.{0} -LR {0} -batchSize {0}"
+    logs = [log(str(n), words.format(n + 2), 9.0, 8.0) for n in range(runs)]
+    axes = draw(plot.draw_curves, together(*logs)[0])
+    axes.figure.draw_without_rendering()
+    legend = axes.get_legend().get_window_extent()
+    assert legend.y1 < axes.bbox.y0 and len(axes.get_legend().get_texts()) == runs + 2
+    plot.plot("curves", str(tmp_path / "x.png"), logs)
+    assert_whole(tmp_path / "x.png")
+
+
 def test_the_fall_from_chance_does_not_flatten_the_rest(log):
     val = [90.0, 50.0, 30.0, *np.linspace(12, 10, 37).tolist()]
     (curve,), _ = together(log("a", "", *val, train=val))
@@ -224,6 +283,9 @@ EPOCH = json.dumps({"epoch": 1, "train": [3.0, 1.0, 0.1], "test": [4.0, 1.0]})
         ("garbage\n", "no log of this program"),
         ("[1, 2]\n", "no log of this program"),
         ('{"options": 3}\n', "no log of this program"),
+        (GOOD.replace('"cifar10"', "[" * 500 + "]" * 500) + "\n" + EPOCH, "is [[[...]]]"),
+        (GOOD.replace('"cifar10"', '{"a": [1]}') + "\n" + EPOCH, "its option 'dataset' is {'a': "),
+        (f'{{"options": {{}}, "net": {{"depth": {{}}}}}}\n{EPOCH}', "its option 'depth' is {}"),
         (GOOD, "no finished epoch"),
         (f"{GOOD}\n{EPOCH}\nrubbish\n{EPOCH}\n", "line 3 is not"),
         (f"{GOOD}\n{EPOCH}\n{EPOCH}\n", "line 3 is not that of a next epoch"),
