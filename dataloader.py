@@ -250,7 +250,9 @@ class DataLoader:
     def _worker_results(self):
         """The workers' results in order. If a worker dies, InputError names the image it read."""
         try:
-            with signals.blocked(), _shared_memory():
+            # workers inherit the mask; those that idle may not answer, and then a signal must come
+            blocked = contextlib.nullcontext() if self.processes else signals.blocked()
+            with blocked, _shared_memory():
                 results = self._started()
             self.processes = self.processes or multiprocessing.active_children()
             with contextlib.suppress(ValueError):  # not in the main thread

@@ -9,8 +9,7 @@ import sys
 
 import opts
 from main import replicas
-from parallel import launch
-from parallel.guard import guard
+from parallel import guard, launch
 from runtime import memory, options, output_files, regular_files, threads
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
@@ -95,7 +94,7 @@ RECIPES = {
 
 def main(argv=None):
     """Train, test or show as the command line says."""
-    ends_process = argv is None
+    end = guard.end if argv is None else None  # from Python, the process goes on after the run
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
     threads.spin_briefly()
@@ -104,7 +103,7 @@ def main(argv=None):
     count = 1 if opt.show else launch.processes(asked, replicas(opt))
     if count > 1:
         sys.exit(launch.run("detect.py", argv, count, None if opt.testOnly else opt.save))
-    run(opt, argv, ends_process)
+    run(opt, argv, end)
 
 
 def parse(argv):
@@ -196,8 +195,8 @@ def check(opt):
         output_files.check([("-out", opt.out, (".json",))], files)
 
 
-def run(start, argv, ends_process):
-    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run.
+def run(start, argv, end):
+    """One process's part of the run that `argv` asks for; `end`: see Interrupts.
 
     start: the options of `argv`, without what a checkpoint says.
     """
@@ -239,7 +238,7 @@ def run(start, argv, ends_process):
             folder.save_inside(models.pack(model), trainer.state(), final)
 
         command = opts.resume_command(argv, opt.save, "detect.py", OPTIONS)
-        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
+        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, end)
         if opt.testOnly:
             reporter = Reporter(Clock(test=val_loader.size()))
             test(0, Trainer(model, opt, device, reporter=reporter), val_loader, opt.out)
@@ -420,4 +419,4 @@ def test(epoch, trainer, loader, out):
 
 
 if __name__ == "__main__":
-    guard(main)
+    guard.guard(main)

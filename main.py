@@ -3,14 +3,13 @@
 import sys
 
 import opts
-from parallel import launch
-from parallel.guard import guard
+from parallel import guard, launch
 from runtime import memory, threads
 
 
 def main(argv=None):
     """Train or test as the command line says."""
-    ends_process = argv is None
+    end = guard.end if argv is None else None  # from Python, the process goes on after the run
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = opts.parse(argv)
     threads.spin_briefly()
@@ -18,7 +17,7 @@ def main(argv=None):
     count = launch.processes(opt.given.get("nProcs"), replicas(opt))
     if count > 1:
         sys.exit(launch.run("main.py", argv, count, None if opt.testOnly else opt.save))
-    run(opt, argv, ends_process)
+    run(opt, argv, end)
 
 
 def replicas(opt):
@@ -31,8 +30,8 @@ def replicas(opt):
     return found if opts.fits("nGPU", found) else opt.nGPU
 
 
-def run(start, argv, ends_process):
-    """One process's part of the run that `argv` asks for; `ends_process`: it ends with the run.
+def run(start, argv, end):
+    """One process's part of the run that `argv` asks for; `end`: see Interrupts.
 
     start: the options of `argv`, without what a checkpoint or a model file says.
     """
@@ -83,7 +82,7 @@ def run(start, argv, ends_process):
             folder.save_inside(models.pack(model), trainer.state(), final)
 
         command = opts.resume_command(argv, opt.save)
-        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, ends_process)
+        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, end)
         reporter = Reporter(Clock(opt.nEpochs, train_loader.size(), val_loader.size()))
         state = checkpoint or checkpoints.optim_state(
             opt.optimState, opt.retrain, opt.resetClassifier
@@ -135,4 +134,4 @@ def train_epoch(epoch, trainer, loaders, folder):
 
 
 if __name__ == "__main__":
-    guard(main)
+    guard.guard(main)

@@ -4,6 +4,7 @@ Takes the place of the threads of dataloader.lua.
 """
 
 import math
+import multiprocessing
 import os
 
 import numpy as np
@@ -176,5 +177,7 @@ def init_worker(_):
 
     Schedulers signal the whole process group, but only the main process decides when to stop.
     """
-    signals.obey_parent()
-    launch.die_with_parent()
+    main = multiprocessing.parent_process().pid
+    server = multiprocessing.get_start_method() == "forkserver"  # the parent is the server then
+    launch.die_with_parent(os.getppid() if server else main)
+    signals.obey(main)

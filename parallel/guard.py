@@ -21,34 +21,39 @@ def guard(main):
     open_standard_streams()
     print_anything()
     end_with_parent()
-    status, message = 0, None
     try:
         main()
-    except Interrupted as interrupt:
+    except (Exception, KeyboardInterrupt) as error:
+        end(error)
+    leave(0)
+
+
+def end(error):
+    """Exit with the sentence and the status of an error or an interrupt."""
+    if isinstance(error, Interrupted):
         from parallel import group
 
         group.barrier()  # rank 0 may still write, and the parent kills the rest once one has ended
-        status, message = interrupt.status, f"{script()}: {interrupt}"
-    except KeyboardInterrupt:
-        status, message = 130, f"{script()}: interrupted"
-    except BrokenPipeError:  # before or after the run: `-help | head` ends without a word
-        status = 141  # as of SIGPIPE
-    except Exception as error:
+        status, message = error.status, str(error)
+    elif isinstance(error, KeyboardInterrupt):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # GNU timeout sends two at once
+        status, message = 130, "interrupted"
+    elif isinstance(error, BrokenPipeError):  # before or after the run, as in `-help | head`
+        leave(141)  # as of SIGPIPE
+    else:
         fail(error)
-    if message and is_rank_0():
-        complain(message)
+    if is_rank_0():
+        complain(f"{script()}: {message}")
     leave(status)
 
 
 def end_with_parent():
     """In a process of main.py or torchrun: end when the parent does, leave Ctrl-C to it."""
-    if launch.PARENT in os.environ or "TORCHELASTIC_RUN_ID" in os.environ:
-        launch.die_with_parent()
     if launch.PARENT in os.environ:
-        # on Windows the parent of an environment's Python is its launcher
-        if os.name != "nt" and os.getppid() != int(os.environ[launch.PARENT]):
-            os._exit(1)  # the parent ended before prctl was called
+        launch.die_with_parent(os.environ[launch.PARENT])
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        launch.die_with_parent(os.getppid())  # torchrun does not tell its process id
 
 
 def fail(error):

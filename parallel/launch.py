@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 
-from parallel.signals import PARENT, SIGNALS, announcement, ended_at_once
+from parallel.signals import PARENT, SIGNALS, Copies, announcement, ended_at_once, handle
 from runtime import exit, terminal, threads
 from runtime.errors import InputError
 from runtime.exit import ROOT
@@ -63,9 +63,8 @@ def run(script, argv, count, folder=None):
     # The parent holds the store through which the processes meet: no other program can take its
     # port meanwhile, and it outlives every process.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    received = []
-    for signum in SIGNALS:
-        signal.signal(signum, lambda signum, _: received.append(signum))
+    received, is_copy = [], Copies()
+    handled = handle(lambda signum, _: is_copy(signum) or received.append(signum))
     children = []
     try:
         for rank in range(count):
@@ -73,7 +72,7 @@ def run(script, argv, count, folder=None):
         return _watch(children, received, folder)
     finally:
         _end(children)
-        for signum in SIGNALS:
+        for signum in handled:
             signal.signal(signum, signal.SIG_IGN)  # too late to interrupt anything
 
 
@@ -151,7 +150,13 @@ def _end(children):
         terminal.clear()
 
 
-def die_with_parent():
-    """Let the kernel kill this process when its parent ends for any reason (Linux)."""
+def die_with_parent(pid):
+    """Let the kernel kill this process when its parent ends for any reason (Linux).
+
+    pid: the parent's, from before this process started: the parent may be gone already.
+    """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: on Windows
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    # on Windows the parent of an environment's Python is its launcher
+    if os.name != "nt" and str(os.getppid()) != str(pid):
+        os._exit(1)

@@ -1,8 +1,8 @@
 """Interrupts: a signal saves the state after the current iteration and ends the run.
 
-A signal acts once every process knows of it, so that all stop after the same iteration. The exit
-status is the one that a shell gives the signal: 130 for SIGINT, 138 for SIGUSR1, 143 for SIGTERM.
-The periodic save inside an epoch (-saveEvery) happens at the same point.
+All processes stop after the same iteration, because the counts of their signals are summed with the
+metrics. The exit status is the one that a shell gives the signal, 128 + its number: 143 for
+SIGTERM, say. The periodic save inside an epoch (-saveEvery) happens at the same point.
 """
 
 import contextlib
@@ -18,10 +18,11 @@ from runtime.exit import leave, script
 from runtime.terminal import complain
 
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
-# Windows has no SIGUSR1
-NAMES = ("SIGINT", "SIGTERM", "SIGUSR1")
-LONGEST_WAIT = 10  # seconds
+# Windows has only the first two
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
+LONGEST_WAIT = 10  # seconds for one batch after a signal, in one of several processes
+COPY = 0.5  # seconds in which a further SIGINT is a copy of the first
 
 
 class Interrupted(Exception):
@@ -33,95 +34,70 @@ class Interrupted(Exception):
         self.status = 128 + signum
 
 
-class _WaitEnded(BaseException):
-    """Raised by a signal while a batch is waited for. No `except Exception` on the way takes it."""
-
-
-class _Blocked:
-    """The `blocked` blocks at hand: how many, and whether a signal ends the wait after them."""
-
-    depth, ends_wait = 0, False
-
-
 class Interrupts:
     """While entered, counts signals. `poll` acts on them, and on -saveEvery."""
 
-    def __init__(self, minutes=0, folder="", save=None, command="", ends_process=False):
+    def __init__(self, minutes=0, folder="", save=None, command="", end=None):
         """save(final): saves the state inside an epoch; `final`: the run ends after this save.
 
         minutes: between two saves, 0 if only signals save. folder: the run folder. command: what
-        resumes the run. ends_process: whether the process ends with the run.
+        resumes the run. end(error): ends the process; None if the process goes on after the run.
         """
-        self.folder, self.save, self.command = folder, save, command
-        self.ends_process = ends_process
+        self.folder, self.save, self.command, self.end = folder, save, command, end
         self.received = [0] * len(SIGNALS)  # how often each signal came to this process
         self.seconds = 60 * minutes
         self.last = time.monotonic()
-        self.watch = None
         self.alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else all stop together
-        self.waiting = None  # since when a batch is waited for
+        self.is_copy = Copies()
+        self.waiting = None  # while a batch is waited for: since when, and what `poll` takes
+        self.lock = threading.Lock()  # held by the watchdog while it ends the process
 
     def __enter__(self):
-        self.before = [signal.signal(signum, self._receive) for signum in SIGNALS]
-        # Under a parent one Ctrl-C may arrive twice, from the terminal and from the parent; there
-        # the parent counts and speaks (launch.py).
-        if self.ends_process and PARENT not in os.environ:
-            self.watch = _Watch(self.folder)
+        self.before = handle(self._receive)
+        if self.end:
+            # not os.pipe, which cannot be made non-blocking on Windows before Python 3.12
+            self.read_end, self.write_end = socket.socketpair()
+            self.write_end.setblocking(False)
+            fileno = self.write_end.fileno()
+            self.fd_before = signal.set_wakeup_fd(fileno, warn_on_full_buffer=False)
+            threading.Thread(target=self._watch, daemon=True).start()
         return self
 
     def __exit__(self, kind, *_):
-        if self.watch is not None:
-            self.watch.end()
+        if self.end:
+            signal.set_wakeup_fd(self.fd_before)
+            self.write_end.close()
         # A process that is finished, or interrupted and saved, may get the signal again, also from
         # its parent. It must not die of it: its exit status would say that it was killed.
-        ignore = self.ends_process and kind in (None, Interrupted)
-        for signum, handler in zip(SIGNALS, self.before):
+        ignore = self.end and kind in (None, Interrupted)
+        for signum, handler in self.before.items():
             signal.signal(signum, signal.SIG_IGN if ignore else handler)
         # It refers to the trainer, which refers to this: a cycle, which the garbage collector finds
         # in the midst of other work. torch then waits 5 s for each of the trainer's workers.
         self.save = None
 
     def _receive(self, signum, _):
+        if self.is_copy(signum):
+            return
         index = SIGNALS.index(signum)
-        # a second Ctrl-C in a program that goes on afterwards, such as a test
-        if signum == signal.SIGINT and self.received[index] and not self.ends_process:
+        # a second Ctrl-C in a program that goes on afterwards, such as a notebook
+        if signum == signal.SIGINT and self.received[index] and not self.end:
             raise KeyboardInterrupt
         self.received[index] += 1
-        if self.alone and self.waiting:
-            if not _Blocked.depth:
-                raise _WaitEnded
-            _Blocked.ends_wait = True
-        if not self.alone and self.ends_process and sum(self.received) == 1:
-            threading.Thread(target=self._end_long_wait, args=(signum,), daemon=True).start()
 
     def next(self, iterator, where, flush=lambda: None):
-        """The next of an iterator's batches, None at the end.
+        """The next of an iterator's batches, None at the end. A signal is acted on as by `poll`.
 
-        A batch may never come, from a file system that hangs, say. So a signal that comes meanwhile
-        is acted on at once, as by `poll(where, flush)`. One of several processes cannot, since all
-        stop after the same iteration: it ends without a save after LONGEST_WAIT.
+        A batch may never come, from a file system that hangs, say: then the watchdog acts.
         """
+        if self.alone and any(self.received):
+            self.poll(self.received, where, flush)  # raises Interrupted
+        self.waiting = time.monotonic(), where, flush
         try:
-            self.waiting = time.monotonic()
-            if self.alone and any(self.received):
-                raise _WaitEnded
             return next(iterator, None)
-        except _WaitEnded:
-            self.waiting = None
-            return self.poll(self.received, where, flush)  # raises Interrupted
         finally:
-            self.waiting = None
-
-    def _end_long_wait(self, signum):
-        """In a thread: end this process if it still waits for one batch long after a signal."""
-        came = time.monotonic()
-        while True:
-            time.sleep(0.5)
-            since = self.waiting
-            if since and time.monotonic() - max(since, came) > LONGEST_WAIT:
-                what = f"no batch came within {LONGEST_WAIT} s after {signal.Signals(signum).name}"
-                complain(f"{script()}: {what}: the run ends{_hint(self.folder)}")
-                leave(1)
+            with self.lock:
+                self.waiting = None
 
     def poll(self, received, where, flush=lambda: None):
         """Save if -saveEvery is due. If a signal was received, save and raise Interrupted.
@@ -141,41 +117,90 @@ class Interrupts:
             raise Interrupted(signum, where, self.command)
         return saved
 
+    def _watch(self):
+        """The watchdog, in a thread: announces the first signal; ends the process where it must.
 
-class _Watch:
-    """A thread that sees a signal at once, also while one long operation of PyTorch runs.
-
-    Python calls signal handlers between two of its own instructions only. The first signal is
-    announced, a second Ctrl-C ends the process.
-    """
-
-    def __init__(self, folder):
-        self.folder = folder
-        # not os.pipe, which cannot be made non-blocking on Windows before Python 3.12
-        self.read_end, self.write_end = socket.socketpair()
-        self.write_end.setblocking(False)
-        fileno = self.write_end.fileno()
-        self.before = signal.set_wakeup_fd(fileno, warn_on_full_buffer=False)
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def end(self):
-        """Stop watching."""
-        signal.set_wakeup_fd(self.before)
-        self.write_end.close()
-
-    def _run(self):
-        seen = []
-        while byte := self.read_end.recv(1):
-            if byte[0] not in SIGNALS:
+        It must after a second Ctrl-C, and if a batch does not come. The thread sees a signal at
+        once; Python calls handlers in the main thread only, between two of its own instructions.
+        """
+        # Under a parent one Ctrl-C may arrive twice, from the terminal and from the parent. There
+        # the parent counts and speaks (launch.py).
+        speaks, is_copy = PARENT not in os.environ, Copies()
+        seen, came = [], None
+        while True:
+            try:
+                byte = self.read_end.recv(1)
+            except TimeoutError:
+                self._end_long_wait(seen[0], came)
                 continue
-            seen.append(byte[0])
+            if not byte:  # the run has ended
+                break
+            signum = byte[0]
+            if signum not in SIGNALS or is_copy(signum):
+                continue
+            seen.append(signum)
             if len(seen) == 1:
-                complain(announcement(byte[0]))
-            if seen.count(signal.SIGINT) == 2:
+                came = time.monotonic()
+                self.read_end.settimeout(0.5)
+                if speaks:
+                    complain(announcement(signum))
+            if speaks and seen.count(signal.SIGINT) == 2:
                 terminal.clear()
                 complain(ended_at_once(self.folder))
                 leave(128 + signal.SIGINT)
         self.read_end.close()
+
+    def _end_long_wait(self, signum, came):
+        """End the process if it waits for a batch. The state is that before the batch: save it.
+
+        One of several processes cannot save, since all stop after the same iteration: after
+        LONGEST_WAIT it ends without.
+        """
+        with self.lock:  # the main thread does not go on meanwhile
+            if not self.waiting:
+                return
+            since, where, flush = self.waiting
+            if self.alone:
+                try:
+                    self.poll([signum == other for other in SIGNALS], where, flush)
+                except Exception as error:  # Interrupted, or the save failed
+                    terminal.show("")
+                    self.end(error)
+            elif time.monotonic() - max(since, came) > LONGEST_WAIT:
+                what = f"no batch came within {LONGEST_WAIT} s after {signal.Signals(signum).name}"
+                complain(f"{script()}: {what}: the run ends{_hint(self.folder)}")
+                leave(1)
+
+
+class Copies:
+    """Called with each signal that comes: whether it is a SIGINT within COPY of the first one.
+
+    GNU timeout sends two at once, to the process and to its group. No hand is as fast.
+    """
+
+    first = None
+
+    def __call__(self, signum):
+        if signum != signal.SIGINT:
+            return False
+        now = time.monotonic()
+        if self.first is None:
+            self.first = now
+            return False
+        return now - self.first < COPY
+
+
+def handle(handler):
+    """Set the handler of SIGNALS; returns the handlers before, by signal.
+
+    A signal that was ignored at the start stays ignored, as SIGHUP by nohup. SIGINT does not: a
+    script's shell ignores it for whatever it starts with &, and whoever sends it later means it.
+    """
+    return {
+        signum: signal.signal(signum, handler)
+        for signum in SIGNALS
+        if signum == signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN
+    }
 
 
 def announcement(signum, begun=True):
@@ -201,37 +226,29 @@ def _hint(folder):
 
 @contextlib.contextmanager
 def blocked():
-    """Block SIGNALS in this thread. Threads and processes started meanwhile inherit the mask.
-
-    Another thread may still take a signal, whose handler then runs in this one. What it would
-    raise is raised at the end.
-    """
-    masks = hasattr(signal, "pthread_sigmask")  # Windows: signals come to the main thread only
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if masks else None
-    _Blocked.depth += 1
+    """Block SIGNALS in this thread, for the processes started meanwhile: they inherit the mask."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:
-        if masks:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)  # what was blocked comes here
-        _Blocked.depth -= 1
-        ends_wait, _Blocked.ends_wait = _Blocked.ends_wait, False
-    if ends_wait:
-        raise _WaitEnded
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def obey_parent():
-    """In a worker: ignore SIGNALS sent to the process group, but end when the parent sends one."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows: the parent ends a worker without a signal
+def obey(pid):
+    """In a worker: ignore SIGNALS of the process group, but end when process `pid` sends one."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: a worker is ended without a signal
         for signum in SIGNALS:
             signal.signal(signum, signal.SIG_IGN)
         return
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
-        threading.Thread(target=_wait_for, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_wait_for, args=(pid,), daemon=True).start()
 
 
-def _wait_for(parent):
-    while signal.sigwaitinfo(SIGNALS).si_pid != parent:
+def _wait_for(pid):
+    while signal.sigwaitinfo(SIGNALS).si_pid != pid:
         pass
     os._exit(0)

@@ -4,8 +4,6 @@ import threading
 
 import torch
 
-from parallel import signals
-
 
 class Writer:
     """Runs one write at a time. The copy's buffers on the CPU are reused by the next write."""
@@ -21,9 +19,8 @@ class Writer:
             content = self._copy(content, ())
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        with signals.blocked():  # signals are for the main thread
-            self.thread = threading.Thread(target=self._run, args=(write, content), daemon=True)
-            self.thread.start()
+        self.thread = threading.Thread(target=self._run, args=(write, content), daemon=True)
+        self.thread.start()
 
     def wait(self):
         """Wait until the thread is done; an error in it is raised here."""

@@ -1,5 +1,7 @@
 """A run that is stopped and resumed is the straight run, to the last bit, wherever it stopped."""
 
+import contextlib
+import multiprocessing
 import os
 import random
 import signal
@@ -7,16 +9,32 @@ import threading
 import time
 
 import pytest
+import torch
 from support.runs import NET, errors, finish, nobody_left, results, same, start
 
 import dataloader
 import main
+import opts
+from datasets import workers
 from evaluation import metrics
 from parallel import signals
 from storage import atomic
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+STATUSES = {"INT": 130, "TERM": 143, "HUP": 129, "USR1": 138, "USR2": 140, "XCPU": 152}
+SIGNALS = [getattr(signal, f"SIG{name}") for name in STATUSES]
 RUN = NET + " -LRSteps 2 -manualSeed 3 -nGPU 3 -nEpochs 2"
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """Of signals, as they were; a run whose process ends with it leaves them ignored."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    yield
+    for signum, handler in before.items():
+        signal.signal(signum, handler)
 
 
 @pytest.fixture
@@ -50,10 +68,10 @@ def test_stopped_at_every_iteration(run):
     """A chain of 16 stops: five batches and three test batches, twice."""
     run(RUN + " -save straight")
     for n in range(16):
-        signum = SIGNALS[n % 3]
+        signum = SIGNALS[n % len(SIGNALS)]
         with pytest.raises(signals.Interrupted) as stop:
             run(RUN + " -save chain -resume chain", stop_at(1, signum))
-        assert stop.value.status == 128 + signum
+        assert stop.value.status == list(STATUSES.values())[n % len(SIGNALS)]
         where = "in the test of epoch" if n % 8 > 4 else "in epoch"
         assert f"interrupted by {signal.Signals(signum).name} {where} {n // 8 + 1}" in str(
             stop.value
@@ -174,27 +192,48 @@ def test_signals_at_random_moments(photos, tmp_path, processes):
     same(results(tmp_path / "straight", 10), results(tmp_path / "run", 10))
 
 
-def test_a_signal_while_workers_start():
-    """It ends the wait for their first batch, not their start, wherever Python sees the signal."""
-    begin, done = threading.Event(), []
+@pytest.mark.parametrize("ignored", SIGNALS)
+def test_what_is_ignored_at_the_start_stays_ignored(ignored):
+    """SIGHUP under nohup. A script's shell ignores SIGINT for what it starts with &."""
+    signal.signal(ignored, signal.SIG_IGN)
+    with signals.Interrupts() as interrupts:
+        for signum in SIGNALS:
+            os.kill(os.getpid(), signum)
+    assert signal.getsignal(ignored) == signal.SIG_IGN
+    lost = signals.SIGNALS.index(ignored) if ignored != signal.SIGINT else None
+    assert interrupts.received == [index != lost for index in range(len(SIGNALS))]
 
-    def kill():  # this thread takes the signal, the handler runs in the main one
-        begin.wait()
-        signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
 
-    def batches():
-        with signals.blocked():
-            begin.set()
-            thread.join()
-            done.append("started")
-        done.append("waits")
-        yield
+@pytest.mark.parametrize(
+    "times, counted",
+    [
+        ([0], 1),
+        ([0, 0], 1),  # GNU timeout: to the process, and to its group
+        ([0, 0.4], 1),
+        ([0, 0.3, 0.45, 0.6], 2),  # copies of the first one only
+        ([0, 0.6], 2),
+        ([0, 5, 5], 3),
+    ],
+)
+def test_two_sigint_at_once_are_one(monkeypatch, times, counted):
+    seconds = iter(times)
+    monkeypatch.setattr(signals.time, "monotonic", lambda: 1000 + next(seconds))
+    is_copy = signals.Copies()
+    assert [is_copy(signal.SIGINT) for _ in times].count(False) == counted
+    assert not any(is_copy(signum) for signum in SIGNALS if signum != signal.SIGINT)
 
-    thread = threading.Thread(target=kill)
-    thread.start()
-    with pytest.raises(signals.Interrupted), signals.Interrupts() as interrupts:
-        interrupts.next(batches(), "here")
-    assert done == ["started"]
+
+@pytest.mark.parametrize("end", [None, lambda error: None])
+def test_the_two_sigint_of_timeout_save(end):
+    """Neither a KeyboardInterrupt nor an end at once, of a program that goes on or ends."""
+    saved = []
+    with signals.Interrupts(save=lambda final: saved.append(final), end=end) as interrupts:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)  # the watchdog sees both
+        with pytest.raises(signals.Interrupted) as stop:
+            interrupts.poll(interrupts.received, "here")
+    assert saved == [True] and stop.value.status == 130
 
 
 def test_a_second_interrupt_ends_at_once(cifar, tmp_path):
@@ -203,35 +242,106 @@ def test_a_second_interrupt_ends_at_once(cifar, tmp_path):
     for line in process.stdout:
         if line.startswith(" | Epoch: [3]"):  # so the save of epoch 1 is whole
             break
-    os.kill(process.pid, signal.SIGSTOP)  # both arrive within one iteration
     os.kill(process.pid, signal.SIGINT)
-    os.kill(process.pid, signal.SIGCONT)
-    os.kill(process.pid, signal.SIGINT)
+    time.sleep(signals.COPY)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGINT)
     _, error = finish(process, 130)
     assert error.count("\n") == 1 and ("interrupted" in error or "interrupted by SIGINT" in error)
     assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
 
 
 @pytest.mark.parametrize("place", [0, 4, 5, 12])
-def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(run, monkeypatch, place):
+def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(run, monkeypatch, cifar, place):
     """What was done before is saved: the run that goes on is the straight one."""
     run(RUN + " -save straight")
     load, count = dataloader.DataLoader._from_memory, 0
+    ends, ended = [], threading.Event()
+
+    def end(error):  # of the process, which goes on here
+        ends.append(error)
+        ended.set()
 
     def stalling(loader, *arguments):
         nonlocal count
         for batch in load(loader, *arguments):
             if count == place:
-                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
-                time.sleep(60)
+                threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+                assert ended.wait(50)
+                raise Killed
             count += 1
             yield batch
 
     monkeypatch.setattr(dataloader.DataLoader, "_from_memory", stalling)
-    began = time.monotonic()
-    with pytest.raises(signals.Interrupted) as stop:
-        run(RUN + " -save stalled")
-    assert stop.value.status == 143 and time.monotonic() - began < 50
+    monkeypatch.setattr(main.guard, "end", end)
+    monkeypatch.setattr("sys.argv", ["main.py", *RUN.split(), "-save", "stalled", "-data", cifar])
+    with pytest.raises(Killed):
+        main.main()
+    [stop] = ends
+    assert isinstance(stop, signals.Interrupted) and stop.status == 143
     monkeypatch.setattr(dataloader.DataLoader, "_from_memory", load)
     run(RUN + " -save stalled -resume stalled")
     same(results("straight", 2), results("stalled", 2))
+
+
+def test_an_idle_worker_does_not_answer(photos):
+    """At the start of a pass torch waits for an answer of every worker; a signal ends that, too."""
+    command = "-dataset imagenet -netType resnet -depth 18 -batchSize 6 -nThreads 1"
+    loader, _ = dataloader.create(opts.parse([*command.split(), "-data", photos]), CPU)
+    assert len(list(loader.run(1))) == 2
+    [worker] = loader.processes
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        events = []
+
+        def end(error, events=events):
+            events.append(error.status)
+            os.kill(worker.pid, signal.SIGCONT)  # this process goes on
+
+        def save(final, events=events):
+            events.append(final)
+
+        with signals.Interrupts(save=save, end=end) as interrupts:
+            os.kill(worker.pid, signal.SIGSTOP)
+            threading.Timer(0.1, os.kill, (os.getpid(), signum)).start()
+            batches = loader.run(2)
+            assert interrupts.next(batches, "here") is not None
+        assert events == [True, 128 + signum]
+        assert len(list(batches)) == 1
+
+    # in a program whose main thread alone takes signals, such as evaluate.py
+    events = []
+
+    def go_on(*arguments):
+        events.append("in time" if arguments else "too late")
+        os.kill(worker.pid, signal.SIGCONT)
+
+    signal.signal(signal.SIGTERM, go_on)
+    os.kill(worker.pid, signal.SIGSTOP)
+    main_thread = threading.main_thread().ident
+    threading.Timer(0.1, signal.pthread_kill, (main_thread, signal.SIGTERM)).start()
+    late = threading.Timer(3, go_on)
+    late.start()
+    assert len(list(loader.run(3))) == 2
+    late.cancel()
+    assert events == ["in time"]
+
+
+def starts_late(parent, write):
+    while os.getppid() == parent:
+        time.sleep(0.01)
+    workers.init_worker(0)
+    os.write(write, b"lives")
+
+
+def test_a_worker_that_starts_after_its_parent_has_ended():
+    """It had no processor time before. It ends, and holds no pipe open."""
+    read, write = os.pipe()
+    parent = os.fork()
+    if not parent:
+        words = os.getpid(), write
+        multiprocessing.get_context("fork").Process(target=starts_late, args=words).start()
+        os._exit(0)
+    os.close(write)
+    os.waitpid(parent, 0)
+    assert os.read(read, 9) == b""
+    os.close(read)
