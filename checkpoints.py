@@ -125,7 +125,10 @@ def _finished(folder):
     was killed. Several models without any are checkpoints whose optimStates were removed; they
     count, so that they are reported as damaged instead of starting afresh.
     """
-    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    try:
+        names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    except OSError as error:
+        raise InputError(f"cannot list {folder}: {error.strerror}") from None
     found = [re.fullmatch(r"(model|optimState)_(\d+)\.pth", name) for name in names]
     models = {int(match[2]) for match in found if match and match[1] == "model"}
     states = {int(match[2]) for match in found if match and match[1] == "optimState"}

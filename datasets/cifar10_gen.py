@@ -169,4 +169,8 @@ def _version(source, names, place):
 
 
 def _listing(folder):
-    return {name for name in os.listdir(folder) if os.path.isfile(os.path.join(folder, name))}
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        raise InputError(f"cannot list {folder}: {error.strerror}") from None
+    return {name for name in names if os.path.isfile(os.path.join(folder, name))}

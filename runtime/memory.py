@@ -1,4 +1,4 @@
-"""The heap of a training process, and out-of-memory errors in one sentence."""
+"""The heap of a training process, and a lack of memory or of open files in one sentence."""
 
 import contextlib
 import ctypes
@@ -22,6 +22,8 @@ _SIGNS = re.compile(
     r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc|out of memory"
     r"|not enough memory|can't start new thread|could not create a (primitive|memory)"
 )
+# what the system, PyTorch and multiprocessing say at the limit of open files
+_OPEN_FILES = re.compile("[Tt]oo many open files|received 0 items of ancdata")
 
 
 def keep_freed():
@@ -73,7 +75,7 @@ def _where(device):
 
 
 def lacking(error):
-    """The sentence for an error that means, or comes from, a lack of memory; None for any other.
+    """The sentence for an error that comes from a lack of memory or open files, or None.
 
     Under a limit such as `ulimit -v` a module that was half imported fails with other errors too.
     """
@@ -81,6 +83,8 @@ def lacking(error):
     strange = (SystemError, ImportError) if limit else ()
     while error is not None:
         text = str(error)
+        if _OPEN_FILES.search(text):
+            return f"too many open files{_most_files()}: raise the limit, or lower -nThreads"
         if found := _CUDA.search(text):
             return f"out of memory on the GPU: {found[0]}"
         if (
@@ -92,6 +96,10 @@ def lacking(error):
             return f"out of memory: {allowed if limit else 'the system gives no more'}"
         error = error.__cause__ or error.__context__
     return None
+
+
+def _most_files():
+    return f" (ulimit -n {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})" if resource else ""
 
 
 def _limit():

@@ -1,11 +1,16 @@
 """Freed memory stays: the system is asked for no page that a step before had already."""
 
+import errno
+import resource
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from datasets.image import decoding
 from runtime import memory
 
 COUNT = """
@@ -58,3 +63,37 @@ def test_a_gpu_without_memory(said, sentence):
         memory.out_of_memory((2, 3), torch.device("cpu"), "less"),
     ):
         raise RuntimeError(said)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        OSError(errno.ENFILE, "Too many open files in system"),
+        RuntimeError(
+            "unable to open shared memory object </torch_1> in read-write mode: Too many"
+            " open files (24)"
+        ),
+        RuntimeError("received 0 items of ancdata"),
+    ],
+    ids=str,
+)
+def test_too_many_open_files(error):
+    assert memory.lacking(error).startswith("too many open files (ulimit -n ")
+    outer = ValueError("another")
+    outer.__cause__ = error
+    assert memory.lacking(outer) == memory.lacking(error)
+
+
+def test_an_image_is_not_broken_because_of_too_many_open_files(tmp_path):
+    """-skipCorrupt would leave a good image out."""
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    decoding.decode(str(tmp_path / "a.png"))
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many") as caught:
+            decoding.decode(str(tmp_path / "a.png"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert "lower -nThreads" in memory.lacking(caught.value)

@@ -1,6 +1,7 @@
 """The folder of a run: it resumes at any instant, full or read-only disks and kills included."""
 
 import contextlib
+import errno
 import os
 import resource
 import shutil
@@ -137,6 +138,17 @@ def test_a_missing_file(tmp_path, name):
     lines = []
     assert step_of(newest(tmp_path, lines)) == (2 if name == "latest.pth" else 1)
     assert lines[-1].startswith(f"=> File not found: {tmp_path / name}: going on from")
+
+
+def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
+    """A folder without the right to read its names, as another user's."""
+
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(InputError, match=f"^cannot list {tmp_path}: Permission denied$"):
+        checkpoints.newest(str(tmp_path))
 
 
 def test_nothing_whole_is_not_a_fresh_start(tmp_path):

@@ -6,6 +6,7 @@ Pillow reads only the upper byte of 16-bit colours: up to 1/257 off the original
 """
 
 import contextlib
+import errno
 import io
 import os
 import warnings
@@ -175,6 +176,8 @@ def _naming(source):
     try:
         yield
     except Exception as error:  # on broken files Pillow raises a dozen kinds
+        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
+            raise  # too many open files: -skipCorrupt must not leave out a good image
         raise InputError(
             f"cannot read the image {_source_name(source)!r}: {_reason(error)}"
         ) from None
