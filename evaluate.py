@@ -29,7 +29,7 @@ Options:"""
 
 # options that mean what they mean in opts.py
 _SHARED = (
-    *("data", "dataset", "nProcs", "cudnn", "gen", "precision"),
+    *("data", "dataset", "classOrder", "nProcs", "cudnn", "gen", "precision"),
     *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
 )
 LENGTHS = range(LONGEST + 1)

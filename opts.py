@@ -49,6 +49,7 @@ OPTIONS = (
     # ---------- Data options ----------
     ("nThreads",        2,             whole,   range(0, 2**12 + 1),    "number of data loading workers"),
     ("skipCorrupt",     False,         boolean, None, "Count and leave out unreadable images"),
+    ("classOrder",      "text",        str,     ("text", "number"), "Order of the class folders, as text or as whole numbers"),
     # ---------- Training options ----------
     ("nEpochs",         0,             whole,   0,    "Number of total epochs to run (0: the recipe's)"),
     ("epochNumber",     1,             whole,   1,    "Manual epoch number (useful on restarts)"),
@@ -293,6 +294,8 @@ def _unused(opt, config):
     if config.get("bottleneck") == "resnet":
         one_path = "-bottleneckType resnet is ResNet's block, of one path"
         unused |= dict.fromkeys(("cardinality", "baseWidth"), one_path)
+    if opt.dataset != "imagenet":
+        unused["classOrder"] = f"{opt.dataset} has no class folders"
     if opt.stem != "imagenet":
         small = f"images of {opt.dataset} are tested as they are"
         unused |= dict.fromkeys(("testScale", "testCrop"), small)

@@ -22,7 +22,8 @@ INDEX = """
 import contextlib, io, sys, time, types
 sys.path.insert(0, {root!r})
 from datasets import cache
-opt = types.SimpleNamespace(data={data!r}, gen={gen!r}, dataset="imagenet", testOnly=False)
+opt = types.SimpleNamespace(data={data!r}, gen={gen!r}, dataset="imagenet")
+opt.testOnly, opt.classOrder = False, "text"
 began = time.perf_counter()
 with contextlib.redirect_stdout(io.StringIO()):
     found = cache.info(opt)

@@ -32,6 +32,12 @@ def classes(opt):
     names = sorted(name for name, is_folder in _entries(folder) if is_folder)
     if not names:
         raise InputError(f"no class folders in {os.fsdecode(folder)!r}: {LAYOUT}")
+    if opt.classOrder == "number":
+        other = next((name for name in names if not name.isdigit()), None)
+        if other is not None:
+            path = os.fsdecode(os.path.join(folder, other))
+            raise InputError(f"-classOrder number: {path!r} should have a whole number for a name")
+        names.sort(key=int)
     return [os.fsdecode(name) for name in names]
 
 
@@ -51,7 +57,7 @@ def signature(opt):
                 digest.update(b"%s/%s\0%d\0%d\0" % about)
                 count += 1
     place = os.path.realpath(opt.data)
-    return f"{place}: {count} folders, {digest.hexdigest()}"
+    return f"{place}: {count} folders by {opt.classOrder}, {digest.hexdigest()}"
 
 
 def exec(opt, cache_file):

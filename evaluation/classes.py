@@ -11,6 +11,7 @@ from collections import Counter
 import numpy as np
 import torch
 
+from datasets import class_names
 from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
@@ -39,15 +40,15 @@ def outputs(source, model, data):
 
     A model whose names are all unknown to the data, or that has none, gets the data's, in order.
     """
-    names, count = list(model.classes or ()), model.fc.out_features
+    count = model.fc.out_features
+    names = class_names.known(source, model.classes, count, data)
     if not set(names) & set(data):
         if count != len(data):
             raise InputError(
                 f"{source} has {count} classes, not those of the data ({len(data)}, {data[0]} and "
                 "others), so its outputs cannot be matched to them"
             )
-        if names:
-            note(f"=> {source} has other class names than the data: its outputs are taken in order")
+        class_names.note_order(source, names, count, data)
         names = list(data)
     # -nClasses may have added outputs that no class of its data had
     return names + [None] * (count - len(names))

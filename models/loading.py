@@ -10,7 +10,7 @@ import importlib
 import torch
 from torch import nn
 
-from datasets import cifar10, cifar100, imagenet
+from datasets import cifar10, cifar100, class_names, imagenet
 from datasets.input_spec import InputTransform
 from formats import model_files
 from models.blocks import init_linear
@@ -48,7 +48,7 @@ def setup(opt, model, checkpoint, classes, device):
             note("=> neither -retrain nor -resume is given: this net is untrained")
     if opt.resetClassifier and checkpoint is None:
         reset_classifier(model, count)
-    _check_classes(model, opt, checkpoint, list(classes), count)
+    _match_classes(model, opt, checkpoint, list(classes), count)
     model.classes = list(classes)
     freeze(model, opt.freeze, opt.recomputeBN)
     _save_memory(opt, model)
@@ -116,17 +116,41 @@ def _check_fits(model, state):
             raise InputError(f"{name} is missing from a {net}")
 
 
-def _check_classes(model, opt, checkpoint, classes, count):
-    """InputError if the net's outputs are not those of the data's classes."""
-    if checkpoint is not None and model.classes:
-        _check_same_classes(model.classes, classes)
-    outputs = model.fc.out_features
+def _match_classes(model, opt, checkpoint, classes, count):
+    """InputError if the net's outputs are not those of the data's classes.
+
+    A test takes them by name, in any order and with others between.
+    """
+    outputs, names = model.fc.out_features, []
+    is_old = opt.retrain != "none" and not opt.resetClassifier
+    if checkpoint is not None:
+        names = model.classes or []
+    elif is_old:
+        names = class_names.known(opt.retrain, model.classes, outputs, classes)
+    if opt.testOnly and set(classes) <= set(names):
+        places = {name: k for k, name in enumerate(names)}
+        _sort_outputs(model, [places[name] for name in classes])
+        return
+    if checkpoint is not None and names:
+        _check_same_classes(names, classes)
     if outputs != count:
         found = f"the model has {outputs} classes, the data {len(classes)}"
-        keep = f"; to leave it so, -nClasses {outputs}" if outputs >= len(classes) else ""
+        # In order, the outputs of a tested net are other classes, and so are those with names
+        may_keep = not opt.testOnly and not set(names) & set(classes) or checkpoint is not None
+        keep = (
+            f"; to leave it so, -nClasses {outputs}" if may_keep and outputs >= len(classes) else ""
+        )
         raise InputError(f"{found}: to fine-tune, give -resetClassifier true{keep}")
-    if checkpoint is None and opt.retrain != "none" and not opt.resetClassifier:
-        _check_order(model.classes or [], classes, opt.retrain)
+    if checkpoint is None and is_old:
+        _check_order(names, classes, opt.retrain)
+        class_names.note_order(opt.retrain, names, outputs, classes)
+
+
+def _sort_outputs(model, first):
+    """Move these outputs of the classifier to the front."""
+    rest = set(range(model.fc.out_features)) - set(first)
+    for parameter in model.fc.parameters():
+        parameter.data = parameter.data[[*first, *sorted(rest)]]
 
 
 def _check_same_classes(saved, found):
@@ -144,20 +168,15 @@ def _check_same_classes(saved, found):
 
 
 def _check_order(names, classes, source):
-    """InputError if an output stands for one class of the data and bears the name of another.
-
-    A note if the names are others altogether: the outputs are then taken in order, as by the Lua.
-    """
+    """InputError if an output stands for one class of the data and bears the name of another."""
     places = {name: k for k, name in enumerate(names)}
     for k, name in enumerate(classes):
         if places.get(name, k) != k:
             raise InputError(
                 f"{source} has {name!r:.80} as its class {places[name] + 1}, the data as "
-                f"class {k + 1}: evaluate.py tests by names; to fine-tune, give -resetClassifier "
+                f"class {k + 1}: a test finds classes by name; to fine-tune, give -resetClassifier "
                 "true"
             )
-    if names and names != classes:
-        note(f"=> {source} has other class names than the data: its outputs are taken in order")
 
 
 def _original_input_spec(config):

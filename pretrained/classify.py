@@ -13,6 +13,7 @@ import sys
 # The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
+from datasets.class_names import english
 from runtime import command, options, output_files
 from runtime.errors import InputError
 from runtime.exit import print_names
@@ -97,9 +98,7 @@ def class_names(model):
     outputs = model.fc.out_features
     names = model.classes
     if not names and outputs == 1000:
-        from torchvision.models import ResNet50_Weights
-
-        names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+        names = english()
     names = list(names or ())
     return names + [f"class {i}" for i in range(len(names), outputs)]
 

@@ -4,9 +4,15 @@ import types
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
+import models
+import opts
+from datasets import class_names
 from evaluation import classes
+from models.resnet import resnet
+from runtime import options
 from runtime.errors import InputError
 
 DATA = ["cat", "dog", "fox"]
@@ -32,6 +38,106 @@ def test_outputs(capsys):
     for names in (None, ["a", "b", "c", "d"]):
         with pytest.raises(InputError, match="b.t7 has 4 classes, not those of the data .3, cat"):
             classes.outputs("b.t7", net(4, names), DATA)
+
+
+# index: the wnid, and the English name, of classes of ImageNet
+IMAGENET = {
+    **{0: ("n01440764", "tench"), 281: ("n02123045", "tabby"), 285: ("n02124075", "Egyptian cat")},
+    **{482: ("n02979186", "cassette player"), 569: ("n03417042", "garbage truck")},
+    **{701: ("n03888257", "parachute"), 999: ("n15075141", "toilet tissue")},
+}
+UNSORTED = [IMAGENET[k][0] for k in (701, 0, 569)]
+
+
+def test_wnids():
+    wnids, names = class_names.wnids(), class_names.english()
+    assert len(set(wnids)) == len(names) == 1000 and wnids == sorted(wnids)
+    assert all(wnid[0] == "n" and len(wnid) == 9 and wnid[1:].isdecimal() for wnid in wnids)
+    assert {k: (wnids[k], names[k]) for k in IMAGENET} == IMAGENET
+
+
+@pytest.mark.parametrize("names", [None, "english", "wnids"])
+def test_an_imagenet_net_on_some_of_its_classes(names, capsys):
+    names = names and getattr(class_names, names)()
+    found = classes.outputs("a", net(1000, names), UNSORTED)
+    assert classes.columns("a", found, UNSORTED, "list").tolist() == [701, 0, 569]
+    line = "=> a has 1000 outputs without names: they are taken for ImageNet's"
+    assert capsys.readouterr().err.splitlines() == [line] * (names is None)
+    # all classes in order, as the data count them
+    assert classes.outputs("a", net(1000, names), class_names.wnids()) == class_names.wnids()
+    assert capsys.readouterr().err == ""
+
+
+def test_other_nets_are_not_taken_for_imagenets():
+    others = [f"class {k}" for k in range(1000)]
+    for count, names, data in (
+        (1000, None, [*UNSORTED, "fox"]),
+        (1000, others, UNSORTED),
+        (999, None, UNSORTED),
+        (1000, None, DATA),
+    ):
+        with pytest.raises(InputError, match=f"a has {count} classes, not those of the data"):
+            classes.outputs("a", net(count, names), data)
+
+
+NUMBERS = [("0 1 10 11 2", True), ("1 10 2 a", False), ("00 01 10", False), ("7 8 9", False)]
+
+
+@pytest.mark.parametrize("names, unclear", NUMBERS)
+def test_numbers_in_the_order_of_text(names, unclear, capsys):
+    names = names.split()
+    line = (
+        "in the order of text (0, 1, 10, 11, ...); if a has them in the order of numbers (0, 1, 2"
+    )
+    for theirs in (None, [f"colour {k}" for k in names]):
+        classes.outputs("a", net(len(names), theirs), names)
+        assert (line in capsys.readouterr().err) == unclear
+    classes.outputs("a", net(len(names), names), names)  # they match by name
+    assert capsys.readouterr().err == ""
+
+
+def places_in_main(names, data, words="", outputs=5):
+    """A net in main.py's test, and the places of its outputs in the file."""
+    model = resnet(8, outputs, "cifar")
+    model.classes, bias = names, torch.arange(outputs, dtype=torch.float32)
+    model.fc.bias.data, model.fc.weight.data[:, 0] = bias, bias
+    words = f"-dataset cifar10 -netType resnet -retrain a -testOnly true {words}"
+    opt = opts.settle(options.read(words.split(), opts.OPTIONS, []))
+    model = models.setup(opt, model, None, data, torch.device("cpu"))
+    assert torch.equal(model.fc.weight[:, 0], model.fc.bias)
+    return model.fc.bias.tolist()
+
+
+@pytest.mark.parametrize("words", ["", "-nClasses 5"])
+@pytest.mark.parametrize(
+    "data, places",
+    [
+        ("a b c d e", [0, 1, 2, 3, 4]),
+        ("e d c b a", [4, 3, 2, 1, 0]),
+        ("b d", [1, 3, 0, 2, 4]),
+        ("d b", [3, 1, 0, 2, 4]),
+    ],
+)
+def test_main_tests_by_names(data, places, words):
+    assert places_in_main("a b c d e".split(), data.split(), words) == places
+
+
+def test_main_tests_an_imagenet_net_on_some_of_its_classes(capsys):
+    for names in (None, class_names.english()):
+        for words in ("", "-nClasses 1000"):
+            places = places_in_main(names, UNSORTED, words, 1000)
+            assert places[:3] == [701, 0, 569] and sorted(places) == list(range(1000))
+    assert "their first" not in capsys.readouterr().err
+
+
+def test_main_does_not_guess_classes(capsys):
+    with pytest.raises(InputError, match="the model has 5 classes, the data 3") as error:
+        places_in_main(None, DATA)
+    assert "-nClasses" not in str(error.value)  # which would take other classes for these
+    places_in_main(None, DATA, "-nClasses 5")
+    assert "=> a has no class names: its first 3 outputs are the data's" in capsys.readouterr().err
+    places_in_main(None, ["0", "1", "10", "11", "2"])
+    assert "give -classOrder number" in capsys.readouterr().err
 
 
 def test_columns():

@@ -168,7 +168,8 @@ def changed(info):
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "imagenet"])
 def test_a_cache_that_cannot_be_is_made_again(name, opt, photos, tmp_path, monkeypatch, capsys):
-    opt = types.SimpleNamespace(dataset=name, data="", gen=str(tmp_path / "gen"), testOnly=False)
+    opt = types.SimpleNamespace(dataset=name, data="", gen=str(tmp_path / "gen"))
+    opt.testOnly, opt.classOrder = False, "text"
     if name == "imagenet":
         opt.data = str(photos)
         info = cache.info(opt)

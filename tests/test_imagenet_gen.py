@@ -13,8 +13,8 @@ from runtime.errors import InputError
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)  # (H, W, 3)
 
 
-def options(data, test_only=False):
-    return types.SimpleNamespace(data=str(data), testOnly=test_only)
+def options(data, test_only=False, order="text"):
+    return types.SimpleNamespace(data=str(data), testOnly=test_only, classOrder=order)
 
 
 def make(folder, *names):
@@ -109,6 +109,23 @@ def test_links_are_followed_without_looping(tmp_path):
     (train / "dogs" / "again").symlink_to(train / "dogs")
     info = index(tmp_path / "data", tmp_path / "list.npz")
     assert info["train_paths"].tolist() == [b"cats/1.png", b"dogs/1.png", b"dogs/2.png"]
+
+
+@pytest.mark.parametrize("names", ["0 1 10 11 2", "00 1 007 12", "9", "8 9"])
+def test_the_order_of_numbers(names, tmp_path):
+    for name in names.split():
+        make(tmp_path / "data", f"train/{name}/1.png", f"val/{name}/1.png")
+    by_number = options(tmp_path / "data", order="number")
+    assert imagenet.classes(options(tmp_path / "data")) == sorted(names.split())
+    assert imagenet.classes(by_number) == sorted(names.split(), key=int)
+    info = imagenet_gen.exec(by_number, str(tmp_path / "list.npz"))
+    assert imagenet_gen.is_valid(info, imagenet, by_number)
+    for path, target in zip(info["val_paths"], info["val_targets"]):
+        assert path == info["classes"][target] + b"/1.png"
+    assert imagenet_gen.signature(by_number) != imagenet_gen.signature(options(tmp_path / "data"))
+    make(tmp_path / "data", "train/1a/1.png")
+    with pytest.raises(InputError, match="-classOrder number: '.*/1a' should have a whole number"):
+        imagenet.classes(by_number)
 
 
 def test_the_signature_follows_the_folders(tmp_path):

@@ -8,10 +8,12 @@ import signal
 import time
 
 import pytest
+import torch
 from support import nets
 from support.evaluations import TORCH7
 from support.runs import NET, ROOT, errors, results, same, start
 
+import evaluate
 import main
 import models
 from formats import model_files
@@ -154,16 +156,37 @@ def test_a_net_of_other_classes(run, photos):
         model_files.write("other.pth", models.pack(nets.ours(resnet(18, 2), names, TORCH7)))
         return f"-retrain other.pth -save other -batchSize 4 -nThreads 0{more}"
 
-    for names, stop in (
-        (["striped", "plain"], "has 'plain' as its class 2, the data as class 1: evaluate.py"),
-        (["striped", "fox"], "has 'striped' as its class 1, the data as class 2"),
+    for names, stop, more in (
+        (["striped", "plain"], "has 'plain' as its class 2, the data as class 1: a test", ""),
+        (["striped", "fox"], "has 'striped' as its class 1, the data as class 2", ""),
+        (["striped", "fox"], "has 'striped' as its class 1", " -testOnly true"),
     ):
-        for more in ("", " -testOnly true"):
-            with pytest.raises(InputError, match=stop):
-                run(words(names, more), photos)
+        with pytest.raises(InputError, match=stop):
+            run(words(names, more), photos)
     lines = run(words(["fox", "cat"], " -testOnly true"), photos)
     note = "=> other.pth has other class names than the data: its outputs are taken in order"
     assert note in lines and lines[-1].startswith(" * Results")
+
+
+def test_an_imagenet_net_on_two_of_its_classes(run, photos, tmp_path, capsys):
+    """Every image is taken for a tench, which half of them are."""
+    for split in ("train", "val"):
+        os.makedirs(tmp_path / "two" / split)
+        for wnid, name in (("n03888257", "plain"), ("n01440764", "striped")):
+            os.symlink(os.path.join(photos, split, name), tmp_path / "two" / split / wnid)
+    net = resnet(18, 1000)
+    net.fc.weight.data[:], net.fc.bias.data[:] = 0, -torch.arange(1000.0)
+    torch.save(net.state_dict(), "net.pth")
+    data = str(tmp_path / "two")
+    for more in ("", " -nClasses 1000"):
+        lines = run(f"-retrain net.pth -testOnly true -batchSize 4 -nThreads 0{more}", data)
+        assert lines[-1] == " * Results top1: 50.000  top5: 50.000"
+    capsys.readouterr()
+    evaluate.main(f"net.pth -data {data} -nThreads 0 -batchSize 4".split())
+    assert " * Results top1: 50.000  top5: 50.000" in capsys.readouterr().out
+    with pytest.raises(InputError, match="the model has 1000 classes, the data 2") as error:
+        run("-retrain net.pth -nThreads 0", data)
+    assert "-nClasses" not in str(error.value)
 
 
 def test_keep(run):
