@@ -31,8 +31,7 @@ _calls = itertools.count()  # of rank_0_first
 
 def join():
     """Join the process group that the environment describes, if any; returns the device."""
-    if launch.joined():
-        _check_environment()
+    launch.check_environment()
     device = _pick_device()
     if launch.joined():
         if device.type == "cuda":
@@ -45,31 +44,10 @@ def join():
     return device
 
 
-def _check_environment():
-    """InputError unless the variables that make this process one of several are all there."""
-    missing = [name for name in ("MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise InputError(
-            f"RANK and WORLD_SIZE are set, but not {' and '.join(missing)}: set all four, as "
-            "torchrun does, or none for a run of one process"
-        )
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_PORT"):
-        value = os.environ.get(name, "0")
-        if not re.fullmatch("[0-9]{1,9}", value):
-            raise InputError(f"{name}={value}: it should be a whole number")
-    if not 0 < int(os.environ["MASTER_PORT"]) < 1 << 16:
-        raise InputError(f"MASTER_PORT={os.environ['MASTER_PORT']}: ports are 1 to 65535")
-    if int(os.environ["RANK"]) >= int(os.environ["WORLD_SIZE"]):
-        places = [f"{name}={os.environ[name]}" for name in ("RANK", "WORLD_SIZE")]
-        raise InputError(f"{' '.join(places)}: ranks count from 0, so they are below WORLD_SIZE")
-
-
 def _connect(device):
     """Make the process group; InputError names host, address and variables if that fails."""
     options = {"device_id": device} if device.type == "cuda" else {}
     try:
-        if several_machines():  # a wrong name is an error now, not after TIMEOUT
-            interface.route(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
         store, *place = next(dist.rendezvous("env://", timeout=TIMEOUT))  # rank, world size
         if several_machines():
             interface.choose(store, *place)

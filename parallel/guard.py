@@ -22,6 +22,7 @@ def guard(main):
     print_anything()
     end_with_parent()
     try:
+        launch.check_environment()
         main()
     except (Exception, KeyboardInterrupt) as error:
         end(error)

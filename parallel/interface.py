@@ -33,6 +33,8 @@ def route(host, port):
                 reason = error
     except OSError as error:  # the name is unknown
         reason = error
+    except UnicodeError:  # it cannot be a name
+        reason = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     raise InputError(unreachable(reason.strerror or reason))
 
 

@@ -9,16 +9,20 @@ killed. Whoever starts none need not wait for torch: it is imported inside funct
 import contextlib
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
+from parallel import interface
 from parallel.signals import PARENT, SIGNALS, Copies, announcement, ended_at_once, handle
 from runtime import exit, terminal, threads
 from runtime.errors import InputError
 from runtime.exit import ROOT
 from runtime.terminal import complain, note
+
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of one of several processes
 
 
 def processes(asked, replicas):
@@ -51,6 +55,37 @@ def available(asked):
 def joined():
     """Whether main.py or torchrun started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def check_environment():
+    """InputError unless the variables that make a process one of several are right, or not set."""
+    if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
+        return
+    missing = [name for name in VARIABLES if not os.environ.get(name)]
+    if missing:
+        raise InputError(
+            "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT belong together, but this process lacks "
+            f"{', '.join(missing)}: set all four, as torchrun does, or unset all for a run of one "
+            "process"
+        )
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    for name, value in given.items():
+        if not re.fullmatch("0|[1-9][0-9]{0,8}", value):  # 00 would not be rank 0
+            raise InputError(f"{name}={value}: it should be a whole number")
+    if not 0 < int(given["MASTER_PORT"]) < 1 << 16:
+        raise InputError(f"MASTER_PORT={given['MASTER_PORT']}: ports are 1 to 65535")
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        number, count = given.get(rank, "0"), given.get(size)
+        if count and int(number) >= int(count):
+            places = f"{rank}={number} {size}={count}"
+            raise InputError(f"{places}: ranks count from 0, so they are below {size}")
+    local, world = given.get("LOCAL_WORLD_SIZE", "1"), given["WORLD_SIZE"]
+    if int(local) > int(world):
+        places = f"LOCAL_WORLD_SIZE={local} WORLD_SIZE={world}"
+        raise InputError(f"{places}: the processes of one machine are among those of the run")
+    # torch would wait minutes for an unknown name
+    interface.route(os.environ["MASTER_ADDR"], given["MASTER_PORT"])
 
 
 def run(script, argv, count, folder=None):

@@ -6,12 +6,11 @@ at once. An error in the options is one sentence, and exit status 2.
 
 import difflib
 import math
-import os
 import sys
 from collections import ChainMap
 
 from runtime.errors import InputError
-from runtime.terminal import complain
+from runtime.terminal import complain, is_rank_0
 
 LONGEST = 1 << 14  # pixels, the side of an image after scaling
 EXACT = 2**53  # a double has every whole number up to here
@@ -118,7 +117,7 @@ def parse(argv, program, head, table, settle, words=None):
     try:
         return settle(read(argv, table, words))
     except InputError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":  # under torchrun all processes read the same
+        if is_rank_0("LOCAL_RANK"):  # under torchrun all processes read the same
             complain(f"{program}: {error}")
         sys.exit(2)
 

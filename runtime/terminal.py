@@ -18,9 +18,12 @@ ERASE = "\r\x1b[K"  # go to the start of the line, erase it
 MIN_INTERVAL = 0.1  # seconds between two redraws of the status line by `show`
 
 
-def is_rank_0():
-    """Whether this process is rank 0, by the environment: the process group may not exist yet."""
-    return os.environ.get("RANK", "0") == "0"
+def is_rank_0(variable="RANK"):
+    """Whether this process is rank 0, or the only one: the process group may not exist yet.
+
+    variable: LOCAL_RANK for the first process of each machine.
+    """
+    return "WORLD_SIZE" not in os.environ or os.environ.get(variable, "0") == "0"
 
 
 def say(*args):

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import time
 
@@ -14,6 +15,7 @@ import evaluate
 import main
 import opts
 from parallel import launch
+from runtime import terminal
 from runtime.errors import InputError
 from storage import atomic
 
@@ -153,6 +155,87 @@ def test_how_many(monkeypatch, capsys):
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert processes("-nGPU 8", 4) == 1
+
+
+WHOLE = dict(
+    pair.split("=")
+    for pair in "RANK=1 WORLD_SIZE=4 LOCAL_RANK=1 LOCAL_WORLD_SIZE=2 MASTER_ADDR=127.0.0.1 "
+    "MASTER_PORT=29500".split()
+)
+LACKS = "RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT belong together, but this process lacks"
+
+
+def wrong_environments():
+    """Pairs: the variables of a process, which are wrong; what is said."""
+    for master in ({}, {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}):
+        for name, other in (("RANK", "WORLD_SIZE"), ("WORLD_SIZE", "RANK")):
+            for value in ("abc", "0", "1", "-1", "2", ""):
+                yield master | {name: value}, f"{LACKS} .*{other}.*: set all four"
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        rest = {key: value for key, value in WHOLE.items() if key != name}
+        for part in (rest, rest | {name: ""}):
+            yield part, f"{LACKS} {name}: set all four, as torchrun does, or unset all"
+    for name in WHOLE.keys() - {"MASTER_ADDR"}:
+        for value in ("abc", "-1", "1.5", " 1", "01", "1" * 10, "\u0663"):
+            yield WHOLE | {name: value}, f"{name}={value}: it should be a whole number"
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        yield WHOLE | {name: ""}, f"{name}=: it should be a whole number"
+    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
+        for number, count in (("2", "2"), ("3", "2"), ("0", "0")):
+            values = {rank: number, size: count}
+            yield WHOLE | values, f"{rank}={number} {size}={count}: ranks count from 0"
+    yield WHOLE | {"LOCAL_WORLD_SIZE": "5"}, "LOCAL_WORLD_SIZE=5 WORLD_SIZE=4: the processes of one"
+    for port in ("0", "65536"):
+        yield WHOLE | {"MASTER_PORT": port}, f"MASTER_PORT={port}: ports are 1 to 65535"
+    for name in ("no.such.host.invalid", "a..b", "x" * 70, "256.1.1.1", "127.0.0.1:29500"):
+        for local in ("2", "4"):  # several machines and one
+            values = {"MASTER_ADDR": name, "LOCAL_WORLD_SIZE": local}
+            yield WHOLE | values, f"cannot connect .* MASTER_ADDR={name} MASTER_PORT=29500: "
+
+
+def set_environment(monkeypatch, variables):
+    for name in WHOLE:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize("variables, error", list(wrong_environments()))
+def test_a_wrong_environment_is_refused(monkeypatch, variables, error):
+    set_environment(monkeypatch, variables)
+    with pytest.raises(InputError, match=error) as stop:
+        launch.check_environment()
+    assert "\n" not in str(stop.value)
+
+
+@pytest.mark.parametrize(
+    "variables, joined, first, first_here",
+    [
+        ({}, False, True, True),
+        (WHOLE, True, False, False),
+        (WHOLE | {"LOCAL_RANK": "0"}, True, False, True),
+        ({name: WHOLE[name] for name in launch.VARIABLES}, True, False, True),  # as of srun
+        (WHOLE | {"RANK": "0", "LOCAL_RANK": "0"}, True, True, True),
+        ({"LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "0", "MASTER_ADDR": "x"}, False, True, True),
+    ],
+)
+def test_an_environment_that_is_right(monkeypatch, variables, joined, first, first_here):
+    set_environment(monkeypatch, variables)
+    launch.check_environment()
+    assert launch.joined() == joined
+    assert [terminal.is_rank_0(), terminal.is_rank_0("LOCAL_RANK")] == [first, first_here]
+
+
+@pytest.mark.parametrize("script", ["main.py", "detect.py", "evaluate.py"])
+def test_a_wrong_environment_is_told_before_packages_are_imported(script):
+    done = subprocess.run(
+        [sys.executable, "-S", os.path.join(ROOT, script), "-depht", "3"],
+        env={"RANK": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1 and done.stderr.startswith(f"{script}: {LACKS}")
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_program_that_is_started_is_the_one_that_was_called(

@@ -136,6 +136,7 @@ def test_not_without_a_terminal(tmp_path, monkeypatch, tty):
         ("auto", "0", "dumb"),
     ):
         monkeypatch.setenv("RANK", rank)
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("TERM", term)
         with Terminal(kind):
             show("status")
