@@ -383,7 +383,9 @@ def train_epoch(epoch, trainer, val_loader, folder):
 
     stream, done = trainer.stream(epoch), trainer.train(epoch)
     stream.loader.report_wait(epoch, done.seconds, done.data_wait)
-    scores = test(epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"))
+    folder.save_before_test(models.pack(trainer.model), trainer.state())
+    with trainer.interrupts.saving(f"in the test of epoch {epoch}"):
+        scores = test(epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"))
     best = tuple(100 - scores[name] for name in ("AP", "AP50")) if "AP" in scores else None
     is_best = best is not None and best < folder.best
     if is_best:
@@ -411,7 +413,7 @@ def test(epoch, trainer, loader, out):
         found = scores.results(trainer.found, source.categories)
         if out:
             scores.write(out, found, needed=not epoch)
-        values = scores.evaluate(source.truth(), found)
+        values = scores.evaluate(source.truth(), found, [id for id, *_ in trainer.found])
     values = group.all_gather(values)[0]
     text = "  ".join(f"{name}: {value:7.3f}" for name, value in values.items())
     say(f" * Finished epoch # {epoch}     {text or 'no object to find'}\n")

@@ -93,7 +93,7 @@ def main(argv=None):
     if len(nets) > 1:  # without the outputs that -nClasses adds
         tested = [name for name in tested if name is not None]
     columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]
-    indices, targets = classes.targets(val, data, tested, listed)
+    indices, targets = classes.targets(val, data, tested, listed, opt.skipCorrupt)
 
     settings = {
         **{"workers": opt.nThreads, "dtype": precision.dtype, "skip_corrupt": opt.skipCorrupt},

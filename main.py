@@ -82,7 +82,8 @@ def run(start, argv, end):
             folder.save_inside(models.pack(model), trainer.state(), final)
 
         command = opts.resume_command(argv, opt.save)
-        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, end)
+        save = None if opt.testOnly else save_inside
+        interrupts = Interrupts(opt.saveEvery, opt.save, save, command, end)
         reporter = Reporter(Clock(opt.nEpochs, train_loader.size(), val_loader.size()))
         state = checkpoint or checkpoints.optim_state(
             opt.optimState, opt.retrain, opt.resetClassifier
@@ -118,8 +119,10 @@ def train_epoch(epoch, trainer, loaders, folder):
     done = trainer.position.train
     train_loader.report_wait(epoch, done.seconds, done.data_wait)
 
-    trainer.recompute(epoch, train_loader)
-    test = trainer.test(epoch, val_loader)
+    folder.save_before_test(models.pack(trainer.model), trainer.state())
+    with trainer.interrupts.saving(f"in the test of epoch {epoch}"):
+        trainer.recompute(epoch, train_loader)
+        test = trainer.test(epoch, val_loader)
 
     is_best = test[0] < folder.best[0]
     if is_best:

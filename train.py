@@ -41,6 +41,7 @@ class Position:
     order: dict = dataclasses.field(default_factory=dict)  # the values of ORDER
     train: Metrics = dataclasses.field(default_factory=Metrics)
     test: Metrics = dataclasses.field(default_factory=Metrics)
+    trained: bool = False  # the epoch's training is finished
 
 
 class Trainer:
@@ -79,6 +80,8 @@ class Trainer:
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = learning_rate(self.opt, epoch, parameters["initial_lr"])
         total, size = self._position(epoch).train, loader.size()
+        if self.position.trained:
+            return total.top1, total.top5, total.mean_loss
         if total.done < size:
             say(f"=> Training epoch # {epoch}")
         self.model.train()
@@ -103,6 +106,7 @@ class Trainer:
         self.queue.poll(where(size), lag=0)
         if not total.seen:
             raise InputError("no training image could be read")
+        self.position.trained = True
         return total.top1, total.top5, total.mean_loss
 
     def _step(self, batch):
@@ -258,7 +262,8 @@ class Trainer:
         if position is None:
             return
         sums = {split: Metrics.restored(position[split], file) for split in ("train", "test")}
-        self.position = Position(position["epoch"], position["order"], **sums)
+        trained = position.get("trained") is True
+        self.position = Position(position["epoch"], position["order"], **sums, trained=trained)
 
     def _check_complete(self, state, parameters, file):
         """InputError for a parameter to train without momentum, if the run before trained it."""

@@ -23,7 +23,7 @@ import contextlib, io, sys, time, types
 sys.path.insert(0, {root!r})
 from datasets import cache
 opt = types.SimpleNamespace(data={data!r}, gen={gen!r}, dataset="imagenet")
-opt.testOnly, opt.classOrder = False, "text"
+opt.testOnly, opt.classOrder, opt.skipCorrupt = False, "text", False
 began = time.perf_counter()
 with contextlib.redirect_stdout(io.StringIO()):
     found = cache.info(opt)

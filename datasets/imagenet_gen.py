@@ -71,11 +71,11 @@ def exec(opt, cache_file):
     names = [os.fsencode(name) for name in classes(opt)]
     numbers = {name: number for number, name in enumerate(names)}
     say(" | finding all validation images")
-    val_paths, val_targets = _images(_split(opt, "val"), numbers)
+    val_paths, val_targets = _images(opt, "val", numbers)
     train_paths, train_targets = np.zeros(0, "S1"), np.zeros(0, np.int64)
     if "train" in _splits(opt):
         say(" | finding all training images")
-        train_paths, train_targets = _images(_split(opt, "train"), numbers)
+        train_paths, train_targets = _images(opt, "train", numbers)
         _note_empty(names, train_targets)
     say(f" | saving list of images to {cache_file}")
     info = {
@@ -188,9 +188,9 @@ def _is_image(name):
     return name.lower().endswith(_ENDINGS)
 
 
-def _images(folder, numbers):
+def _images(opt, split, numbers):
     """Paths and targets of a split, sorted by path: bytes (N,) and int64 (N,)."""
-    paths, targets, count, others = [], [], 0, []
+    folder, paths, targets, count, others = _split(opt, split), [], [], 0, []
     entries = sorted(_entries(folder))
     for n, (name, is_folder) in enumerate(entries):
         show(f" {count} images in {n} of {len(entries)} folders")
@@ -199,7 +199,7 @@ def _images(folder, numbers):
             if _is_image(name):
                 raise _misplaced(path)
             continue
-        images = _class_images(folder, name, others)
+        images = _class_images(folder, name, others, opt.skipCorrupt)
         if not len(images):
             continue
         if name not in numbers:
@@ -220,25 +220,36 @@ def _images(folder, numbers):
     return np.concatenate(paths), np.concatenate(targets)
 
 
-def _class_images(folder, name, others):
+def _class_images(folder, name, others, skip):
     """File names of the images of one class, sorted, bytes (N,).
 
     others: a list to which the paths of its other files are added. InputError if an image lies in a
-    subfolder. The names become an array class by class: while they are in the processor's cache,
-    that takes half as long.
+    subfolder or, unless `skip`, is no file (a link to nothing, for one). The names become an array
+    class by class: while they are in the processor's cache, that takes half as long.
     """
     path = os.path.join(folder, name)
-    names = _listed(path)
-    all_images = _are_all_images(names)
-    # A link count of 2 (the parent's entry and ".") means no subfolders, but perhaps links to some
-    if not all_images or os.stat(path).st_nlink != 2:
-        folders = {name for name, is_folder in _entries(path) if is_folder}
+    try:
+        with os.scandir(path) as entries:
+            is_file = {entry.name: entry.is_file() for entry in entries}
+    except OSError as error:
+        raise _unlisted(path, error) from None
+    names = list(is_file)
+    if not all(is_file.values()) or not _are_all_images(names):
+        no_files = [n for n in names if not is_file[n] and not _is_hidden(n)]
+        folders = {n for n in no_files if os.path.isdir(os.path.join(path, n))}
         for subfolder in sorted(folders):
             # A link that leads back up is not a subfolder
             visited = {_identity(folder), _identity(path)}
             stray = _first_image(os.path.join(path, subfolder), visited)
             if stray is not None:
                 raise _misplaced(stray)
+        lost = sorted(n for n in no_files if n not in folders and _is_image(n))
+        if lost and not skip:
+            file = os.fsdecode(os.path.join(path, lost[0]))
+            raise InputError(
+                f"{file!r} is no file, or a link to none; mend or remove it, or give "
+                "-skipCorrupt true"
+            )
         files = [n for n in names if not _is_hidden(n) and n not in folders]
         names = [n for n in files if _is_image(n)]
         if len(names) < len(files):

@@ -43,6 +43,27 @@ class Coco:
         self.annotations = self._annotations(content)
         self._objects = self._sorted_by_image()
 
+    def check_files(self, places):
+        """InputError if one of these images has no file.
+
+        Each folder is listed once: to look at every file of COCO takes minutes over a network.
+        """
+        names = [self.images[self.ids[i]]["file_name"] for i in places]
+        folders = sorted({os.path.dirname(name) for name in names})
+        listed = {os.path.join(f, name) for f in folders for name in _files(self.folder, f)}
+        missing = [
+            name
+            for name in names
+            # the file system may ignore case, or let a folder be read but not listed
+            if name not in listed and not os.path.isfile(os.path.join(self.folder, name))
+        ]
+        if missing:
+            raise InputError(
+                f"{self.path}: {len(missing)} of {len(names)} images have no file in "
+                f"{self.folder!r}, the first is {missing[0]!r}; add the files, take the images "
+                "out of the JSON, or give -skipCorrupt true"
+            )
+
     def name(self, i):
         return os.path.join(self.folder, self.images[self.ids[i]]["file_name"])
 
@@ -169,6 +190,15 @@ def open_split(data, name, folder):
     if not os.path.isdir(folder):
         raise InputError(f"missing image folder {folder!r}: {LAYOUT}, or -trainImages, -valImages")
     return Coco(path, folder)
+
+
+def _files(root, folder):
+    """The names of the regular files in a folder below `root`; none if it cannot be listed."""
+    try:
+        with os.scandir(os.path.join(root, folder)) as entries:
+            return [entry.name for entry in entries if entry.is_file()]
+    except (OSError, ValueError):
+        return []
 
 
 def _size(image):

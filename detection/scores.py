@@ -43,10 +43,11 @@ def write(path, found, needed):
         note(f"=> {text}")
 
 
-def evaluate(truth, detections):
+def evaluate(truth, detections, ids=None):
     """COCO's twelve numbers in per cent, {name of NAMES: value}, without sizes that no object has.
 
-    truth: COCO's dictionary of images and annotations; detections: COCO's results, a list.
+    truth: COCO's dictionary of images and annotations; detections: COCO's results, a list; ids: of
+    the images that were tested, all if None. Objects of other images do not count as missed.
     """
     kind, evaluation = implementation()
     with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
@@ -60,6 +61,8 @@ def evaluate(truth, detections):
             mine.dataset = {**coco.dataset, "annotations": []}
             mine.createIndex()
         found = evaluation(coco, mine, "bbox")
+        if ids is not None:
+            found.params.imgIds = sorted(ids)
         found.evaluate()
         found.accumulate()
         found.summarize()

@@ -9,16 +9,26 @@ from runtime.errors import InputError
 def create(opt):
     """The Images of both splits: (train, val); train is None for a test alone."""
     val = source(opt, "val")
+    tested = Images(val, training=False, mirror=False)
     if opt.testOnly:
-        return None, Images(val, training=False, mirror=False)
+        _check_files(opt, tested)
+        return None, tested
     train = source(opt, "train")
     if train.names != val.names or train.categories != val.categories:
         raise InputError("the training and validation images do not have the same categories")
     # mirror: a mirrored 2 is no 2
-    pair = [Images(s, training, opt.dataset != "digits") for s, training in ((train, 1), (val, 0))]
-    if not pair[0].size():
+    trained = Images(train, training=True, mirror=opt.dataset != "digits")
+    if not trained.size():
         raise InputError(f"{train.path} has no image with a box to train on")
-    return pair
+    _check_files(opt, trained, tested)
+    return trained, tested
+
+
+def _check_files(opt, *splits):
+    """InputError for a missing image, unless it may be skipped: not after hours of training."""
+    if opt.dataset == "coco" and not opt.skipCorrupt:
+        for images in splits:
+            images.source.check_files(images.places)
 
 
 def source(opt, split):

@@ -40,6 +40,7 @@ class Position:
     order: list = dataclasses.field(default_factory=list)  # what the batches depend on
     train: DetectionMetrics = dataclasses.field(default_factory=DetectionMetrics)
     test: DetectionMetrics = dataclasses.field(default_factory=DetectionMetrics)
+    trained: bool = False  # the epoch's training is finished
 
 
 class Trainer:
@@ -97,7 +98,10 @@ class Trainer:
 
         self.queue.start(report)
         for n, batch, data_wait in batches(stream, epoch, total.done, self.queue, where):
-            losses = self._step(batch, stream.loader.dataset, start + n - 1)
+            with self.interrupts.saving(where(n - 1), self.queue.flush, n > 1):
+                losses = self._backward(batch, stream.loader.dataset, start + n - 1)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             metrics = DetectionMetrics(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
             self.queue.push(metrics, {**losses, "loss": sum(losses.values())})
             self.queue.poll(where(n))
@@ -105,6 +109,7 @@ class Trainer:
         if not total.seen:
             raise InputError("no training image could be read")
         self.rate = stream.step.rate_at(start + size - 1)  # none may have been left to do
+        self.position.trained = True
         return total
 
     def _begin(self, step):
@@ -114,8 +119,11 @@ class Trainer:
         self.step, self.parameters = step, self.model.trained(step.name)
         self.optimizer = optimizer(self.parameters, self.opt, twice=step.name != "shared")
 
-    def _step(self, batch, images, iteration):
-        """Forward, losses, backward, step; returns the losses' sums over this process's images."""
+    def _backward(self, batch, images, iteration):
+        """Forward, losses, backward; returns the losses' sums over this process's images.
+
+        Weights and momentum stay as they are, and so do the statistics of the frozen batch norm.
+        """
         rate = self.step.rate_at(iteration)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate * parameters["times"]
@@ -145,8 +153,6 @@ class Trainer:
             for name, loss in losses.items():
                 sums[name] += loss.detach() * count
         self._sum_gradients()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
         return sums
 
     def _seed(self, iteration, number):
@@ -241,6 +247,7 @@ class Trainer:
                 position["train"], state.get("file", "the optimState")
             )
             self.position = Position(position["epoch"], position["order"], train)
+            self.position.trained = position.get("trained") is True
 
     def _load_momentum(self, state, step):
         """InputError for a buffer that does not fit, or that lacks for what was trained before."""

@@ -68,15 +68,15 @@ def columns(source, names, tested, listed=None):
     return torch.tensor([columns[name] for name in tested])
 
 
-def targets(dataset, data, tested, listed=None):
+def targets(dataset, data, tested, listed=None, skip=False):
     """The indices of the images of tested classes, and their targets as indices into `tested`.
 
     data: the dataset's class names. Images of other classes are left out if the tested classes are
-    `listed` in a file, and an error otherwise.
+    `listed` in a file, and an error otherwise. skip: of a dataset without labels, leave out images
+    that cannot be read.
     """
     labels = next((getattr(dataset, n) for n in ("targets", "labels") if hasattr(dataset, n)), None)
-    if labels is None:
-        labels = [dataset.get(i)[1] for i in range(dataset.size())]
+    places, labels = _read_labels(dataset, skip) if labels is None else (None, labels)
     labels = np.asarray(labels)
     index = {name: i for i, name in enumerate(tested)}
     found = np.array([index.get(name, -1) for name in data])[labels]
@@ -88,5 +88,21 @@ def targets(dataset, data, tested, listed=None):
         if len(left_out) == len(found):
             raise InputError(f"no image is of a class in {listed}; the first is of {name}")
         note(f"=> {len(left_out)} of {len(found)} images are of classes not in {listed}: left out")
-    indices = np.flatnonzero(found >= 0)
-    return indices, found[indices]
+    kept = np.flatnonzero(found >= 0)
+    return kept if places is None else places[kept], found[kept]
+
+
+def _read_labels(dataset, skip):
+    """The indices of the images that can be read, and their labels."""
+    places, labels = [], []
+    for i in range(dataset.size()):
+        try:
+            labels.append(dataset.get(i)[1])
+            places.append(i)
+        except InputError as error:
+            if not skip:
+                raise
+            note(f" | skipped {error} ({i + 1 - len(places)} so far)")
+    if not labels:
+        raise InputError("no validation image could be read")
+    return np.array(places), labels

@@ -162,13 +162,15 @@ class MetricQueue:
 def batches(loader, epoch, done, queue, where):
     """(number, batch, seconds waited for it) for each batch of an epoch after the first `done`.
 
-    A batch whose images are all unreadable is left out. A signal interrupts the wait for a batch;
-    `where(n)` says, for its message, that n batches are done.
+    A batch whose images are all unreadable is left out. A signal interrupts the wait for a batch,
+    an error ends it; what was done before is saved, if it is more than nothing. `where(n)` says,
+    for the message, that n batches are done.
     """
     loaded = iter(loader.run(epoch, done))
     for n in itertools.count(done + 1):
-        began = time.perf_counter()
-        batch = queue.interrupts.next(loaded, where(n - 1), queue.flush)
+        began, place = time.perf_counter(), (where(n - 1), queue.flush)
+        with queue.interrupts.saving(*place, begun=n > 1):
+            batch = queue.interrupts.next(loaded, *place)
         if batch is None:
             return
         if batch.count:

@@ -15,7 +15,7 @@ import time
 
 from runtime import terminal
 from runtime.exit import leave, script
-from runtime.terminal import complain
+from runtime.terminal import complain, note
 
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
 # Windows has only the first two
@@ -98,6 +98,28 @@ class Interrupts:
         finally:
             with self.lock:
                 self.waiting = None
+
+    @contextlib.contextmanager
+    def saving(self, where, flush=lambda: None, begun=True):
+        """If an error ends the block, save. Only for a block that changes nothing that is saved.
+
+        where, flush: as for `poll`; begun: whether the epoch has anything to save.
+        """
+        try:
+            yield
+        except Interrupted:  # saved already
+            raise
+        except Exception:
+            if begun and self.save:
+                save, self.save = self.save, None  # once, where one block lies in another
+                try:
+                    flush()
+                    save(final=True)
+                except Exception as failure:  # the first error is the one to report
+                    note(f"=> not saved: {failure}")
+                else:
+                    note(f"=> an error {where}: saved what was done; to go on: {self.command}")
+            raise
 
     def poll(self, received, where, flush=lambda: None):
         """Save if -saveEvery is due. If a signal was received, save and raise Interrupted.

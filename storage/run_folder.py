@@ -19,7 +19,7 @@ import re
 from parallel import group
 from runtime.errors import InputError
 from runtime.terminal import note
-from storage import atomic, curves, lock, log
+from storage import atomic, curves, lock, log, tensors
 from storage.tensorboard import TensorBoardLog
 from storage.writer import Writer
 
@@ -181,6 +181,13 @@ class RunFolder:
             self.wait()
             self._raise_unsaved("the state of the interrupted run")
 
+    def save_before_test(self, content, state):
+        """Of several processes, one that fails in the test ends them all: save before."""
+        if group.world_size() > 1:
+            self.save_inside(content, state)
+            self.wait()
+            group.barrier()
+
     def _run_state(self):
         """What a checkpoint holds beside the model and the trainer's state."""
         state = {"best": self.best, "options": dict(self.opt.values), "log": self.lines}
@@ -194,13 +201,13 @@ class RunFolder:
         self.writer.wait()
 
     def _try_to_save(self, what, write, *content):
-        """In the thread: write; a full or read-only disk is one line and no error."""
+        """In the thread: write; a full disk, or a value that is not finite, is a line, no error."""
         try:
             self._make_again()
             write(*content)
             self.saved, self.failure = what, None
-        except OSError as error:
-            self.failure = error.strerror or str(error)
+        except (OSError, InputError) as error:
+            self.failure = getattr(error, "strerror", None) or str(error)
             if self.unsaved_best:
                 self.writer.keep_copy()  # it holds the best model, which a later save writes
             note(
@@ -227,6 +234,7 @@ class RunFolder:
             )
 
     def _write_epoch(self, model, state, is_best):
+        _check_finite(model, state)
         epoch = state["epoch"]
         model_file, optim_file = f"model_{epoch}.pth", f"optimState_{epoch}.pth"
         if is_best:
@@ -245,6 +253,7 @@ class RunFolder:
             self._remove_epochs(epoch - self.opt.keep)
 
     def _write_inside(self, model, state):
+        _check_finite(model, state)
         # one file: it is replaced while latest.pth names it, so model and state must change at once
         self._write_best()
         digest = {"bestDigest": self.best_digest}
@@ -287,6 +296,14 @@ class RunFolder:
 
     def _file(self, name):
         return os.path.join(self.path, name)
+
+
+def _check_finite(model, state):
+    """InputError for a state that could not be read again."""
+    for name, tensor in [*model["model"].items(), *state["momentum"].items()]:
+        fault = tensors.fault(tensor) if tensor.is_floating_point() else None
+        if fault:
+            raise InputError(f"{name} {fault}")
 
 
 def _cannot_begin(path, error):

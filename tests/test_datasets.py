@@ -169,7 +169,7 @@ def changed(info):
 @pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "imagenet"])
 def test_a_cache_that_cannot_be_is_made_again(name, opt, photos, tmp_path, monkeypatch, capsys):
     opt = types.SimpleNamespace(dataset=name, data="", gen=str(tmp_path / "gen"))
-    opt.testOnly, opt.classOrder = False, "text"
+    opt.testOnly, opt.classOrder, opt.skipCorrupt = False, "text", False
     if name == "imagenet":
         opt.data = str(photos)
         info = cache.info(opt)

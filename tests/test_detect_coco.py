@@ -1,6 +1,8 @@
 """COCO's files: what is read from them, what is left out, what is refused and in which words."""
 
 import json
+import os
+import types
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from PIL import Image
 from support.detectors import write_coco
 
 from datasets.draws import Draws
-from detection import coco, scores
+from detection import coco, scores, sources
 from detection.images import Images
 from runtime.errors import InputError
 
@@ -151,6 +153,42 @@ def test_files_that_are_missing_or_broken(tmp_path, content):
     Image.new("RGB", (9, 9)).save(tmp_path / "train2017" / "12.png")
     with pytest.raises(InputError, match="12.png' has 9 x 9 pixels, but 48 x 40 in"):
         found.pixels(2)
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+@pytest.mark.parametrize("where", ["", "below/deeper/"])
+@pytest.mark.parametrize("kind", ["gone", "folder", "pipe", "link to nothing"])
+def test_every_file_is_looked_for_before_the_training(tmp_path, split, where, kind):
+    for name in ("train2017", "val2017"):
+        content = write_coco(tmp_path, name, 3)
+        content["images"][1]["file_name"] = f"{where}11.png"
+        os.makedirs(tmp_path / name / where, exist_ok=True)
+        (tmp_path / name / "11.png").rename(tmp_path / name / where / "11.png")
+        (tmp_path / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
+    opt = types.SimpleNamespace(dataset="coco", data=str(tmp_path), testOnly=False)
+    opt.train, opt.val, opt.trainImages, opt.valImages = "train2017", "val2017", "", ""
+    opt.skipCorrupt = False
+    assert [images.size() for images in sources.create(opt)] == [3, 3]
+    path = tmp_path / split / where / "11.png"
+    path.unlink()
+    make = {"folder": os.mkdir, "pipe": os.mkfifo, "link to nothing": lambda p: p.symlink_to("no")}
+    make.get(kind, lambda path: None)(path)
+    words = f"_{split}.json: 1 of 3 images have no file in '.*{split}', the first is '{where}11.png"
+    with pytest.raises(InputError, match=words):
+        sources.create(opt)
+    opt.skipCorrupt = True  # then it is named when it is read
+    assert [images.size() for images in sources.create(opt)] == [3, 3]
+
+
+def test_the_files_of_a_folder_that_is_not_listed(tmp_path, content, monkeypatch):
+    """A folder may be readable, but not listable; a file system may ignore case."""
+    monkeypatch.setattr(os, "scandir", lambda path: os.listdir(path + "/no such folder"))
+    found = opened(tmp_path)
+    found.check_files(range(3))
+    (tmp_path / "train2017" / "12.png").unlink()
+    found.check_files(range(2))
+    with pytest.raises(InputError, match="the first is '12.png'"):
+        found.check_files(range(3))
 
 
 def test_other_names(tmp_path, content):

@@ -19,7 +19,7 @@ from support.detectors import classifier, detector, write_classifier, write_coco
 from support.runs import ROOT, difference, log, results, same
 
 import detect
-from detection import coco, schedule, show
+from detection import coco, net, schedule, scores, show
 from detection.images import Images
 from detection.trainer import Trainer
 from evaluation import metrics
@@ -330,12 +330,13 @@ def test_bad_options(folder, monkeypatch, capsys, command, words):
     assert stop.value.code == 2 and words in capsys.readouterr().err
 
 
-def test_damaged_images(run, folder):
-    """One of the training images is torn, another has only three bytes too many in its header."""
+def test_damaged_images(run, folder, monkeypatch):
+    """An image of either split is torn, another has only three bytes too many in its header."""
     write_coco(folder / "torn", "train2017", 6)
     write_coco(folder / "torn", "val2017", 3, seed=1)
     torn, odd = (folder / "torn" / "train2017" / f"{n}.png" for n in (11, 12))
-    torn.write_bytes(torn.read_bytes()[:900])
+    for path in (torn, folder / "torn" / "val2017" / "10.png"):
+        path.write_bytes(path.read_bytes()[:900])
     jpeg = io.BytesIO()
     Image.open(odd).save(jpeg, "JPEG")
     odd.write_bytes(jpeg.getvalue()[:20] + bytes(3) + jpeg.getvalue()[20:])
@@ -343,11 +344,58 @@ def test_damaged_images(run, folder):
     command += NEW + " -save torn_run -iterations 3"
     with pytest.raises(InputError, match="11.png.*mend or remove it, or give -skipCorrupt true"):
         run(command)
+    tested, evaluate = [], scores.evaluate
+
+    def noting(truth, found, ids):
+        tested.extend(ids)
+        return evaluate(truth, found, ids)
+
+    monkeypatch.setattr(scores, "evaluate", noting)
     lines = run(command + " -skipCorrupt true")
-    assert sum("skipped" in line and "11.png" in line for line in lines) == 1
+    assert tested == [11, 12]  # the objects of the others do not count as missed
+    assert sum("skipped" in line and "train2017/11.png" in line for line in lines) == 1
     assert sum("odd but whole" in line and "12.png" in line for line in lines) == 1
     (line,) = log(folder / "torn_run")
-    assert (line["skipped"], line["odd"]) == (1, 1)
+    assert (line["skipped"], line["odd"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    "owner, name, call, where",
+    [
+        # of four iterations, each with two slices, and six test images
+        (net.Detector, "losses", 2, "in epoch 1 after iteration 1 of 2"),
+        (coco.Coco, "pixels", 5, "in the test of epoch 1"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                (coco.Coco, "pixels", 3, "in epoch 1 after iteration 1 of 2"),
+                (scores, "evaluate", 1, "in the test of epoch 2"),
+                (net.Detector, "forward", 4, "in the test of epoch 2"),
+            )
+        ),
+    ],
+)
+def test_an_error_loses_no_iteration(
+    run, straight, folder, monkeypatch, capsys, owner, name, call, where
+):
+    """In an iteration, too: until the step, nothing has changed. The end is the straight run's."""
+    original, count = getattr(owner, name), iter(range(99))
+
+    def failing(*arguments):
+        if next(count) == call:
+            raise MemoryError
+        return original(*arguments)
+
+    save = f" -save {name}{call}"
+    with monkeypatch.context() as patch, pytest.raises((MemoryError, InputError)):
+        patch.setattr(owner, name, failing)
+        run(SHARED + NEW + save)
+    line = (
+        f"=> an error {where}: saved what was done; to go on: python detect.py -resume {save[7:]}"
+    )
+    assert line in capsys.readouterr().err
+    run(f"-resume {save[7:]} -nThreads 0")
+    same(results(folder / "one", 2), results(folder / save[7:], 2))
 
 
 def test_an_image_that_goes_inside_an_epoch(run, folder):

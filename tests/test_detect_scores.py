@@ -12,6 +12,8 @@ from support.detectors import write_coco
 from detection import coco, scores
 from runtime.errors import InputError
 
+LIBRARIES = {"faster": scores.implementation(), "pycocotools": (COCO, COCOeval)}
+
 
 @pytest.fixture
 def truth(tmp_path):
@@ -55,6 +57,20 @@ def test_pycocotools_gives_the_same(truth, shift, capsys):
     assert 0 < found["AP"] < 100 and len(found) == 12
 
 
+@pytest.mark.parametrize("library", LIBRARIES)
+@pytest.mark.parametrize("left_out", ([10], [11, 14], [10, 11, 12, 13]))
+def test_images_that_were_not_tested_count_for_nothing(truth, monkeypatch, library, left_out):
+    """As if they stood in no file. A test by hand of the rest is the reference."""
+    monkeypatch.setattr(scores, "implementation", lambda: LIBRARIES[library])
+    whole = truth[0]
+    rest = {**whole, "images": [image for image in whole["images"] if image["id"] not in left_out]}
+    kept = [entry for entry in whole["annotations"] if entry["image_id"] not in left_out]
+    rest["annotations"] = [{**entry, "id": id} for id, entry in enumerate(kept, 1)]
+    found, ids = detections(rest, 0.1), [image["id"] for image in rest["images"]]
+    assert scores.evaluate(whole, found, ids) == scores.evaluate(rest, found)
+    assert scores.evaluate(whole, found)["AR100"] < scores.evaluate(whole, found, ids)["AR100"]
+
+
 def test_results_are_cocos():
     boxes = np.array([[1.25, 2, 11.25, 22], [0, 0, 5, 5]])
     found = [(139, boxes, np.array([0.5, 0.25]), np.array([2, 1]))]
@@ -62,9 +78,6 @@ def test_results_are_cocos():
         {"image_id": 139, "category_id": 90, "bbox": [1.25, 2.0, 10.0, 20.0], "score": 0.5},
         {"image_id": 139, "category_id": 3, "bbox": [0.0, 0.0, 5.0, 5.0], "score": 0.25},
     ]
-
-
-LIBRARIES = {"faster": scores.implementation(), "pycocotools": (COCO, COCOeval)}
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

@@ -13,8 +13,9 @@ from runtime.errors import InputError
 PIXELS = np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8)  # (H, W, 3)
 
 
-def options(data, test_only=False, order="text"):
-    return types.SimpleNamespace(data=str(data), testOnly=test_only, classOrder=order)
+def options(data, test_only=False, order="text", skip=False):
+    settings = {"testOnly": test_only, "classOrder": order, "skipCorrupt": skip}
+    return types.SimpleNamespace(data=str(data), **settings)
 
 
 def make(folder, *names):
@@ -126,6 +127,17 @@ def test_the_order_of_numbers(names, tmp_path):
     make(tmp_path / "data", "train/1a/1.png")
     with pytest.raises(InputError, match="-classOrder number: '.*/1a' should have a whole number"):
         imagenet.classes(by_number)
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize("kind", [os.mkfifo, lambda path: os.symlink("nowhere", path)])
+def test_what_is_no_file_is_named_before_the_training(tmp_path, split, kind):
+    make(tmp_path, "train/a/1.png", "val/a/1.png", "val/a/3.png")
+    kind(tmp_path / split / "a" / "2.png")
+    with pytest.raises(InputError, match=f"{split}/a/2.png' is no file, or a link to none; mend"):
+        index(tmp_path, tmp_path / "list.npz")
+    imagenet_gen.exec(options(tmp_path, skip=True), str(tmp_path / "list.npz"))
+    assert b"a/2.png" in np.load(tmp_path / "list.npz")[f"{split}_paths"]  # skipped when it is read
 
 
 def test_the_signature_follows_the_folders(tmp_path):

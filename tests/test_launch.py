@@ -8,7 +8,18 @@ import sys
 import time
 
 import pytest
-from support.runs import NET, ROOT, difference, errors, finish, log, nobody_left, results, start
+from support.runs import (
+    NET,
+    ROOT,
+    difference,
+    errors,
+    finish,
+    log,
+    nobody_left,
+    results,
+    same,
+    start,
+)
 
 import detect
 import evaluate
@@ -101,6 +112,23 @@ def test_skipped_images_are_the_same_for_any_number_of_processes(photos, tmp_pat
     for result, skipped in found[1:]:
         assert skipped == found[0][1]
         agree(found[0][0], result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", ["plain/0.jpg", "striped/3.jpg"])  # read by rank 0, by rank 1
+def test_an_error_in_the_test_of_one_process_does_not_lose_the_training(photos, tmp_path, place):
+    data = tmp_path / "data"
+    shutil.copytree(photos, data)
+    command = "-netType resnet -depth 18 -batchSize 8 -nGPU 2 -nProcs 2 -LR 0.001 -nEpochs 1 -save "
+    finish(start(command + "straight", data, tmp_path), timeout=400)
+    whole = (data / "val" / place).read_bytes()
+    (data / "val" / place).write_bytes(b"no picture")
+    _, error = finish(start(command + "failed", data, tmp_path), 1, timeout=400)
+    assert error.count("\n") == 1 and place in error
+    (data / "val" / place).write_bytes(whole)
+    lines, _ = finish(start("-resume failed -nProcs 2", data, tmp_path), timeout=400)
+    assert not any(line.startswith("=> Training epoch") for line in lines)
+    same(results(tmp_path / "straight", 1), results(tmp_path / "failed", 1))
 
 
 @pytest.mark.slow

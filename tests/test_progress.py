@@ -87,7 +87,8 @@ def test_a_narrow_terminal(tty, columns):
 def test_the_search_for_images_shows_how_far_it_is(tty, tmp_path, photos):
     came = tty()
     with Terminal():
-        opt = types.SimpleNamespace(data=photos, testOnly=False, classOrder="text")
+        opt = types.SimpleNamespace(data=photos, testOnly=False)
+        opt.classOrder, opt.skipCorrupt = "text", False
         imagenet_gen.exec(opt, str(tmp_path / "cache.npz"))
     text = came()
     shown = re.findall(r" \d+ images in \d of \d folders", text)

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import math
 import os
 import resource
 import shutil
@@ -243,6 +244,31 @@ def test_a_full_disk(tmp_path, capsys):
     assert step_of(newest(tmp_path)) == 3
     best = atomic.load(tmp_path / "model_best.pth")["model"]
     assert (best["weight"] == 2).all() and (best["bias"] == 2.1).all()
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf])
+@pytest.mark.parametrize("where", ["weights", "momentum"])
+@pytest.mark.parametrize("best", [False, True])
+def test_a_state_that_is_not_finite_is_not_saved(tmp_path, capsys, number, where, best):
+    """It could not be read again: what was saved before stays the newest."""
+    with entered(tmp_path) as run:
+        run.epoch(1, best=True)
+        for epoch in (2, None):
+            content, state = run.trainer.saved(2)
+            spoiled = content["model"] if where == "weights" else state["momentum"]
+            spoiled["weight"].view(-1)[3] = number
+            if epoch:
+                run.folder.save(epoch, content, state, best, {"seconds": 2})
+                run.folder.wait()
+                line = "=> epoch 2 could not be saved: weight has a value that is not finite"
+                assert line in capsys.readouterr().err
+                continue
+            state["position"] = {"epoch": 3}
+            with pytest.raises(InputError, match="interrupted run could not be saved: weight has"):
+                run.folder.save_inside(content, state, final=True)
+    assert step_of(newest(tmp_path)) == 1
+    names = ["latest.pth", "log.jsonl", "model_1.pth", "model_best.pth", "optimState_1.pth"]
+    assert sorted(os.listdir(tmp_path)) == names
 
 
 def test_a_full_disk_at_the_end_is_an_error(tmp_path):

@@ -1,6 +1,8 @@
 """A run that is stopped and resumed is the straight run, to the last bit, wherever it stopped."""
 
 import contextlib
+import errno
+import functools
 import multiprocessing
 import os
 import random
@@ -15,9 +17,12 @@ from support.runs import NET, errors, finish, nobody_left, results, same, start
 import dataloader
 import main
 import opts
+import train
 from datasets import workers
-from evaluation import metrics
+from evaluation import batchnorm, metrics
+from models import fold
 from parallel import signals
+from runtime.errors import InputError
 from storage import atomic
 
 STATUSES = {"INT": 130, "TERM": 143, "HUP": 129, "USR1": 138, "USR2": 140, "XCPU": 152}
@@ -105,6 +110,103 @@ def test_saved_now_and_then(run, place):
     same(results("straight", 2), results("killed", 2))
     assert sum(line.startswith(" | ") for line in lines) >= 16 - place
     assert not os.path.exists("killed/inside_epoch.pth")
+
+
+def test_an_error_of_the_loader_loses_no_iteration(run, monkeypatch, capsys):
+    """A chain of runs whose loaders fail, and the run that ends it, are the straight run."""
+    run(RUN + " -save straight")
+    load, done = dataloader.DataLoader._from_memory, 0
+    for place, where in (
+        (3, "in epoch 1 after iteration 2 of 5"),
+        (4, "in the test of epoch 1"),  # before its first batch
+        (2, "in the test of epoch 1 after batch 1 of 3"),
+        (3, None),  # before the first iteration of epoch 2: its checkpoint is that of epoch 1
+        (8, "in the test of epoch 2 after batch 2 of 3"),
+    ):
+        count = 0
+
+        def failing(loader, *arguments, place=place):
+            nonlocal count
+            for batch in load(loader, *arguments):
+                count += 1
+                if count == place:
+                    raise InputError("cannot read the image")
+                yield batch
+
+        monkeypatch.setattr(dataloader.DataLoader, "_from_memory", failing)
+        with pytest.raises(InputError, match="cannot read the image"):
+            run(RUN + " -save chain -resume chain")
+        done += place - 1
+        said, line = (
+            capsys.readouterr().err,
+            f"=> an error {where}: saved what was done; to go on: ",
+        )
+        assert (
+            (line + "python main.py -resume chain" in said) if where else "=> an error" not in said
+        )
+        file = atomic.load("chain/latest.pth")["modelFile"]
+        assert file == ("inside_epoch.pth" if where else "model_1.pth")
+        sums = atomic.load("chain/" + file.replace("model_", "optimState_"))["position"]
+        assert sums["train"]["done"] + sums["test"]["done"] + 8 * (sums["epoch"] - 1) == done
+    monkeypatch.setattr(dataloader.DataLoader, "_from_memory", load)
+    run(RUN + " -save chain -resume chain")
+    same(results("straight", 2), results("chain", 2))
+
+
+def failing_net(error, model, mixed):
+    """The net of a test; it raises the error at its second batch."""
+    batches, net = iter(range(9)), fold.folded(model, mixed)
+
+    def forward(x):
+        if next(batches) == 1:
+            raise error
+        return net(x)
+
+    return forward
+
+
+def adding(estimate, input, sizes):
+    if estimate.count:
+        raise MemoryError
+    estimate.count += 1
+
+
+def test_an_error_in_the_test_does_not_lose_the_training(run, monkeypatch, capsys):
+    """Whatever the error: it is raised as it is, and the run that goes on is the straight one."""
+    command = RUN + " -recomputeBN 2 -resume chain -save "
+    run(command + "straight")
+    allocator = RuntimeError("[enforce fail] DefaultCPUAllocator: tried to allocate 9000 bytes")
+    cuda = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
+    errors = OSError(errno.ENOSPC, "No space left", "/dev/shm/1"), allocator, AssertionError(), cuda
+    for error in (MemoryError(), *errors):
+        with monkeypatch.context() as patch:
+            if isinstance(error, MemoryError):
+                patch.setattr(batchnorm.Estimate, "add", adding)
+            else:
+                patch.setattr(train, "folded", functools.partial(failing_net, error))
+            with pytest.raises(
+                (InputError, type(error))
+            ):  # InputError: out of memory in a sentence
+                run(command + "chain")
+        assert "=> an error in the test of epoch" in capsys.readouterr().err
+    run(command + "chain")
+    same(results("straight", 2), results("chain", 2))
+
+
+def test_an_error_in_an_iteration_saves_nothing(run, monkeypatch, capsys):
+    """The batch norms may have seen its images: the state would be of no iteration."""
+    count, forward = iter(range(9)), torch.nn.CrossEntropyLoss.forward
+
+    def failing(*arguments):
+        if next(count) == 2:
+            raise OSError("in the third iteration")
+        return forward(*arguments)
+
+    monkeypatch.setattr(torch.nn.CrossEntropyLoss, "forward", failing)
+    with pytest.raises(OSError, match="in the third iteration"):
+        run(RUN)
+    assert "saved" not in capsys.readouterr().err
+    assert os.listdir("checkpoints") == ["log.jsonl"]
 
 
 def test_the_end_of_an_epoch_is_not_saved_twice(run):

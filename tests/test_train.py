@@ -149,12 +149,13 @@ class Fixed:
         return iter(self.batches[start:])
 
 
-def small(precision="single", replicas=1, **changed):
+def small(precision="single", replicas=1, data=(), **changed):
     opt = opts.parse("-netType resnet -dataset cifar10 -depth 8 -LR 0.05".split())
     opt = opt.replaced(precision=precision, nGPU=replicas, **changed)
     torch.manual_seed(3)
     model = resnet(depth=8, classes=10, stem="cifar", shortcut="A").to(memory_format=LAYOUT)
-    return Trainer(model.double() if precision == "double" else model, criterion(), opt, CPU)
+    model = model.double() if precision == "double" else model
+    return Trainer(model, criterion(), opt, CPU, data=data)
 
 
 def random_batch(n, dtype=torch.float32):
@@ -330,6 +331,25 @@ def test_a_test_of_other_sizes_begins_again(order, capsys):
         trainer.load_state(inside(order))
         assert trainer.position.epoch is None
         assert "changed inside epoch 2: it begins again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("data, keeps", [([1, 3], True), ([4, 2], False), ([4, 3], False)])
+def test_other_test_images_do_not_undo_the_training(data, keeps, capsys):
+    """The message of an unreadable image says: remove it. What was trained stays so."""
+    order = [32, 0, False, 256, 224]
+    for trained in (True, False):
+        state = {**inside(order), "data": [1, 2]}
+        state["position"]["trained"] = trained
+        trainer = small(data=data)
+        trainer.load_state(state)
+        place, said = trainer.position, capsys.readouterr().err
+        if keeps and trained:
+            assert "=> the images changed in the test of epoch 2: it begins again" in said
+            assert (place.epoch, place.train.seen, place.test.seen) == (2, 6, 0)
+            assert trainer.train(2, Fixed(random_batch(6)))[2] == pytest.approx(2 / 6)
+        else:
+            assert "=> the images changed inside epoch 2: it begins again" in said
+            assert place.epoch is None
 
 
 def test_the_position_of_a_detector_is_refused():
