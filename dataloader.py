@@ -10,7 +10,6 @@ Port of dataloader.lua. Differs from the Lua:
 """
 
 import contextlib
-import errno
 import math
 import multiprocessing
 import re
@@ -26,11 +25,11 @@ from torch.utils import data
 
 import datasets
 from datasets.draws import permutation, table
+from datasets.sharing import SharedBatch, nested, passing
 from datasets.workers import (
     PREFETCH,
     BatchReader,
     EpochSampler,
-    SharedBatch,
     advice,
     image_name,
     init_worker,
@@ -65,21 +64,6 @@ def settings(opt, device):
         **{"seed": opt.manualSeed, "replicas": opt.nGPU, "workers": opt.nThreads},
         **{"dtype": Precision(opt.precision, device).dtype, "skip_corrupt": opt.skipCorrupt},
     }
-
-
-@contextlib.contextmanager
-def _shared_memory():
-    """InputError in place of the errors of PyTorch and multiprocessing for a full /dev/shm."""
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        is_full = getattr(error, "errno", None) == errno.ENOSPC
-        if not is_full and "allocate shared memory" not in str(error):
-            raise
-        raise InputError(
-            "no shared memory is left for the loading workers' batches (/dev/shm; docker run "
-            "--shm-size): free some, or fewer -nThreads need less"
-        ) from None
 
 
 def fingerprints(loaders):
@@ -147,7 +131,7 @@ class DataLoader:
             # workers are counted by machine, as in the Lua, which had one process
             count = math.ceil(workers / group.local_world_size())
             # of each worker: its process id, and the index of the image that it is reading or -1
-            with _shared_memory():
+            with passing():
                 self.current = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
                 BatchReader(dataset, seed, self.current),
@@ -203,7 +187,7 @@ class DataLoader:
 
     def _array_to_device(self, array):
         """The array as a tensor on the device. Pinned memory lets a GPU copy it asynchronously."""
-        tensor = torch.from_numpy(array)
+        tensor = torch.as_tensor(array)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
         return tensor.to(self.device, non_blocking=True)
@@ -221,25 +205,26 @@ class DataLoader:
                 slices = self._skip(unreadable, slices)
             self.odd += odd
             input = self._keep_mapped(input) if len(target) else self._placeholder()
-            target = target.to(self.device, non_blocking=True)
+            target = self._array_to_device(target)
             yield Batch(self._to_device(input), target, slices, len(odd))
         self._report_odd()
 
     def _keep_mapped(self, input):
-        """A worker's batch as a tensor; a shared buffer stays mapped in this process.
+        """A worker's batch; a shared buffer that is reused stays mapped in this process.
 
         torch maps a shared buffer again for each batch unless it is still in use. The page faults
         of mapping take longer than a copy.
         """
         if not isinstance(input, SharedBatch):
             return input
-        self.mapped[input.shared.untyped_storage().data_ptr()] = input.shared
-        return input.shared if input.pinned is None else input.pinned
+        if input.form is None:
+            self.mapped[input.shared.untyped_storage().data_ptr()] = input.shared
+        return input.tensors()
 
     def _to_device(self, input):
         """Images on the device, in the run's dtype. Lists, as a dataset's `stack` may give, too."""
-        if isinstance(input, (list, tuple)):
-            return [self._to_device(part) for part in input]
+        if isinstance(input, list):
+            return nested(input, self._to_device)
         if input.dtype == torch.int64:
             return input.to(self.device, non_blocking=True)
         # first without converting: only a plain copy is asynchronous
@@ -252,7 +237,7 @@ class DataLoader:
         try:
             # workers inherit the mask; those that idle may not answer, and then a signal must come
             blocked = contextlib.nullcontext() if self.processes else signals.blocked()
-            with blocked, _shared_memory():
+            with blocked, passing():
                 results = self._started()
             self.processes = self.processes or multiprocessing.active_children()
             with contextlib.suppress(ValueError):  # not in the main thread
@@ -260,7 +245,7 @@ class DataLoader:
                 # raises within 5 s
                 if hasattr(signal, "SIGCHLD"):  # not on Windows
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            with _shared_memory():
+            with passing():
                 yield from results
         except RuntimeError as error:
             ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}

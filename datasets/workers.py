@@ -12,6 +12,7 @@ import torch
 from torch.utils import data
 
 from datasets.draws import Draws
+from datasets.sharing import Result, SharedBatch, check_open_files, failed, passing
 from parallel import launch, signals
 from runtime.errors import InputError
 
@@ -33,25 +34,12 @@ class EpochSampler(data.Sampler):
         return len(self.batches)
 
 
-class SharedBatch:
-    """A batch in a shared buffer that its worker will reuse, and its pinned copy for a GPU."""
-
-    def __init__(self, shared):
-        self.shared, self.pinned = shared, None
-
-    def pin_memory(self):
-        """torch's DataLoader calls this in its thread if its pin_memory is set."""
-        self.pinned = self.shared.pin_memory()
-        return self
-
-
 class BatchReader(data.Dataset):
     """A dataset for torch's DataLoader: its items are batches, (input, target, unreadable, odd).
 
     `unreadable` has (place in the batch, reason) for each image that could not be read. It is not
     an exception: that would arrive wrapped in the worker's traceback, and only the main process
-    decides whether to stop, and prints. A place of None ends the run: the worker is
-    out of memory, or images have different shapes.
+    decides whether to stop, and prints. A place of None means that the worker cannot go on.
     `odd` has a sentence for each image whose file is damaged, but not its pixels.
 
     `current`: a shared int64 tensor (workers, 2), see dataloader.py.
@@ -66,6 +54,17 @@ class BatchReader(data.Dataset):
         fast_path(dataset)  # compiles the kernels once, before the workers are forked
 
     def __getitem__(self, batch):
+        in_worker = data.get_worker_info() is not None
+        try:
+            if in_worker and self.load is None:
+                check_open_files()
+            result = self._read(batch, in_worker)
+            return Result(result) if in_worker else result
+        except InputError as error:  # of sharing memory
+            return failed(str(error))
+
+    def _read(self, batch, in_worker):
+        """The item, with its images in shared memory if they will go to another process."""
         epoch, indices = batch
         # made in the worker, so that transforms need not be picklable
         self.load = self.load or fast_path(self.dataset)
@@ -80,7 +79,7 @@ class BatchReader(data.Dataset):
                 continue
             except MemoryError:
                 reason = f"out of memory at {image_name(self.dataset, index)}; fewer -nThreads help"
-                return torch.empty(0), torch.empty(0), [(None, reason)], []
+                return failed(reason)
             if self.stack:
                 images.append(image)
             elif image is not out:
@@ -89,19 +88,20 @@ class BatchReader(data.Dataset):
                 if image.shape != input.shape[1:]:
                     shapes = f"{tuple(input.shape[1:])} and {tuple(image.shape)}"
                     reason = f"the transform gives images of different shapes: {shapes}"
-                    return torch.empty(0), torch.empty(0), [(None, reason)], []
+                    return failed(reason)
                 # a transform of one's own may give any strides or dtype
                 np.copyto(input[len(targets)].numpy(), image)
             targets.append(target)
         self._set_current(-1)
-        if self.stack:
-            input = self.stack(images) if images else torch.empty(0)
-        else:
-            input = torch.empty(0) if input is None else input[: len(targets)]
+        if images:
+            input = self.stack(images)
+            input = SharedBatch.of(input) if in_worker else input
+        elif input is not None:
+            input = input[: len(targets)]
             if input.dim() == 5:  # (N, 10, 3, H, W) -> (10 N, 3, H, W)
                 input = input.flatten(0, 1)
-            input = SharedBatch(input) if input.is_shared() else input
-        return input, torch.tensor(targets, dtype=torch.int64), unreadable, self._take_odd()
+            input = SharedBatch(input) if in_worker else input
+        return input, np.array(targets, np.int64), unreadable, self._take_odd()
 
     def _take_odd(self):
         """The dataset's sentences on odd files of this batch; empties its list."""
@@ -122,7 +122,8 @@ class BatchReader(data.Dataset):
         self.slot = (self.slot + 1) % len(self.buffers)
         buffer = self.buffers[self.slot]
         if buffer.shape[1:] != shape or len(buffer) < count:
-            buffer = self.buffers[self.slot] = torch.empty(count, *shape).share_memory_()
+            with passing():
+                buffer = self.buffers[self.slot] = torch.empty(count, *shape).share_memory_()
         return buffer[:count]
 
     def _set_current(self, index):

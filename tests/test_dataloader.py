@@ -1,13 +1,17 @@
 """The loaders: every image once, the same whatever the workers, from any place on."""
 
+import contextlib
 import errno
 import gc
+import itertools
 import os
 import re
 import resource
 import signal
 import sys
+import tempfile
 import time
+import types
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 import dataloader
 import datasets
 import opts
+from datasets import sharing
 from runtime.errors import InputError
 
 CPU = torch.device("cpu")
@@ -190,3 +195,158 @@ def test_a_full_shared_memory_while_workers_start(photos, tmp_path, monkeypatch,
     del train
     gc.collect()
     assert not ignored
+
+
+class Arrays:
+    """A dataset of 12 images, of one size."""
+
+    step = 0
+
+    def size(self):
+        return 12
+
+    def get(self, i):
+        return np.arange(0.0, 3 * 8 * (8 + self.step * i)).reshape(3, 8, -1), i
+
+    def transform(self):
+        return lambda image, draws: image
+
+
+class Stacked(Arrays):
+    """Of 12 sizes; a batch is lists of tensors of any layout, dtype and size."""
+
+    step = 1
+
+    def stack(self, images):
+        tensors = [torch.from_numpy(image)[None] for image in images]
+        turned = [tensor.bool().transpose(1, 3)[:, ::2] for tensor in tensors]
+        return [tensors, [[torch.arange(len(images))], turned, []], torch.empty(0, 3, 8, 8)]
+
+
+BOTH = pytest.mark.parametrize("dataset", [Arrays(), Stacked()], ids=["array", "stack"])
+
+
+def batches_of(dataset, workers, size=6):
+    """All its batches; a loader that waits for ever is an error."""
+
+    def late(*_):
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(20)
+    try:
+        loader = dataloader.DataLoader(
+            dataset, CPU, training=False, batch_size=size, workers=workers, dtype=torch.float64
+        )
+        return list(loader.run(1))
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def flat(parts):
+    """The tensors of nested lists."""
+    return sum(map(flat, parts), []) if isinstance(parts, list) else [parts]
+
+
+@contextlib.contextmanager
+def limited(kind, limit):
+    """A limit of this process and its workers."""
+    soft, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(kind, (soft, hard))
+
+
+def spare_files(count):
+    """Let no more than so many files be opened."""
+    gc.collect()
+    used = {int(name) for name in os.listdir("/dev/fd")}
+    free = (number for number in range(10**6) if number not in used)
+    return limited(resource.RLIMIT_NOFILE, next(itertools.islice(free, count, None)))
+
+
+@contextlib.contextmanager
+def full(monkeypatch):
+    """No room in /dev/shm for what a worker shares, and torch's words."""
+    real = torch.UntypedStorage._share_fd_cpu_
+
+    def share(storage, *args, **kwargs):
+        if torch.utils.data.get_worker_info() and not storage.is_shared():
+            name = "</torch_1_2_3>: No space left on device (28)"
+            raise RuntimeError(f"unable to allocate shared memory(shm) for file {name}")
+        return real(storage, *args, **kwargs)
+
+    monkeypatch.setattr(torch.UntypedStorage, "_share_fd_cpu_", share)
+    yield
+
+
+@BOTH
+@pytest.mark.parametrize(
+    "fault, sentence",
+    [
+        (full, "no shared memory is left for the loading workers' batches"),
+        (lambda _: limited(resource.RLIMIT_FSIZE, 2000), "larger than the largest file"),
+        (lambda _: spare_files(0), "too many open files .ulimit -n"),
+        (lambda _: spare_files(9), "too many open files .ulimit -n"),
+        (lambda _: spare_files(20), "too many open files .ulimit -n"),
+    ],
+    ids=["shm", "ulimit -f", "ulimit -n", "ulimit -n + 9", "ulimit -n + 20"],
+)
+def test_a_batch_that_cannot_be_passed_on(dataset, fault, sentence, monkeypatch, capfd):
+    """One sentence; torch pickles in a thread, whose errors nobody sees."""
+    with fault(monkeypatch), pytest.raises(InputError, match=sentence):
+        batches_of(dataset, 1)
+    assert capfd.readouterr().err == ""
+
+
+@BOTH
+def test_the_main_process_cannot_open_a_batch(dataset, monkeypatch):
+    """It mostly is in a thread of torch's there, which must not end."""
+
+    def loads(_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(sharing, "pickle", types.SimpleNamespace(loads=loads))
+    with pytest.raises(InputError, match="too many open files .ulimit -n"):
+        batches_of(dataset, 1)
+
+
+@BOTH
+@pytest.mark.parametrize("length", [71, 76, 200])
+def test_sockets_have_short_paths(dataset, length, tmp_path, monkeypatch):
+    folder = tmp_path / ("x" * max(1, length - len(f"{tmp_path}/")))
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    assert sum(batch.count for batch in batches_of(dataset, 1)) == 12
+
+
+@BOTH
+def test_no_folder_for_sockets(dataset, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", "/nowhere")
+    with pytest.raises(InputError, match="folder for sockets .TMPDIR.; -nThreads 0"):
+        batches_of(dataset, 1)
+
+
+def test_a_stack_from_a_worker_is_the_same_and_one_open_file():
+    """Each tensor of its own would be one, and the default limit is 1024."""
+    expected = batches_of(Stacked(), 0)
+    with spare_files(50):
+        found = batches_of(Stacked(), 1)
+    assert len(found) == len(expected) == 2
+    for one, other in zip(found, expected):
+        one, other = flat(one.input), flat(other.input)
+        assert len(one) == len(other) == 14
+        for a, b in zip(one, other):
+            assert a.dtype == b.dtype and a.stride() == b.stride() and torch.equal(a, b)
+
+
+def test_a_stack_is_pinned_as_one_buffer(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
+    parts = [torch.arange(5), [torch.rand(2, 3, 4, 4), torch.rand(3, 3)]]
+    pinned = pin_memory(sharing.SharedBatch.of(parts)).tensors()
+    for one, other in zip(flat(pinned), flat(parts), strict=True):
+        assert torch.equal(one, other) and not one.is_shared()
+        assert one.untyped_storage().data_ptr() == pinned[0].untyped_storage().data_ptr()
