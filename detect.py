@@ -183,6 +183,10 @@ def check(opt):
         raise InputError("give the classifier to begin with: -retrain model_best.pth")
     if opt.momentum == 0:
         raise InputError("-momentum 0: a checkpoint holds a momentum to go on with; give e.g. 0.9")
+    if opt.regions < 4:
+        raise InputError(f"-regions {opt.regions}: give 4 or more, because a quarter are objects")
+    if opt.anchors[0] < 2:
+        raise InputError("-anchors 1: give 2 or more, because half of 1 is rounded to 0")
     if "out" in opt.given and not opt.testOnly:
         raise InputError("-out is for -testOnly true or -show: a training writes detections.json")
     if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):

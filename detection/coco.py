@@ -17,6 +17,9 @@ from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
 
+# A box has an area if its sides are larger than this share of its image's: a thinner one may have
+# none once it is mirrored and resized in float32, and then its loss is not finite.
+THINNEST = 1e-6
 MOST = 2**53  # of any number in the file: larger ones do not fit the arrays
 LAYOUT = "-data DIR must hold annotations/instances_NAME.json and the images in NAME/"
 
@@ -160,8 +163,8 @@ class Coco:
         sizes = np.array([list(_size(self.images[id]).values()) for id in self.ids], np.float64)
         boxes[:, 2:] += boxes[:, :2]
         boxes = np.clip(boxes, 0, np.tile(sizes, 2)[where])
-        whole = np.array([a["area"] for a in self.annotations]) > 0
-        kept = whole & (boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])
+        kept = np.array([a["area"] for a in self.annotations]) > 0
+        kept &= (boxes[:, 2:] - boxes[:, :2] > THINNEST * sizes[where]).all(1)
         if not kept.all():
             lost = np.count_nonzero(~kept)
             note(f" | {self.path}: {lost} boxes without area, or outside their image, are left out")

@@ -4,6 +4,8 @@ The stages before the last see the whole image; the RPN works on their map. In t
 and Fast R-CNN share nothing: each has these stages of its own.
 """
 
+import math
+
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -85,6 +87,16 @@ def _run(blocks, x, recompute):
     return x
 
 
+class Transform(GeneralizedRCNNTransform):
+    """torchvision's, but a side of a narrow image keeps a pixel where it would have none."""
+
+    def resize(self, image, target=None):
+        sides = image.shape[-2:]
+        scale = min(self.min_size[0] / min(sides), self.max_size / max(sides))
+        self.fixed_size = tuple(max(1, math.floor(side * scale)) for side in reversed(sides))
+        return super().resize(image, target)
+
+
 class Detector(nn.Module):
     """A net that finds objects; `config` rebuilds it.
 
@@ -123,7 +135,7 @@ class Detector(nn.Module):
         unit = 255 / spec["largest"]
         mean, std = ([unit * value for value in spec[name]] for name in ("mean", "std"))
         sides = self.config["scale"], self.config["largest"]
-        self.transform = GeneralizedRCNNTransform(*sides, mean, std)
+        self.transform = Transform(*sides, mean, std)
 
     def losses(self, images, targets, step):
         """{name of LOSSES: mean over the images} of a training step.

@@ -52,21 +52,26 @@ class ProposalNet(RegionProposalNetwork):
         return super().filter_proposals(*args) if self.proposes else ([], [])
 
     def assign_targets_to_anchors(self, anchors, targets):
-        if not self.inside_only:
-            return super().assign_targets_to_anchors(anchors, targets)
         labels, boxes = [], []
-        for all_anchors, target, (height, width) in zip(anchors, targets, self.image_sizes):
-            left, top, right, bottom = all_anchors.unbind(1)
-            inside = (left >= 0) & (top >= 0) & (right <= width) & (bottom <= height)
-            if not inside.any():  # an image smaller than every anchor
-                inside = torch.ones_like(inside)
-            own, matched = super().assign_targets_to_anchors([all_anchors[inside]], [target])
+        for all_anchors, target, size in zip(anchors, targets, self.image_sizes):
+            allowed = self._allowed(all_anchors, size)
+            # of an object that no anchor meets, all would be the best, with an IoU of 0
+            met = ops.box_iou(target["boxes"], all_anchors[allowed]).any(1)
+            objects = [{"boxes": target["boxes"][met]}]
+            own, matched = super().assign_targets_to_anchors([all_anchors[allowed]], objects)
             label = own[0].new_full((len(all_anchors),), -1.0)  # -1: takes no part in the loss
             box = all_anchors.to(matched[0].dtype, copy=True)  # the anchors stay as they are
-            label[inside], box[inside] = own[0], matched[0]
+            label[allowed], box[allowed] = own[0], matched[0]
             labels.append(label)
             boxes.append(box)
         return labels, boxes
+
+    def _allowed(self, anchors, size):
+        """Which anchors (n, 4) may be positive or negative in an image of (height, width)."""
+        left, top, right, bottom = anchors.unbind(1)
+        inside = (left >= 0) & (top >= 0) & (right <= size[1]) & (bottom <= size[0])
+        # an image smaller than every anchor has none inside
+        return inside if self.inside_only and inside.any() else torch.ones_like(inside)
 
 
 class RegionPool(nn.Module):

@@ -9,6 +9,9 @@ import pytest
 import torch
 from PIL import Image
 from support.detectors import write_coco
+from torchvision.models.detection._utils import BoxCoder
+from torchvision.models.detection.transform import resize_boxes
+from torchvision.ops import box_iou
 
 from datasets.draws import Draws
 from detection import coco, scores, sources
@@ -64,6 +67,44 @@ def test_odd_boxes(tmp_path, content, capsys):
     assert "4 boxes without area, or outside their image, are left out" in capsys.readouterr().err
     assert len(found.truth()["annotations"]) == len(odd)  # the evaluation decides for itself
     assert Images(found, True, True).size() == 1 and Images(found, False, False).size() == 3
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1, 1), (3, 4001), (16000, 2)])
+def test_every_box_that_is_kept_has_a_finite_loss(tmp_path, content, size):
+    """Thin ones too, wherever they lie: mirrored, and resized as the net wants the image."""
+    random, sides = np.random.default_rng(0), np.array(size)
+    shares = 10 ** random.uniform(-9, 0, (400, 2))
+    corners = random.choice([0, 1e-8, 1 / 3, 1 - 1e-6, 1], (400, 2)) * (1 - shares)
+    content["images"][0].update(width=size[0], height=size[1])
+    content["annotations"] = [
+        {"image_id": 10, "category_id": 90, "bbox": [*(corner * sides), *(share * sides)]}
+        for corner, share in zip(corners.tolist(), shares.tolist())
+    ]
+    images = Images(opened(tmp_path, content), True, True)
+    anchor = torch.tensor([[0.0, 0, 32, 32]])
+    for code in (0, 1):  # as it is, mirrored
+        boxes = images.target(code, size[0])["boxes"]
+        assert (shares > 2e-6).all(1).sum() <= len(boxes) < 400
+        for new in ((600, 800), (1, 1), (1000, 1)):  # height, width
+            resized = resize_boxes(boxes, (size[1], size[0]), new)
+            goals = BoxCoder((1.0, 1.0, 1.0, 1.0)).encode_single(resized, anchor)
+            assert goals.isfinite().all()
+            assert (box_iou(resized, resized).diagonal() > 0.99).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 3), (3, 1), (5, 4)])
+def test_mirrored_images_of_every_width(tmp_path, content, size):
+    pixels = np.random.default_rng(0).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "train2017" / "10.png")
+    content["images"][0].update(width=size[0], height=size[1])
+    content["annotations"] = [{"image_id": 10, "category_id": 3, "bbox": [0, 0, *size]}]
+    load, seen = Images(opened(tmp_path, content), True, True).fast_path(), set()
+    for seed in range(9):
+        image, code = load(0, Draws(seed, 1, 0))
+        expected = pixels[:, ::-1] if code % 2 else pixels
+        assert (image[0].permute(1, 2, 0).numpy() == expected).all()
+        seen.add(code)
+    assert seen == {0, 1}
 
 
 def test_what_may_lack(tmp_path, content):
