@@ -1,7 +1,8 @@
 """The run folder (-save) while a run writes to it. Port of the writing part of checkpoints.lua.
 
 It holds model_N.pth, optimState_N.pth, model_best.pth, log.jsonl and latest.pth. Every write is
-atomic (atomic.py). optimState_N.pth is the last file of its epoch but for latest.pth, which names
+atomic (atomic.py), and no file is overwritten or removed that this run has not written: what it
+finds is set aside. optimState_N.pth is the last file of its epoch but for latest.pth, which names
 both: whenever the run is killed, the folder resumes. A checkpoint inside an epoch is a single file
 with model and state, which the next checkpoint replaces. Differs from the Lua: training goes on
 while a thread writes a copy of the state (writer.py), and a full disk ends the run only if its last
@@ -17,10 +18,10 @@ import os
 import re
 
 from parallel import group
+from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
-from storage import atomic, curves, lock, log, tensors
-from storage.tensorboard import TensorBoardLog
+from storage import atomic, curves, lock, log, tensorboard, tensors
 from storage.writer import Writer
 
 INSIDE = "inside_epoch.pth"
@@ -83,7 +84,7 @@ class RunFolder:
                     os.rmdir(self.path)
 
     def begin(self, opt, checkpoint, model, device, agents=()):
-        """Write a new log.jsonl, or the checkpoint's log; take over the checkpoint's best error.
+        """Set aside what others wrote; write the log; take over the checkpoint's best model.
 
         agents: the names of the run's torchrun agents.
         """
@@ -93,39 +94,67 @@ class RunFolder:
         if not self.writes:
             return
         if self.opt.tensorboard:
-            self.tensorboard = TensorBoardLog(self.path)
+            self.tensorboard = tensorboard.TensorBoardLog(self.path)
         self.lines = [log.header(self.opt, model, device)]
+        if checkpoint is not None:
+            self.lines = [*map(curves.named, checkpoint.get("log", []))] or self.lines
         try:
             resumed = self.opt.resume
-            # without a checkpoint, what lies here is of this run's first save, which was cut off
-            if not os.path.isdir(resumed) or not os.path.samefile(resumed, self.path):
-                self._set_aside()
+            here = os.path.isdir(resumed) and os.path.samefile(resumed, self.path)
+            self._set_aside(checkpoint if here else None)
             if checkpoint is not None:
-                self.lines = [*map(curves.named, checkpoint.get("log", []))] or self.lines
                 self._continue_from(checkpoint)
             self._write_log(self.lines)
         except OSError as error:
             raise _cannot_begin(self.path, error) from None
 
-    def _set_aside(self):
-        """Move the files of an earlier run into a folder beside, so that none is lost or mixed."""
+    def _set_aside(self, checkpoint):
+        """Move the files of other runs into a folder beside, so that none is lost or mixed.
+
+        checkpoint: that in this folder, or None.
+        """
         names = [name for name in os.listdir(self.path) if OURS.fullmatch(name)]
-        if not any(name.endswith(".pth") for name in names):
-            return  # a log alone is of a run that saved nothing
+        own = {name for name in names if self._is_own(name, checkpoint)}
+        if self.tensorboard:
+            events = (name for name in own if name.startswith("events."))
+            self.tensorboard.replaced = [self._file(name) for name in events]
+        if own.issuperset(names):
+            return
         folder = next(
             f for n in itertools.count(1) if not os.path.exists(f := self._file(f"earlier-{n}"))
         )
         os.mkdir(folder)
         # latest.pth first: the folder must not resume by half of its files
-        for name in sorted(names, key=lambda name: name != "latest.pth"):
+        for name in sorted({*names} - own, key=lambda name: name != "latest.pth"):
             os.rename(self._file(name), os.path.join(folder, name))
-        note(f"=> {self.path} held an earlier run: its files are in {folder} now")
+        note(f"=> {self.path} held files of an earlier run: they are in {folder} now")
+
+    def _is_own(self, name, checkpoint):
+        """Whether the run wrote a file up to the checkpoint, or writes all that it holds again.
+
+        Files of later epochs count as others': a save that was cut off looks like another run's.
+        """
+        path, events = self._file(name), name.startswith("events.")
+        if events and self.tensorboard:
+            return tensorboard.holds_only(path, self.lines)
+        with contextlib.suppress(OSError, atomic.Damaged):
+            if name == "log.jsonl":
+                with regular_files.opened(path) as file:
+                    return _log_bytes(self.lines).startswith(file.read())
+            if name == "model_best.pth" and checkpoint is not None:
+                return atomic.digest(path) == checkpoint.get("bestDigest")
+        if checkpoint is None:
+            return False
+        if name.startswith("detections."):  # every test of a detector writes them
+            return any("test/AP" in log.scalars(line) for line in self.lines[1:])
+        epochs = [line["epoch"] for line in self.lines[1:]]
+        files = {f"{kind}_{n}.pth" for n in epochs for kind in ("model", "optimState")}
+        files.update(os.path.basename(checkpoint[key]) for key in ("modelFile", "file"))
+        return events or name == "latest.pth" or name in files
 
     def _continue_from(self, checkpoint):
         if os.path.samefile(self.opt.resume, self.path):
             self.saved = f"epoch {checkpoint['epoch']}"
-            if os.path.basename(checkpoint["modelFile"]) != INSIDE:
-                self._remove_inside()  # the run was killed just before it did so
         theirs, ours = os.path.join(self.opt.resume, "model_best.pth"), self._file("model_best.pth")
         if os.path.isfile(theirs) and not os.path.exists(ours):
             atomic.copy(theirs, ours)
@@ -277,8 +306,7 @@ class RunFolder:
     def _write_log(self, lines):
         if self.logged != len(lines):
             with atomic.replacing(self._file("log.jsonl")) as file:
-                for line in lines:
-                    file.write(json.dumps(line).encode() + b"\n")
+                file.write(_log_bytes(lines))
             self.logged = len(lines)
         if self.tensorboard:
             self.tensorboard.write(lines)
@@ -304,6 +332,10 @@ def _check_finite(model, state):
         fault = tensors.fault(tensor) if tensor.is_floating_point() else None
         if fault:
             raise InputError(f"{name} {fault}")
+
+
+def _log_bytes(lines):
+    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def _cannot_begin(path, error):

@@ -5,13 +5,14 @@ that no step is missing or there twice. It uses the parts of torch's SummaryWrit
 writer, which reports a full disk by a traceback from a thread of its own.
 """
 
-import glob
+import contextlib
 import io
 import os
 import socket
 import time
 import types
 
+from runtime import regular_files
 from runtime.errors import InputError
 from storage import log
 
@@ -24,6 +25,7 @@ class TensorBoardLog:
     def __init__(self, folder):
         _tensorboard()  # a missing package is an error now, not after an epoch
         self.folder, self.path, self.written = folder, None, 0
+        self.replaced = []  # event files of the run that a new one replaces
 
     def write(self, lines):
         """Append what is new in the lines of log.jsonl; the first line is its header."""
@@ -43,16 +45,36 @@ class TensorBoardLog:
         self.written += len(new)
 
     def _begin(self):
-        pattern = os.path.join(glob.escape(self.folder), f"events.out.tfevents.*{SUFFIX}")
-        for path in glob.glob(pattern):
-            os.remove(path)
+        for path in self.replaced:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(path)
         now = time.time()
         name = f"events.out.tfevents.{now:.0f}.{socket.gethostname()}.{os.getpid()}{SUFFIX}"
         path = os.path.join(self.folder, name)
+        self.replaced = [path]
         with open(path, "wb") as file:
             event = _tensorboard().event_pb2.Event(wall_time=now, file_version="brain.Event:2")
             file.write(_record(event))
         self.path, self.written = path, 0
+
+
+def holds_only(path, lines):
+    """Whether a file has no other events than those of these lines of the log."""
+    known = {_event(0, line["epoch"], log.scalars(line)).SerializeToString() for line in lines[1:]}
+    at = 0
+    try:
+        with regular_files.opened(path) as file:
+            content = file.read()
+        while at < len(content):  # record: the event's length, a checksum, the event, a checksum
+            end = at + 12 + int.from_bytes(content[at : at + 8], "little")
+            event = _tensorboard().event_pb2.Event.FromString(content[at + 12 : end])
+            event.wall_time = 0
+            if not event.file_version and event.SerializeToString() not in known:
+                return False
+            at = end + 4
+    except Exception:  # unreadable, or damaged: protobuf has errors of its own
+        return False
+    return True
 
 
 def _event(moment, step, numbers):

@@ -69,7 +69,7 @@ def test_killed_at_every_operation(tmp_path):
                 if done < n:
                     run.epoch(n, best=n < 2)
 
-    count, before = 0, 0
+    count, before, undisturbed = 0, 0, 0
     while True:
         count += 1
         folder = tmp_path / str(count)
@@ -85,10 +85,13 @@ def test_killed_at_every_operation(tmp_path):
         assert step_of(newest(folder)) == 2
         names = [f"{kind}_{n}.pth" for kind in ("model", "optimState") for n in (1, 2)]
         names += ["latest.pth", "log.jsonl", "model_best.pth"]
-        assert sorted(os.listdir(folder)) == sorted(names)  # no temporary file, no lock
+        aside = {name for name in os.listdir(folder) if name.startswith("earlier-")}
+        assert {*os.listdir(folder)} - aside == {*names}  # no temporary file, no lock
+        undisturbed += not aside
         best = atomic.load(folder / "model_best.pth")["model"]["weight"]
         assert (best == 1).all()
     assert before == 2 and count > 30
+    assert undisturbed > count // 4  # else a save was cut off, so that its files are set aside
 
 
 def test_damage_anywhere_is_noticed(tmp_path):
@@ -188,8 +191,104 @@ def test_an_earlier_run_is_set_aside_whole(tmp_path, capsys):
         assert {"model_best.pth", "log.jsonl", f"optimState_{steps}.pth"} <= set(
             os.listdir(earlier)
         )
-        assert f"its files are in {earlier} now" in capsys.readouterr().err or number == 2
+        assert f"they are in {earlier} now" in capsys.readouterr().err or number == 2
     assert (tmp_path / "mine.txt").exists() and "model_3.pth" not in os.listdir(tmp_path)
+
+
+OTHERS = ["model_best.pth", "model_1.pth", "optimState_4.pth", "log.jsonl", "events"]
+OTHERS += ["detections.json", "detections.png"]
+
+
+@pytest.fixture(scope="module")
+def another_run(tmp_path_factory):
+    """The folder of a run with all files that there are."""
+    folder = tmp_path_factory.mktemp("another")
+    with entered(folder, "-tensorboard", "true") as run:
+        for n in (1, 2, 3, 4):
+            run.folder.save(n, *run.trainer.saved(70 + n), True, {"seconds": 70 + n})
+        run.folder.wait()
+        run.inside(80)
+    for name in ("detections.json", "detections.png"):
+        (folder / name).write_text(name)
+    return folder
+
+
+def put(another_run, names, folder):
+    """Copy files of another run into a folder; returns their contents."""
+    folder.mkdir(exist_ok=True)
+    contents = []
+    for name in names:
+        [path] = another_run.glob(f"{name}*")
+        shutil.copy(path, folder)
+        contents.append(path.read_bytes())
+    return contents
+
+
+@pytest.mark.parametrize(
+    "resume, names",
+    [*(("here", [name]) for name in OTHERS), ("here", ["log.jsonl", "events"])]
+    + [(resume, OTHERS) for resume in ("none", "elsewhere", "torch7")]
+    + [("inside", OTHERS), ("epoch 2", [n for n in OTHERS if n != "model_1.pth"])]
+    + [("epoch 2", ["inside_epoch.pth"])],
+)
+def test_what_another_run_wrote_is_kept(tmp_path, another_run, names, resume, capsys):
+    """Whatever the run begins from: files of others are neither overwritten nor removed."""
+    folder, source, checkpoint = tmp_path / "run", tmp_path / "run", None
+    words = ["-tensorboard", "true", "-keep", "1"]
+    if resume == "elsewhere":
+        source = tmp_path / "source"
+    if resume in ("elsewhere", "inside", "epoch 2"):
+        with entered(source, *words) as run:
+            if resume == "inside":
+                run.inside(1)
+            else:
+                run.epoch(1)
+                run.epoch(2, best=True)
+        checkpoint = newest(source)
+    elif resume == "torch7":
+        paths = {key: str(folder / f"{key}_2.t7") for key in ("modelFile", "file")}
+        checkpoint = {"epoch": 2, "best": (9.0, 1.0), **paths}
+    elif resume == "none":
+        source = "none"
+    contents = put(another_run, names, folder)
+    with entered(folder, *words, "-resume", str(source), checkpoint=checkpoint) as run:
+        for n in range(checkpoint["epoch"] + 1 if checkpoint else 1, 6):
+            run.inside(n)
+            run.epoch(n, best=True)
+    found = [path.read_bytes() for path in folder.rglob("*") if path.is_file()]
+    assert all(content in found for content in contents)
+    earlier = folder / "earlier-1"
+    line = capsys.readouterr().err.splitlines()[0]
+    assert line == f"=> {folder} held files of an earlier run: they are in {earlier} now"
+    assert len([*folder.glob("events*")]) == 1 and (folder / "model_5.pth").exists()
+
+
+@pytest.mark.parametrize("damaged", [None, "latest.pth", "optimState_3.pth"])
+def test_a_resume_goes_on_with_its_own_files(tmp_path, damaged, capsys):
+    """Nothing is set aside but what lies beyond the checkpoint."""
+    words = ["-tensorboard", "true", "-resume", str(tmp_path)]
+    scores = {"seconds": 1, "test": {"AP": 1.5}}
+    with entered(tmp_path, *words) as run:
+        for n in (1, 2, 3):
+            run.folder.save(n, *run.trainer.saved(n), n == 2, scores)
+    for name in ("detections.json", "detections.png"):
+        (tmp_path / name).write_text(name)
+    if damaged:
+        os.truncate(tmp_path / damaged, 40)
+    for done in (2 if damaged == "optimState_3.pth" else 3, 4):
+        checkpoint = newest(tmp_path)
+        assert step_of(checkpoint) == done
+        with entered(tmp_path, *words, checkpoint=checkpoint) as run:
+            for n in range(done + 1, 5):
+                run.folder.save(n, *run.trainer.saved(n), False, scores)
+    aside = [path.name for path in tmp_path.glob("earlier-*/*")]
+    if damaged == "optimState_3.pth":
+        [events] = [name for name in aside if name.startswith("events")]
+        assert {*aside} == {"model_3.pth", damaged, "log.jsonl", events}
+    else:
+        assert not aside and not capsys.readouterr().err
+    assert (tmp_path / "detections.json").exists() and len([*tmp_path.glob("events*")]) == 1
+    assert (atomic.load(tmp_path / "model_best.pth")["model"]["weight"] == 2).all()
 
 
 def test_only_temporary_files_of_ours_are_removed(tmp_path):
@@ -384,10 +483,11 @@ def test_the_best_model_is_the_checkpoints(tmp_path, capsys, harm, keep, detects
         path.write_bytes(content)
     with entered(tmp_path, "-resume", str(tmp_path), checkpoint=checkpoint):
         pass
-    [said] = capsys.readouterr().err.splitlines()
+    said = capsys.readouterr().err.splitlines()[-1]
     source = tmp_path / "model_2.pth"
     if keep:
         assert said.startswith("=> ") and str(path) in said
+        assert harm != "older" or (tmp_path / "earlier-1" / path.name).read_bytes() == older
         assert said.endswith(f", and {source} cannot replace it")
     else:
         assert said.endswith(f": made again from {source}") and str(path) in said
