@@ -224,7 +224,7 @@ def _class_images(folder, name, others, skip):
     """File names of the images of one class, sorted, bytes (N,).
 
     others: a list to which the paths of its other files are added. InputError if an image lies in a
-    subfolder or, unless `skip`, is no file (a link to nothing, for one). The names become an array
+    subfolder or, unless `skip`, is not a file (a link to nothing, say). The names become an array
     class by class: while they are in the processor's cache, that takes half as long.
     """
     path = os.path.join(folder, name)
@@ -247,7 +247,7 @@ def _class_images(folder, name, others, skip):
         if lost and not skip:
             file = os.fsdecode(os.path.join(path, lost[0]))
             raise InputError(
-                f"{file!r} is no file, or a link to none; mend or remove it, or give "
+                f"{file!r} is not a file, or is a link to nothing; mend or remove it, or give "
                 "-skipCorrupt true"
             )
         files = [n for n in names if not _is_hidden(n) and n not in folders]

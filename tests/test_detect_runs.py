@@ -388,16 +388,14 @@ def test_an_error_loses_no_iteration(
             raise MemoryError
         return original(*arguments)
 
-    save = f" -save {name}{call}"
+    save = f"{name}{call}"
     with monkeypatch.context() as patch, pytest.raises((MemoryError, InputError)):
         patch.setattr(owner, name, failing)
-        run(SHARED + NEW + save)
-    line = (
-        f"=> an error {where}: saved what was done; to go on: python detect.py -resume {save[7:]}"
-    )
+        run(f"{SHARED}{NEW} -save {save}")
+    line = f"=> an error {where}: saved what was done; to go on: python detect.py -resume {save}"
     assert line in capsys.readouterr().err
-    run(f"-resume {save[7:]} -nThreads 0")
-    same(results(folder / "one", 2), results(folder / save[7:], 2))
+    run(f"-resume {save} -nThreads 0")
+    same(results(folder / "one", 2), results(folder / save, 2))
 
 
 def test_an_image_that_goes_inside_an_epoch(run, folder):

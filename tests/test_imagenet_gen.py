@@ -134,7 +134,8 @@ def test_the_order_of_numbers(names, tmp_path):
 def test_what_is_no_file_is_named_before_the_training(tmp_path, split, kind):
     make(tmp_path, "train/a/1.png", "val/a/1.png", "val/a/3.png")
     kind(tmp_path / split / "a" / "2.png")
-    with pytest.raises(InputError, match=f"{split}/a/2.png' is no file, or a link to none; mend"):
+    words = f"{split}/a/2.png' is not a file, or is a link to nothing; mend"
+    with pytest.raises(InputError, match=words):
         index(tmp_path, tmp_path / "list.npz")
     imagenet_gen.exec(options(tmp_path, skip=True), str(tmp_path / "list.npz"))
     assert b"a/2.png" in np.load(tmp_path / "list.npz")[f"{split}_paths"]  # skipped when it is read
