@@ -83,7 +83,7 @@ RECIPES = {
     ("digits", False): {
         **{"rpnBatchSize": 8, "rpnLR": 0.02, "rpnIterations": (100, 125), **_DIGITS},
         **{"LR": 0.03, "iterations": (500, 625), "warmup": 50},
-        "proposals": (1000, 300, 500, 150),  # its RPN ranks worse: 64 miss a sixth of the digits
+        "proposals": (1000, 300, 500, 150),  # its RPN ranks worse: 64 miss a seventh of the digits
     },
     ("digits", True): {
         **{"LR": 0.02, "iterations": (600, 750), "warmup": 50, **_DIGITS},
