@@ -17,8 +17,7 @@ import models
 import opts
 from formats import model_files, torch7
 from parallel import group
-from runtime.errors import InputError
-from runtime.foreign import shown
+from runtime.errors import InputError, shown
 from runtime.terminal import note, say
 from storage import atomic, schema, tensors
 from storage.run_folder import INSIDE

@@ -36,7 +36,7 @@ from datasets.workers import (
 )
 from parallel import group, signals
 from parallel.replicas import split, split_sizes
-from runtime import threads
+from runtime import process
 from runtime.errors import InputError
 from runtime.precision import Precision
 from runtime.terminal import note
@@ -308,7 +308,7 @@ class DataLoader:
         """Print a line if the epoch waited for data and more workers would help; once a run."""
         if self.in_memory or self.advised:
             return
-        idle = threads.cores() - self.threads - group.local_world_size()
+        idle = process.cores() - self.threads - group.local_world_size()
         self.advised = advice(epoch, self.threads, idle, seconds, waited)
         if self.advised:
             note(self.advised)

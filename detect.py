@@ -10,7 +10,7 @@ import sys
 import opts
 from main import replicas
 from parallel import guard, launch
-from runtime import memory, options, output_files, regular_files, threads
+from runtime import memory, options, output_files, process, regular_files
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
 
@@ -97,7 +97,7 @@ def main(argv=None):
     end = guard.end if argv is None else None  # from Python, the process goes on after the run
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
-    threads.spin_briefly()
+    process.spin_briefly()
 
     asked = opt.given.get("nProcs")
     count = 1 if opt.show else launch.processes(asked, replicas(opt))

@@ -12,7 +12,7 @@ import datasets
 import opts
 from parallel import launch
 from parallel.guard import guard
-from runtime import memory, options, output_files, regular_files, threads
+from runtime import memory, options, output_files, process, regular_files
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, series, whole
 
@@ -60,7 +60,7 @@ def main(argv=None):
     """Test what the command line asks for; returns the errors of ensemble.test."""
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
-    threads.spin_briefly()
+    process.spin_briefly()
     count = launch.available(opt.given.get("nProcs"))
     if count > 1:
         sys.exit(launch.run("evaluate.py", argv, count))

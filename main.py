@@ -4,7 +4,7 @@ import sys
 
 import opts
 from parallel import guard, launch
-from runtime import memory, threads
+from runtime import memory, process
 
 
 def main(argv=None):
@@ -12,7 +12,7 @@ def main(argv=None):
     end = guard.end if argv is None else None  # from Python, the process goes on after the run
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = opts.parse(argv)
-    threads.spin_briefly()
+    process.spin_briefly()
 
     count = launch.processes(opt.given.get("nProcs"), replicas(opt))
     if count > 1:

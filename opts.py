@@ -15,8 +15,7 @@ import sys
 import datasets
 from models import depths
 from runtime import options, regular_files
-from runtime.errors import InputError
-from runtime.foreign import shown
+from runtime.errors import InputError, shown
 from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
 from runtime.terminal import note
 

@@ -13,8 +13,7 @@ import warnings
 
 import opts
 from runtime import command, options, output_files
-from runtime.errors import InputError
-from runtime.foreign import cut, visible
+from runtime.errors import InputError, cut, visible
 from runtime.terminal import complain
 from storage import atomic, curves
 

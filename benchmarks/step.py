@@ -35,7 +35,7 @@ import opts
 from dataloader import Batch
 from models.resnet import resnet
 from models.resnext import resnext
-from runtime import memory, threads
+from runtime import memory
 from runtime.precision import MIXED
 from train import Trainer, criterion
 
@@ -190,7 +190,7 @@ class Apart:
         process = multiprocessing.get_context("spawn").Process
         before = dict(os.environ)
         if way.who == "ours":
-            threads.spin_briefly()  # as main.py
+            process.spin_briefly()  # as main.py
         self.process = process(target=serve, args=(theirs, way), daemon=True)
         self.process.start()
         os.environ.clear()

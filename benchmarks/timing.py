@@ -16,7 +16,7 @@ from importlib import metadata
 
 import torch
 
-from runtime import threads
+from runtime import process
 
 RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results.csv")
 FIELDS = "date benchmark setting what measure value device threads precision layout torch cuda"
@@ -113,7 +113,7 @@ def record(heads, rows, setting="", precision="single", layout="channels_last", 
 
 def machine(*packages):
     """A line on the hardware, the threads and the versions of Python, torch and the packages."""
-    parts = [f"{_cpu()}, {threads.cores()} of {os.cpu_count()} cores"]
+    parts = [f"{_cpu()}, {process.cores()} of {os.cpu_count()} cores"]
     parts.append(f"{torch.get_num_threads()} threads of torch")
     if torch.cuda.is_available():
         parts.append(f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")

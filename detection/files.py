@@ -4,8 +4,7 @@ import torch
 
 from detection.net import Detector
 from formats import model_files
-from runtime.errors import InputError
-from runtime.foreign import shown
+from runtime.errors import InputError, shown
 from runtime.options import LONGEST
 from storage import atomic, tensors
 

@@ -5,8 +5,7 @@ import io
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from runtime.errors import InputError
-from runtime.foreign import cut
+from runtime.errors import InputError, cut
 from storage import atomic
 
 # Okabe and Ito's colours, as in plot.py

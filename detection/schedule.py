@@ -7,8 +7,7 @@ on from one step to the next, so that files, log and resuming are those of any r
 import math
 from typing import NamedTuple
 
-from runtime.errors import InputError
-from runtime.foreign import shown
+from runtime.errors import InputError, shown
 
 
 class Step(NamedTuple):

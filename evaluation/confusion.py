@@ -4,8 +4,7 @@ import os
 
 import numpy as np
 
-from runtime.errors import InputError
-from runtime.foreign import cut
+from runtime.errors import InputError, cut
 from storage import atomic, csv_table
 
 NAMED = 50  # classes up to which the picture names them

@@ -15,8 +15,7 @@ import torch
 
 from parallel import group
 from parallel.signals import Interrupts
-from runtime.errors import InputError
-from runtime.foreign import shown
+from runtime.errors import InputError, shown
 from storage import schema
 
 LAG = 1  # iterations in flight on a GPU: one is enough if queuing it is faster than running it

@@ -22,8 +22,7 @@ import torch
 
 from formats import t7, torch7, torchvision
 from runtime import regular_files
-from runtime.errors import InputError
-from runtime.foreign import shown
+from runtime.errors import InputError, shown
 from runtime.options import LONGEST
 from storage import atomic, pickles, tensors
 

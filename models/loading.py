@@ -15,8 +15,7 @@ from datasets.input_spec import InputTransform
 from formats import model_files
 from models.blocks import init_linear
 from models.freezing import freeze
-from runtime.errors import InputError
-from runtime.foreign import shown
+from runtime.errors import InputError, shown
 from runtime.precision import Precision
 from runtime.terminal import note, say
 from storage import tensors

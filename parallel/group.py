@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from parallel import interface, launch
 from runtime.errors import InputError
-from runtime.exit import leave, script
+from runtime.process import leave, script
 from runtime.terminal import complain, note
 
 # For one collective. A process that died is noticed at once (gloo), or the parent or the agent ends

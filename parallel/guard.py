@@ -9,10 +9,10 @@ import traceback
 
 from parallel import launch
 from parallel.signals import Interrupted
+from runtime.command import missing
 from runtime.errors import InputError
-from runtime.exit import leave, open_standard_streams, print_anything, script
 from runtime.memory import lacking
-from runtime.packages import missing
+from runtime.process import leave, open_standard_streams, print_anything, script
 from runtime.terminal import complain, is_rank_0
 
 

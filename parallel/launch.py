@@ -17,9 +17,8 @@ import time
 
 from parallel import interface
 from parallel.signals import PARENT, SIGNALS, Copies, announcement, ended_at_once, handle
-from runtime import exit, terminal, threads
+from runtime import process, terminal
 from runtime.errors import InputError
-from runtime.exit import ROOT
 from runtime.terminal import complain, note
 
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of one of several processes
@@ -113,7 +112,7 @@ def run(script, argv, count, folder=None):
 
 def _start(script, argv, rank, count, port):
     environment = {
-        "OMP_NUM_THREADS": str(max(1, threads.cores() // count)),
+        "OMP_NUM_THREADS": str(max(1, process.cores() // count)),
         **os.environ,
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -125,7 +124,9 @@ def _start(script, argv, rank, count, port):
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists, rank 0 must not create it
         PARENT: str(os.getpid()),
     }
-    return subprocess.Popen([sys.executable, os.path.join(ROOT, script), *argv], env=environment)
+    return subprocess.Popen(
+        [sys.executable, os.path.join(process.ROOT, script), *argv], env=environment
+    )
 
 
 def _watch(children, received, folder):
@@ -164,7 +165,7 @@ def _failed(rank, state, received, folder):
         name = signal.Signals(-state).name
         terminal.clear()
         hint = ", perhaps out of memory" if name == "SIGKILL" else ""
-        complain(f"{exit.script()}: process {rank} was ended by {name}{hint}")
+        complain(f"{process.script()}: process {rank} was ended by {name}{hint}")
     return 128 - state
 
 

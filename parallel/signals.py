@@ -14,7 +14,7 @@ import threading
 import time
 
 from runtime import terminal
-from runtime.exit import leave, script
+from runtime.process import leave, script
 from runtime.terminal import complain, note
 
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent

@@ -15,9 +15,8 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from datasets.class_names import english
 from runtime import command, options, output_files
-from runtime.errors import InputError
-from runtime.exit import print_names
-from runtime.foreign import visible
+from runtime.errors import InputError, visible
+from runtime.process import print_names
 from runtime.regular_files import model_file
 from runtime.terminal import complain
 

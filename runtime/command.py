@@ -8,10 +8,12 @@ import os
 import sys
 
 from runtime.errors import InputError
-from runtime.exit import open_standard_streams, print_anything
 from runtime.memory import lacking
-from runtime.packages import missing
+from runtime.process import open_standard_streams, print_anything
 from runtime.terminal import complain
+
+# packages as they are imported; requirements.txt has their names for pip
+REQUIRED = ("torch", "torchvision", "numpy", "PIL", "filelock")
 
 
 def run(main):
@@ -51,3 +53,14 @@ def one_sentence(name):
     except InputError as error:
         complain(f"{name}: {error}")
         sys.exit(1)
+
+
+def missing(error):
+    """The sentence for an ImportError of a required package, or None for any other error."""
+    if not isinstance(error, ModuleNotFoundError) or error.name not in REQUIRED:
+        return None
+    return (
+        f"{error.name} is not installed in this Python: `make demo` installs what is needed into"
+        " .venv, and `. .venv/bin/activate` enters it in this shell; or install it by hand,"
+        " `pip install -r requirements.txt`"
+    )

@@ -1,15 +1,57 @@
-"""The exception for bad input, the only one that is written for the user."""
+"""The exception for bad input, and how messages show names and values from files."""
 
-from runtime.foreign import visible
+import re
+import reprlib
+
+# Control characters, line and paragraph separators, marks that change the direction of text, and
+# surrogates but for those that stand for the bytes of a file's name, which streams handle.
+_HIDDEN = re.compile(
+    "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]"
+)
 
 
 class InputError(Exception):
     """Bad input. The message is one sentence: what is wrong, where, and what would be right.
 
     Commands print it on stderr without a traceback and exit with a non-zero status. Any other
-    exception that reaches the top is a bug and keeps its traceback. Names in the message may come
-    from files: control characters are escaped.
+    exception that reaches the top is a bug and keeps its traceback. Control characters in the
+    message, which may hold names from files, are escaped.
     """
 
     def __str__(self):
         return visible(super().__str__())
+
+
+class _Short(reprlib.Repr):
+    """Few values of a container, and of other objects the type only: their repr may be long."""
+
+    def repr_instance(self, value, level):
+        simple = value is None or isinstance(value, (bool, float))
+        return repr(value) if simple else f"<{type(value).__name__}>"
+
+
+_SHORT = _Short()
+_SHORT.maxlevel = 2  # the number of values grows with its power
+_SHORT.maxstring = 80
+
+
+def visible(text, keep=""):
+    """The text with control characters as escapes, as repr has them, but for those in `keep`."""
+
+    def escape(found):
+        character = found[0]
+        return character if character in keep else character.encode("unicode_escape").decode()
+
+    return _HIDDEN.sub(escape, text)
+
+
+def cut(text, most):
+    """The text for a picture or a table: `visible`, at most so long, undecodable bytes escaped."""
+    text = visible(text[: most + 1])
+    text = text if len(text) <= most else text[: most - 1] + "…"
+    return text.encode(errors="backslashreplace").decode()
+
+
+def shown(value):
+    """A value as a message has it: repr cut short, in a time that does not depend on the value."""
+    return _SHORT.repr(value)[:80]

@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 
-from runtime.exit import script
-from runtime.foreign import visible
+from runtime.errors import visible
+from runtime.process import script
 
 ERASE = "\r\x1b[K"  # go to the start of the line, erase it
 MIN_INTERVAL = 0.1  # seconds between two redraws of the status line by `show`

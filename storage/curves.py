@@ -10,8 +10,7 @@ import os
 from typing import NamedTuple
 
 from runtime import regular_files
-from runtime.errors import InputError
-from runtime.foreign import shown, visible
+from runtime.errors import InputError, shown, visible
 
 # Options that do not decide the result, and the seed.
 IGNORED = {

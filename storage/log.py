@@ -20,7 +20,7 @@ except ImportError:  # on Windows
 
 from parallel import group
 from parallel.replicas import split_sizes
-from runtime.exit import ROOT
+from runtime.process import ROOT
 
 
 def header(opt, model, device):

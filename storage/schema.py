@@ -7,8 +7,7 @@ are checked by checkpoints.py, which knows the option table.
 
 import math
 
-from runtime.errors import InputError
-from runtime.foreign import shown
+from runtime.errors import InputError, shown
 from storage import atomic, tensors
 
 MOST = 2**53  # whole numbers up to here are exact as floats

@@ -16,7 +16,7 @@ from datasets.transforms import Scale
 from evaluation import ensemble
 from formats import model_files
 from models.resnet import resnet
-from runtime import exit, memory
+from runtime import memory, process
 from runtime.errors import InputError
 
 
@@ -241,6 +241,6 @@ def test_out_of_memory_is_one_sentence():
 
 def test_it_speaks_in_its_own_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/evaluate.py", "-help"])
-    assert exit.script() == "evaluate.py"
+    assert process.script() == "evaluate.py"
     monkeypatch.setattr(sys, "argv", ["/usr/bin/pytest"])
-    assert exit.script() == "main.py"
+    assert process.script() == "main.py"

@@ -33,8 +33,7 @@ from evaluation import confusion
 from evaluation.metrics import Metrics
 from formats import model_files
 from models.resnet import resnet
-from runtime.errors import InputError
-from runtime.foreign import shown, visible
+from runtime.errors import InputError, shown, visible
 from runtime.options import whole
 from storage import curves, pickles
 

@@ -16,8 +16,7 @@ from support.runs import ROOT
 
 import opts
 import plot
-from runtime.errors import InputError
-from runtime.foreign import visible
+from runtime.errors import InputError, visible
 from storage import curves
 
 WORDS = "-dataset cifar10 -depth 29 -cardinality 8 -baseWidth 64 -nEpochs 4"

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-PROGRAM = "from runtime import threads; threads.spin_briefly(); import torch"
+PROGRAM = "from runtime import process; process.spin_briefly(); import torch"
 
 
 @pytest.mark.parametrize("given, spins", [({}, "3000"), ({"OMP_WAIT_POLICY": "passive"}, "0")])

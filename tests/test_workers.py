@@ -35,7 +35,7 @@ def test_no_line_without_cores_or_waiting(idle, seconds, waited):
 
 @pytest.mark.parametrize("in_memory", [False, True])
 def test_once_a_run_on_stderr(in_memory, monkeypatch, capsys):
-    monkeypatch.setattr("runtime.threads.cores", lambda: 9)
+    monkeypatch.setattr("runtime.process.cores", lambda: 9)
     loader = types.SimpleNamespace(in_memory=in_memory, advised=None)
     loader.threads = 2
     for epoch, waited in ((1, 10.0), (2, 60.0), (3, 60.0)):

@@ -13,7 +13,7 @@ from dataloader import Batch
 from models.resnet import resnet
 from parallel import group
 from parallel.replicas import split, split_sizes
-from runtime import exit
+from runtime.process import leave
 from support import torch7
 from train import Trainer, criterion
 
@@ -48,7 +48,7 @@ def _process(rank, count, port, data, answer, experiment):
     result = (experiment or experiments)(data, os.path.dirname(answer))
     if rank == 0:
         torch.save(result, answer)
-    exit.leave(0)  # as main.py's processes do: the group's threads may not outlast the interpreter
+    leave(0)  # as main.py's processes do: the group's threads may not outlast the interpreter
 
 
 def experiments(data, folder):

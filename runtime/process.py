@@ -1,4 +1,4 @@
-"""The name of the running script, and the end of its process."""
+"""This process: its script, its cores and threads, its standard streams, its end."""
 
 import codecs
 import contextlib
@@ -14,6 +14,24 @@ def script():
     """The file name of the running script if it lies in the root, as evaluate.py; else main.py."""
     name = os.path.basename(sys.argv[0])
     return name if os.path.exists(os.path.join(ROOT, name)) and name.endswith(".py") else "main.py"
+
+
+def cores():
+    """The number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def spin_briefly():
+    """Let OpenMP threads that wait spin for about 30 microseconds, then sleep.
+
+    By default they spin for milliseconds. When cores are shared with loading workers or other
+    programs, spinning threads starve each other: an iteration took 3.3 s instead of 0.44 s on two
+    cores. Threads that sleep at once make an iteration up to a tenth slower on an idle machine.
+    Sets variables of the environment: call it before torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for an OpenMP other than GNU's: sleep at once
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
 def open_standard_streams():
