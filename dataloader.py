@@ -35,7 +35,7 @@ from datasets.workers import (
     init_worker,
 )
 from parallel import group, signals
-from parallel.replicas import split, split_sizes
+from parallel.group import split, split_sizes
 from runtime import process
 from runtime.errors import InputError
 from runtime.precision import Precision

@@ -28,7 +28,7 @@ Options:"""
 
 
 WIDEST = 1 << 14  # widest first stage that we accept, in channels over all paths
-MOST_EPOCHS = 10_000  # each checkpoint holds the log of all; storage/pickles.py reads some 17,000
+MOST_EPOCHS = 10_000  # each checkpoint holds the log of all; storage/archives.py reads some 17,000
 PRECISIONS = ("single", "double", "half", "bfloat16", "tf32")
 
 # Name, default, how the value is read, what it may be (words, the least number, or a range), help.

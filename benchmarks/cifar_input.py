@@ -23,7 +23,7 @@ import dataloader
 import opts
 from datasets import cifar10
 from datasets.draws import Draws
-from datasets.image import batched
+from datasets.in_memory import crop_batch, flip_batch, normalize_batch
 from models import resnet
 
 MEAN = tuple(v / 255 for v in cifar10.mean)
@@ -60,8 +60,8 @@ def tensors(dataset):
     def run():
         for i in range(0, len(dataset.images), BATCH):
             batch, draws = dataset.images[i : i + BATCH], uniforms[i : i + BATCH]
-            batch = batched.flip(batched.normalize(batch, dataset.mean, dataset.std), draws[:, 0])
-            batched.crop(batch, draws[:, 1], draws[:, 2], 4)
+            batch = flip_batch(normalize_batch(batch, dataset.mean, dataset.std), draws[:, 0])
+            crop_batch(batch, draws[:, 1], draws[:, 2], 4)
 
     return run
 

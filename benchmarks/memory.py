@@ -60,7 +60,7 @@ def ours(words, input, target):
     """Our step as main.py takes it, a function that returns the mean loss."""
     model, opt = net(words, input.device)
     from dataloader import LAYOUT, Batch
-    from parallel.replicas import split_sizes
+    from parallel.group import split_sizes
     from runtime import memory
     from train import Trainer, criterion
 

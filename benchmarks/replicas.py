@@ -21,7 +21,7 @@ import opts
 from dataloader import LAYOUT, Batch
 from models.resnet import resnet
 from models.resnext import resnext
-from parallel.replicas import split_sizes
+from parallel.group import split_sizes
 from runtime import memory
 from train import Trainer, criterion
 

@@ -15,7 +15,7 @@ import numpy as np
 from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
-from storage import records
+from storage import archives
 
 
 def info(opt):
@@ -68,7 +68,7 @@ def _read(path):
     with file:
         try:
             with zipfile.ZipFile(file) as archive:
-                records.check_layout(file, archive)
+                archives.verify_layout(file, archive)
             file.seek(0)
             with np.load(file, allow_pickle=False) as found:
                 info = {name: found[name] for name in found.files}  # reading checks the CRCs

@@ -9,8 +9,9 @@ import functools
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from datasets.image import batched, optional
+from datasets.image import optional
 from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop, parts
 from runtime.terminal import note
 from storage import atomic
@@ -98,12 +99,12 @@ class Images:
         normalize, crop = known[0], known[-1]
         if self.split == "train" and batch.device.type == "cpu" and self._kernels:
             return self._augment_on_cpu(batch, uniforms, crop.padding).to(dtype)
-        batch = batched.normalize(batch, normalize.mean, normalize.std, dtype)
+        batch = normalize_batch(batch, normalize.mean, normalize.std, dtype)
         if self.split == "val":
             return batch
         if self.mirror:
-            batch = batched.flip(batch, uniforms[:, 0])
-        return batched.crop(batch, uniforms[:, -2], uniforms[:, -1], crop.padding)
+            batch = flip_batch(batch, uniforms[:, 0])
+        return crop_batch(batch, uniforms[:, -2], uniforms[:, -1], crop.padding)
 
     def _parts(self):
         """The parts of a transform that `augment` knows, by types and values; None for others."""
@@ -145,3 +146,40 @@ class Images:
         """The normalised value of each byte in each colour: float32 (3, 256)."""
         levels = np.broadcast_to(np.arange(256, dtype=np.float32), (3, 1, 256))
         return self._parts()[0](levels)[:, 0]
+
+
+# ColorNormalize, HorizontalFlip(0.5) and RandomCrop of transforms.py for a whole batch on any
+# device: equal to the last bit with the same uniforms. No function waits for the device.
+
+
+def normalize_batch(batch, mean, std, dtype=torch.float32):
+    """(batch - mean) / std for each channel: uint8 (N, C, H, W) -> `dtype`, same shape.
+
+    Computed in float32 whatever the `dtype`, as the Lua's workers did.
+    """
+    mean, std = _per_channel(mean, batch), _per_channel(std, batch)
+    return ((batch.float() - mean) / std).to(dtype)
+
+
+def flip_batch(batch, uniforms):
+    """Flip the images whose uniform is below 0.5: (N, C, H, W) and (N,)."""
+    return torch.where((uniforms < 0.5)[:, None, None, None], batch.flip(3), batch)
+
+
+def crop_batch(batch, uniforms_x, uniforms_y, padding):
+    """Crop each image at a random place after padding with zeros; the size stays.
+
+    Uniforms are float64 (N,). After `normalize_batch`, zero is the mean colour, as in the Lua.
+    """
+    n, _, h, w = batch.shape
+    x, y = ((u * (2 * padding + 1)).long() for u in (uniforms_x, uniforms_y))
+    padded = F.pad(batch, (padding,) * 4)
+    windows = padded.unfold(2, h, 1).unfold(3, w, 1)  # a view: (N, C, offsets y, offsets x, H, W)
+    return windows[torch.arange(n, device=batch.device), :, y, x]
+
+
+def _per_channel(values, batch):
+    """float32 (C, 1, 1), filled on the batch's device: a copy to it would wait."""
+    return torch.stack(
+        [torch.full((1, 1), v, dtype=torch.float32, device=batch.device) for v in values]
+    )

@@ -14,7 +14,6 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform, res
 
 import models
 from detection import parts
-from detection.frozen import freeze
 from models.blocks import Net
 from runtime.errors import InputError
 
@@ -112,11 +111,11 @@ class Detector(nn.Module):
         self.config, self.classes, self.input_spec = config, None, None
         shared = config["shared"]
         net = _classifier(config)
-        self.backbone = freeze(Trunk(net))
+        self.backbone = parts.freeze_norms(Trunk(net))
         if not shared:
-            self.rpn_backbone = freeze(Trunk(_classifier(config)))
+            self.rpn_backbone = parts.freeze_norms(Trunk(_classifier(config)))
         self.rpn = _proposal_net(config, self.backbone.out_channels)
-        head = freeze(LastStage(net))
+        head = parts.freeze_norms(LastStage(net))
         self.roi_heads = parts.RegionHeads(
             parts.RegionPool(config["pool"], self.backbone.stride, align=shared),
             head,

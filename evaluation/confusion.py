@@ -5,7 +5,7 @@ import os
 import numpy as np
 
 from runtime.errors import InputError, cut
-from storage import atomic, csv_table
+from storage import atomic
 
 NAMED = 50  # classes up to which the picture names them
 COUNTED = 20  # and up to which it prints the counts
@@ -31,7 +31,7 @@ def write_errors(path, targets, best, names):
         np.bincount(targets, weights, len(names)).astype(int)
         for weights in (None, ~right[:, 0], ~right.any(1))
     ]
-    with csv_table.writing(path) as rows:
+    with atomic.csv_rows(path) as rows:
         rows.writerow(["class", "images", "wrong1", "wrong5", "top1", "top5"])
         for name, images, wrong1, wrong5 in zip(names, *counts):
             errors = [f"{100 * n / images:.3f}" if images else "" for n in (wrong1, wrong5)]
@@ -43,7 +43,7 @@ def write(path, matrix, names):
     if os.path.splitext(path)[1].lower() in PICTURES:
         _draw(path, matrix, names)
         return
-    with csv_table.writing(path) as rows:
+    with atomic.csv_rows(path) as rows:
         rows.writerow(["true \\ predicted", *names])
         for name, counts in zip(names, matrix.tolist()):
             rows.writerow([name, *counts])

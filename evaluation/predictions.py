@@ -13,7 +13,7 @@ import torch
 from evaluation import confusion
 from parallel import group
 from runtime.terminal import say
-from storage import csv_table
+from storage import atomic
 
 TOP = 5
 
@@ -73,8 +73,20 @@ def write(found, images, names, opt):
 
 
 def _write_rows(path, table, images, targets, names):
-    with csv_table.writing(path) as rows:
-        rows.writerow(["path", "class", *csv_table.best_columns(table.best.shape[1])])
+    with atomic.csv_rows(path) as rows:
+        rows.writerow(["path", "class", *best_columns(table.best.shape[1])])
         for index, target, best, p in zip(table.indices, targets, table.best, table.probabilities):
-            cells = csv_table.best_cells(names, best, p)
+            cells = best_cells(names, best, p)
             rows.writerow([images.name(index), names[target], *cells])
+
+
+def best_columns(count):
+    """The names of the columns of the `count` best classes and their probabilities."""
+    return [f"{what}{n}" for n in range(1, count + 1) for what in ("class", "probability")]
+
+
+def best_cells(names, indices, probabilities):
+    """The cells of one image's best classes, best first; empty where a probability is NaN."""
+    pairs = zip(indices, probabilities)
+    known = [(names[i], f"{p:.6g}") if p == p else ("", "") for i, p in pairs]
+    return [cell for pair in known for cell in pair]

@@ -20,11 +20,11 @@ import zlib
 
 import torch
 
-from formats import t7, torch7, torchvision
+from formats import state_dicts, t7, torch7
 from runtime import regular_files
 from runtime.errors import InputError, shown
 from runtime.options import LONGEST
-from storage import atomic, pickles, tensors
+from storage import archives, atomic, tensors
 
 EXTENSIONS = (".pth", ".safetensors", ".t7")  # that `write` knows
 DETECTOR = "faster_rcnn"  # the net of a detector's config (detection/files.py)
@@ -50,7 +50,7 @@ def read(source):
     """
     source = os.fspath(source)
     if source.startswith("torchvision:"):
-        return torchvision.download(source)
+        return state_dicts.download(source)
     found = kind(source)
     if found == "t7":
         return _read_t7(source)
@@ -184,18 +184,18 @@ def check_config(path, config, state):
 
 def _bare_content(path, saved):
     """The content of a bare state dict: its configuration is inferred."""
-    torchvision.refuse_blurred(path, saved)
-    state = torchvision.plain(saved)
+    state_dicts.refuse_blurred(path, saved)
+    state = state_dicts.plain(saved)
     check_state(path, state)
     try:
-        config = torchvision.infer(state)
+        config = state_dicts.infer(state)
     except InputError as error:
         raise InputError(f"{path} is no net of this program: {error}") from None
     for name in [name for name in state if name.endswith("running_var")]:
         # state dicts from before PyTorch 0.4.1 do not have it
         counter = name.replace("running_var", "num_batches_tracked")
         state.setdefault(counter, torch.tensor(0))
-    spec = torchvision.V1 if config["stem"] == "imagenet" else None
+    spec = state_dicts.V1 if config["stem"] == "imagenet" else None
     return {"model": state, "config": config, "classes": None, "preprocessing": spec}
 
 
@@ -271,13 +271,13 @@ def _read_safetensors(path):
     except MemoryError as error:
         raise InputError(f"cannot read {path}: {error}") from None
     if "config" not in metadata:
-        torchvision.refuse_blurred(path, {}, metadata)
+        state_dicts.refuse_blurred(path, {}, metadata)
         return state
     try:
         found = {name: json.loads(metadata.get(name, "null")) for name in _METADATA}
     except (ValueError, RecursionError):
         raise InputError(f"{path} is damaged: its metadata is not JSON") from None
-    return {"model": state} | pickles.plain(found, path)
+    return {"model": state} | archives.plain(found, path)
 
 
 def _write_safetensors(path, content):

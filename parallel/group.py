@@ -1,4 +1,4 @@
-"""The process group: joining it, ranks, collectives.
+"""The process group: joining it, ranks, collectives; how a batch is cut into replica slices.
 
 Takes the place of the threads of nn.DataParallelTable. A run of one process has no group: rank
 is 0, world size is 1, and the collectives do nothing. Every process must call a collective.
@@ -251,3 +251,18 @@ def lost_peer(error):
     signs = ("Connection closed", "Connection reset", "Broken pipe", "Timed out", "gloo", "NCCL")
     known = isinstance(error, dist.DistError)
     return known or isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
+
+
+def split(count, parts):
+    """range(count) cut into `parts` slices; the first `count % parts` are longer by one."""
+    each, longer = divmod(count, parts)
+    ends = [i * each + min(i, longer) for i in range(parts + 1)]
+    return [slice(start, end) for start, end in zip(ends, ends[1:])]
+
+
+def split_sizes(batch, replicas):
+    """The sizes of the replica slices of a batch, as DataParallelTable cuts it.
+
+    With fewer samples than replicas the list is shorter: no slice is empty, some replicas idle.
+    """
+    return [part.stop - part.start for part in split(batch, replicas) if part.stop > part.start]

@@ -79,14 +79,15 @@ def writer(table, names):
     if table is None:
         yield lambda path, probabilities: show(path, probabilities, names)
         return
-    from storage import csv_table
+    from evaluation.predictions import best_cells, best_columns
+    from storage import atomic
 
-    with csv_table.writing(table) as rows:
-        rows.writerow(["path", *csv_table.best_columns(min(TOP, len(names)))])
+    with atomic.csv_rows(table) as rows:
+        rows.writerow(["path", *best_columns(min(TOP, len(names)))])
 
         def write(path, probabilities):
             best, indices = probabilities.topk(min(TOP, len(names)))
-            cells = csv_table.best_cells(names, indices.tolist(), best.tolist())
+            cells = best_cells(names, indices.tolist(), best.tolist())
             rows.writerow([path, *cells])
 
         yield write

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import csv
+import io
 import os
 import re
 import shutil
@@ -10,7 +12,7 @@ import zlib
 
 from runtime import memory, output_files, regular_files
 from runtime.errors import InputError
-from storage import pickles, records
+from storage import archives
 
 
 class Damaged(InputError):
@@ -21,19 +23,19 @@ def load(path):
     """What `save` wrote, on the CPU. InputError for any other file.
 
     Only tensors and plain values are read (weights_only): a pickle that would run code is refused,
-    and so is one that would take more memory or time than its size says (records.py, pickles.py).
+    and so is one that would take more memory or time than its size says (archives.py).
     Damaged if a byte of the tensors is missing or changed.
     """
     import torch  # not at the top: plot.py does not need torch
 
     try:
         with regular_files.opened(path) as file:
-            records.check(file, path)
+            archives.verify(file, path)
             file.seek(0)
             # training programs often save their options too: a Namespace, which only holds values
             with torch.serialization.safe_globals([argparse.Namespace]):
                 value = torch.load(file, map_location="cpu", weights_only=True)
-        return pickles.plain(value, path)
+        return archives.plain(value, path)
     except InputError:
         raise
     except FileNotFoundError:
@@ -100,6 +102,23 @@ def replacing(path):
             os.fsync(folder)
         finally:
             os.close(folder)
+
+
+@contextlib.contextmanager
+def csv_rows(path):
+    """A csv.writer; its rows become the file `path` at the end of the block, UTF-8.
+
+    File names and class names survive, whatever bytes they have.
+    """
+    try:
+        with replacing(path) as file:
+            # os.fsdecode made surrogates of bytes that are not UTF-8; here they become bytes again
+            text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+            yield csv.writer(text, lineterminator="\n")
+            text.flush()
+            text.detach()  # `replacing` flushes the file to disk and closes it
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
 
 
 def left_over(folder, names=".+"):

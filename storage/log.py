@@ -19,7 +19,7 @@ except ImportError:  # on Windows
     resource = None
 
 from parallel import group
-from parallel.replicas import split_sizes
+from parallel.group import split_sizes
 from runtime.process import ROOT
 
 

@@ -18,7 +18,7 @@ import opts
 from dataloader import LAYOUT, Batch
 from models.resnet import resnet
 from parallel import group
-from parallel.replicas import split, split_sizes
+from parallel.group import split, split_sizes
 from runtime.errors import InputError
 from train import Trainer, criterion
 

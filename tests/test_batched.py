@@ -9,7 +9,7 @@ import torch
 
 from datasets import transforms as t
 from datasets.draws import Draws, table
-from datasets.image import batched
+from datasets.in_memory import crop_batch, flip_batch, normalize_batch
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.cuda)]
 MEAN, STD = (125.3, 123.0, 113.9), (63.0, 62.1, 66.7)
@@ -23,8 +23,8 @@ def pictures(n, height=32, width=32):
 
 def augment(batch, uniforms, dtype=torch.float32):
     """CIFAR's chain: ColorNormalize, HorizontalFlip, RandomCrop(32, 4)."""
-    batch = batched.flip(batched.normalize(batch, MEAN, STD, dtype), uniforms[:, 0])
-    return batched.crop(batch, uniforms[:, 1], uniforms[:, 2], 4)
+    batch = flip_batch(normalize_batch(batch, MEAN, STD, dtype), uniforms[:, 0])
+    return crop_batch(batch, uniforms[:, 1], uniforms[:, 2], 4)
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -58,13 +58,13 @@ def test_all_places_and_half_the_flips(device):
     uniforms = torch.from_numpy(table(1, 1, np.arange(n), 3)).to(device)
     # a pixel's value is its place from 1; padding is 0
     places = torch.arange(1, 1025, dtype=torch.float32, device=device).view(1, 1, 32, 32)
-    result = batched.crop(places.expand(n, 3, 32, 32), uniforms[:, 1], uniforms[:, 2], 4)
+    result = crop_batch(places.expand(n, 3, 32, 32), uniforms[:, 1], uniforms[:, 2], 4)
     middle = result[:, 0, 16, 16].long() - 1  # never padding
     dy, dx = middle // 32 - 12, middle % 32 - 12
     assert set(zip(dx.tolist(), dy.tolist())) == {(x, y) for x in range(9) for y in range(9)}
     counts = torch.bincount(dx * 9 + dy, minlength=81).double()
     assert ((counts - n / 81) ** 2 / (n / 81)).sum() < 125  # chi square of 80: 1 in 1000
-    flipped = batched.flip(places.expand(n, 3, 32, 32), uniforms[:, 0])[:, 0, 0, 0] == 32
+    flipped = flip_batch(places.expand(n, 3, 32, 32), uniforms[:, 0])[:, 0, 0, 0] == 32
     assert abs(flipped.double().mean() - 0.5) < 0.026  # 3.3 standard deviations
 
 
@@ -74,13 +74,16 @@ def test_uniforms_at_their_ends():
         torch.zeros(1, dtype=torch.float64),
         torch.tensor([1 - 2.0**-53], dtype=torch.float64),
     )
-    first, last = batched.crop(places, zero, zero, 2)[0, 0], batched.crop(places, one, one, 2)[0, 0]
+    first, last = (
+        crop_batch(places, zero, zero, 2)[0, 0],
+        crop_batch(places, one, one, 2)[0, 0],
+    )
     assert first[2, 2] == 1 and not first[:2].any() and not first[:, :2].any()
     assert last[2, 2] == 25 and not last[3:].any() and not last[:, 3:].any()
-    x_only = batched.crop(places, one, torch.full_like(one, 0.5), 2)[0, 0]
+    x_only = crop_batch(places, one, torch.full_like(one, 0.5), 2)[0, 0]
     torch.testing.assert_close(x_only[:, :3], places[0, 0, :, 2:])
     half = torch.tensor([0.5, np.nextafter(0.5, 0)], dtype=torch.float64)
-    assert batched.flip(places.expand(2, 1, 5, 5), half)[:, 0, 0, 0].tolist() == [1, 5]
+    assert flip_batch(places.expand(2, 1, 5, 5), half)[:, 0, 0, 0].tolist() == [1, 5]
 
 
 def test_any_size_and_double():

@@ -13,7 +13,7 @@ from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
-from parallel.replicas import split_sizes
+from parallel.group import split_sizes
 
 SINGLE = {"rtol": 1e-5, "atol": 1e-6}  # stored in float32
 DOUBLE = {"rtol": 1e-9, "atol": 1e-12}  # order of summation only

@@ -24,7 +24,7 @@ from evaluation import metrics
 from models.resnet import resnet
 from models.resnext import resnext
 from parallel import signals
-from parallel.replicas import split_sizes
+from parallel.group import split_sizes
 from train import Trainer, criterion
 
 pytestmark = pytest.mark.cuda

@@ -10,7 +10,7 @@ from support.detectors import SPEC, classifier, detector, images
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
-from detection import frozen, net, parts
+from detection import net, parts
 from models.preresnet import preresnet
 from models.resnext import resnext
 
@@ -328,8 +328,8 @@ def test_trunk_and_last_stage_are_the_net(kind):
 
 
 def test_most_batch_norms_are_folded():
-    model = frozen.freeze(net.Trunk(classifier(18, 2)))
-    norms = [m for m in model.modules() if isinstance(m, frozen.FrozenBatchNorm2d)]
+    model = parts.freeze_norms(net.Trunk(classifier(18, 2)))
+    norms = [m for m in model.modules() if isinstance(m, parts.FrozenBatchNorm2d)]
     assert len(norms) == 15 and all(norm.folded for norm in norms)
 
 

@@ -17,7 +17,7 @@ from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
-from parallel.replicas import split_sizes
+from parallel.group import split_sizes
 from runtime.errors import InputError
 from storage import atomic
 from train import Trainer, criterion

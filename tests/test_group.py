@@ -11,7 +11,7 @@ import torch
 from support import processes, torch7
 
 from parallel import group
-from parallel.replicas import split
+from parallel.group import split
 
 
 @pytest.fixture(scope="module")

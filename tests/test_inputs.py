@@ -28,14 +28,14 @@ import models
 import opts
 from datasets import cache
 from datasets.image import decoding
-from detection import files, picture
+from detection import files, show
 from evaluation import confusion
 from evaluation.metrics import Metrics
 from formats import model_files
 from models.resnet import resnet
 from runtime.errors import InputError, shown, visible
 from runtime.options import whole
-from storage import curves, pickles
+from storage import archives, curves
 
 SUMS = {"done": 1, "seen": 8, "wrong1": 1, "wrong5": 1, "loss": 1.0}
 STATE = {
@@ -132,8 +132,8 @@ def test_small_files_that_cost_much(way, costly, tmp_path):
 def test_a_refused_pickle_does_not_count_for_the_next():
     """It appends 400,000 values to None."""
     with pytest.raises(ValueError):
-        pickles.check(io.BytesIO(b"\x80\x02N(" + b"K\x01" * 400_000 + b"e."), "crafted")
-    pickles.check(io.BytesIO(pickle.dumps([1, 2], 2)), "whole")
+        archives.verify_pickle(io.BytesIO(b"\x80\x02N(" + b"K\x01" * 400_000 + b"e."), "crafted")
+    archives.verify_pickle(io.BytesIO(pickle.dumps([1, 2], 2)), "whole")
 
 
 def test_pictures_that_cost_much():
@@ -412,7 +412,7 @@ def test_class_names_of_any_text_are_drawn(name, tmp_path):
     """Cut, with escapes for what has no letter, so that time and size do not depend on the name."""
     start = time.process_time()
     found = {"boxes": np.array([[9, 99, 400, 400]]), "scores": np.ones(1), "labels": np.ones(1)}
-    image = picture.draw(np.zeros((3, 480, 480), np.uint8), found, [name], 0.5)
+    image = show.draw(np.zeros((3, 480, 480), np.uint8), found, [name], 0.5)
     assert image.size == (480, 480) and (np.array(image)[99:] == 0).mean() > 0.8  # above the box
     confusion.write(str(tmp_path / "x.png"), np.eye(2, dtype=np.int64), [name, "b"])
     with Image.open(tmp_path / "x.png") as drawn:

@@ -9,7 +9,7 @@ import torch
 from datasets import imagenet, in_memory
 from datasets import transforms as t
 from datasets.draws import Draws, table
-from datasets.image import batched, fused, kernels, resize
+from datasets.image import fused, kernels, resize
 from runtime.errors import InputError
 
 UNIT = np.float32(1 / 255)
@@ -187,10 +187,10 @@ def test_augment_equals_the_batched_transforms(height, width, padding, mirror):
     uniforms = torch.from_numpy(table(1, 1, np.arange(500), small.draws))
     result = small.augment(small.images, uniforms)
     assert result.is_contiguous(memory_format=torch.channels_last)
-    expected = batched.normalize(small.images, mean, std)
+    expected = in_memory.normalize_batch(small.images, mean, std)
     if mirror:
-        expected = batched.flip(expected, uniforms[:, 0])
-    expected = batched.crop(expected, uniforms[:, -2], uniforms[:, -1], padding)
+        expected = in_memory.flip_batch(expected, uniforms[:, 0])
+    expected = in_memory.crop_batch(expected, uniforms[:, -2], uniforms[:, -1], padding)
     assert torch.equal(result, expected)
     double = small.augment(small.images, uniforms, torch.float64)
     assert double.dtype == torch.float64 and torch.equal(double, expected.double())

@@ -20,7 +20,7 @@ from evaluation import ensemble, metrics, scores
 from evaluation.metrics import MetricQueue, Metrics
 from models.resnet import resnet
 from parallel import group
-from parallel.replicas import split
+from parallel.group import split
 from parallel.signals import Interrupted, Interrupts
 from runtime.errors import InputError
 from storage import atomic, schema

@@ -14,7 +14,7 @@ from support.nets import V1, images, refused, same, shake
 
 import models
 from formats import model_files
-from formats.torchvision import NETS, infer
+from formats.state_dicts import NETS, infer
 from models.loading import from_config
 from models.resnet import resnet
 from models.resnext import resnext

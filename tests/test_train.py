@@ -16,7 +16,7 @@ import opts
 from dataloader import LAYOUT, Batch
 from models import compiled as compiling
 from models.resnet import resnet
-from parallel.replicas import split_sizes
+from parallel.group import split_sizes
 from runtime.errors import InputError
 from train import Trainer, criterion, learning_rate
 

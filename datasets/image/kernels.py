@@ -1,6 +1,6 @@
 """Kernels compiled by numba: Torch's bicubic resize, the colour transforms, CIFAR's augmentation.
 
-resize.py, transforms.py and batched.py are their references, which the tests compare them with.
+resize.py, transforms.py and in_memory.py are their references, which the tests compare them with.
 They run on the calling thread and release the GIL.
 
 Importing this file takes half a second. The first import takes about 10 s, because numba compiles;
@@ -11,11 +11,21 @@ process compiles.
 import numba
 import numpy as np
 
-from datasets.image.jit import compiled
-
 _F, _U = np.float32, np.uint32
 
 CONTRAST, SATURATION, BRIGHTNESS = 0.0, 1.0, 2.0  # kinds of blend
+
+
+def compiled(signature, **options):
+    """numba.njit for one signature, compiled at once, so that forked workers inherit the code."""
+
+    def compile(function):
+        try:
+            return numba.njit(signature, nogil=True, cache=True, **options)(function)
+        except Exception:  # the cache is full, damaged or not writable; other errors come again
+            return numba.njit(signature, nogil=True, **options)(function)
+
+    return compile
 
 
 @numba.njit

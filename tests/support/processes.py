@@ -12,7 +12,7 @@ import opts
 from dataloader import Batch
 from models.resnet import resnet
 from parallel import group
-from parallel.replicas import split, split_sizes
+from parallel.group import split, split_sizes
 from runtime.process import leave
 from support import torch7
 from train import Trainer, criterion

@@ -1,15 +1,22 @@
-"""Pickles of torch.save, counted before they are read and after.
+"""The files of torch.save and np.savez, checked before anything is read from them.
 
-A pickle of a few hundred bytes can name one list twice in the next, sixty times over: whoever
-prints or hashes that never ends. It can also call functions that take any amount of memory. So
-every instruction is looked at before torch.load, which runs no code of the file but does what it
-asks.
+Both write zip archives whose records are stored one after another, neither compressed nor
+overlapping: what they hold is no larger than the file. A small file that claims gigabytes is
+refused.
+
+The pickle in a file of torch.save is counted too. One of a few hundred bytes can name one list
+twice in the next, sixty times over: whoever prints or hashes that never ends. It can also call
+functions that take any amount of memory. So every instruction is looked at before torch.load, which
+runs no code of the file but does what it asks.
 """
 
 import argparse
 import itertools
+import mmap
 import pickletools
 import re
+import struct
+import zipfile
 
 from runtime.errors import InputError
 
@@ -30,7 +37,57 @@ _OTHERS = ("PROTO", "STOP", "EMPTY_LIST", "EMPTY_DICT")
 _ATOM = [1]
 
 
-def check(file, path):
+def verify(file, path):
+    """Verify a file of torch.save, open for reading: records, checksums, pickles.
+
+    torch.load does not verify checksums; here they take 1 s for 2 GB. A file of before PyTorch 1.6
+    is no zip archive and has none. InputError if it asks for what torch.save does not write, other
+    exceptions if it is damaged, which a crafted file may look like.
+    """
+    if file.read(4) != b"PK\3\4":  # as torch.load tells them apart
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            for _ in range(5):  # pickles, before its numbers
+                verify_pickle(data, path)
+        return
+    with zipfile.ZipFile(file) as archive:
+        verify_layout(file, archive)
+        # all are 0 after torch.serialization.set_crc32_options(False)
+        checked = any(record.CRC for record in archive.infolist())
+        changed = archive.testzip() if checked else None
+        if changed:
+            raise ValueError(f"its record {changed} has changed")
+        for record in archive.infolist():
+            if record.filename.endswith("data.pkl"):
+                with archive.open(record) as data:
+                    verify_pickle(data, path)
+
+
+def verify_layout(file, archive):
+    """ValueError for a record that is compressed, a folder, or overlaps another.
+
+    file: what `archive` reads.
+    """
+    records = sorted(archive.infolist(), key=lambda record: record.header_offset)
+    if len({record.filename for record in records}) < len(records):
+        raise ValueError("two of its records have the same name")
+    end = 0
+    for record in records:
+        if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
+            raise ValueError(f"its record {record.filename} is compressed")
+        # a folder, by a bit of DOS: PyTorch would leave the memory of the record uninitialised
+        if record.external_attr & 0x10 or record.is_dir():
+            raise ValueError(f"its record {record.filename} claims to be a folder")
+        start = record.header_offset
+        file.seek(start + 26)
+        name, extra = struct.unpack("<HH", file.read(4))
+        if start < end or (not end and start):
+            raise ValueError(f"its record {record.filename} overlaps another")
+        end = start + 30 + name + extra + record.file_size
+    if end > archive.start_dir:
+        raise ValueError("its records overlap their directory")
+
+
+def verify_pickle(file, path):
     """Look at one pickle in a file that is open for reading; ValueError if it is damaged.
 
     InputError if it asks for more than tensors and plain values, if a key holds other values, or
@@ -46,7 +103,7 @@ def check(file, path):
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
         elif not code.stack_before and name not in _OTHERS:
-            _check_argument(name, argument, path)
+            _verify_argument(name, argument, path)
             stack.append(_ATOM)
         elif name not in ("PROTO", "STOP"):
             grows, marked = name in _GROWING, pickletools.markobject in code.stack_before
@@ -68,13 +125,7 @@ def check(file, path):
             raise _too_many(path)
 
 
-def check_old(data, path):
-    """As `check`, for the five pickles of a file of before PyTorch 1.6, before its numbers."""
-    for _ in range(5):
-        check(data, path)
-
-
-def _check_argument(name, argument, path):
+def _verify_argument(name, argument, path):
     if name == "GLOBAL" and not _PLAIN.fullmatch(argument):
         what = f"it asks for {argument.replace(' ', '.')}, which could run code or take memory"
         raise InputError(f"{path} holds more than tensors and plain values: {what}")
@@ -88,7 +139,7 @@ def plain(value, path):
     A file can give its dicts and parameters attributes such as `items` and `numel`, which would
     answer in place of the methods. The copy has none of these. A Namespace becomes a dict.
     InputError for any other object, and for a value that contains itself, or holds others too deep
-    or too often: a list can be filled after it was named, which `check` does not count.
+    or too often: a list can be filled after it was named, which `verify_pickle` does not count.
     """
     import torch  # not at the top: plot.py does not need torch
 
