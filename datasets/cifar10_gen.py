@@ -3,74 +3,71 @@
 Differs from the Lua: it downloads the authors' own archive, because the copy for Torch is gone.
 -data may also name the dataset: the binary or the python version, as a folder or as an archive, or
 a folder that holds one of these.
+
+An archive is unpacked, and a pickle read, only if its MD5 is the published one: a stranger's file
+can run nothing and fill no memory. torchvision's download is not used because it has no limit of
+size or time and leaves a broken file behind.
 """
 
+import hashlib
+import http.client
+import io
 import os
+import pickle
+import tarfile
+import time
+import urllib.error
+import urllib.request
 from typing import NamedTuple
 
 import numpy as np
 
-from datasets import cifar_files, download, in_memory
+from datasets import in_memory
+from runtime import regular_files
 from runtime.errors import InputError
-from runtime.terminal import note, say
+from runtime.terminal import note, say, show
+from storage import atomic
 
 
 class Version(NamedTuple):
-    """One published version of a dataset: its names on disk, the archive's MD5, its files."""
+    """One published version of a dataset."""
 
     folder: str
     archive: str
-    md5: str
-    train: tuple
-    val: tuple
+    md5: str  # of the archive
 
 
 class Source(NamedTuple):
     """One dataset as its authors publish it."""
 
     name: str
-    torchvision: str  # its class in torchvision.datasets
     classes: int
     label_bytes: int  # before the pixels, in a record of the binary version
     label_key: str  # in the dict of the python version
-    binary: Version
-    python: Version
+    train: list  # files; those of the binary version end in .bin
+    val: list
+    versions: list  # binary, which is the one to download, and python
 
 
 URL = "https://www.cs.toronto.edu/~kriz/"
-SOURCE = Source(
-    name="CIFAR-10",
-    torchvision="CIFAR10",
-    classes=10,
-    label_bytes=1,
-    label_key="labels",
-    binary=Version(
-        "cifar-10-batches-bin",
-        "cifar-10-binary.tar.gz",
-        "c32a1d4ab5d03f1284b67883e8d87530",
-        tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
-        ("test_batch.bin",),
-    ),
-    python=Version(
-        "cifar-10-batches-py",
-        "cifar-10-python.tar.gz",
-        "c58f30108f718f92721af3b95e74349a",
-        tuple(f"data_batch_{i}" for i in range(1, 6)),
-        ("test_batch",),
-    ),
-)
+LARGEST = 1 << 28  # bytes of a file or a download; the largest published file has 187 million
+TIMEOUT = 30  # seconds to wait for the server
+SLOWEST = 1000  # bytes per second that a download must reach on average after TIMEOUT
+PIXELS = 3 * 32 * 32
+BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
+VERSIONS = [
+    Version("cifar-10-batches-bin", "cifar-10-binary.tar.gz", "c32a1d4ab5d03f1284b67883e8d87530"),
+    Version("cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
+]
+SOURCE = Source("CIFAR-10", 10, 1, "labels", BATCHES, ["test_batch"], VERSIONS)
 is_valid = in_memory.is_valid
 
 
 def signature(opt, source=SOURCE):
     """Where the images come from: the path with sizes and times, or the published archive."""
     if not opt.data:
-        return f"{source.name} as published, MD5 {source.binary.md5}"
-    place = _find(source, opt.data)
-    paths = [place]
-    if os.path.isdir(place):
-        version = _version(source, _listing(place), place)
-        paths = [os.path.join(place, name) for name in version.train + version.val]
+        return f"{source.name} as published, MD5 {source.versions[0].md5}"
+    place, paths = _find(source, opt.data)
     stats = [os.stat(path) for path in paths]
     marks = ", ".join(f"{stat.st_size} bytes at {stat.st_mtime_ns} ns" for stat in stats)
     return f"{os.path.realpath(place)}: {marks}"
@@ -79,98 +76,155 @@ def signature(opt, source=SOURCE):
 def exec(opt, cache_file, source=SOURCE):
     """Find or download the dataset; save images and labels of both splits; returns the cache."""
     stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
-    place = _find(source, opt.data) if opt.data else _published(source, opt.gen)
+    place, paths = _find(source, opt.data) if opt.data else (opt.gen, [])
+    files = {os.path.basename(path): regular_files.read(path, LARGEST) for path in paths}
+    if not opt.data:
+        files = _published(source, opt.gen)
+    elif paths == [place]:
+        files = _unpack(source, files.popitem()[1], place, "; unpack your own, and give its folder")
     say(" | combining dataset into a single file")
-    train, val = read(source, place)
-    say(f" | saving {source.name} dataset to {cache_file}")
-    return in_memory.save(cache_file, stamp, train, val)
-
-
-def read(source, place):
-    """(images, labels) of train, and of val, from a folder or an archive.
-
-    Images are uint8 (N, 3, 32, 32), labels int64 (N,) from 0. Coarse labels are left out.
-    """
-    wanted = {n for v in (source.binary, source.python) for n in v.train + v.val}
-    contents = (cifar_files.folder if os.path.isdir(place) else cifar_files.archive)(place, wanted)
-    version = _version(source, contents, place)
-    if version is None:
-        raise InputError(f"{place} holds no {source.name}: should have {source.binary.train[0]}")
-    md5 = _checksums(source) if version is source.python else {}
-
-    def parse(name):
-        data, where = contents[name], f"{name} of {place}"
-        if version is source.python:
-            return cifar_files.pickled(data, where, source.label_key, md5[name])
-        return cifar_files.binary(data, where, source.label_bytes, source.classes)
-
+    ending, read = ("", _pickled) if source.val[0] in files else (".bin", _binary)
     splits = []
-    for names in (version.train, version.val):
-        images, labels = zip(*(parse(name) for name in names))
-        splits.append((np.concatenate(images), np.concatenate(labels)))
-    return splits
+    for names in (source.train, source.val):
+        parts = [read(source, files[n + ending], f"{n}{ending} of {place}") for n in names]
+        splits.append([np.concatenate(arrays) for arrays in zip(*parts)])
+    found = len(np.unique(splits[0][1]))
+    if found < source.classes:
+        note(
+            f"=> {place} has training images of only {found} of the {source.classes} classes of "
+            f"{source.name}: the net has outputs for all {source.classes}"
+        )
+    say(f" | saving {source.name} dataset to {cache_file}")
+    return in_memory.save(cache_file, stamp, *splits)
 
 
-def _checksums(source):
-    """The MD5 of each file of the python version, as torchvision checks them: name -> MD5."""
+def _binary(source, data, where):
+    """(images, labels) from a file of the binary version, a sequence of records.
+
+    A record is `label_bytes` bytes of labels, then the pixels. Images are uint8 (N, 3, 32, 32), red
+    plane first. Labels are int64 (N,) in 0..classes-1: the last label of each record, because
+    CIFAR-100 stores the coarse one before the fine one. `where` names the file in errors.
+    """
+    record = source.label_bytes + PIXELS
+    if not data:
+        raise InputError(f"{where} is empty: should have records of {record} bytes, one an image")
+    if len(data) % record:
+        raise InputError(
+            f"{where} has {len(data)} bytes: should be a whole number of records of {record}"
+        )
+    records = np.frombuffer(data, np.uint8).reshape(-1, record)
+    labels = records[:, source.label_bytes - 1].astype(np.int64)
+    if labels.max() >= source.classes:
+        raise InputError(f"{where} has a label {labels.max()}: should be 0 to {source.classes - 1}")
+    return records[:, source.label_bytes :].reshape(-1, 3, 32, 32), labels
+
+
+def _pickled(source, data, where):
+    """The same from a file of the python version, whose MD5 must be the published one.
+
+    Reading a pickle can run code, so only the published bytes, which run none, are unpickled. MD5
+    is enough for that: nobody can make another file to match a checksum that is given.
+    """
     from torchvision import datasets  # not at the top: this takes a second
 
-    published = getattr(datasets, source.torchvision)
-    return dict(published.train_list + published.test_list)
-
-
-def _published(source, gen):
-    """The archive in -gen; downloaded if no archive there has the published checksum."""
-    for version in (source.binary, source.python):
-        path = os.path.join(gen, version.archive)
-        if os.path.isfile(path):
-            if download.checksum(path) == version.md5:
-                return path
-            note(f"=> {path} is not the published archive: its checksum differs")
-    url, path = URL + source.binary.archive, os.path.join(gen, source.binary.archive)
-    say(f"=> Downloading {source.name} dataset from {url}")
-    try:
-        download.fetch(url, path, source.binary.md5)
-    except InputError as error:
-        raise InputError(f"{error}, or name a folder that has the dataset: -data DIR") from None
-    return path
+    listed = getattr(datasets, source.name.replace("-", ""))
+    published = dict(listed.train_list + listed.test_list)[where.partition(" ")[0]]
+    if _md5(data) != published:
+        raise InputError(
+            f"{where} is not the published file (its MD5 is {_md5(data)}, should be {published}); "
+            "changed or own images should be in the binary version"
+        )
+    content = pickle.loads(data, encoding="latin1")  # the files were written by Python 2
+    return content["data"].reshape(-1, 3, 32, 32), np.array(content[source.label_key], np.int64)
 
 
 def _find(source, data):
-    """The folder or archive that holds the dataset: `data` itself, or one inside it."""
+    """(place, paths): the folder or archive, `data` or in it, and the paths of its files."""
     if os.path.isfile(data):
-        return data
+        return data, [data]
     if not os.path.isdir(data):
         raise InputError(f"-data {data}: no such file or folder")
-    versions = (source.binary, source.python)
-    for place in [data] + [os.path.join(data, version.folder) for version in versions]:
-        if os.path.isdir(place) and _version(source, _listing(place), place):
-            return place
-    for version in versions:
-        if os.path.isfile(os.path.join(data, version.archive)):
-            return os.path.join(data, version.archive)
-    wanted = [name for version in versions for name in (version.folder, version.archive)]
-    raise InputError(f"no {source.name} in -data {data}: should hold one of {', '.join(wanted)}")
+    fault = ""
+    for folder in ["", *(version.folder for version in source.versions)]:
+        place = os.path.join(data, folder) if folder else data
+        names = {e.name for e in os.scandir(place) if e.is_file()} if os.path.isdir(place) else ()
+        for ending in (".bin", ""):
+            wanted = [name + ending for name in source.train + source.val]
+            missing = [name for name in wanted if name not in names]
+            if not missing:
+                return place, [os.path.join(place, name) for name in wanted]
+            if len(missing) < len(wanted) and not fault:
+                fault = f"{place} has only a part of {source.name}: {missing[0]} is missing"
+    for version in source.versions:
+        place = os.path.join(data, version.archive)
+        if os.path.isfile(place):
+            return place, [place]
+    wanted = [name for version in source.versions for name in (version.folder, version.archive)]
+    raise InputError(
+        fault or f"no {source.name} in -data {data}: should hold one of {', '.join(wanted)}"
+    )
 
 
-def _version(source, names, place):
-    """The version whose files are all among `names`; None if no file of either version is."""
-    missing = {
-        version: [name for name in version.train + version.val if name not in names]
-        for version in (source.binary, source.python)
-    }
-    for version, absent in missing.items():
-        if not absent:
-            return version
-    for version, absent in missing.items():
-        if len(absent) < len(version.train + version.val):
-            raise InputError(f"{place} has only a part of {source.name}: {absent[0]} is missing")
-    return None
+def _unpack(source, data, where, advice=""):
+    """The files of an archive, name -> bytes, if it is a published one. `where` names it."""
+    published = [version.md5 for version in source.versions]
+    if _md5(data) not in published:
+        raise InputError(
+            f"{where} is not a published archive of {source.name} (its MD5 is {_md5(data)}, should "
+            f"be {' or '.join(published)}){advice}"
+        )
+    with tarfile.open(fileobj=io.BytesIO(data)) as tar:
+        return {m.name.rpartition("/")[2]: tar.extractfile(m).read() for m in tar if m.isfile()}
 
 
-def _listing(folder):
-    try:
-        names = os.listdir(folder)
-    except OSError as error:
-        raise InputError(f"cannot list {folder}: {error.strerror}") from None
-    return {name for name in names if os.path.isfile(os.path.join(folder, name))}
+def _published(source, gen):
+    """The files of the archive in -gen; without a published one there, it is downloaded."""
+    for version in source.versions:
+        path = os.path.join(gen, version.archive)
+        if os.path.isfile(path):
+            try:
+                return _unpack(source, regular_files.read(path, LARGEST), path)
+            except InputError as error:
+                note(f"=> {error}")
+    archive = source.versions[0].archive
+    url, path = URL + archive, os.path.join(gen, archive)
+    say(f"=> Downloading {source.name} dataset from {url}")
+    for retry in (True, False):
+        try:
+            data = _download(url)
+            files = _unpack(source, data, "the file there")
+            break
+        except (InputError, OSError, http.client.HTTPException, ValueError) as error:
+            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
+            if refused or isinstance(error, InputError) or not retry:
+                reason = str(error).partition("\n")[0]
+                raise InputError(
+                    f"cannot download {url}: {reason}; get the file by other means and put it at "
+                    f"{path}, or name a folder that has the dataset: -data DIR"
+                ) from None
+    with atomic.replacing(path) as file:
+        file.write(data)
+    return files
+
+
+def _download(url):
+    """The bytes at `url`; an error if they are cut short, more than LARGEST, or stop coming."""
+    began, data, name = time.monotonic(), bytearray(), url.rpartition("/")[2]
+    with urllib.request.urlopen(url, timeout=TIMEOUT) as body:
+        size = body.length  # None: the server does not say
+        while len(data) != size and (chunk := body.read1(1 << 20)):
+            data += chunk
+            share = f"{100 * len(data) // size} %, " if size else ""
+            show(f" {name}: {share}{len(data) / 1e6:.1f} MB")
+            if max(len(data), size or 0) > LARGEST:
+                raise InputError(f"it has more than {LARGEST} bytes")
+            if time.monotonic() - began > TIMEOUT + len(data) / SLOWEST:
+                raise TimeoutError(f"it comes at less than {SLOWEST} bytes per second")
+    show("")
+    if size and len(data) < size:  # read1 takes the end of a lost connection for the body's end
+        raise ConnectionError(f"the connection ended after {len(data)} of {size} bytes")
+    return data
+
+
+def _md5(data):
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()  # allowed under FIPS as well

@@ -1,4 +1,7 @@
-"""The preparation of CIFAR: every published form gives what the original stored."""
+"""The preparation of CIFAR: every published form gives what the original stored.
+
+Data that are damaged, that are something else or that mean harm end in one sentence.
+"""
 
 import hashlib
 import io
@@ -13,7 +16,7 @@ import torch
 import torchvision
 
 import datasets
-from datasets import cifar10, cifar10_gen, cifar100_gen, download
+from datasets import cifar10_gen, cifar100_gen, in_memory
 from runtime.errors import InputError
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference", "mainrun")
@@ -106,14 +109,28 @@ def assert_as_in_lua(train, val, lua):
         assert np.array_equal(image, lua[f"{split}_data"][3])
 
 
-@pytest.mark.parametrize("folder", ["cifar-10-batches-bin", "cifar-10-batches-py"])
-@pytest.mark.parametrize("form", ["around", "inner", "archive", "around archive", "tar"])
-def test_every_form_gives_what_the_lua_stored(tmp_path, forms, lua, folder, form):
+@pytest.fixture
+def publish_archive():
+    """publish_archive(number, data): these bytes are the published archive of that version."""
+    versions = cifar10_gen.SOURCE.versions
+    kept = versions[:]
+
+    def publish(number, data):
+        versions[number] = versions[number]._replace(md5=hashlib.md5(data).hexdigest())
+
+    yield publish
+    versions[:] = kept
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("form", ["around", "inner", "archive", "around archive"])
+def test_every_form_gives_what_the_lua_stored(tmp_path, forms, lua, number, form, publish_archive):
     where = data = tmp_path / "data"
-    archive = folder.replace("batches-bin", "binary").replace("batches-py", "python") + ".tar.gz"
-    if "ar" in form.split("around")[-1]:
+    folder, archive, _ = cifar10_gen.SOURCE.versions[number]
+    if "archive" in form:
         where.mkdir()
-        pack(where / archive, folder, forms[folder], "w" if form == "tar" else "w:gz")
+        pack(where / archive, folder, forms[folder])
+        publish_archive(number, (where / archive).read_bytes())
         data = where if form == "around archive" else where / archive
     else:
         write(where / folder, forms[folder])
@@ -122,6 +139,31 @@ def test_every_form_gives_what_the_lua_stored(tmp_path, forms, lua, folder, form
     assert_as_in_lua(*datasets.create(options(tmp_path, data)), lua)
     assert sorted(str(path) for path in where.rglob("*")) == before  # nothing was unpacked
     assert len(os.listdir(tmp_path / "gen")) == 1
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("form", ["folder", "archive"])
+def test_earlier_caches_are_read(tmp_path, forms, lua, number, form, monkeypatch):
+    """A cache with the signature that earlier versions wrote, spelled out, is not made again."""
+    folder, archive, _ = cifar10_gen.SOURCE.versions[number]
+    place = tmp_path / folder
+    write(place, forms[folder])
+    names = forms[folder]  # the five batches, then the test batch
+    if form == "archive":
+        place, names = tmp_path, [archive]
+        pack(tmp_path / archive, "x", {})
+    stats = [(place / name).stat() for name in names]
+    marks = ", ".join(f"{stat.st_size} bytes at {stat.st_mtime_ns} ns" for stat in stats)
+    place = place / archive if form == "archive" else place
+    opt, splits = options(tmp_path, place), []
+    for split in ("train", "val"):
+        splits.append((lua[f"{split}_data"], lua[f"{split}_labels"].astype(np.int64) - 1))
+    monkeypatch.setattr(
+        cifar10_gen, "exec", lambda opt, path: in_memory.save(path, f"{place}: {marks}", *splits)
+    )
+    datasets.create(opt)
+    monkeypatch.setattr(cifar10_gen, "exec", None)
+    assert_as_in_lua(*datasets.create(opt), lua)
 
 
 @pytest.mark.parametrize("folder", ["cifar-100-binary", "cifar-100-python"])
@@ -153,12 +195,47 @@ def refused(opt):
     return str(error.value)
 
 
-def test_a_label_out_of_range(tmp_path, forms):
-    contents = forms["cifar-10-batches-bin"]
-    contents["test_batch.bin"] = b"\x0a" + contents["test_batch.bin"][1:]
-    write(tmp_path / "data", contents)
-    message = refused(options(tmp_path, tmp_path / "data"))
-    assert message == f"test_batch.bin of {tmp_path / 'data'} has a label 10: should be 0 to 9"
+@pytest.mark.parametrize("module", [cifar10_gen, cifar100_gen])
+@pytest.mark.parametrize("damage", ["empty", "short", "label"])
+@pytest.mark.parametrize("place", [0, -1])
+def test_a_damaged_file(tmp_path, module, damage, place):
+    """The first or the last file of the binary version."""
+    source = module.SOURCE
+    files = [name + ".bin" for name in source.train + source.val]
+    good = bytes(source.label_bytes - 1) + b"\x09" + bytes(3072)
+    wrong = bytes(source.label_bytes - 1) + bytes([source.classes]) + bytes(3072)
+    bad, message = {
+        "empty": (b"", f"is empty: should have records of {len(good)} bytes, one an image"),
+        "short": (
+            (good * 2)[:-1],
+            f"has {len(good) * 2 - 1} bytes: should be a whole number of records of {len(good)}",
+        ),
+        "label": (
+            good * 2 + wrong,
+            f"has a label {source.classes}: should be 0 to {source.classes - 1}",
+        ),
+    }[damage]
+    write(tmp_path / "data", {**dict.fromkeys(files, good), files[place]: bad})
+    opt = options(tmp_path, tmp_path / "data", source.name.replace("-", "").lower())
+    assert refused(opt) == f"{files[place]} of {tmp_path / 'data'} {message}"
+
+
+@pytest.mark.parametrize("labels", [(3, 5), (9,), range(10)], ids=len)
+def test_a_part_of_the_classes(tmp_path, labels, capsys):
+    """The targets stay those of all classes, and one line says so."""
+    images = np.zeros((len(labels), 3, 32, 32), np.uint8)
+    files = [f"{name}.bin" for name in (*TRAIN, "test_batch")]
+    write(tmp_path / "data", dict.fromkeys(files, records(images, labels)))
+    train, val = datasets.create(options(tmp_path, tmp_path / "data"))
+    assert train.labels.tolist() == [*labels] * 5 and val.labels.tolist() == [*labels]
+    err = capsys.readouterr().err
+    if len(labels) == 10:
+        assert err == ""
+    else:
+        assert err == (
+            f"=> {tmp_path / 'data'} has training images of only {len(labels)} of the 10 classes "
+            "of CIFAR-10: the net has outputs for all 10\n"
+        )
 
 
 def test_a_changed_python_version(tmp_path, forms, lua):
@@ -188,69 +265,78 @@ def test_no_dataset(tmp_path):
     assert "no such file or folder" in refused(options(tmp_path, tmp_path / "nowhere"))
 
 
-def test_an_archive_of_something_else(tmp_path):
-    pack(tmp_path / "a.tar", "photos", {"a.jpg": b"1"})
-    message = refused(options(tmp_path, tmp_path / "a.tar"))
-    assert f"{tmp_path / 'a.tar'} holds no CIFAR-10" in message
+class Evil:
+    """Pickles as a call, which would be made while unpickling."""
+
+    def __init__(self, *call):
+        self.call = call
+
+    def __reduce__(self):
+        return self.call[0], self.call[1:]
 
 
-# Without -data
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("call", [os.mkdir, eval, np.save, getattr], ids=lambda call: call.__name__)
+def test_a_pickle_runs_nothing(tmp_path, forms, protocol, call):
+    trace = str(tmp_path / "trace")
+    arguments = {eval: (f"open({trace!r}, 'w')",), np.save: (trace, 1), getattr: (trace, "upper")}
+    attack = Evil(call, *arguments.get(call, (trace,)))
+    contents = forms["cifar-10-batches-py"]
+    contents["data_batch_1"] = pickle.dumps({"data": attack, "labels": [1]}, protocol)
+    write(tmp_path / "py", contents)
+    message = refused(options(tmp_path, tmp_path / "py"))
+    assert message.startswith(f"data_batch_1 of {tmp_path / 'py'} is not the published file (its ")
+    assert sorted(os.listdir(tmp_path)) == ["gen", "py"]
 
 
-@pytest.fixture
-def published(tmp_path, forms, monkeypatch):
-    """A folder in place of the authors' server, and the source with the checksum of what it has."""
-    site = tmp_path / "site"
-    site.mkdir()
-    (tmp_path / "gen").mkdir()
-    pack(site / "cifar-10-binary.tar.gz", "x", forms["cifar-10-batches-bin"])
-    monkeypatch.setattr(cifar10_gen, "URL", site.as_uri() + "/")
-    md5 = download.checksum(str(site / "cifar-10-binary.tar.gz"))
-    binary = cifar10_gen.SOURCE.binary._replace(md5=md5)
-    return site, cifar10_gen.SOURCE._replace(binary=binary)
+def sparse():
+    """A GNU sparse member whose map is cut short: tarfile raises a ValueError."""
+    member = tarfile.TarInfo("x/data_batch_1.bin")
+    member.pax_headers = {"GNU.sparse.map": "0", "GNU.sparse.size": str(1 << 40)}
+    return member.tobuf(tarfile.PAX_FORMAT) + bytes(1024)
 
 
-def test_download(tmp_path, published, lua, capsys):
-    (site, source), opt, path = published, options(tmp_path), str(tmp_path / "gen" / "cifar10.npz")
-    for attempt in range(2):
-        cifar10_gen.exec(opt, path, source)
-        with np.load(path) as info:
-            assert_as_in_lua(*(cifar10.create(info, opt, split) for split in ("train", "val")), lua)
-        os.remove(path)
-        lines = capsys.readouterr().out.splitlines()
-        if attempt == 0:
-            url = f"{site.as_uri()}/cifar-10-binary.tar.gz"
-            assert lines.pop(0) == f"=> Downloading CIFAR-10 dataset from {url}"
-            os.remove(
-                site / "cifar-10-binary.tar.gz"
-            )  # the archive stays in -gen and is used again
-        assert lines == [
-            " | combining dataset into a single file",
-            f" | saving CIFAR-10 dataset to {path}",
-        ]
+def foreign():
+    """Files in place of an archive: name -> contents."""
+    bomb = tarfile.TarInfo("x/data_batch_1.bin")
+    bomb.size = 1 << 40
+    name = tarfile.TarInfo("x")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 1 << 32  # which tarfile reads whole
+    page = b"<html>not found</html>"
+    return {"page": page, "empty": b"", "bomb": bomb.tobuf(), "name": name.tobuf(),
+            "sparse": sparse()}  # fmt: skip
 
 
-def test_offline(tmp_path, published, capsys):
-    site, source = published
-    os.remove(site / "cifar-10-binary.tar.gz")
-    path = tmp_path / "gen" / "cifar-10-binary.tar.gz"
-    path.write_bytes(b"cut short")
-    with pytest.raises(InputError) as error:
-        cifar10_gen.exec(options(tmp_path), str(tmp_path / "gen" / "cifar10.npz"), source)
-    message = str(error.value)
-    assert message.startswith(f"cannot download {site.as_uri()}/cifar-10-binary.tar.gz: ")
-    assert f"put it at {path}" in message and message.endswith("-data DIR")
-    assert f"{path} is not the published archive" in capsys.readouterr().err
-    assert os.listdir(tmp_path / "gen") == ["cifar-10-binary.tar.gz"]
+@pytest.mark.parametrize("kind", [*foreign(), "other"])
+def test_only_a_published_archive_is_unpacked(tmp_path, forms, kind, monkeypatch):
+    """The checksum comes before tarfile sees a byte of any other file."""
+    path = tmp_path / "a.tar.gz"
+    if kind == "other":  # whole, but packed by somebody else
+        pack(path, "cifar-10-batches-bin", forms["cifar-10-batches-bin"])
+    else:
+        path.write_bytes(foreign()[kind])
+    monkeypatch.setattr(tarfile, "open", None)
+    message = refused(options(tmp_path, path))
+    assert message.startswith(f"{path} is not a published archive of CIFAR-10 (its MD5 is ")
+    assert message.endswith("); unpack your own, and give its folder")
+
+
+def test_a_file_that_is_too_large(tmp_path):
+    with open(tmp_path / "a.tar.gz", "wb") as file:
+        file.truncate((1 << 28) + 1)
+    message = refused(options(tmp_path, tmp_path / "a.tar.gz"))
+    assert f"it has {(1 << 28) + 1} bytes, at most {1 << 28} would be right" in message
 
 
 @pytest.mark.parametrize("module", [cifar10_gen, cifar100_gen])
 def test_what_is_published(module):
-    checksums = [version.md5 for version in (module.SOURCE.binary, module.SOURCE.python)]
+    source = module.SOURCE
+    checksums = [version.md5 for version in source.versions]
     assert all(len(md5) == 32 and int(md5, 16) for md5 in checksums)
     # the python version as torchvision knows it
-    python, theirs = module.SOURCE.python, getattr(torchvision.datasets, module.SOURCE.torchvision)
-    assert python[:3] == (theirs.base_folder, theirs.filename, theirs.tgz_md5)
-    assert list(python.train) == [name for name, _ in theirs.train_list]
-    assert list(python.val) == [name for name, _ in theirs.test_list]
-    assert module.signature(types.SimpleNamespace(data="")).endswith(checksums[0])
+    theirs = getattr(torchvision.datasets, source.name.replace("-", ""))
+    assert source.versions[1] == (theirs.base_folder, theirs.filename, theirs.tgz_md5)
+    assert source.train == [name for name, _ in theirs.train_list]
+    assert source.val == [name for name, _ in theirs.test_list]
+    published = f"{source.name} as published, MD5 {checksums[0]}"
+    assert module.signature(types.SimpleNamespace(data="")) == published

@@ -1,47 +1,125 @@
-"""Downloads against a server of our own: whole, wrong, missing, cut short, not at all."""
+"""The download of CIFAR against a server of our own: whole, wrong, cut short, endless, stalled."""
 
+import contextlib
 import hashlib
 import http.server
+import io
 import os
 import re
 import socket
+import tarfile
 import threading
+import types
 
+import numpy as np
 import pytest
 from support import ptys
 
-from datasets import download
+from datasets import cifar10_gen
 from runtime.errors import InputError
 from runtime.terminal import Terminal
 
-BODY = bytes(range(256)) * 9000  # more than two chunks
+NAME = "cifar-10-binary.tar.gz"
+FILES = [name + ".bin" for name in cifar10_gen.SOURCE.train + cifar10_gen.SOURCE.val]
+RECORDS = np.random.default_rng(0).integers(0, 256, (6, 20, 3073), np.uint8)
+RECORDS[:, :, 0] %= 10
+
+
+def archive():
+    with io.BytesIO() as file:
+        with tarfile.open(fileobj=file, mode="w:gz") as tar:
+            for name, records in zip(FILES, RECORDS):
+                member = tarfile.TarInfo(f"cifar-10-batches-bin/{name}")
+                member.size = records.size
+                tar.addfile(member, io.BytesIO(records.tobytes()))
+        return file.getvalue()
+
+
+BODY = archive()
 MD5 = hashlib.md5(BODY).hexdigest()
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """/good, /short (the connection ends early), /busy (503), /once/... (only the first time)."""
+    """The first word of the path is the answer: see its methods; /once_NAME only the first time."""
 
     def do_GET(self):
         self.server.paths.append(self.path)
-        first = self.server.paths.count(self.path) == 1
-        kind = self.path.rpartition("/")[2]
-        if self.path.startswith("/once/") and not first:
-            kind = "good"
-        if kind == "good":
-            self.reply(200, len(BODY), BODY)
-        elif kind == "short":
-            self.reply(200, len(BODY), BODY[:-1000])
-        elif kind == "unsized":
-            self.reply(200, None, BODY)
-        else:
-            self.reply({"busy": 503}.get(kind, 404), 0, b"")
+        kind = self.path.split("/")[1]
+        if kind.startswith("once_"):
+            kind = kind.removeprefix("once_") if len(self.server.paths) == 1 else "good"
+        with contextlib.suppress(OSError):  # the client hangs up
+            getattr(self, kind)()
 
-    def reply(self, status, length, body):
+    def head(self, status=200, **headers):
         self.send_response(status)
-        if length is not None:
-            self.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
+
+    def body(self, body=BODY, **headers):
+        self.head(**headers)
         self.wfile.write(body)
+
+    def good(self):
+        self.body(Content_Length=len(BODY))
+
+    def unsized(self):
+        self.body()
+
+    def chunked(self, cut=0):
+        self.protocol_version = "HTTP/1.1"  # or the client does not look for chunks
+        body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY)
+        self.body(body[: len(body) - cut], Transfer_Encoding="chunked", Connection="close")
+
+    def wrong(self):
+        self.body(b"<html>log in here</html>", Content_Length=24)
+
+    def short(self):
+        self.body(BODY[:-1000], Content_Length=len(BODY))
+
+    def short_chunk(self):
+        self.chunked(cut=1000)
+
+    def short_unsized(self):
+        self.body(BODY[:-1000])
+
+    def large(self):
+        self.body(Content_Length=1 << 40)
+
+    def endless(self):
+        self.head()
+        while True:
+            self.wfile.write(bytes(100_000))
+
+    def stalled(self):
+        self.body(BODY[:1000], Content_Length=len(BODY))
+        self.server.closing.wait(10)
+
+    def mute(self):
+        self.server.closing.wait(10)
+
+    def trickle(self):
+        self.head(Content_Length=len(BODY))
+        while not self.server.closing.wait(0.05):
+            self.wfile.write(b"x")
+
+    def missing(self):
+        self.head(404)
+
+    def busy(self):
+        self.head(503)
+
+    def loop(self):
+        self.head(302, Location=self.path)
+
+    def astray(self):
+        self.head(302, Location="http://[nowhere")
+
+    def unsafe(self):
+        self.head(302, Location="file:///etc/passwd")
+
+    def noise(self):
+        self.wfile.write(b"\0\xff" * 99)
 
     def log_message(self, *args):
         pass
@@ -50,110 +128,131 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setattr(cifar10_gen, "LARGEST", 1_000_000)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        server.paths = []
-        server.url = f"http://127.0.0.1:{server.server_port}"
+        server.paths, server.closing = [], threading.Event()
+        server.url = f"http://127.0.0.1:{server.server_port}/"
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         yield server
+        server.closing.set()
         server.shutdown()
         thread.join()
 
 
-@pytest.mark.parametrize("path", ["/good", "/unsized", "/once/short", "/once/busy"])
-def test_a_file_comes_whole(server, tmp_path, capsys, path):
-    download.fetch(server.url + path, str(tmp_path / "file"), MD5)
-    assert (tmp_path / "file").read_bytes() == BODY
-    assert os.listdir(tmp_path) == ["file"]
-    assert len(server.paths) == (2 if "once" in path else 1)
-    assert capsys.readouterr() == ("", "")  # no terminal, no percentage
+@pytest.fixture
+def prepare(tmp_path, monkeypatch):
+    """prepare(url): downloads the archive BODY from there into tmp_path, and makes the cache."""
+    versions = cifar10_gen.SOURCE.versions
+    source = cifar10_gen.SOURCE._replace(versions=[versions[0]._replace(md5=MD5), versions[1]])
+
+    def prepare(url):
+        monkeypatch.setattr(cifar10_gen, "URL", url)
+        opt = types.SimpleNamespace(data="", gen=str(tmp_path))
+        return cifar10_gen.exec(opt, str(tmp_path / "cifar10.npz"), source)
+
+    return prepare
+
+
+def assert_whole(info):
+    train, val = RECORDS[:5].reshape(-1, 3073), RECORDS[5]
+    for split, records in (("train", train), ("val", val)):
+        assert np.array_equal(info[f"{split}_images"].reshape(-1, 3072), records[:, 1:])
+        assert np.array_equal(info[f"{split}_labels"], records[:, 0])
 
 
 @pytest.mark.parametrize(
-    "path, tries, reason",
+    "kind", ["good", "unsized", "chunked", "once_short", "once_short_chunk", "once_busy"]
+)
+def test_a_file_comes_whole(server, prepare, tmp_path, capsys, kind):
+    assert_whole(prepare(f"{server.url}{kind}/"))
+    assert (tmp_path / NAME).read_bytes() == BODY
+    assert len(server.paths) == (2 if "once" in kind else 1)
+    lines = [
+        f"=> Downloading CIFAR-10 dataset from {server.url}{kind}/{NAME}",
+        " | combining dataset into a single file",
+        f" | saving CIFAR-10 dataset to {tmp_path / 'cifar10.npz'}",
+    ]
+    assert capsys.readouterr() == ("\n".join([*lines, ""]), "")  # no terminal, no percentage
+    # the archive is used again
+    assert_whole(prepare("http://nowhere.invalid/"))
+    assert capsys.readouterr().out.splitlines() == lines[1:]
+
+
+WRONG = "the file there is not a published archive of CIFAR-10 (its MD5 is "
+
+
+@pytest.mark.parametrize(
+    "kind, tries, reason",
     [
-        ("/missing", 1, "HTTP Error 404: Not Found"),
-        ("/busy", 2, "HTTP Error 503"),
-        ("/short", 2, f"the connection ended after {len(BODY) - 1000} of {len(BODY)} bytes"),
+        ("wrong", 1, WRONG + hashlib.md5(b"<html>log in here</html>").hexdigest()),
+        ("short_unsized", 1, WRONG),
+        ("short", 2, f"the connection ended after {len(BODY) - 1000} of {len(BODY)} bytes"),
+        ("short_chunk", 2, "IncompleteRead"),
+        ("large", 1, "it has more than 1000000 bytes"),
+        ("endless", 1, "it has more than 1000000 bytes"),
+        ("stalled", 2, "timed out"),
+        ("mute", 2, "timed out"),
+        ("trickle", 2, "it comes at less than 1000 bytes per second"),
+        ("missing", 1, "HTTP Error 404: Not Found"),
+        ("busy", 2, "HTTP Error 503"),
+        ("loop", None, "HTTP Error 302: The HTTP server returned a redirect error that would lead"),
+        ("astray", 2, "Invalid IPv6 URL"),
+        ("unsafe", 1, "HTTP Error 302: Found - Redirection to url 'file:///etc/passwd' is not"),
+        ("noise", 2, ""),
     ],
 )
-def test_a_failure_is_told_and_leaves_nothing(server, tmp_path, path, tries, reason):
-    target = tmp_path / "file"
+def test_a_failure_is_one_sentence_and_leaves_nothing(
+    server, prepare, tmp_path, monkeypatch, kind, tries, reason
+):
+    if kind in ("stalled", "mute", "trickle"):
+        monkeypatch.setattr(cifar10_gen, "TIMEOUT", 0.5 if kind == "trickle" else 0.1)
+    url = f"{server.url}{kind}/"
     with pytest.raises(InputError) as error:
-        download.fetch(server.url + path, str(target), MD5)
-    for part in (server.url + path, reason, f"put it at {target}"):
-        assert part in str(error.value)
-    assert os.listdir(tmp_path) == [] and len(server.paths) == tries
+        prepare(url)
+    message = str(error.value)
+    assert message.startswith(f"cannot download {url}{NAME}: {reason}")
+    assert "\n" not in message and r"\n" not in message
+    assert message.endswith(
+        f"; get the file by other means and put it at {tmp_path / NAME}, "
+        "or name a folder that has the dataset: -data DIR"
+    )
+    assert os.listdir(tmp_path) == [] and tries in (None, len(server.paths))
 
 
-def test_a_wrong_checksum_is_refused_and_spares_the_old_file(server, tmp_path):
-    target = tmp_path / "file"
-    target.write_bytes(b"old")
-    with pytest.raises(InputError, match=f"MD5 is {MD5}, should be {'0' * 32}"):
-        download.fetch(server.url + "/good", str(target), "0" * 32)
-    assert target.read_bytes() == b"old" and os.listdir(tmp_path) == ["file"]
+@pytest.mark.parametrize("kind", ["good", "missing"])
+def test_another_file_in_its_place(server, prepare, tmp_path, capsys, kind):
+    """A warning names the other file, and only a whole archive replaces it."""
+    target = tmp_path / NAME
+    target.write_bytes(b"cut short")
+    if kind == "good":
+        assert_whole(prepare(f"{server.url}good/"))
+    else:
+        with pytest.raises(InputError, match="404"):
+            prepare(f"{server.url}missing/")
+    assert target.read_bytes() == (BODY if kind == "good" else b"cut short")
+    assert f"=> {target} is not a published archive of CIFAR-10 (its MD5" in capsys.readouterr().err
 
 
-def test_no_server(tmp_path, monkeypatch):
+def test_no_server(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        url = f"http://127.0.0.1:{free.getsockname()[1]}/file"
         with pytest.raises(InputError, match="Connection refused"):
-            download.fetch(url, str(tmp_path / "file"), MD5)
+            prepare(f"http://127.0.0.1:{free.getsockname()[1]}/")
     assert os.listdir(tmp_path) == []
 
 
-def test_silence_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.create_server(("127.0.0.1", 0)) as mute:
-        url = f"http://127.0.0.1:{mute.getsockname()[1]}/file"
-        with pytest.raises(InputError, match="timed out"):
-            download.fetch(url, str(tmp_path / "file"), MD5, timeout=0.1)
-
-
-def test_a_server_that_stops_sending_is_not_waited_for(tmp_path, monkeypatch):
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with socket.create_server(("127.0.0.1", 0)) as server:
-
-        def serve():
-            for _ in range(2):  # each attempt; the connection stays open
-                connections.append(server.accept()[0])
-                connections[-1].recv(9999)
-                header = f"HTTP/1.0 200 OK\r\nContent-Length: {len(BODY)}\r\n\r\n"
-                connections[-1].sendall(header.encode() + BODY[:1000])
-
-        connections, thread = [], threading.Thread(target=serve)
-        thread.start()
-        url = f"http://127.0.0.1:{server.getsockname()[1]}/file"
-        with pytest.raises(InputError, match="timed out"):
-            download.fetch(url, str(tmp_path / "file"), MD5, timeout=0.5)
-        thread.join()
-        for connection in connections:
-            connection.close()
-    assert os.listdir(tmp_path) == []
-
-
-def test_a_percentage_on_a_terminal(server, tmp_path, monkeypatch):
-    ours, theirs = ptys.open_pty(40)
+def test_a_percentage_on_a_terminal(server, prepare, monkeypatch):
+    ours, theirs = ptys.open_pty(60)
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setattr("runtime.terminal.MIN_INTERVAL", 0)
     with os.fdopen(theirs, "w") as out:
-        monkeypatch.setattr("sys.stdout", out)
-        with Terminal():
-            download.fetch(server.url + "/good", str(tmp_path / "a.tar.gz"), MD5)
-        monkeypatch.undo()
-        shown = re.findall(r"[^\r]+", ptys.read(ours).replace("\x1b[K", ""))
+        with monkeypatch.context() as patch:
+            patch.setattr("sys.stdout", out)
+            with Terminal():
+                prepare(f"{server.url}good/")
+        shown = re.findall(rf" {NAME}: [^\r\x1b]+", ptys.read(ours))
     os.close(ours)
-    assert shown[-1] == f" a.tar.gz: 100 %, {len(BODY) / 1e6:.1f} MB"
-    assert all(re.fullmatch(r" a.tar.gz: \d+ %, \d+\.\d MB", line) for line in shown)
-
-
-def test_silence_without_a_terminal(server, tmp_path, capsys):
-    download.fetch(server.url + "/good", str(tmp_path / "a.tar.gz"), MD5)
-    assert capsys.readouterr() == ("", "")
-
-
-def test_checksum(tmp_path):
-    (tmp_path / "file").write_bytes(BODY)
-    assert download.checksum(str(tmp_path / "file")) == MD5
+    assert shown[-1] == f" {NAME}: 100 %, {len(BODY) / 1e6:.1f} MB"
+    assert all(re.fullmatch(rf" {NAME}: \d+ %, \d+\.\d MB", line) for line in shown)
