@@ -295,6 +295,7 @@ def setup(opt, checkpoint, images, device):
 
     import models
     from detection import files
+    from models.blocks import set_recompute
     from runtime.precision import Precision
     from runtime.terminal import note, say
 
@@ -334,7 +335,7 @@ def setup(opt, checkpoint, images, device):
         if trunk is not None:
             trunk.freeze_first(opt.freeze)
     if opt.optnet:
-        model.recompute()
+        set_recompute(model)
     dtype = Precision(opt.precision, device).dtype
     return model.to(device, dtype, memory_format=torch.channels_last)
 

@@ -5,10 +5,10 @@ and Fast R-CNN share nothing: each has these stages of its own.
 """
 
 import math
+from collections import OrderedDict
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
@@ -22,29 +22,16 @@ RPN_LOSSES = {"objectness": "loss_objectness", "proposal": "loss_rpn_box_reg"}  
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
 
 
-class Trunk(nn.Module):
+class Trunk(nn.Sequential):
     """All stages of a classifier but the last: images (N, 3, H, W) to (N, C, H / s, W / s)."""
 
     def __init__(self, net):
-        super().__init__()
-        self.conv1, self.bn1, self.relu, self.maxpool = net.conv1, net.bn1, net.relu, net.maxpool
+        children = dict(net.named_children())
+        before = list(children).index(net.stages[-1])
+        super().__init__(OrderedDict(list(children.items())[:before]))
         self.stages = net.stages[:-1]
-        for stage in self.stages:
-            self.add_module(stage, getattr(net, stage))
-        self.recompute = False
         self.out_channels = getattr(net, self.stages[-1])[-1].outputs
         self.stride = (4 if net.maxpool is not None else 1) * 2 ** (len(self.stages) - 1)
-
-    def forward(self, x):
-        x = self.conv1(x)
-        if self.bn1 is not None:
-            x = self.bn1(x)
-            x = self.relu(x)
-        if self.maxpool is not None:
-            x = self.maxpool(x)
-        for stage in self.stages:
-            x = _run(getattr(self, stage), x, self.recompute and self.training)
-        return x
 
     def parts(self):
         """The names of its parts, as -freeze counts them."""
@@ -62,28 +49,15 @@ class Trunk(nn.Module):
             getattr(self, name).requires_grad_(False)
 
 
-class LastStage(nn.Module):
+class LastStage(nn.Sequential):
     """The last stage as the head of each region: (R, C, 14, 14), say, to (R, channels)."""
 
     def __init__(self, net):
-        super().__init__()
-        self.name, self.recompute = net.stages[-1], False
-        self.add_module(self.name, getattr(net, self.name))
-        self.bn_last, self.relu = net.bn_last, net.relu
-        self.out_channels = getattr(net, self.name)[-1].outputs
-
-    def forward(self, x):
-        x = _run(getattr(self, self.name), x, self.recompute and self.training)
-        if self.bn_last is not None:  # of pre-activated nets
-            x = self.bn_last(x)
-            x = self.relu(x)
-        return x.mean((2, 3))
-
-
-def _run(blocks, x, recompute):
-    for block in blocks:
-        x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
-    return x
+        children = list(net.named_children())
+        names = [name for name, _ in children]
+        first, end = names.index(net.stages[-1]), names.index("fc")
+        super().__init__(OrderedDict([*children[first:end], ("flatten", nn.Flatten())]))
+        self.out_channels = children[first][1][-1].outputs
 
 
 class Transform(GeneralizedRCNNTransform):
@@ -209,12 +183,6 @@ class Detector(nn.Module):
     def trained(self, step):
         """{name: parameter} of what a step trains."""
         return {name: p for name, p in self.of_step(step).items() if p.requires_grad}
-
-    def recompute(self):
-        """Keep only the inputs of the blocks in training (-optnet)."""
-        for module in self.modules():
-            if isinstance(module, Trunk | LastStage):
-                module.recompute = True
 
 
 def _classifier(config):

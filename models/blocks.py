@@ -62,7 +62,7 @@ def set_slices(model, sizes):
     """Let every batch norm of the model split the batch into slices of these sizes, or none."""
     slices = list(sizes) if sizes is not None and len(sizes) > 1 else None
     for module in model.modules():
-        if isinstance(module, BatchNorm2d | Net):
+        if isinstance(module, BatchNorm2d):
             module.slices = slices
 
 
@@ -138,186 +138,15 @@ def shortcut(kind, inputs, outputs, stride, norm):
     return nn.Identity()
 
 
-class Block(nn.Module):
-    """One residual block. A subclass defines the layers of the branch (`build`, `branch`).
+def set_recompute(model, recompute=True):
+    """Let every block of the model keep only its input in training, for -optnet true.
 
-    `activation` says where batch norm and ReLU are:
-
-    - "postact" (resnet.lua, resnext.lua): after each convolution; the last ReLU is after the sum.
-    - The others (preresnet.lua) have nothing after the last convolution. `bn0` and a ReLU come
-      before the branch ("preact"), before both branch and shortcut ("both_preact"), or nowhere
-      ("no_preact").
-
-    In all of them bnK follows convK.
-
-    `norm` says which of the other batch norms there are. It exists because some released nets are
-    older than the final Lua files:
-
-    - "each": one after the shortcut's convolution too. The default for "postact".
-    - "branch": none there. The default for the others.
-    - "sum": as "branch", but the branch's last batch norm is after the sum instead.
+    The backward pass runs each block again. The numbers are the same; it takes less memory and more
+    time.
     """
-
-    def __init__(self, inputs, outputs, stride, shortcut_type, activation, norm=None, **layers):
-        super().__init__()
-        check_word("activation", activation, ACTIVATIONS)
-        self.outputs = outputs
-        self.activation = activation
-        self.norm = norm or ("each" if activation == "postact" else "branch")
-        check_word("place of batch norm", self.norm, NORMS)
-        preact = activation in ("preact", "both_preact")
-        self.bn0 = BatchNorm2d(inputs) if preact else None
-        self.build(inputs, outputs, stride, **layers)
-        self.downsample = shortcut(shortcut_type, inputs, outputs, stride, self.norm == "each")
-        self.bn_sum = BatchNorm2d(outputs) if self.norm == "sum" else None
-        self.relu = nn.ReLU(inplace=True)
-
-    def last_norm(self, channels):
-        """The batch norm after the branch's last convolution, or an identity if it has none."""
-        present = self.activation == "postact" and self.norm != "sum"
-        return BatchNorm2d(channels) if present else nn.Identity()
-
-    def forward(self, x):  # (N, inputs, H, W)
-        branch = x
-        if self.bn0 is not None:
-            branch = self.bn0(branch)
-            branch = self.relu(branch)
-        if self.activation == "both_preact":
-            x = branch
-        branch = self.branch(branch)
-        if self.downsample is not None:
-            branch += self.downsample(x)
-        if self.bn_sum is not None:
-            branch = self.bn_sum(branch)
-        if self.activation == "postact":
-            branch = self.relu(branch)
-        return branch  # (N, outputs, H / stride, W / stride)
-
-
-class Basic(Block):
-    """Two 3x3 convolutions: the block of ResNet-18 and -34 and of ResNet on CIFAR."""
-
-    def build(self, inputs, outputs, stride):
-        self.conv1 = conv(inputs, outputs, 3, stride)
-        self.bn1 = BatchNorm2d(outputs)
-        self.conv2 = conv(outputs, outputs, 3)
-        self.bn2 = self.last_norm(outputs)
-
-    def branch(self, x):
-        x = self.conv1(x)
-        x = self.bn1(x)
-        x = self.relu(x)
-        x = self.conv2(x)
-        return self.bn2(x)
-
-
-class Bottleneck(Block):
-    """A 1x1, a 3x3 (with the stride and `groups` groups) and a 1x1 convolution."""
-
-    def build(self, inputs, outputs, stride, width, groups=1):
-        self.conv1 = conv(inputs, width, 1)
-        self.bn1 = BatchNorm2d(width)
-        self.conv2 = conv(width, width, 3, stride, groups)
-        self.bn2 = BatchNorm2d(width)
-        self.conv3 = conv(width, outputs, 1)
-        self.bn3 = self.last_norm(outputs)
-
-    def branch(self, x):
-        x = self.conv1(x)
-        x = self.bn1(x)
-        x = self.relu(x)
-        x = self.conv2(x)
-        x = self.bn2(x)
-        x = self.relu(x)
-        x = self.conv3(x)
-        return self.bn3(x)
-
-
-class Net(nn.Module):
-    """Stem, stages of blocks, head: maps images (N, 3, H, W) to scores (N, classes).
-
-    With `recompute` set (-optnet true), training keeps only the inputs of the blocks and runs each
-    block again in the backward pass. The numbers are the same; it takes less memory and more time.
-    """
-
-    def __init__(self, config, stem, width, counts, block, preactivation=False):
-        """Build the net.
-
-        config: what rebuilds it, {"net": name of its file and function, **arguments}.
-        stem: "imagenet" or "cifar".
-        width: channels of the stem, and `planes` of the first stage; each stage doubles `planes`.
-        counts: the number of blocks in each stage.
-        block: a function block(inputs, planes, stride, activation) that makes a Block.
-        """
-        super().__init__()
-        self.config = config
-        self.recompute = False
-        self.frozen = ()  # names of the parts that -freeze holds, see freezing.py
-        self.slices = None  # the same as in its batch norms, see set_slices
-        check_word("stem", stem, depths.STEMS)
-        large = stem == "imagenet"
-        self.conv1 = conv(3, width, 7, 2) if large else conv(3, width, 3)
-        # preresnet.lua: on CIFAR the stem's batch norm and ReLU are those of the first block
-        self.bn1 = BatchNorm2d(width) if large or not preactivation else None
-        self.relu = nn.ReLU(inplace=True)
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if large else None
-        self.stages = [f"layer{i + 1}" for i in range(len(counts))]
-        channels = width
-        for i, count in enumerate(counts):
-            first, other = ("both_preact", "preact") if preactivation else ("postact", "postact")
-            if preactivation and config.get("norm") == "each":
-                first = "preact"  # as in the first version of preresnet.lua
-            elif preactivation and large and i == 0:
-                first = "no_preact"  # the stem already ends with batch norm and ReLU
-            blocks = [block(channels, width * 2**i, 2 if i else 1, first)]
-            channels = blocks[0].outputs
-            blocks += [block(channels, width * 2**i, 1, other) for _ in range(count - 1)]
-            self.add_module(self.stages[i], nn.Sequential(*blocks))
-        self.bn_last = BatchNorm2d(channels) if preactivation else None
-        self.fc = nn.Linear(channels, config["classes"])
-        initialise(self)
-
-    def train(self, mode=True):
-        """Set training or evaluation mode; the frozen parts stay in evaluation mode."""
-        super().train(mode)
-        for name in self.frozen:
-            self.get_submodule(name).eval()
-        return self
-
-    def maps(self, x):
-        """The last feature maps: (N, channels, H / 32, W / 32); CIFAR stem: H / 4, W / 4."""
-        x = self.conv1(x)
-        if self.bn1 is not None:
-            x = self.bn1(x)
-            x = self.relu(x)
-        if self.maxpool is not None:
-            x = self.maxpool(x)
-        for stage in self.stages:
-            for block in getattr(self, stage):
-                x = self._run(block, x)
-        if self.bn_last is not None:
-            x = self.bn_last(x)
-            x = self.relu(x)
-        return x
-
-    def features(self, x):
-        """The features, which are the classifier's input: (N, channels)."""
-        return self.maps(x).mean((2, 3))
-
-    def forward(self, x):  # (N, 3, H, W)
-        x = self.features(x)
-        return self.fc(x)  # (N, classes)
-
-    def _run(self, block, x):
-        # torch.compile accepts no context_fn. Compiled code updates running statistics only once
-        # anyway. But the recomputation of a one-sample slice would use the updated ones, so a batch
-        # with such a slice (the last of an epoch) is not recomputed.
-        compiling = torch.compiler.is_compiling()
-        recomputed = self.recompute and block.training  # a frozen block keeps no activations
-        if not recomputed or (compiling and 1 in (self.slices or ())):
-            return block(x)
-        contexts = {} if compiling else {"context_fn": partial(_recompute_contexts, block)}
-        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, **contexts)
+    for module in model.modules():
+        if isinstance(module, Block):
+            module.recompute = recompute
 
 
 def _recompute_contexts(block):
@@ -345,3 +174,189 @@ def _swapped_buffers(norms, copies):
         yield use(copies)
     finally:
         use(own)
+
+
+class Block(nn.Module):
+    """One residual block. A subclass defines the layers of the branch (`build`, `branch`).
+
+    `activation` says where batch norm and ReLU are:
+
+    - "postact" (resnet.lua, resnext.lua): after each convolution; the last ReLU is after the sum.
+    - The others (preresnet.lua) have nothing after the last convolution. `bn0` and a ReLU come
+      before the branch ("preact"), before both branch and shortcut ("both_preact"), or nowhere
+      ("no_preact").
+
+    In all of them bnK follows convK.
+
+    `norm` says which of the other batch norms there are. It exists because some released nets are
+    older than the final Lua files:
+
+    - "each": one after the shortcut's convolution too. The default for "postact".
+    - "branch": none there. The default for the others.
+    - "sum": as "branch", but the branch's last batch norm is after the sum instead.
+    """
+
+    def __init__(self, inputs, outputs, stride, shortcut_type, activation, norm=None, **layers):
+        super().__init__()
+        check_word("activation", activation, ACTIVATIONS)
+        self.outputs = outputs
+        self.activation = activation
+        self.norm = norm or ("each" if activation == "postact" else "branch")
+        check_word("place of batch norm", self.norm, NORMS)
+        self.recompute = False  # see set_recompute
+        preact = activation in ("preact", "both_preact")
+        self.bn0 = BatchNorm2d(inputs) if preact else None
+        self.relu0 = nn.ReLU(inplace=True) if preact else None
+        self.build(inputs, outputs, stride, **layers)
+        self.downsample = shortcut(shortcut_type, inputs, outputs, stride, self.norm == "each")
+        self.bn_sum = BatchNorm2d(outputs) if self.norm == "sum" else None
+        self.relu = nn.ReLU(inplace=True) if activation == "postact" else None
+
+    def last_norm(self, channels):
+        """The batch norm after the branch's last convolution, or an identity if it has none."""
+        present = self.activation == "postact" and self.norm != "sum"
+        return BatchNorm2d(channels) if present else nn.Identity()
+
+    def forward(self, x):
+        if not (self.recompute and self.training):  # a frozen block keeps no activations
+            return self._forward(x)
+        # torch.compile accepts no context_fn; its code updates running statistics only once anyway
+        compiling = torch.compiler.is_compiling()
+        contexts = {} if compiling else {"context_fn": partial(_recompute_contexts, self)}
+        return checkpoint(
+            self._forward, x, use_reentrant=False, preserve_rng_state=False, **contexts
+        )
+
+    def _forward(self, x):  # (N, inputs, H, W)
+        branch = x
+        if self.bn0 is not None:
+            branch = self.bn0(branch)
+            branch = self.relu0(branch)
+        if self.activation == "both_preact":
+            x = branch
+        branch = self.branch(branch)
+        if self.downsample is not None:
+            branch += self.downsample(x)
+        if self.bn_sum is not None:
+            branch = self.bn_sum(branch)
+        if self.relu is not None:
+            branch = self.relu(branch)
+        return branch  # (N, outputs, H / stride, W / stride)
+
+
+class Basic(Block):
+    """Two 3x3 convolutions: the block of ResNet-18 and -34 and of ResNet on CIFAR."""
+
+    def build(self, inputs, outputs, stride):
+        self.conv1 = conv(inputs, outputs, 3, stride)
+        self.bn1 = BatchNorm2d(outputs)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = conv(outputs, outputs, 3)
+        self.bn2 = self.last_norm(outputs)
+
+    def branch(self, x):
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.relu1(x)
+        x = self.conv2(x)
+        return self.bn2(x)
+
+
+class Bottleneck(Block):
+    """A 1x1, a 3x3 (with the stride and `groups` groups) and a 1x1 convolution."""
+
+    def build(self, inputs, outputs, stride, width, groups=1):
+        self.conv1 = conv(inputs, width, 1)
+        self.bn1 = BatchNorm2d(width)
+        self.relu1 = nn.ReLU(inplace=True)
+        self.conv2 = conv(width, width, 3, stride, groups)
+        self.bn2 = BatchNorm2d(width)
+        self.relu2 = nn.ReLU(inplace=True)
+        self.conv3 = conv(width, outputs, 1)
+        self.bn3 = self.last_norm(outputs)
+
+    def branch(self, x):
+        x = self.conv1(x)
+        x = self.bn1(x)
+        x = self.relu1(x)
+        x = self.conv2(x)
+        x = self.bn2(x)
+        x = self.relu2(x)
+        x = self.conv3(x)
+        return self.bn3(x)
+
+
+class Net(nn.Module):
+    """Stem, stages of blocks, head: maps images (N, 3, H, W) to scores (N, classes).
+
+    The children, torchvision's by name, are registered in the order in which they run.
+    """
+
+    def __init__(self, config, stem, width, counts, block, preactivation=False):
+        """Build the net.
+
+        config: what rebuilds it, {"net": name of its file and function, **arguments}.
+        stem: "imagenet" or "cifar".
+        width: channels of the stem, and `planes` of the first stage; each stage doubles `planes`.
+        counts: the number of blocks in each stage.
+        block: a function block(inputs, planes, stride, activation) that makes a Block.
+        """
+        super().__init__()
+        self.config = config
+        self.frozen = ()  # names of the parts that -freeze holds, see freezing.py
+        check_word("stem", stem, depths.STEMS)
+        large = stem == "imagenet"
+        self.conv1 = conv(3, width, 7, 2) if large else conv(3, width, 3)
+        # preresnet.lua: on CIFAR the stem's batch norm and ReLU are those of the first block
+        self.bn1 = BatchNorm2d(width) if large or not preactivation else None
+        self.relu = nn.ReLU(inplace=True) if self.bn1 is not None else None
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if large else None
+        self.stages = [f"layer{i + 1}" for i in range(len(counts))]
+        channels = width
+        for i, count in enumerate(counts):
+            first, other = ("both_preact", "preact") if preactivation else ("postact", "postact")
+            if preactivation and config.get("norm") == "each":
+                first = "preact"  # as in the first version of preresnet.lua
+            elif preactivation and large and i == 0:
+                first = "no_preact"  # the stem already ends with batch norm and ReLU
+            blocks = [block(channels, width * 2**i, 2 if i else 1, first)]
+            channels = blocks[0].outputs
+            blocks += [block(channels, width * 2**i, 1, other) for _ in range(count - 1)]
+            self.add_module(self.stages[i], nn.Sequential(*blocks))
+        self.bn_last = BatchNorm2d(channels) if preactivation else None
+        self.relu_last = nn.ReLU(inplace=True) if preactivation else None
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(channels, config["classes"])
+        initialise(self)
+
+    def train(self, mode=True):
+        """Set training or evaluation mode; the frozen parts stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def maps(self, x):
+        """The last feature maps: (N, channels, H / 32, W / 32); CIFAR stem: H / 4, W / 4."""
+        x = self.conv1(x)
+        if self.bn1 is not None:
+            x = self.bn1(x)
+            x = self.relu(x)
+        if self.maxpool is not None:
+            x = self.maxpool(x)
+        for stage in self.stages:
+            x = getattr(self, stage)(x)
+        if self.bn_last is not None:
+            x = self.bn_last(x)
+            x = self.relu_last(x)
+        return x
+
+    def features(self, x):
+        """The features, which are the classifier's input: (N, channels)."""
+        x = self.maps(x)
+        x = self.avgpool(x)
+        return x.flatten(1)
+
+    def forward(self, x):  # (N, 3, H, W)
+        x = self.features(x)
+        return self.fc(x)  # (N, classes)

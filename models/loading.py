@@ -13,7 +13,7 @@ from torch import nn
 from datasets import cifar10, cifar100, class_names, imagenet
 from datasets.input_spec import InputTransform
 from formats import model_files
-from models.blocks import init_linear
+from models.blocks import init_linear, set_recompute
 from models.freezing import freeze
 from runtime.errors import InputError, shown
 from runtime.precision import Precision
@@ -215,7 +215,7 @@ def reset_classifier(model, count):
 
 def _save_memory(opt, model):
     if opt.optnet:
-        model.recompute = True
+        set_recompute(model)
     if opt.shareGradInput:
         note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
     if opt.accumulate and opt.nGPU == 1:

@@ -20,18 +20,19 @@ class Path(nn.Module):
         super().__init__()
         self.conv1 = conv(inputs, d, 1)
         self.bn1 = BatchNorm2d(d)
+        self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = conv(d, d, 3, stride)
         self.bn2 = BatchNorm2d(d)
+        self.relu2 = nn.ReLU(inplace=True)
         self.conv3 = conv(d, outputs, 1) if outputs else nn.Identity()
-        self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x):
         x = self.conv1(x)
         x = self.bn1(x)
-        x = self.relu(x)
+        x = self.relu1(x)
         x = self.conv2(x)
         x = self.bn2(x)
-        x = self.relu(x)
+        x = self.relu2(x)
         return self.conv3(x)
 
 

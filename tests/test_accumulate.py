@@ -16,6 +16,7 @@ from torch import nn
 import main
 import opts
 from dataloader import LAYOUT, Batch
+from models.blocks import set_recompute
 from models.resnet import resnet
 from parallel import group
 from parallel.group import split, split_sizes
@@ -56,7 +57,7 @@ def trainer(words, replicas, precision="double"):
     opt = opts.parse([*command.split(), "-precision", precision])
     torch.manual_seed(3)
     model = resnet(8, 10, "cifar", "A").to(memory_format=LAYOUT)
-    model.recompute = opt.optnet
+    set_recompute(model, opt.optnet)
     return Trainer(model.double() if precision == "double" else model, criterion(), opt, CPU)
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from support import torch7
 
-from models.blocks import BatchNorm2d, StridedIdentity, set_slices
+from models.blocks import BatchNorm2d, StridedIdentity, set_recompute, set_slices
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
@@ -216,7 +216,7 @@ def test_recomputation_changes_no_bit(make, sizes):
     torch.manual_seed(2)
     plain = randomise(make().double()).train()
     thrifty = copy.deepcopy(plain)
-    thrifty.recompute = True
+    set_recompute(thrifty)
     input, target = torch7.fill((6, 3, 16, 16), 5, 0, 1.7), torch7.targets(6, 6, 5)
     for net in (plain, thrifty):
         set_slices(net, sizes)
@@ -246,7 +246,7 @@ def test_recomputation_keeps_less():
 
     net = resnext(29, 2, 8, 10, "cifar").train()
     everything = kept(net)
-    net.recompute = True
+    set_recompute(net)
     assert kept(net) < everything / 2
 
 

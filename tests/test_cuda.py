@@ -21,6 +21,7 @@ import models
 import opts
 from dataloader import LAYOUT, Batch
 from evaluation import metrics
+from models.blocks import set_recompute
 from models.resnet import resnet
 from models.resnext import resnext
 from parallel import signals
@@ -65,7 +66,7 @@ def trained(device, words="", replicas=1, net="resnet"):
     dtype = torch.float64 if opt.precision == "double" else torch.float32
     torch.manual_seed(3)
     model = NETS[net]().to(device, dtype, memory_format=LAYOUT)
-    model.recompute = opt.optnet
+    set_recompute(model, opt.optnet)
     trainer = Trainer(model, criterion(), opt, device)
     batches = Batches(device, replicas, dtype)
     with contextlib.redirect_stdout(io.StringIO()):

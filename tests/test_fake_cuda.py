@@ -14,7 +14,7 @@ from dataloader import LAYOUT, DataLoader, settings
 from datasets import cifar10, digits
 from evaluation import scores
 from evaluation.batchnorm import Estimate
-from models.blocks import set_slices
+from models.blocks import set_recompute, set_slices
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
@@ -62,7 +62,7 @@ def test_forward_and_loss(fake, name):
     model = net(name)
     target = torch.zeros(6, dtype=torch.int64, device=CUDA)
     for recompute, slices in ((False, None), (True, [3, 2, 1])):
-        model.train().recompute = recompute
+        set_recompute(model.train(), recompute)
         set_slices(model, slices)
         output = model(images())
         assert output.shape == (6, 10) and on_cuda(output, criterion()(output, target))

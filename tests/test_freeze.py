@@ -12,6 +12,7 @@ import opts
 from dataloader import LAYOUT, Batch
 from formats import model_files
 from models import pack
+from models.blocks import set_recompute
 from models.freezing import freeze
 from models.preresnet import preresnet
 from models.preresnext import preresnext
@@ -67,7 +68,7 @@ def trainer(net, count, words="", seed=3):
             buffer.add_(torch.rand_like(buffer) / 5)
     model = model.double() if opt.precision == "double" else model
     freeze(model, count)
-    model.recompute = opt.optnet
+    set_recompute(model, opt.optnet)
     found = Trainer(model, criterion(), opt, CPU)
     if opt.precision == "half":  # a scale at which no first step overflows and is left out
         found.scaler.load_state_dict({**found.scaler.state_dict(), "scale": 16.0})

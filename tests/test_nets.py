@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from support import torch7
+from support.nets import shake
 
 from models.preresnet import preresnet
 from models.preresnext import preresnext
@@ -244,3 +245,34 @@ def test_any_image_size_with_the_cifar_stem():
         assert net.maps(torch.zeros(1, 3, 48, 48)).shape == (1, 1024, 12, 12)
         assert net.features(torch.zeros(2, 3, 48, 40)).shape == (2, 1024)
         assert net(torch.zeros(2, 3, 48, 40)).shape == (2, 6)
+
+
+MODULES = {
+    "resnet": lambda: resnet(18, 5),
+    "resnet, cifar, A": lambda: resnet(14, 5, "cifar", "A"),
+    "resnet, sum": lambda: resnet(8, 5, "cifar", "none", norm="sum"),
+    "preresnet": lambda: preresnet(18, 5),
+    "preresnet, each": lambda: preresnet(18, 5, norm="each"),
+    "preresnet, cifar, C": lambda: preresnet(14, 5, "cifar", "C"),
+    "resnext": lambda: resnext(11, 2, 4, 5, "cifar", "B"),
+    "resnext_A": lambda: resnext(11, 2, 4, 5, "cifar", "A", "resnext_A"),
+    "preresnext_B": lambda: preresnext(11, 2, 4, 5, "cifar", "B", "resnext_B"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_module_is_called_once_in_the_order_of_the_children(name):
+    """So hooks on stages fire, replaced modules count, and cuts of the children are the net's."""
+    net, called = shake(MODULES[name]()), []
+    for module in net.modules():
+        module.register_forward_hook(lambda module, *_: called.append(module))
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        net(x)
+        containers = (torch.nn.ModuleList,)  # of form A's and B's paths
+        assert set(called) == {m for m in net.modules() if not isinstance(m, containers)}
+        leaves = [module for module in net.modules() if not list(module.children())]
+        assert [module for module in called if module in leaves] == leaves
+        children = list(net.children())
+        maps, features = (torch.nn.Sequential(*children[:end])(x) for end in (-2, -1))
+        assert torch.equal(maps, net.maps(x)) and torch.equal(features.flatten(1), net.features(x))

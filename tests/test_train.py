@@ -15,6 +15,7 @@ from torch import nn
 import opts
 from dataloader import LAYOUT, Batch
 from models import compiled as compiling
+from models.blocks import set_recompute
 from models.resnet import resnet
 from parallel.group import split_sizes
 from runtime.errors import InputError
@@ -228,7 +229,7 @@ def test_compiled_is_the_same_training(optnet):
     found = {}
     for compiled in (False, True):
         trainer = small("double", 3, compile=compiled)
-        trainer.model.recompute = optnet
+        set_recompute(trainer.model, optnet)
         found[compiled] = [*trainer.train(1, batches), *trainer.test(1, batches)]
         found[compiled] += [tensor.clone() for tensor in trainer.model.state_dict().values()]
     for ours, theirs in zip(found[True], found[False]):

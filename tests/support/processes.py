@@ -10,6 +10,7 @@ import torch
 import dataloader
 import opts
 from dataloader import Batch
+from models.blocks import set_recompute
 from models.resnet import resnet
 from parallel import group
 from parallel.group import split, split_sizes
@@ -104,7 +105,7 @@ def run(data, folder, command):
     torch.manual_seed(1)
     net = resnet(8, 10, "cifar", "A").double()
     ours = trainer(f"-nGPU 8 -LR 0.05 -precision double -gen {folder}/gen {command}", net, data)
-    net.recompute = ours.opt.optnet
+    set_recompute(net, ours.opt.optnet)
     train, val = dataloader.create(ours.opt, torch.device("cpu"))
     means = [torch.tensor(ours.train(e, train) + ours.test(e, val)).double() for e in (1, 2)]
     momentum = {f"m {name}": value for name, value in ours.state()["momentum"].items()}
