@@ -28,7 +28,7 @@ INSIDE = "inside_epoch.pth"
 # What a run leaves, but for the lock. A Torch7 program's files are not ours.
 OURS = re.compile(
     r"(?:model|optimState)_\d+\.pth|(?:latest|model_best|inside_epoch)\.pth|log\.jsonl"
-    r"|detections\.(?:json|png)|events\.out\.tfevents\..*\.main"
+    r"|detections\.(?:json|png)|(?:earlier\.)?events\.out\.tfevents\..*\.main"
 )
 WRITTEN = rf"{OURS.pattern}|lock\.owner"  # what temporary files in the folder may become
 LOCK_WAIT = 2  # seconds for another run to end
@@ -115,9 +115,6 @@ class RunFolder:
         """
         names = [name for name in os.listdir(self.path) if OURS.fullmatch(name)]
         own = {name for name in names if self._is_own(name, checkpoint)}
-        if self.tensorboard:
-            events = (name for name in own if name.startswith("events."))
-            self.tensorboard.replaced = [self._file(name) for name in events]
         if own.issuperset(names):
             return
         folder = next(
@@ -134,9 +131,7 @@ class RunFolder:
 
         Files of later epochs count as others': a save that was cut off looks like another run's.
         """
-        path, events = self._file(name), name.startswith("events.")
-        if events and self.tensorboard:
-            return tensorboard.holds_only(path, self.lines)
+        path = self._file(name)
         with contextlib.suppress(OSError, atomic.Damaged):
             if name == "log.jsonl":
                 with regular_files.opened(path) as file:
@@ -150,7 +145,7 @@ class RunFolder:
         epochs = [line["epoch"] for line in self.lines[1:]]
         files = {f"{kind}_{n}.pth" for n in epochs for kind in ("model", "optimState")}
         files.update(os.path.basename(checkpoint[key]) for key in ("modelFile", "file"))
-        return events or name == "latest.pth" or name in files
+        return "tfevents" in name or name == "latest.pth" or name in files
 
     def _continue_from(self, checkpoint):
         if os.path.samefile(self.opt.resume, self.path):
@@ -252,7 +247,7 @@ class RunFolder:
         self._open()
         self.logged = 0
         if self.tensorboard:
-            self.tensorboard.path = None  # its next write begins a new file with the whole log
+            self.tensorboard.writer = None  # its next write begins a new file with the whole log
         note(f"=> {self.path} was removed: made again")
 
     def _raise_unsaved(self, what):

@@ -1,5 +1,6 @@
 """log.jsonl against the lines that its run printed; TensorBoard reads the events back."""
 
+import errno
 import importlib.metadata
 import json
 import os
@@ -7,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -15,14 +17,14 @@ from support import tiny
 from support.runs import NET, ROOT
 from support.tiny import entered
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.tensorflow_stub.io.gfile import LocalFileSystem
 
 import main
 import opts
 from parallel.signals import Interrupted
 from runtime.errors import InputError
 from storage import atomic, log
+from storage.tensorboard import TensorBoardLog
 
 DIGITS = (
     "-dataset digits -depth 11 -cardinality 2 -baseWidth 4 -batchSize 500 -nGPU 3 -nEpochs 3 "
@@ -153,17 +155,20 @@ def test_epochs_are_what_was_printed(digits):
     assert lines[0]["peak_memory"] <= lines[-1]["peak_memory"]
 
 
+def steps(folder, tag="seconds"):
+    """(step, value) of a tag, as TensorBoard shows a folder."""
+    shown = EventAccumulator(str(folder))
+    shown.Reload()
+    return [(event.step, event.value) for event in shown.Scalars(tag)]
+
+
 def check_events(folder):
-    """The events are the log's numbers, each once, in float32, as TensorBoard reads them."""
+    """TensorBoard shows the log's numbers, each once, in float32."""
     lines = read(folder)[1:]
-    (path,) = [os.path.join(folder, name) for name in os.listdir(folder) if "tfevents" in name]
-    events = [Event.FromString(record) for record in RawEventFileLoader(path).Load()]
-    assert events[0].file_version == "brain.Event:2"
-    assert [event.step for event in events[1:]] == [line["epoch"] for line in lines]
-    times = [event.wall_time for event in events[1:]]
-    assert times == sorted(times)
     accumulator = EventAccumulator(str(folder))
     accumulator.Reload()
+    times = [event.wall_time for event in accumulator.Scalars("rate")]
+    assert times == sorted(times)
     parts = {"train": ("top1", "top5", "loss"), "test": ("top1", "top5"), "best": ("top1", "top5")}
     wanted = {f"{kind}/{name}" for kind, names in parts.items() for name in names}
     singles = {"rate", "seconds", "images_per_second", "data_wait", "peak_memory"}
@@ -172,8 +177,7 @@ def check_events(folder):
     for tag in wanted | singles:
         kind, _, name = tag.partition("/")
         values = [line[kind][name] if name else line[kind] for line in lines]
-        found = [(event.step, event.value) for event in accumulator.Scalars(tag)]
-        assert found == [(n, float(np.float32(v))) for n, v in enumerate(values, 1)]
+        assert steps(folder, tag) == [(n, float(np.float32(v))) for n, v in enumerate(values, 1)]
 
 
 def test_events(digits):
@@ -255,33 +259,64 @@ def test_a_folder_that_is_made_again_has_the_whole_event_file(tmp_path):
         run.folder.wait()
         shutil.rmtree(tmp_path / "run")
         run.epoch(2)
-    (path,) = [p for p in (tmp_path / "run").iterdir() if p.name.endswith(".main")]
-    events = [Event.FromString(record) for record in RawEventFileLoader(str(path)).Load()]
-    assert events[0].file_version == "brain.Event:2"  # the header, without which nothing is shown
-    assert [event.step for event in events] == [0, 1, 2]
+    assert len([*(tmp_path / "run").glob("*.main")]) == 1
+    assert steps(tmp_path / "run") == [(1, 1), (2, 2)]
 
 
-def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capsys):
-    """A TensorBoard log that cannot be written is one line; the next save writes all of it."""
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_a_full_disk_ends_no_run(tmp_path, monkeypatch, capfd, failing):
+    """A TensorBoard log that cannot be written is one line; the next save writes all of it.
+
+    failing: how many saves in a row.
+    """
     with entered(tmp_path, "-tensorboard", "true") as run:
         run.epoch(1)
         run.folder.wait()
-        (path,) = [p for p in tmp_path.iterdir() if p.name.endswith(".main")]
-        path.unlink()
-        path.symlink_to("/dev/full")
-        run.epoch(2)
-        run.folder.wait()
-        assert "=> epoch 2 could not be saved: No space left on device" in capsys.readouterr().err
-        run.epoch(3)
-    (path,) = [p for p in tmp_path.iterdir() if p.name.endswith(".main")]
-    events = [Event.FromString(record) for record in RawEventFileLoader(str(path)).Load()]
-    assert [event.step for event in events] == [0, 1, 2, 3]
-    seconds = [value.simple_value for event in events for value in event.summary.value]
-    assert seconds == [1, 2, 3]
+        for n in range(failing):
+            with monkeypatch.context() as full:
+                full.setattr(LocalFileSystem, "write", no_space)
+                full.setattr(LocalFileSystem, "append", no_space)
+                run.epoch(2 + n)
+                run.folder.wait()
+            line = f"=> epoch {2 + n} could not be saved: No space left on device; "
+            said = capfd.readouterr().err.splitlines()
+            assert len(said) == 1 and said[0].startswith(line)
+        run.epoch(5)
+    assert steps(tmp_path) == [(n, n) for n in (1, *range(2, 2 + failing), 5)]
+
+
+def no_space(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("clock", [0, 3600, -3600])
+@pytest.mark.parametrize("done, kept", [(1, 3), (3, 3), (3, 1)])
+def test_no_step_is_there_twice_after_a_resume_and_none_is_lost(
+    tmp_path, monkeypatch, done, kept, clock
+):
+    """The run resumes after epoch `done`; the events of before end with epoch `kept`.
+
+    clock: seconds by which it is set before the resume.
+    """
+    epochs = [{}, *({"epoch": n, "seconds": n} for n in range(1, 5))]
+    TensorBoardLog(str(tmp_path)).write(epochs[: 1 + kept])
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + clock)
+    resumed = TensorBoardLog(str(tmp_path))
+    resumed.write(epochs[: 1 + done])
+    assert steps(tmp_path) == [(n, n) for n in range(1, done + 1)]
+    resumed.write(epochs)
+    assert steps(tmp_path) == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
 def test_a_missing_package_is_told_before_training(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard.compat.proto", None)  # as if missing
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if missing
     missing = pytest.raises(InputError, match="pip install tensorboard")
     with missing, entered(tmp_path, "-tensorboard", "true"):
+        raise AssertionError("the run has begun")
+
+
+def test_a_folder_that_tensorboard_cannot_name_is_told_before_training(tmp_path):
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    with pytest.raises(InputError, match="name is UTF-8"), entered(folder, "-tensorboard", "true"):
         raise AssertionError("the run has begun")
