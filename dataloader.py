@@ -276,7 +276,7 @@ class DataLoader:
         ]
         pid, code = next(iter(ended.items()))
         how = signal.Signals(-code).name if code < 0 else f"status {code}"
-        hint = "perhaps out of memory, fewer -nThreads need less"
+        hint = "perhaps out of memory; if so, lower -nThreads"
         if how == "SIGBUS":
             hint = "perhaps shared memory is too small (/dev/shm; docker run --shm-size)"
         at = f"at {', '.join(images)}" if images else "between two batches"

@@ -1,8 +1,8 @@
 """The cache of a dataset: a file that its NAME_gen.py writes once.
 
-Differs from the Lua: a cache is made again if it is damaged or stale, that is, if its signature is
-not that of the present data; every data folder has a cache of its own in the -gen folder; one read
-serves both splits.
+Differs from the Lua: a cache is made again if it is damaged, or stale because its signature differs
+from that of the present data; every data folder has its own cache in the -gen folder; the file is
+read once for both splits.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ def info(opt):
         if found is not None and not stale and _is_valid(gen, found, opt):
             return found
         if os.path.exists(path):
-            fault = "describes other data than there are now" if stale else "is damaged"
+            fault = "describes data that have changed since" if stale else "is damaged"
             note(f"=> {path} {fault}: making it again")
         os.makedirs(opt.gen, exist_ok=True)
-        found = gen.exec(opt, path)  # not read back: another run may have replaced the file
+        found = gen.exec(opt, path)  # do not read it back: another run may have replaced the file
     except OSError as error:  # a full disk, or no permission
         raise InputError(f"cannot prepare {opt.dataset} in {opt.gen}: {error}") from None
-    if found is None:  # a dataset of one's own may return nothing
+    if found is None:  # a user's own dataset may return nothing
         found = _read(path)
     if found is None:
         raise RuntimeError(f"{gen.__name__}.exec left no .npz with a signature at {path}")
@@ -42,7 +42,7 @@ def info(opt):
 
 
 def _path(opt):
-    """The cache file. Each data folder has its own, so runs begun at once do not share one."""
+    """The cache file. Each data folder has its own, so simultaneous runs on two do not clash."""
     name = opt.dataset
     if getattr(opt, "data", ""):
         folder = os.fsencode(os.path.realpath(opt.data))
@@ -51,7 +51,7 @@ def _path(opt):
 
 
 def _is_valid(gen, found, opt):
-    """Whether gen.exec can have written these arrays; a dataset without `is_valid` trusts them."""
+    """Whether gen.exec can have written these arrays; without `gen.is_valid` they are trusted."""
     facts = importlib.import_module(f"datasets.{opt.dataset}")
     return not hasattr(gen, "is_valid") or gen.is_valid(found, facts, opt)
 
@@ -59,7 +59,7 @@ def _is_valid(gen, found, opt):
 def _read(path):
     """All arrays of a cache, or None if the file is missing, truncated, damaged or no cache.
 
-    OSError for what is not a file: it is not replaced.
+    OSError if something other than a file is there, which must not be replaced.
     """
     try:
         file = regular_files.opened(path)

@@ -25,32 +25,35 @@ def english():
 def known(source, names, count, data):
     """The class names of the outputs of a model from `source`, or [] if they are unknown.
 
-    names: those in its file, or None. count: of its outputs. data: the class names of the data. If
-    these are wnids, an ImageNet net has wnids as well.
+    names: the class names in its file, or None. count: the number of its outputs. data: the class
+    names of the data; if they are wnids, an ImageNet net gets wnids as well.
     """
     names = list(names or ())
     if count == 1000 and not set(names) & set(data):
         order = wnids()
         if set(data) <= set(order) and (not names or names == english()):
             if not names and data != order:
-                note(f"=> {source} has 1000 outputs without names: they are taken for ImageNet's")
+                note(f"=> {source} has 1000 outputs without names: assuming ImageNet's classes")
             names = order
     return names
 
 
 def note_order(source, names, count, data):
-    """Say so where outputs are taken for the data's classes by their order alone."""
+    """Note that outputs are matched to the data's classes by order alone, if they are."""
     if names == data:
         return
     if names:
-        note(f"=> {source} has other class names than the data: its outputs are taken in order")
+        note(f"=> the class names of {source} are not those of the data: matching them by order")
     elif count > len(data):
-        note(f"=> {source} has no class names: its first {len(data)} outputs are the data's")
+        note(
+            f"=> {source} has no class names: its first {len(data)} outputs are taken for the "
+            "classes of the data"
+        )
     if all(name.isascii() and name.isdecimal() for name in data):
         numbers = sorted(data, key=int)
         if data != numbers:
             ours, theirs = (", ".join(order[:4]) for order in (data, numbers))
             note(
-                f"=> the class folders are taken in the order of text ({ours}, ...); if {source} "
-                f"has them in the order of numbers ({theirs}, ...), give -classOrder number"
+                f"=> the class folders are sorted as text ({ours}, ...); if those of {source} were "
+                f"sorted as numbers ({theirs}, ...), give -classOrder number"
             )

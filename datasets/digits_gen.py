@@ -15,15 +15,15 @@ is_valid = in_memory.is_valid
 
 
 def signature(opt):
-    """A constant for these data, which never change, and this split of them."""
+    """A constant, because the data and their split never change."""
     return f"scikit-learn load_digits, 8 x 8, every {EVERY}th of a class in val"
 
 
 def exec(opt, cache_file):
     """Save images and labels of train (1501) and val (296) to `cache_file`; returns the cache.
 
-    The images are in the order of their writers. Val takes every sixth image of each class, so both
-    splits have all classes and all writers: the error is that on known writers.
+    The images are sorted by writer. Every sixth image of each class goes to val, so both splits
+    have all classes and all writers, and the error is for known writers.
     """
     try:
         from sklearn.datasets import load_digits

@@ -37,10 +37,10 @@ class ImageFolder:
         self.folder = os.fsencode(os.path.join(opt.data, split))
         # arrays, not lists: forked workers share their pages, while reference counts copy a list's
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
-        # images that were checked and found whole; in memory that forked workers share
+        # which images were checked and found whole, in memory that forked workers share
         self.checked = np.frombuffer(mmap.mmap(-1, max(1, len(self.targets))), np.uint8)
-        self.odd = []  # sentences on odd files with whole pixels; the BatchReader empties it
-        if split == "train":  # once a run: the splits are made together
+        self.odd = []  # sentences about damaged files with intact pixels; BatchReader empties it
+        if split == "train":  # once a run, because both splits are always made
             for line in optional.missing():
                 note(line)
 
@@ -50,7 +50,7 @@ class ImageFolder:
         return decoding.floats(pixels), int(self.targets[i])
 
     def name(self, i):
-        """How messages call image i: its path."""
+        """What messages call image i: its path."""
         return os.fsdecode(self._path(i))
 
     def _add_odd(self, i, phrase):
@@ -87,8 +87,8 @@ class ImageFolder:
 
         The result differs by float32 rounding only: scaling is one sum of four products in each
         direction, and all colour transforms are one affine map. The image is written into `out`
-        if that is given. Without numba, for ten crops and for a transform that it does not know, it
-        is `get` and `transform`.
+        if that is given. Without numba, for ten crops and for an unknown transform, the function
+        calls `get` and `transform`.
         """
         chain = self.transform()
         is_fast = self.knows_transform and type(chain.transforms[-1]) is not t.TenCrop

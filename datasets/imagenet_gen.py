@@ -2,7 +2,7 @@
 
 Port of datasets/imagenet-gen.lua. Differs from the Lua: the list is sorted, where the Lua had the
 file system's order; hidden files and folders are left out; an image in the wrong place is an error
-that names it; names may hold any byte; .pgm, .tif, .tiff and .webp are images too (as for
+that names the image; names may hold any byte; .pgm, .tif, .tiff and .webp are images too (as in
 torchvision's ImageFolder); -testOnly needs no train folder.
 
 torchvision's make_dataset takes 3 to 4 times as long, and its list of tuples 3 times the memory.
@@ -24,9 +24,9 @@ _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
 def classes(opt):
-    """Names of the class folders in order: the target of an image is its class's index here.
+    """Names of the class folders in order. The target of an image is the index of its class here.
 
-    Those of train, or of val if -testOnly is given and there is no train folder.
+    The folders are those of train, or of val for -testOnly without a train folder.
     """
     folder = _split(opt, _splits(opt)[0])
     names = sorted(name for name, is_folder in _entries(folder) if is_folder)
@@ -36,7 +36,7 @@ def classes(opt):
         other = next((name for name in names if not name.isdigit()), None)
         if other is not None:
             path = os.fsdecode(os.path.join(folder, other))
-            raise InputError(f"-classOrder number: {path!r} should have a whole number for a name")
+            raise InputError(f"-classOrder number: the name of {path!r} should be a whole number")
         names.sort(key=int)
     return [os.fsdecode(name) for name in names]
 
@@ -44,8 +44,8 @@ def classes(opt):
 def signature(opt):
     """A line that changes when an image or a class is added, removed or renamed.
 
-    Each of these changes the modification time of a class folder, so images need no look. Where
-    times do not change (mounted object stores, squashfs), the number of a folder's entries does.
+    Each of these changes the modification time of a class folder, so no image is looked at. Where
+    times do not change (mounted object stores, squashfs), the number of entries in a folder does.
     """
     digest, count = hashlib.sha256(), 0
     for split in _splits(opt):
@@ -128,11 +128,11 @@ def _is_list(paths, targets, names):
 
 
 def _note_empty(names, targets):
-    """Say which classes have no training image."""
+    """Note which classes have no training image."""
     counts = np.bincount(targets, minlength=len(names))
     empty = [os.fsdecode(name) for name, count in zip(names, counts) if not count]
     if empty:
-        note(f"=> no training image in {len(empty)} of {len(names)} classes: {_few(empty)}")
+        note(f"=> {len(empty)} of {len(names)} classes have no training image: {_few(empty)}")
 
 
 def _few(names):
@@ -158,7 +158,7 @@ def _split(opt, split):
 
 
 def _entries(folder):
-    """(name, is it a folder) of every entry that is not hidden. Links are followed."""
+    """(name, whether it is a folder) of every entry that is not hidden. Links are followed."""
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -204,8 +204,8 @@ def _images(opt, split, numbers):
             continue
         if name not in numbers:
             raise InputError(
-                f"class not found: {os.fsdecode(path)!r} holds images, but train has no folder of "
-                f"that name; {LAYOUT}"
+                f"class not found: {os.fsdecode(path)!r} holds images, but train has no folder "
+                f"with that name; {LAYOUT}"
             )
         paths.append(np.char.add(name + b"/", images))
         targets.append(np.full(len(images), numbers[name], np.int64))
@@ -214,7 +214,7 @@ def _images(opt, split, numbers):
     endings = " ".join(EXTENSIONS)
     if others:
         count = f"{len(others)} file" + "s" * (len(others) > 1)
-        note(f"=> {count} left out, without an image's ending ({endings}): {_few(others)}")
+        note(f"=> left out {count} without an image ending ({endings}): {_few(others)}")
     if not paths:
         raise InputError(f"no images ({endings}) in {os.fsdecode(folder)!r}: {LAYOUT}")
     return np.concatenate(paths), np.concatenate(targets)
@@ -224,8 +224,8 @@ def _class_images(folder, name, others, skip):
     """File names of the images of one class, sorted, bytes (N,).
 
     others: a list to which the paths of its other files are added. InputError if an image lies in a
-    subfolder or, unless `skip`, is not a file (a link to nothing, say). The names become an array
-    class by class: while they are in the processor's cache, that takes half as long.
+    subfolder or, unless `skip`, is not a file (a broken link, say). The names become an array class
+    by class, which takes half as long because they are still in the processor's cache.
     """
     path = os.path.join(folder, name)
     try:
@@ -247,7 +247,7 @@ def _class_images(folder, name, others, skip):
         if lost and not skip:
             file = os.fsdecode(os.path.join(path, lost[0]))
             raise InputError(
-                f"{file!r} is not a file, or is a link to nothing; mend or remove it, or give "
+                f"{file!r} is not a file, or is a broken link; mend or remove it, or give "
                 "-skipCorrupt true"
             )
         files = [n for n in names if not _is_hidden(n) and n not in folders]
@@ -263,8 +263,8 @@ def _class_images(folder, name, others, skip):
 def _are_all_images(names):
     """True if all names have the same image ending and none is hidden.
 
-    One search in the joined names: to test every name makes the whole listing take 3 times as long.
-    After False, every name must be tested.
+    One search in the joined names, because testing every name would make the whole listing take 3
+    times as long. After False, every name must be tested.
     """
     ending = os.path.splitext(names[0])[1] if names else b""
     text = b"\0" + b"\0".join(names) + b"\0"

@@ -1,4 +1,4 @@
-"""A dataset whose images all lie in memory as bytes: the class of CIFAR and of the digits.
+"""A dataset with all images in memory as bytes, such as CIFAR and the digits.
 
 Port of the class in datasets/cifar10.lua and cifar100.lua. Differs from the Lua: targets count
 from 0, and a whole batch of images can be augmented at once, on any device.
@@ -87,7 +87,7 @@ class Images:
         if self.split == "val":
             return normalize
         flip = [HorizontalFlip(0.5)] if self.mirror else []
-        # padding follows normalisation, as in the Lua: the border has the mean colour
+        # padding follows normalisation, as in the Lua, so the border has the mean colour
         return Compose([normalize, *flip, RandomCrop(self.images.shape[-1], self.padding)])
 
     def augment(self, batch, uniforms=None, dtype=torch.float32):
@@ -107,7 +107,7 @@ class Images:
         return crop_batch(batch, uniforms[:, -2], uniforms[:, -1], crop.padding)
 
     def _parts(self):
-        """The parts of a transform that `augment` knows, by types and values; None for others."""
+        """The parts of the transform if `augment` knows their types and values; else None."""
         chain = self.transform()
         if self.split == "val":
             return parts(chain, ColorNormalize)
@@ -132,11 +132,11 @@ class Images:
 
     @functools.cached_property
     def _kernels(self):
-        """The compiled kernels, or None without numba, which the first batch says in a line."""
+        """The compiled kernels, or None and a note without numba."""
         found = optional.kernels()
         if found is None:
             note(
-                "=> numba cannot be imported: training images take 7 times as long to make"
+                "=> numba cannot be imported: making training images takes 7 times as long"
                 " (pip install numba)"
             )
         return found

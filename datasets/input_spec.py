@@ -1,9 +1,9 @@
 """The input spec: how a test image becomes a net's input, as plain values in the model file.
 
 pretrained/classify.lua and extract-features.lua used ImageNet's values for every net, which is
-wrong for nets trained on other data. Here a dataset's `input_spec()` gives its own values. Images
-are resized as Torch does, as in training; a spec with "resize" belongs to a net from torchvision or
-timm, and images are resized as there.
+wrong for nets trained on other data. Here each dataset gives its own values in `input_spec()`.
+Images are resized as in training, which is Torch's way. Only a net from torchvision or timm has a
+spec with "resize", and its images are resized as in these.
 """
 
 import numpy as np
@@ -45,9 +45,9 @@ class InputTransform:
         """InputError if the spec is unknown, incomplete or has an invalid resize."""
         if self.spec is None:
             raise InputError(
-                "how an image becomes this model's input is not known; say it with"
+                "this model does not say how an image becomes its input; set it, for example by"
                 ' model.transform = InputTransform({"scale": 256, "crop": 224, "largest": 1,'
-                ' "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}), for example'
+                ' "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})'
             )
         missing = [name for name in _NEEDED if name not in self.spec]
         if missing:
@@ -55,13 +55,13 @@ class InputTransform:
         if self.spec.get("resize") not in (None, *_RESIZES):
             known = " or ".join(_RESIZES)
             raise InputError(
-                f"invalid resize in the input spec: {self.spec['resize']}; it is {known}"
+                f"invalid resize in the input spec: {self.spec['resize']}; should be {known}"
             )
 
     def scaled(self, image, scale):
         """The image resized to a shorter side of `scale`, and normalised.
 
-        The image is float32 (3, H, W) in 0..largest; so is the result, but normalised.
+        image: float32 (3, H, W) in 0..largest.
         """
         spec = self.spec
         if spec.get("resize"):
@@ -72,11 +72,10 @@ class InputTransform:
         """The centre crop of a scaled image: (3, crop, crop)."""
         if not self.spec.get("resize"):
             return CenterCrop(crop)(image)
-        from torchvision import transforms as tv  # takes a second: not for other nets
+        from torchvision import transforms as tv  # takes a second, which other nets save
 
-        return tv.CenterCrop(crop)(
-            torch.from_numpy(image)
-        ).numpy()  # it rounds the offset differently
+        # torchvision rounds the offset differently
+        return tv.CenterCrop(crop)(torch.from_numpy(image)).numpy()
 
     def _resized(self, image, scale):
         from torchvision import transforms as tv
@@ -100,8 +99,8 @@ def _to_pillow(pixels):
 def batches(paths, transform, size):
     """Read image files in order, `size` at a time: yields (paths, images, errors).
 
-    `paths` are the n files that could be read; `images` is float32 (n, 3, crop, crop), or None if n
-    is 0. `errors` has an InputError for each of the other files.
+    The yielded `paths` are the n files that could be read, `images` is float32 (n, 3, crop, crop),
+    or None if n is 0, and `errors` has an InputError for each other file.
     """
     transform.check()
     for start in range(0, len(paths), size):

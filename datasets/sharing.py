@@ -1,7 +1,7 @@
-"""How the loading workers pass their batches on: in shared memory, whose file a socket hands over.
+"""How the loading workers pass their batches on: in shared memory, whose file goes over a socket.
 
-torch's DataLoader pickles a worker's results in a thread, where an error is lost: the main process
-would wait for ever. So Result does it, where the worker reads the batch.
+torch's DataLoader pickles a worker's results in a thread, where an error would be lost and the main
+process would wait for ever. Result pickles them earlier, in the code that reads the batch.
 """
 
 import contextlib
@@ -18,26 +18,26 @@ import torch
 from runtime.errors import InputError
 from runtime.memory import lacking
 
-# of the folder for sockets: their whole path may have 103 bytes on macOS, 107 on Linux
+# Longest path of the folder for sockets; a socket's path may have 103 bytes on macOS, 107 on Linux
 _LONGEST = 103 - len("/pymp-12345678/listener-12345678")
 _SENTENCES = {
     errno.ENOSPC: "no shared memory is left for the loading workers' batches (/dev/shm; docker run "
-    "--shm-size): free some, or fewer -nThreads need less",
-    errno.EFBIG: "a batch of the loading workers is larger than the largest file that is allowed "
-    "here: raise `ulimit -f`, or a smaller -batchSize needs less",
+    "--shm-size): free some, or lower -nThreads",
+    errno.EFBIG: "a batch of the loading workers is larger than the largest file allowed here: "
+    "raise `ulimit -f`, or lower -batchSize",
 }
 
 
 @contextlib.contextmanager
 def passing():
-    """InputError in place of the errors of starting workers and of sharing memory with them."""
+    """Turn errors in starting workers, or in sharing memory with them, into InputError."""
     try:
         yield
     except (OSError, RuntimeError) as error:
         said, sentence = str(error), lacking(error)
         if sentence:
             raise InputError(sentence) from None
-        # torch's errors of shared memory have no number, nor has that of a socket's long path
+        # torch's errors about shared memory have no errno, nor does that about a long socket path
         if not getattr(error, "errno", None) and not re.search("</torch_|^AF_UNIX path", said):
             raise
         for number, sentence in _SENTENCES.items():
@@ -45,14 +45,14 @@ def passing():
                 raise InputError(sentence) from None
         raise InputError(
             f"the loading workers cannot pass their batches on ({said}): they need /dev/shm and a "
-            "folder for sockets (TMPDIR); -nThreads 0 reads without workers"
+            "folder for sockets (TMPDIR); to read without workers, give -nThreads 0"
         ) from None
 
 
 def check_open_files():
-    """InputError unless a worker can open what it needs: its buffers and sockets, 24 at the most.
+    """InputError unless a worker can open its buffers and sockets: at most 24 files.
 
-    multiprocessing's thread hands over a buffer's file; it would try for ever if it cannot open.
+    The multiprocessing thread that hands over a buffer's file would retry for ever if it could not.
     """
     with passing(), contextlib.ExitStack() as stack:
         for _ in range(12):
@@ -61,7 +61,7 @@ def check_open_files():
 
 
 class Result:
-    """A worker's result, pickled at once; what arrives in the main process is the result itself."""
+    """A worker's result, pickled at once; it arrives in the main process as the result itself."""
 
     def __init__(self, result):
         with passing():
@@ -85,16 +85,16 @@ def _opened(pickled):
 
 
 def failed(reason):
-    """The result of a worker that cannot go on, as of BatchReader."""
+    """What BatchReader returns in a worker that cannot go on."""
     return None, np.empty(0, np.int64), [(None, reason)], []
 
 
 class SharedBatch:
     """A batch in a shared buffer, and its pinned copy for a GPU.
 
-    `form`: None if the batch is one tensor, whose buffer the worker will reuse. Otherwise nested
-    lists of tensors, as a dataset's `stack` gives, as (start, end, dtype, shape, stride), the first
-    two in bytes.
+    `form`: None if the batch is one tensor, whose buffer the worker will reuse. Otherwise the
+    nested lists that a dataset's `stack` gave, with (start, end, dtype, shape, stride) for each
+    tensor; start and end are in bytes.
     """
 
     def __init__(self, shared, form=None):
@@ -102,14 +102,16 @@ class SharedBatch:
 
     @classmethod
     def of(cls, parts):
-        """Nested lists of tensors, in one buffer: each buffer is an open file in both processes."""
+        """Put nested lists of tensors in one buffer: each takes an open file in both processes."""
         tensors, ends = [], [0]
 
         def placed(tensor):
             tensors.append(tensor)
             start = ends[-1]
             ends.append(start + -(-tensor.nbytes // 64) * 64)
-            stride = torch.empty_like(tensor, device="meta").stride()  # the same if without gaps
+            stride = torch.empty_like(
+                tensor, device="meta"
+            ).stride()  # the tensor's own if it has no gaps
             return start, start + tensor.nbytes, tensor.dtype, tensor.shape, stride
 
         form = nested(parts, placed)
@@ -139,7 +141,7 @@ class SharedBatch:
 
 
 def nested(parts, function):
-    """The same nested lists, with function(part) for each part that is no list."""
+    """The same nested lists, with function(part) for each part that is not a list."""
     if isinstance(parts, list):
         return [nested(part, function) for part in parts]
     return function(parts)

@@ -36,8 +36,8 @@ class Compose:
 def parts(transform, *kinds):
     """The transforms of a chain if these are their types, in this order; else None.
 
-    A subclass is another type. What a fast path or an input spec says of a chain is read from its
-    parts, so that it cannot differ from the chain.
+    A subclass is another type. Fast paths and input specs read their values from these parts, so
+    that they cannot differ from the chain.
     """
     chain = transform.transforms if type(transform) is Compose else [transform]
     return chain if [type(part) for part in chain] == list(kinds) else None

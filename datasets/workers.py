@@ -1,6 +1,6 @@
 """What the loading workers of dataloader.py run: read and transform the images of one batch.
 
-Takes the place of the threads of dataloader.lua.
+Replaces the threads of dataloader.lua.
 """
 
 import math
@@ -17,8 +17,8 @@ from parallel import launch, signals
 from runtime.errors import InputError
 
 PREFETCH = 2  # batches that each worker loads in advance
-# Of an epoch that waits for data: the share of its time, and its seconds, which make it worth a
-# line. A shorter epoch mostly waits until its workers have started.
+# `advice` speaks from this share of the epoch spent waiting for data, and from this length of the
+# epoch in seconds: a shorter one mostly waits for its workers to start.
 WAITS, LASTS = 0.2, 60
 
 
@@ -37,10 +37,10 @@ class EpochSampler(data.Sampler):
 class BatchReader(data.Dataset):
     """A dataset for torch's DataLoader: its items are batches, (input, target, unreadable, odd).
 
-    `unreadable` has (place in the batch, reason) for each image that could not be read. It is not
-    an exception: that would arrive wrapped in the worker's traceback, and only the main process
-    decides whether to stop, and prints. A place of None means that the worker cannot go on.
-    `odd` has a sentence for each image whose file is damaged, but not its pixels.
+    `unreadable` has (place in the batch, reason) for each image that could not be read. An
+    exception would arrive wrapped in the worker's traceback, and only the main process prints, and
+    decides whether to stop. A place of None means that the worker cannot go on. `odd` has a
+    sentence for each image whose file is damaged although its pixels are intact.
 
     `current`: a shared int64 tensor (workers, 2), see dataloader.py.
     """
@@ -60,11 +60,11 @@ class BatchReader(data.Dataset):
                 check_open_files()
             result = self._read(batch, in_worker)
             return Result(result) if in_worker else result
-        except InputError as error:  # of sharing memory
+        except InputError as error:  # memory cannot be shared
             return failed(str(error))
 
     def _read(self, batch, in_worker):
-        """The item, with its images in shared memory if they will go to another process."""
+        """The item, with its images in shared memory if another process will get them."""
         epoch, indices = batch
         # made in the worker, so that transforms need not be picklable
         self.load = self.load or fast_path(self.dataset)
@@ -78,7 +78,7 @@ class BatchReader(data.Dataset):
                 unreadable.append((place, str(error)))
                 continue
             except MemoryError:
-                reason = f"out of memory at {image_name(self.dataset, index)}; fewer -nThreads help"
+                reason = f"out of memory at {image_name(self.dataset, index)}; lower -nThreads"
                 return failed(reason)
             if self.stack:
                 images.append(image)
@@ -89,7 +89,7 @@ class BatchReader(data.Dataset):
                     shapes = f"{tuple(input.shape[1:])} and {tuple(image.shape)}"
                     reason = f"the transform gives images of different shapes: {shapes}"
                     return failed(reason)
-                # a transform of one's own may give any strides or dtype
+                # a user's own transform may give any strides or dtype
                 np.copyto(input[len(targets)].numpy(), image)
             targets.append(target)
         self._set_current(-1)
@@ -104,7 +104,7 @@ class BatchReader(data.Dataset):
         return input, np.array(targets, np.int64), unreadable, self._take_odd()
 
     def _take_odd(self):
-        """The dataset's sentences on odd files of this batch; empties its list."""
+        """The dataset's sentences about damaged files in this batch; empties its list."""
         odd = list(getattr(self.dataset, "odd", ()))
         if odd:
             self.dataset.odd.clear()
@@ -114,8 +114,8 @@ class BatchReader(data.Dataset):
         """A tensor (count, *shape); in a worker, one of PREFETCH + 1 shared buffers in turn.
 
         Buffers are reused because fresh pages cost as much as a copy. PREFETCH + 1 are enough: a
-        worker is at most PREFETCH batches ahead, the main process is copying at most one more, and
-        it has copied all before that.
+        worker is at most PREFETCH batches ahead, and the main process copies at most one more,
+        after all earlier ones.
         """
         if data.get_worker_info() is None:
             return torch.empty(count, *shape)
@@ -150,20 +150,20 @@ def fast_path(dataset):
 
 
 def image_name(dataset, index):
-    """How messages call an image: the dataset's name for it (mostly its file), or its index."""
+    """What messages call an image: the dataset's name for it (mostly its file), or its index."""
     return dataset.name(index) if hasattr(dataset, "name") else f"image {index}"
 
 
 def advice(epoch, count, idle, seconds, waited):
-    """A line on an epoch that waited for data while cores were idle: what more workers would do.
+    """A line about an epoch that waited for data while cores were idle: what more workers would do.
 
-    count: -nThreads; idle: cores without work; seconds: the epoch's, `waited` of them for data.
-    None if it waited little, or no core is idle. Assumed: workers that are waited for never rest,
-    and each new one is as fast.
+    count: -nThreads; idle: cores without work; seconds: the epoch's length; waited: the seconds
+    spent waiting for data. None if the epoch waited little, or no core is idle. This assumes that
+    workers never rest while the epoch waits, and that each new one is as fast.
     """
     if idle < 1 or seconds < LASTS or waited < WAITS * seconds:
         return None
-    work = count * seconds if count else waited  # without workers the waiting is the reading
+    work = count * seconds if count else waited  # without workers, waiting is reading
     steps = seconds - waited
     threads = min(max(count + 1, math.ceil(work / steps)), count + idle)
     return (
@@ -174,7 +174,7 @@ def advice(epoch, count, idle, seconds, waited):
 
 
 def init_worker(_):
-    """Let a worker ignore signals and end with its main process.
+    """Make a worker ignore signals and end with its main process.
 
     Schedulers signal the whole process group, but only the main process decides when to stop.
     """

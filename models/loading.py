@@ -39,7 +39,10 @@ def setup(opt, model, checkpoint, classes, device):
     """
     count = opt.nClasses or len(classes)
     if count < len(classes):
-        raise InputError(f"-nClasses {count}, but the data has {len(classes)} classes")
+        raise InputError(
+            f"-nClasses {count} is too few: the data has {len(classes)} classes, and each needs an "
+            "output, even if it has no images"
+        )
     if model is None:
         say(f"=> Creating model from file: models/{opt.netType}.py")
         model = build(opt, count)

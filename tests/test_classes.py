@@ -34,7 +34,7 @@ def test_outputs(capsys):
     assert classes.outputs("a", net(4, DATA), DATA) == [*DATA, None]  # -nClasses 4
     assert capsys.readouterr().out == ""
     assert classes.outputs("a", net(3, ["tabby", "hound", "reynard"]), DATA) == DATA
-    assert capsys.readouterr().err.startswith("=> a has other class names")
+    assert capsys.readouterr().err.startswith("=> the class names of a are not those of the data")
     for names in (None, ["a", "b", "c", "d"]):
         with pytest.raises(InputError, match="b.t7 has 4 classes, not those of the data .3, cat"):
             classes.outputs("b.t7", net(4, names), DATA)
@@ -61,7 +61,7 @@ def test_an_imagenet_net_on_some_of_its_classes(names, capsys):
     names = names and getattr(class_names, names)()
     found = classes.outputs("a", net(1000, names), UNSORTED)
     assert classes.columns("a", found, UNSORTED, "list").tolist() == [701, 0, 569]
-    line = "=> a has 1000 outputs without names: they are taken for ImageNet's"
+    line = "=> a has 1000 outputs without names: assuming ImageNet's classes"
     assert capsys.readouterr().err.splitlines() == [line] * (names is None)
     # all classes in order, as the data count them
     assert classes.outputs("a", net(1000, names), class_names.wnids()) == class_names.wnids()
@@ -86,9 +86,7 @@ NUMBERS = [("0 1 10 11 2", True), ("1 10 2 a", False), ("00 01 10", False), ("7 
 @pytest.mark.parametrize("names, unclear", NUMBERS)
 def test_numbers_in_the_order_of_text(names, unclear, capsys):
     names = names.split()
-    line = (
-        "in the order of text (0, 1, 10, 11, ...); if a has them in the order of numbers (0, 1, 2"
-    )
+    line = "sorted as text (0, 1, 10, 11, ...); if those of a were sorted as numbers (0, 1, 2"
     for theirs in (None, [f"colour {k}" for k in names]):
         classes.outputs("a", net(len(names), theirs), names)
         assert (line in capsys.readouterr().err) == unclear
@@ -127,7 +125,7 @@ def test_main_tests_an_imagenet_net_on_some_of_its_classes(capsys):
         for words in ("", "-nClasses 1000"):
             places = places_in_main(names, UNSORTED, words, 1000)
             assert places[:3] == [701, 0, 569] and sorted(places) == list(range(1000))
-    assert "their first" not in capsys.readouterr().err
+    assert "has no class names" not in capsys.readouterr().err
 
 
 def test_main_does_not_guess_classes(capsys):
@@ -135,7 +133,10 @@ def test_main_does_not_guess_classes(capsys):
         places_in_main(None, DATA)
     assert "-nClasses" not in str(error.value)  # which would take other classes for these
     places_in_main(None, DATA, "-nClasses 5")
-    assert "=> a has no class names: its first 3 outputs are the data's" in capsys.readouterr().err
+    assert (
+        "=> a has no class names: its first 3 outputs are taken for the classes of the data"
+        in capsys.readouterr().err
+    )
     places_in_main(None, ["0", "1", "10", "11", "2"])
     assert "give -classOrder number" in capsys.readouterr().err
 

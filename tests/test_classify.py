@@ -161,7 +161,7 @@ def test_a_command_without_files(capsys, arguments):
 
 def test_a_model_that_does_not_say_its_input(tmp_path, capsys, pictures):
     path = save(tmp_path / "net.pth", 7, ANIMALS, preprocessing=None)
-    with pytest.raises(InputError, match="how an image becomes this model's input is not known"):
+    with pytest.raises(InputError, match="does not say how an image becomes its input"):
         classify.main([path, *pictures])
     assert capsys.readouterr() == ("", "")
 

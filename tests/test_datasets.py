@@ -60,7 +60,7 @@ def test_changed_data_are_noticed(opt, capsys):
     later = os.stat(path).st_mtime_ns + 1_000_000
     os.utime(path, ns=(later, later))  # the clock of a file system may be coarse
     second, new, text = made(opt, capsys)
-    assert new and "describes other data than there are now: making it again" in text
+    assert new and "describes data that have changed since: making it again" in text
     assert second.images[0, 0, 0, 0] == 255 - first.images[0, 0, 0, 0]
     assert not made(opt, capsys)[1]
 

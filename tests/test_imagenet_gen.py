@@ -46,11 +46,12 @@ def test_the_list(tmp_path, capsys):
     assert info["signature"].shape == ()
     assert str(info["signature"]) == imagenet_gen.signature(options(data))
     out, notes = capsys.readouterr()
-    left = "without an image's ending (.jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp)"
+    endings = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp"
+    left = f"=> left out 1 file without an image ending ({endings})"
     assert notes.splitlines() == [
-        f"=> 1 file left out, {left}: '{data}/val/unknown_but_empty/notes.txt'",
-        f"=> 1 file left out, {left}: '{data}/train/b/notes.txt'",
-        "=> no training image in 1 of 3 classes: 'c'",
+        f"{left}: '{data}/val/unknown_but_empty/notes.txt'",
+        f"{left}: '{data}/train/b/notes.txt'",
+        "=> 1 of 3 classes have no training image: 'c'",
     ]
     assert out.splitlines() == [
         "=> Generating list of images",
@@ -125,7 +126,9 @@ def test_the_order_of_numbers(names, tmp_path):
         assert path == info["classes"][target] + b"/1.png"
     assert imagenet_gen.signature(by_number) != imagenet_gen.signature(options(tmp_path / "data"))
     make(tmp_path / "data", "train/1a/1.png")
-    with pytest.raises(InputError, match="-classOrder number: '.*/1a' should have a whole number"):
+    with pytest.raises(
+        InputError, match="-classOrder number: the name of '.*/1a' should be a whole number"
+    ):
         imagenet.classes(by_number)
 
 
@@ -134,7 +137,7 @@ def test_the_order_of_numbers(names, tmp_path):
 def test_what_is_no_file_is_named_before_the_training(tmp_path, split, kind):
     make(tmp_path, "train/a/1.png", "val/a/1.png", "val/a/3.png")
     kind(tmp_path / split / "a" / "2.png")
-    words = f"{split}/a/2.png' is not a file, or is a link to nothing; mend"
+    words = f"{split}/a/2.png' is not a file, or is a broken link; mend"
     with pytest.raises(InputError, match=words):
         index(tmp_path, tmp_path / "list.npz")
     imagenet_gen.exec(options(tmp_path, skip=True), str(tmp_path / "list.npz"))

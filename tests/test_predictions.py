@@ -128,7 +128,7 @@ def test_any_number_of_processes_and_odd_names(photos, here):
         wrong1 = int(re.search(r"\((\d+) and \d+ of 7 images wrong", done.stdout)[1])
         written.append([(here / file).read_bytes() for file in ("p.csv", "e.csv", "m.csv")])
     assert written[0] == written[1]
-    # the net's names are others than the data's: outputs are taken in order
+    # the class names differ from those of the data: outputs are matched by order
     rows = table("p.csv")[1:]
     files = [f"{odd}/{i}.jpg" for i in range(4)]
     files += [f"{other}/{file}" for file in ("2.jpg", "3.jpg", os.fsdecode(name))]
