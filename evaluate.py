@@ -82,14 +82,14 @@ def main(argv=None):
     cudnn = opt.given.get("cudnn", "default") if opt.dense else opt.cudnn
     models.set_backend(cudnn, opt.precision)
     precision = Precision(opt.precision, device)
-    nets = [ensemble.load(source, precision) for source in opt.models]
+    nets = [ensemble.load_net(source, precision) for source in opt.models]
 
     trained = as_trained(opt)
     train, val = group.rank_0_first(lambda: datasets.create(trained))
     data = list(datasets.module(opt.dataset).classes(trained))
     names = [classes.outputs(source, net, data) for source, net in zip(opt.models, nets)]
     listed = opt.classes or None
-    tested = classes.read(listed) if listed else names[0]
+    tested = classes.read_names(listed) if listed else names[0]
     if len(nets) > 1:  # without the outputs that -nClasses adds
         tested = [name for name in tested if name is not None]
     columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]

@@ -149,7 +149,7 @@ def resume_command(argv, save, program="main.py", table=OPTIONS):
 
     It names the program as it was started, unless that is in the current folder.
     """
-    given = options.read(argv, table, [])
+    given = options.read_words(argv, table, [])
     kept = [row[0] for row in table if row[0] in given.keys() & OF_A_START - NOT_AGAIN]
     words = [word for name in kept for word in (f"-{name}", value_text(given[name]))]
     started = sys.argv[0]

@@ -77,7 +77,7 @@ def exec(opt, cache_file, source=SOURCE):
     """Find or download the dataset; save images and labels of both splits; returns the cache."""
     stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
     place, paths = _find(source, opt.data) if opt.data else (opt.gen, [])
-    files = {os.path.basename(path): regular_files.read(path, LARGEST) for path in paths}
+    files = {os.path.basename(path): regular_files.read_bytes(path, LARGEST) for path in paths}
     if not opt.data:
         files = _published(source, opt.gen)
     elif paths == [place]:
@@ -183,7 +183,7 @@ def _published(source, gen):
         path = os.path.join(gen, version.archive)
         if os.path.isfile(path):
             try:
-                return _unpack(source, regular_files.read(path, LARGEST), path)
+                return _unpack(source, regular_files.read_bytes(path, LARGEST), path)
             except InputError as error:
                 note(f"=> {error}")
     archive = source.versions[0].archive

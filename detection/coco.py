@@ -15,12 +15,12 @@ from datasets.image import decoding
 from detection.images import Objects
 from runtime import regular_files
 from runtime.errors import InputError
+from runtime.options import EXACT
 from runtime.terminal import note
 
 # A box has an area if its sides are larger than this share of its image's: a thinner one may have
 # none once it is mirrored and resized in float32, and then its loss is not finite.
 THINNEST = 1e-6
-MOST = 2**53  # of any number in the file: larger ones do not fit the arrays
 LAYOUT = "-data DIR must hold annotations/instances_NAME.json and the images in NAME/"
 
 
@@ -228,12 +228,12 @@ def _entries(content, name, path):
 
 
 def _is_whole(value):
-    return type(value) is int and abs(value) <= MOST
+    return type(value) is int and abs(value) <= EXACT
 
 
 def _are_numbers(values, count):
     return (
         isinstance(values, list)
         and len(values) == count
-        and all(type(value) in (int, float) and abs(value) <= MOST for value in values)
+        and all(type(value) in (int, float) and abs(value) <= EXACT for value in values)
     )

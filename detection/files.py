@@ -5,12 +5,11 @@ import torch
 from detection.net import Detector
 from formats import model_files
 from runtime.errors import InputError, shown
-from runtime.options import LONGEST
+from runtime.options import EXACT, LONGEST
 from storage import atomic, tensors
 
 ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, ImportError)
 _MOST = {"pool": 128, "scale": LONGEST, "largest": LONGEST}
-_MANY = 2**53  # the most where the size of what is built does not depend on it
 
 
 def is_detector(source):
@@ -59,13 +58,13 @@ def _check(path, config, state):
     if not isinstance(backbone, dict) or not isinstance(backbone.get("net"), str):
         raise InputError(f"{path} is damaged: its config does not name the net of its backbone")
     model_files.check_config(path, backbone, state)
-    most = {"classes": numbers, "regions": _MANY, **_MOST}
+    most = {"classes": numbers, "regions": EXACT, **_MOST}
     fits = {name: _is_whole(config.get(name), most[name]) for name in most}
     fits["shared"] = type(config.get("shared")) is bool
     for name, least, longest in (("anchors", 1, numbers), ("proposals", 4, 4)):
         values = config.get(name)
         is_list = isinstance(values, (list, tuple)) and least <= len(values) <= longest
-        fits[name] = is_list and all(_is_whole(value, _MANY) for value in values)
+        fits[name] = is_list and all(_is_whole(value, EXACT) for value in values)
     for name, is_right in fits.items():
         if name not in config:
             raise InputError(f"{path} holds no detector of this program: its config lacks {name!r}")

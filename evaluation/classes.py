@@ -19,7 +19,7 @@ from runtime.terminal import note
 LARGEST = 1 << 26  # bytes of a file with class names
 
 
-def read(path):
+def read_names(path):
     """The class names in a file, one for each line."""
     try:
         with io.TextIOWrapper(regular_files.opened(path, LARGEST), "utf-8-sig") as file:

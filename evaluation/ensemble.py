@@ -41,7 +41,7 @@ class EnsembleMetrics(Metrics):
     soft5: int = 0
 
 
-def load(source, precision):
+def load_net(source, precision):
     """A model from a file or by name, in the precision and memory format of the test."""
     net = models.load(source, precision.device)
     # as in training, whatever dtype the file has

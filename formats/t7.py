@@ -21,8 +21,9 @@ from types import GeneratorType
 import torch
 
 from formats import t7_bytes
-from formats.t7_bytes import DTYPES, NAMES, WHOLE, storage_name
+from formats.t7_bytes import DTYPES, NAMES, storage_name
 from runtime import regular_files
+from runtime.options import EXACT
 from storage import atomic
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, FUNCTION_7, FUNCTION_8 = range(9)
@@ -297,7 +298,7 @@ class _Writer:
         elif isinstance(value, (bool, Boolean)):
             self._int(BOOLEAN, int(value in (True, Boolean.TRUE)))
         elif isinstance(value, (int, float)):
-            if abs(value) > WHOLE and value != float(value):
+            if abs(value) > EXACT and value != float(value):
                 raise ValueError(f"{value} is no Lua number: those are doubles")
             self._int(NUMBER)
             self.out.numbers("d", [value])

@@ -10,6 +10,8 @@ import struct
 import numpy as np
 import torch
 
+from runtime.options import EXACT
+
 _KINDS = {
     "Byte": torch.uint8,
     "Char": torch.int8,
@@ -26,7 +28,6 @@ DTYPES = {  # torch.ByteTensor, torch.CudaStorage, ... -> dtype
     for kind, dtype in {**_KINDS, **_CUDA, "Cuda": torch.float32}.items()
     for what in ("Tensor", "Storage")
 }
-WHOLE = 2**53  # a double, Lua's only number, is exact for all integers up to here
 NAMES = {dtype: f"torch.{kind}Tensor" for kind, dtype in _KINDS.items()}
 _INT = struct.Struct("<i")
 _TOKEN = re.compile(rb"\s{0,64}([-+.0-9A-Za-z]{1,40})(?![-+.\w])")  # as scanf: blanks, a number
@@ -64,7 +65,7 @@ class Source:
     def double(self):
         """A double; as an int if that is exact (minus zero stays a float)."""
         (number,) = self.numbers("d", 1)
-        if abs(number) <= WHOLE and number.is_integer() and (number or str(number) == "0.0"):
+        if abs(number) <= EXACT and number.is_integer() and (number or str(number) == "0.0"):
             return int(number)
         return number
 

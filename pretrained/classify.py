@@ -40,7 +40,7 @@ def main(arguments):
     paths, errors = inference.image_files(words)
     for error in errors:
         complain(f"classify.py: {error}")
-    model = inference.load(source)
+    model = inference.load_folded(source)
     names = class_names(model)
 
     def probabilities(images):

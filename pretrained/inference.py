@@ -13,7 +13,7 @@ from runtime import regular_files
 from runtime.terminal import complain
 
 
-def load(source):
+def load_folded(source):
     """A model ready for inference, on the GPU if there is one."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32

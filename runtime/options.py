@@ -13,7 +13,7 @@ from runtime.errors import InputError
 from runtime.terminal import complain, is_rank_0
 
 LONGEST = 1 << 14  # pixels, the side of an image after scaling
-EXACT = 2**53  # a double has every whole number up to here
+EXACT = 2**53  # a double, the only number of Lua and of JSON, has every whole number up to here
 HELP = {"-h", "-help", "--help"}
 
 
@@ -115,14 +115,14 @@ def parse(argv, program, head, table, settle, words=None):
         print(help_text(head, table), flush=True)
         sys.exit(0)
     try:
-        return settle(read(argv, table, words))
+        return settle(read_words(argv, table, words))
     except InputError as error:
         if is_rank_0("LOCAL_RANK"):  # under torchrun all processes read the same
             complain(f"{program}: {error}")
         sys.exit(2)
 
 
-def read(argv, table, others=None):
+def read_words(argv, table, others=None):
     """{option: value} as given in argv. Other words are refused, or appended to the list `others`.
 
     Not by argparse: with single-dash names it takes -dep for -depth even where abbreviations are

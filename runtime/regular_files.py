@@ -44,7 +44,7 @@ def kind(mode):
     return _KINDS.get(stat.S_IFMT(mode), "a device")
 
 
-def read(path, most):
+def read_bytes(path, most):
     """The bytes of a file; OSError as `opened`."""
     with opened(path, most, buffering=0) as file:
         return file.read()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from runtime import regular_files
 from runtime.errors import InputError, shown, visible
+from runtime.options import EXACT
 
 # Options that do not decide the result, and the seed.
 IGNORED = {
@@ -20,7 +21,6 @@ IGNORED = {
 }
 SIZE = ("depth", "cardinality", "baseWidth")
 LARGEST = 1 << 28  # bytes of a log; one of 100,000 epochs has 30 million
-MOST = 2**53  # parameters, epochs: whole numbers that a float has
 # {field of "net" in the log: option}
 NET_OPTIONS = {
     **{"net": "netType", "depth": "depth", "cardinality": "cardinality"},
@@ -95,7 +95,7 @@ def read(path, defaults, warn):
     if os.path.isdir(path):
         path = os.path.join(path, "log.jsonl")
     try:
-        text = regular_files.read(path, LARGEST).decode()
+        text = regular_files.read_bytes(path, LARGEST).decode()
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}; give a -save folder") from None
     except UnicodeDecodeError:
@@ -114,7 +114,7 @@ def read(path, defaults, warn):
     for number, line in enumerate(parsed[1:], 2):
         epoch = line and line.get("epoch")
         errors = line and _errors(line)
-        if type(epoch) is not int or not before < epoch < MOST or None in errors:
+        if type(epoch) is not int or not before < epoch < EXACT or None in errors:
             raise InputError(
                 f"{path}, line {number} is not that of a next epoch with its errors: "
                 f"{lines[number - 1]!r:.60}"
@@ -124,7 +124,7 @@ def read(path, defaults, warn):
     if not rows:
         raise InputError(f"{path} has no finished epoch yet")
     parameters = parsed[0].get("parameters")
-    parameters = parameters if type(parameters) is int and 0 < parameters < MOST else None
+    parameters = parameters if type(parameters) is int and 0 < parameters < EXACT else None
     epochs, train, val = (list(column) for column in zip(*rows))
     detects = any(map(_is_detectors, parsed[1:]))
     options = _options(path, parsed[0], defaults)

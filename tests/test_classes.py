@@ -100,7 +100,7 @@ def places_in_main(names, data, words="", outputs=5):
     model.classes, bias = names, torch.arange(outputs, dtype=torch.float32)
     model.fc.bias.data, model.fc.weight.data[:, 0] = bias, bias
     words = f"-dataset cifar10 -netType resnet -retrain a -testOnly true {words}"
-    opt = opts.settle(options.read(words.split(), opts.OPTIONS, []))
+    opt = opts.settle(options.read_words(words.split(), opts.OPTIONS, []))
     model = models.setup(opt, model, None, data, torch.device("cpu"))
     assert torch.equal(model.fc.weight[:, 0], model.fc.bias)
     return model.fc.bias.tolist()
@@ -195,19 +195,19 @@ def test_lists_that_are_refused(tmp_path, text, message):
     path = tmp_path / "list.txt"
     path.write_text(text)
     with pytest.raises(InputError, match=message) as stop:
-        classes.read(path)
+        classes.read_names(path)
     assert str(path) in str(stop.value)
     path.write_bytes(b"cat\xff\n")
     with pytest.raises(InputError, match="not text in UTF-8"):
-        classes.read(path)
+        classes.read_names(path)
 
 
 def test_lists(tmp_path):
     path = tmp_path / "list.txt"
     path.write_text("red fox\r\n\n Hündin \n", encoding="utf-8")
-    assert classes.read(path) == ["red fox", "Hündin"]
+    assert classes.read_names(path) == ["red fox", "Hündin"]
     path.write_text("cat\ndog\n", encoding="utf-8-sig")  # as Windows' Notepad saves it
-    assert classes.read(path) == ["cat", "dog"]
+    assert classes.read_names(path) == ["cat", "dog"]
     many = [f"n{k:08d}" for k in range(100_000)]  # ImageNet has 21,841
     path.write_text("\n".join(many))
-    assert classes.read(path) == many
+    assert classes.read_names(path) == many

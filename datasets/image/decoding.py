@@ -139,7 +139,7 @@ def decode_jpeg(data, buffer=None):
 
 
 def _read(path):
-    return regular_files.read(path, LONGEST)
+    return regular_files.read_bytes(path, LONGEST)
 
 
 def _decode_bytes(data, buffer=None):
