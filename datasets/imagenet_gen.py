@@ -2,8 +2,8 @@
 
 Port of datasets/imagenet-gen.lua. Differs from the Lua: the list is sorted, where the Lua had the
 file system's order; hidden files and folders are left out; an image in the wrong place is an error
-that names the image; names may hold any byte; .pgm, .tif, .tiff and .webp are images too (as in
-torchvision's ImageFolder); -testOnly needs no train folder.
+that names the image; names may hold any byte; .pgm, .tif, .tiff, .webp, .avif and .jp2 are images
+too; -testOnly needs no train folder.
 
 torchvision's make_dataset takes 3 to 4 times as long, and its list of tuples 3 times the memory.
 """
@@ -19,7 +19,7 @@ from runtime.terminal import note, say, show
 from storage import atomic
 
 LAYOUT = "-data must hold train/<class>/<image> and val/<class>/<image>"
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+EXTENSIONS = tuple(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .avif .jp2".split())
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 
 
@@ -214,7 +214,8 @@ def _images(opt, split, numbers):
     endings = " ".join(EXTENSIONS)
     if others:
         count = f"{len(others)} file" + "s" * (len(others) > 1)
-        note(f"=> left out {count} without an image ending ({endings}): {_few(others)}")
+        left = f"left out {count} without an image ending ({endings}): {_few(others)}"
+        note(f"=> {left}; export HEIC and others as JPEG")
     if not paths:
         raise InputError(f"no images ({endings}) in {os.fsdecode(folder)!r}: {LAYOUT}")
     return np.concatenate(paths), np.concatenate(targets)

@@ -51,7 +51,7 @@ def _images_below(folder, errors):
         folders[:] = [name for path, name in inside.items() if path not in seen]
         seen |= inside.keys()
         for name in files:
-            if name[0] != "." and name.lower().endswith((*EXTENSIONS, ".gif")):
+            if name[0] != "." and name.lower().endswith((*EXTENSIONS, ".gif", ".heic", ".heif")):
                 yield os.path.join(parent, name)
 
 

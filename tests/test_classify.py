@@ -248,12 +248,23 @@ def folder(tmp_path, pictures):
     top = tmp_path / "unsorted"
     (top / "deeper" / "still").mkdir(parents=True)
     (top / ".hidden").mkdir()
-    names = ["b.png", "a.JPG", "deeper/c.webp", "deeper/still/d.gif", ".hidden/no.png", ".no.png"]
-    for name, picture in zip(names, [*pictures, pictures[0]]):
+    names = [
+        "b.png",
+        "a.JPG",
+        "deeper/c.webp",
+        "deeper/still/d.gif",
+        "e.HEIC",
+        ".hidden/no.png",
+        ".no.png",
+    ]
+    for name, picture in zip(names, [*pictures, pictures[0], pictures[0]]):
         os.link(picture, top / name)
     (top / "notes.txt").write_text("no picture")
     os.symlink(top, top / "deeper" / "loop")
-    return [str(top / name) for name in ("a.JPG", "b.png", "deeper/c.webp", "deeper/still/d.gif")]
+    return [
+        str(top / name)
+        for name in ("a.JPG", "b.png", "deeper/c.webp", "deeper/still/d.gif", "e.HEIC")
+    ]
 
 
 def test_a_folder_is_the_images_below_it(tmp_path, capsys, folder, pictures):

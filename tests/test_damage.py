@@ -80,8 +80,8 @@ RARE = {
     "Motion-JPEG with restarts": files.without_tables(
         jpeg("baseline 4:2:0 restarts", size=(64, 64))
     ),
-    "4:1:1": files.resampled(SMALL, 0x41),
-    "4:4:1": files.resampled(SMALL, 0x14),
+    "4:1:1": files.sampled(0x41),
+    "4:4:1": files.sampled(0x14),
 }
 
 
@@ -98,6 +98,21 @@ def test_rare_but_valid_files_are_read_and_their_damage_is_named(tmp_path, kind)
             assert found(damaged)[0] == "lost"
             with pytest.raises(InputError, match="its pixels are damaged or lost: "):
                 decoding.Photo(path, BUFFER, decoder).decode_region((0, 0, 9, 9))
+
+
+@pytest.mark.parametrize(
+    "luma, colors",
+    [
+        *((luma, 3) for luma in (0x11, 0x21, 0x22, 0x41, 0x14, 0x42, 0x24, 0x31, 0x13, 0x32)),
+        *((luma, 4) for luma in (0x11, 0x21, 0x22, 0x41, 0x14, 0x31, 0x13, 0x32)),
+    ],
+)
+def test_all_ways_of_sampling_are_read_and_named_if_cut_short(luma, colors):
+    data = files.sampled(luma, colors)
+    kind, _, result = found(data)
+    assert kind == "whole"
+    np.testing.assert_array_equal(result, pixels(data))
+    assert found(data[: len(data) // 2])[0] == "lost"
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 700), (9, 8), (17, 33), (250, 16)])
@@ -153,12 +168,18 @@ def test_damage_behind_what_is_odd_is_named(kind):
         assert found(ODD[kind](files.damaged(way, "baseline 4:2:0 plain", 0.5)))[0] == "lost"
 
 
-def test_a_broken_colour_profile_is_of_no_account():
-    """Pillow ignores it, libjpeg warns of it where it is read."""
-    data = between(jpeg("baseline 4:2:0 plain"), b"\xff\xe2\0\x14ICC_PROFILE\0\x01\x02abcd")
-    kind, reason, result = found(data)
-    assert kind == "odd" and "ICC" in reason
+@pytest.mark.parametrize("decoder", [None, turbojpeg.decoder()])
+def test_a_broken_colour_profile_is_of_no_account(tmp_path, decoder):
+    """libjpeg warns of it where it is read, which libturbojpeg does not do."""
+    profile = b"\xff\xe2\0\x14ICC_PROFILE\0\x01\x02abcd"
+    data = between(jpeg("baseline 4:2:0 plain"), profile)
+    kind, _, result = found(data)
+    assert kind == "whole"
     np.testing.assert_array_equal(result, pixels(data))
+    (tmp_path / "a.jpg").write_bytes(data)
+    assert decoding.Photo(tmp_path / "a.jpg", BUFFER, decoder).odd == ""
+    cut = between(files.damaged("hole 20 %", "baseline 4:2:0 plain", 0.5), profile)
+    assert found(cut)[0] == "lost"
 
 
 @pytest.mark.parametrize("form", [form for form in files.FORMS if "restarts" in form])

@@ -1,6 +1,7 @@
 """From image files to pixels and to the net's input: each decoder against Pillow."""
 
 import io
+import struct
 import sys
 import types
 
@@ -141,6 +142,191 @@ def test_without_the_library_or_with_an_old_one(monkeypatch):
     for names in ([], ["libnowhere.so"], [sys.modules["simplejpeg._jpeg"].__file__]):
         monkeypatch.setattr(turbojpeg, "_candidates", lambda names=names: names)
         assert turbojpeg.decoder() is None
+
+
+def tiff(samples, bits, **tags):
+    """An uncompressed TIFF of one strip: samples (H, W, bands), written by the specification."""
+    height, width, bands = samples.shape
+    if bits == 12:
+        digits = "".join(f"{value:03x}" for value in samples.ravel())
+        body = bytes.fromhex(digits + "0" * (len(digits) % 2))
+    else:
+        body = samples.tobytes()
+    entries = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 8, 277: bands, 278: height}
+    entries |= {279: len(body), **{int(name[1:]): value for name, value in tags.items()}}
+    ifd = struct.pack("<H", len(entries))
+    for tag in sorted(entries):
+        ifd += struct.pack("<HHII", tag, 4, 1, entries[tag])
+    return struct.pack("<2sHI", b"II", 42, 8 + len(body)) + body + ifd + bytes(4)
+
+
+GREY = np.random.default_rng(5).integers(0, 4096, (6, 10, 1)).astype(np.uint16)
+
+
+@pytest.fixture
+def lines(monkeypatch, capsys):
+    """A function that gives the lines on stderr since the last call; none was printed before."""
+    monkeypatch.setattr(decoding, "_printed", bytearray(2))
+    return lambda: capsys.readouterr().err.splitlines()
+
+
+def decoded(data):
+    pixels = decoding.decode(io.BytesIO(data))
+    assert len(pixels.shape) == 3 and pixels.dtype in (np.uint8, np.uint16)
+    return pixels[:, :, :3]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"format": "JPEG"},
+        {"format": "JPEG", "kind": "CMYK"},
+        {"format": "PNG"},
+        {"format": "WEBP", "lossless": True},
+        {"format": "TIFF"},
+        {"format": "TIFF", "compression": "tiff_lzw"},
+    ],
+    ids=lambda how: " ".join(map(str, how.values())),
+)
+def test_the_orientation_is_not_followed_and_one_line_says_so(tmp_path, lines, how, orientation):
+    how = {"kind": "RGB", **how}
+    exif = Image.Exif()
+    exif[274] = orientation
+    expected = decoded(saved(**how, size=(20, 30)))
+    for name in "ab":
+        (tmp_path / name).write_bytes(saved(**how, size=(20, 30), exif=exif.tobytes()))
+    np.testing.assert_array_equal(decoding.decode(tmp_path / "a")[:, :, :3], expected)
+    photo = decoding.Photo(tmp_path / "b", np.empty(0, np.uint8), turbojpeg.decoder())
+    pixels, _ = photo.decode_region((0, 0, 30, 20))
+    np.testing.assert_array_equal(pixels[:, :, :3], expected)
+    found = lines()
+    assert len(found) == (orientation > 1) and all("/a'; to turn" in line for line in found)
+
+
+@pytest.mark.parametrize("exif", [b"Exif\0\0", b"Exif\0\0II*\0\xff\xff\xff\xff", b"Exif\0\0MMno"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_broken_exif_is_of_no_account(lines, exif, format):
+    np.testing.assert_array_equal(
+        decoded(saved("RGB", (20, 30), format=format, exif=exif)),
+        decoded(saved("RGB", (20, 30), format=format)),
+    )
+    assert lines() == []
+
+
+def test_nor_is_that_of_16_bits_in_a_tiff():
+    expected = decoded(tiff(GREY, 16))
+    for orientation in range(1, 9):
+        np.testing.assert_array_equal(decoded(tiff(GREY, 16, _274=orientation)), expected)
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_a_tiff_whose_white_is_0(bits):
+    samples = GREY if bits == 16 else (GREY // 16).astype(np.uint8)
+    positive = decoded(tiff(samples, bits))
+    negative = decoded(tiff(samples, bits, _262=0))
+    np.testing.assert_array_equal(negative, 2**bits - 1 - positive)
+    np.testing.assert_array_equal(positive, np.repeat(samples, 3, 2))
+
+
+def test_a_tiff_of_12_bits_has_the_white_of_12_bits(lines):
+    expected = np.rint(np.repeat(GREY, 3, 2) / 4095 * 65535)
+    np.testing.assert_array_equal(decoded(tiff(GREY, 12)), expected)
+    assert lines() == []
+
+
+@pytest.mark.parametrize("format", ["PNG", "TIFF", "PPM"])
+def test_12_bits_in_16_are_read_as_they_are_and_one_line_says_so(lines, format):
+    for largest, count in ((4095, 1), (4095, 0), (65535, 0), (0, 0)):
+        file = io.BytesIO()
+        grey = np.minimum(GREY[:, :, 0] * np.uint16(16), largest)
+        Image.fromarray(grey).save(file, format)
+        np.testing.assert_array_equal(decoded(file.getvalue())[:, :, 0], grey)
+        assert [line[:28] for line in lines()] == ["=> some pictures are nearly "] * count
+
+
+def test_12_bits_in_16_bit_colours_are_noted(lines):
+    colours = np.repeat(GREY, 3, 2)
+    np.testing.assert_array_equal(decoded(tiff(colours, 16, _262=2)), colours // 256)
+    assert len(lines()) == 1
+
+
+def patched_frame(kind=0xC0, bits=8):
+    """The header of a JPEG file with another kind of frame or other bits, and with a thumbnail."""
+    exif = Image.Exif()
+    exif[40092] = JPEGS["RGB2 17x33"]  # a comment will do
+    data = saved("RGB", (64, 48), format="JPEG", exif=exif.tobytes())
+    place = data.rindex(b"\xff\xc0")
+    return (
+        data[: place + 1]
+        + bytes([kind])
+        + data[place + 2 : place + 4]
+        + bytes([bits])
+        + data[place + 5 :]
+    )
+
+
+UNREADABLE = {
+    "a TIFF of 13 bands": tiff(np.zeros((4, 4, 13), np.uint8), 8),
+    "a TIFF of 5 bands": tiff(np.zeros((4, 4, 5), np.uint16), 16),
+    "a TIFF of 32-bit floating point numbers": tiff(np.zeros((4, 4, 3), "f4"), 32, _339=3, _262=2),
+    "a TIFF of 64-bit floating point numbers": tiff(np.zeros((4, 4, 1), "f8"), 64, _339=3),
+    "a TIFF of 64 bits": tiff(np.zeros((4, 4, 1), "i8"), 64),
+    "a JPEG of 12 bits": patched_frame(0xC1, 12),
+    "a lossless JPEG of 16 bits": patched_frame(0xC3, 16),
+    "HEIC": b"\0\0\0\x24ftypheic" + bytes(99),
+    "AVIF": b"\0\0\0\x24ftypavif" + bytes(99),
+    "JPEG 2000": b"\0\0\0\x0cjP  \r\n\x87\n" + bytes(99),
+}
+
+
+@pytest.mark.parametrize("kind", UNREADABLE)
+def test_what_pillow_cannot_read_is_named(kind, capfd):
+    with pytest.raises(InputError, match=f"it is {kind}, which Pillow cannot read; export"):
+        decoding.decode(io.BytesIO(UNREADABLE[kind]))
+    assert capfd.readouterr() == ("", "")  # nor do Pillow and libtiff write there
+
+
+def test_a_tiff_of_grey_floats_is_named():
+    with pytest.raises(InputError, match="its pixels are floating point numbers"):
+        decoding.decode(io.BytesIO(tiff(np.zeros((4, 4, 1), "f4"), 32, _339=3)))
+
+
+@pytest.mark.parametrize("format", sorted(decoding.FORMATS))
+def test_each_format_is_read_as_pillow_reads_it(format):
+    data = saved("RGB", (70, 90), format=format)
+    np.testing.assert_array_equal(decoded(data), colors(data))
+
+
+@pytest.mark.parametrize("kind", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"])
+@pytest.mark.parametrize("transparent", [False, True])
+def test_pictures_of_all_modes_are_converted_strip_by_strip(monkeypatch, kind, transparent):
+    source = Image.open(io.BytesIO(saved("RGB", (64, 33), format="PNG"))).convert(kind)
+    if transparent and kind in ("L", "RGB", "P"):
+        source.info["transparency"] = (3, 2, 5) if kind == "RGB" else 3
+    expected = np.asarray(source.convert("RGB"))
+    heights, convert = [], Image.Image.convert
+
+    def converted(image, *args):
+        heights.append(image.height)
+        return convert(image, *args)
+
+    monkeypatch.setattr(decoding, "STRIP", 10)
+    monkeypatch.setattr(Image.Image, "convert", converted)
+    np.testing.assert_array_equal(decoding.decode(source)[:, :, :3], expected)
+    assert max(heights) == 10
+
+
+def test_libtiff_does_not_write_between_our_lines(capfd):
+    data = saved("RGB", (64, 48), format="TIFF", compression="tiff_lzw")
+    place = 8 + len(data) // 3
+    with pytest.raises(
+        InputError, match="its pixels are damaged or lost: Using code not yet in table"
+    ):
+        decoding.decode(io.BytesIO(data[:place] + b"\xff" * 400 + data[place + 400 :]))
+    assert capfd.readouterr() == ("", "")
+    print("still there", file=sys.stderr)
+    assert capfd.readouterr().err == "still there\n"
 
 
 OPT = types.SimpleNamespace(data="nowhere", tenCrop=False, testScale=256, testCrop=224)

@@ -46,11 +46,14 @@ def test_the_list(tmp_path, capsys):
     assert info["signature"].shape == ()
     assert str(info["signature"]) == imagenet_gen.signature(options(data))
     out, notes = capsys.readouterr()
-    endings = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp"
-    left = f"=> left out 1 file without an image ending ({endings})"
+    endings = ".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .avif .jp2"
+    left, then = (
+        f"=> left out 1 file without an image ending ({endings})",
+        "export HEIC and others as JPEG",
+    )
     assert notes.splitlines() == [
-        f"{left}: '{data}/val/unknown_but_empty/notes.txt'",
-        f"{left}: '{data}/train/b/notes.txt'",
+        f"{left}: '{data}/val/unknown_but_empty/notes.txt'; {then}",
+        f"{left}: '{data}/train/b/notes.txt'; {then}",
         "=> 1 of 3 classes have no training image: 'c'",
     ]
     assert out.splitlines() == [

@@ -18,6 +18,7 @@ from runtime.errors import InputError
 _PNG = b"\x89PNG\r\n\x1a\n"
 MOST_SCANS = 100  # a progressive photo has about ten; each takes a pass over all pixels
 _SCAN = re.compile(rb"\xff\xda\0(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)")
+_FRAME = re.compile(rb"\xff([\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf])..(.)", re.DOTALL)
 _SEGMENT = re.compile(rb"\xff([\xc0-\xcf\xda-\xef\xfe])(..)", re.DOTALL)
 # Of what strict decoding complains, these leave the pixels whole (jerror.h), and these do not come
 # from the file but from the limits of TurboJPEG (rare sampling factors, four colours, MOST_SCANS)
@@ -40,7 +41,7 @@ def check(data):
     complaint = _complaint(data)
     if complaint:
         refuse(_complaint(_without_metadata(data)))
-    return complaint
+    return "" if "ICC" in complaint else complaint  # nothing here uses a colour profile
 
 
 def refuse(complaint):
@@ -52,6 +53,12 @@ def refuse(complaint):
 def has_many_scans(data):
     """Whether a JPEG file has so many scans that decoding could take hours."""
     return data.count(b"\xff\xda") > MOST_SCANS and len(_SCAN.findall(data)) > MOST_SCANS
+
+
+def frame(data):
+    """The kind of coding (SOF0 to SOF15 as 0xC0 to 0xCF) and the bits of a JPEG file, or None."""
+    found = data.startswith(b"\xff\xd8") and _FRAME.search(_without_metadata(data))
+    return found and (found[1][0], found[2][0])
 
 
 def _complaint(data):

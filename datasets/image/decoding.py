@@ -1,30 +1,58 @@
 """From an image file to its pixels: JPEG with libjpeg-turbo, all other formats with Pillow.
 
-Takes the place of the package torch/image. Differs from it: BMP, WebP, TIFF and grey with alpha can
-be read; a damaged or truncated image is an error that names it (damage.py), and is not patched up.
-Pillow reads only the upper byte of 16-bit colours: up to 1/257 off the original.
+Takes the place of the package torch/image. Differs from it: more formats can be read; a damaged or
+truncated image is an error that names it (see damage.py). Of 16-bit colours Pillow reads only the
+upper byte, which is up to 1/257 off the original; 16-bit grey is read in full.
 """
 
 import contextlib
 import errno
 import io
+import logging
+import mmap
 import os
+import re
+import tempfile
 import warnings
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from datasets.image import damage
 from datasets.image.optional import simplejpeg
 from runtime import regular_files
 from runtime.errors import InputError
+from runtime.terminal import note
 
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF")
+Image.init()  # registers all formats; AVIF needs Pillow 11.3
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "TIFF", "GIF", "JPEG2000", "AVIF")
+FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
 # Pillow's default is too low for phone photos. This limit still stops a broken header from
-# allocating all memory. Pillow itself refuses twice as many and warns of what is checked below.
+# allocating all memory. Pillow itself refuses twice as many, and warns above half of that.
 LARGEST = Image.MAX_IMAGE_PIXELS = 1 << 28  # pixels
 LONGEST = 8 * LARGEST  # bytes of a file
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+STRIP = 256  # rows that are converted at a time
+warnings.filterwarnings("ignore", module=r"PIL\.")  # else they go to stderr
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
+
+# tags of EXIF and TIFF
+_ORIENTATION, _BITS, _PHOTOMETRIC, _BANDS, _SAMPLE_FORMAT = 274, 258, 262, 277, 339
+# in EXIF: the tag, its type, one value of 2 to 8; big-endian and little-endian
+_TURNED = re.compile(
+    rb"\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0\0\0[\x02-\x08]\0"
+)
+# Pillow turns a TIFF that has the orientation 2, 3 and so on; these turn it back
+_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270"
+_UNTURN = {n: Image.Transpose[name] for n, name in enumerate(_TURNS.split(), start=2)}
+_NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE)  # too many open files
+_LINES = (
+    "some photos carry an orientation, which is not followed, such as {!r}; to turn them upright:"
+    " mogrify -auto-orient FILE... (ImageMagick), or see docs/data.md",
+    "some pictures are nearly black: no value in {!r} is above 1/16 of white; 12 bits in a file of"
+    " 16 should be multiplied by 16, see docs/data.md",
+)
+# One byte for each line: whether it was printed. Shared with the workers, which are forks
+_printed = mmap.mmap(-1, len(_LINES))
 
 
 class Photo:
@@ -40,7 +68,8 @@ class Photo:
         self.path, self.buffer, self.decoder, self.checked = path, buffer, decoder, checked
         self.pixels, self.odd = None, ""
         with _naming(path):
-            self.data = _read(path)
+            self.data = regular_files.read_bytes(path, LONGEST)
+            _check_orientation(self.data, path)
         self.shape = decoder and decoder.shape(self.data)
         if not self.shape or self.shape[0] * self.shape[1] > LARGEST:
             self._decode()
@@ -72,7 +101,7 @@ class Photo:
 
     def _decode(self):
         with _naming(self.path):
-            self.pixels, self.odd = _decode_bytes(self.data, self.buffer)
+            self.pixels, self.odd = _decode_bytes(self.data, self.path, self.buffer)
         self.shape = self.pixels.shape[:2]
 
 
@@ -86,14 +115,15 @@ def decode(source, report=None):
     """
     with _naming(source):
         if isinstance(source, Image.Image):
-            return _to_rgbx(source)
+            return _pixels(source, source)
         if isinstance(source, (str, bytes, os.PathLike)):
-            data = _read(source)
+            data = regular_files.read_bytes(source, LONGEST)
         else:
             with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a pipe
                 source.seek(0)
             data = source.read()
-        pixels, odd = _decode_bytes(data)
+        _check_orientation(data, source)
+        pixels, odd = _decode_bytes(data, source)
         if odd and report:
             report(odd)
         return pixels
@@ -138,36 +168,141 @@ def decode_jpeg(data, buffer=None):
     return None
 
 
-def _read(path):
-    return regular_files.read_bytes(path, LONGEST)
-
-
-def _decode_bytes(data, buffer=None):
+def _decode_bytes(data, source, buffer=None):
     """(pixels, what is odd about the file: a phrase or "")."""
     pixels = decode_jpeg(data, buffer)
     if pixels is not None:
         return pixels, ""
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    try:
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except UnidentifiedImageError:
+        raise InputError(_unidentified(data)) from None
+    with image:
         if image.width * image.height > LARGEST:
             raise InputError(f"{image.width} x {image.height} pixels are more than {LARGEST}")
         odd = damage.check(data)
+        if image.format == "TIFF":
+            image = _load_tiff(image, source)
         image.load()
-        return _to_rgbx(image), odd
+        _note_orientation(image, source)
+        return _pixels(image, source), odd
 
 
-def _to_rgbx(image):
+def _load_tiff(image, source):
+    """Load a TIFF without turning it by its orientation, and without a line of libtiff on stderr.
+
+    libtiff's first line becomes the reason of the error, if there is one.
+    """
+    _note_orientation(image, source)
+    orientation = image.getexif().get(_ORIENTATION)
+    with tempfile.TemporaryFile() as lines:
+        stderr = os.dup(2)
+        os.dup2(lines.fileno(), 2)
+        try:
+            image.load()
+        except OSError as error:
+            lines.seek(0)
+            text = lines.read(1000).decode(errors="replace").splitlines() or [str(error)]
+            reason = text[0].removeprefix("tempfile.tif: ")
+            raise InputError(f"its pixels are damaged or lost: {reason}") from None
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+    if orientation not in _UNTURN:
+        return image
+    turned = image.transpose(_UNTURN[orientation])
+    turned.tag_v2 = image.tag_v2
+    return turned
+
+
+def _pixels(image, source):
     """The pixels of a Pillow image, in the form of `decode`."""
     if image.mode == "F":
         raise InputError("its pixels are floating point numbers; 8 or 16 bit would be right")
     if image.mode.startswith("I"):  # "I;16", "I;16B" and so on, or "I": the same in 32 bits
-        grey = np.asarray(image)
-        if grey.min() < 0 or grey.max() > 65535:
-            raise InputError("its pixels have 32 bits; 8 or 16 would be right")
-        return np.repeat(grey.astype(np.uint16)[:, :, None], 3, axis=2)
-    if "transparency" in image.info:  # else Pillow may warn that it drops it
-        image = image.copy()
-        del image.info["transparency"]
-    return np.asarray(image.convert("RGB").convert("RGBX"))
+        return _grey_16(image, source)
+    if image.mode == "RGB" and not _printed[1] and 0 < np.max(image.getextrema()) < 16:
+        _note(1, source)
+    width, height = image.size
+    pixels = np.empty((height, width, 4), np.uint8)
+    for top in range(0, height, STRIP):  # a conversion of the whole would copy it three times
+        strip = image.crop((0, top, width, min(top + STRIP, height)))
+        strip.info.pop("transparency", None)  # Pillow may warn that it drops it
+        pixels[top : top + STRIP] = np.asarray(strip.convert("RGB").convert("RGBX"))
+    return pixels
+
+
+def _grey_16(image, source):
+    """The pixels of a grey Pillow image of more than 8 bits: uint16 (H, W, 3).
+
+    White is 65535; the 12 bits of a TIFF are scaled to that.
+    """
+    grey, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    low, high = grey.min(), grey.max()
+    if low < 0 or high > 65535:
+        raise InputError(f"its pixels go from {low} to {high}; 0 to 65535 would be right")
+    if tags.get(_BITS) == (12,):
+        grey = np.rint(grey * (65535 / 4095))
+    elif 0 < high < 65535 / 16:
+        _note(1, source)
+    if tags.get(_PHOTOMETRIC) == 0:  # white is 0
+        grey = 65535 - grey
+    return np.broadcast_to(grey.astype(np.uint16)[:, :, None], (*grey.shape, 3))
+
+
+def _check_orientation(data, source):
+    """Note the orientation of a JPEG file. Of other formats Pillow knows it."""
+    is_photo = data[:2] == b"\xff\xd8" and b"Exif\0\0" in data[:4096]
+    if is_photo and not _printed[0] and _TURNED.search(data, 0, 65536):
+        _note(0, source)
+
+
+def _note_orientation(image, source):
+    with contextlib.suppress(Exception):  # broken EXIF
+        if not _printed[0] and image.getexif().get(_ORIENTATION) in _UNTURN:
+            _note(0, source)
+
+
+def _note(which, source):
+    """Print one of _LINES once in a run."""
+    if not _printed[which]:
+        _printed[which] = 1
+        note("=> " + _LINES[which].format(_source_name(source)))
+
+
+def _unidentified(data):
+    """Why Pillow cannot open a file, as far as the header tells."""
+    brand, frame, kind = data[4:12], damage.frame(data), ""
+    if brand in (b"ftypavif", b"ftypavis"):
+        kind = "AVIF"
+    elif brand in (b"ftypheic", b"ftypheix", b"ftyphevc", b"ftypmif1", b"ftypmsf1"):
+        kind = "HEIC"
+    elif brand[:4] == b"jP  " or data[:4] == b"\xff\x4f\xff\x51":
+        kind = "JPEG 2000"
+    elif frame and frame[1] != 8:
+        lossless = "lossless " if frame[0] in (0xC3, 0xC7, 0xCB, 0xCF) else ""
+        kind = f"a {lossless}JPEG of {frame[1]} bits"
+    elif data[:2] in (b"II", b"MM"):
+        kind = _tiff_kind(data)
+    if kind:
+        return f"it is {kind}, which Pillow cannot read; export it as JPEG, or as PNG of 8 bits"
+    return f"it is none of {', '.join(FORMATS)}, or its header is broken"
+
+
+def _tiff_kind(data):
+    """What is unusual about a TIFF, or ""."""
+    with contextlib.suppress(Exception):  # a broken header
+        tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
+        file = io.BytesIO(data)
+        file.seek(tags.next)
+        tags.load(file)
+        bits = np.max(tags.get(_BITS, 1))
+        if tags.get(_BANDS, 1) > 4:
+            return f"a TIFF of {tags[_BANDS]} bands"
+        if np.max(tags.get(_SAMPLE_FORMAT, 1)) == 3:
+            return f"a TIFF of {bits}-bit floating point numbers"
+        return f"a TIFF of {bits} bits"
+    return ""
 
 
 @contextlib.contextmanager
@@ -176,8 +311,8 @@ def _naming(source):
     try:
         yield
     except Exception as error:  # on broken files Pillow raises a dozen kinds
-        if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE):
-            raise  # too many open files: -skipCorrupt must not leave out a good image
+        if isinstance(error, MemoryError) or getattr(error, "errno", 0) in _NOT_OF_THE_FILE:
+            raise  # -skipCorrupt must not leave out a good image
         raise InputError(
             f"cannot read the image {_source_name(source)!r}: {_reason(error)}"
         ) from None
@@ -192,8 +327,6 @@ def _source_name(source):
 
 
 def _reason(error):
-    if isinstance(error, UnidentifiedImageError):
-        return f"it is none of {', '.join(FORMATS)}, or its header is broken"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return str(error) or type(error).__name__

@@ -41,10 +41,21 @@ def without_tables(data):
     return data
 
 
-def resampled(data, luma):
-    """A baseline file whose first colour has other sampling factors: valid with as many blocks."""
-    place = data.index(b"\xff\xc0") + 11
-    return data[:place] + bytes([luma]) + data[place + 1 :]
+def sampled(luma, colors=3):
+    """A baseline file whose first colour has these sampling factors.
+
+    The codes of a grey file, 10 coded blocks (MCUs) of them, under a header of more colours.
+    """
+    across, down = luma >> 4, luma & 15
+    data = jpeg("baseline grey plain", size=(40, 16 * (across * down + colors - 1)))
+    place = data.index(b"\xff\xc0")
+    size = (40 * down).to_bytes(2, "big") + (16 * across).to_bytes(2, "big")
+    frame, scan = bytes([colors, 1, luma, 0]), bytes([colors, 1, 0])
+    for color in range(2, colors + 1):
+        frame, scan = frame + bytes([color, 0x11, 0]), scan + bytes([color, 0])
+    data = data[: place + 3] + bytes([8 + 3 * colors, 8]) + size + frame + data[place + 13 :]
+    place = data.index(b"\xff\xda")
+    return data[: place + 3] + bytes([6 + 2 * colors]) + scan + data[place + 7 :]
 
 
 def jpeg(form, seed=1, size=(200, 264), **more):
