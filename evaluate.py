@@ -4,7 +4,6 @@ The tests of the paper's Tables 5 and 6, for model files of any kind. Every imag
 any number of processes.
 """
 
-import importlib.util
 import os
 import sys
 
@@ -15,6 +14,7 @@ from parallel.guard import guard
 from runtime import memory, options, output_files, process, regular_files
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, series, whole
+from storage import pictures
 
 HEAD = """Usage: evaluate.py MODEL... [options]
 
@@ -174,12 +174,9 @@ def _check_outputs(opt):
     splits = ("train", "val") if opt.dataset == "imagenet" else ()
     images = [os.path.join(opt.data, split) for split in splits]
     output_files.check(files, [*opt.models, opt.classes, *images])
-    pictures = [path for path in opt.confusion if not path.lower().endswith(".csv")]
-    if pictures and importlib.util.find_spec("matplotlib") is None:
-        raise InputError(
-            f"{pictures[0]} (-confusion) needs matplotlib, which is not installed: "
-            "pip install matplotlib, or give -confusion FILE.csv"
-        )
+    for path in opt.confusion:
+        if not path.lower().endswith(".csv"):
+            pictures.check(f"-confusion {path}", ", or give -confusion FILE.csv")
 
 
 def _model(word):

@@ -4,13 +4,12 @@ import os
 
 import numpy as np
 
-from runtime.errors import InputError, cut
-from storage import atomic
+from runtime.errors import cut
+from storage import atomic, pictures
 
-NAMED = 50  # classes up to which the picture names them
+NAMED = 100  # classes up to which the picture names them
 COUNTED = 20  # and up to which it prints the counts
 LONGEST = 40  # characters of a name in the picture
-PICTURES = (".png", ".svg")
 
 
 def matrix(targets, predicted, count):
@@ -40,7 +39,7 @@ def write_errors(path, targets, best, names):
 
 def write(path, matrix, names):
     """Write the matrix, true classes by row, as CSV or by the ending of `path` as a picture."""
-    if os.path.splitext(path)[1].lower() in PICTURES:
+    if os.path.splitext(path)[1].lower() in pictures.FORMATS:
         _draw(path, matrix, names)
         return
     with atomic.csv_rows(path) as rows:
@@ -51,28 +50,20 @@ def write(path, matrix, names):
 
 def _draw(path, matrix, names):
     """Draw the matrix: the colour is the share of the true class's images."""
-    from matplotlib.figure import Figure
-
     count = len(names)
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    side = 4 + 0.3 * min(count, NAMED)
-    figure = Figure(figsize=(side + 1, side), dpi=150, layout="constrained")
-    axes = figure.subplots()
-    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    figure.colorbar(image, label="% of the true class's images", shrink=0.8)
-    axes.set_xlabel("predicted class")
-    axes.set_ylabel("true class")
-    if count <= NAMED:
-        shown = [cut(name, LONGEST) for name in names]
-        text = {"fontsize": 8, "parse_math": False}  # a dollar in a name is no formula
-        axes.set_xticks(range(count), shown, rotation=90, **text)
-        axes.set_yticks(range(count), shown, **text)
-    if count <= COUNTED:
-        for i, j in np.argwhere(matrix):
-            colour = "white" if shares[i, j] > 50 else "black"
-            axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color=colour)
-    try:
-        with atomic.replacing(path) as file:
-            figure.savefig(file, format=os.path.splitext(path)[1][1:].lower())
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    side = 4 + 0.3 * min(count, 50)
+    with pictures.drawing(path, (side + 1, side)) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        figure.colorbar(image, label="% of the true class's images", shrink=0.8)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        if count <= NAMED:
+            shown = [cut(name, LONGEST) for name in names]
+            axes.set_xticks(range(count), shown, rotation=90, fontsize=8)
+            axes.set_yticks(range(count), shown, fontsize=8)
+        if count <= COUNTED:
+            for i, j in np.argwhere(matrix):
+                colour = "white" if shares[i, j] > 50 else "black"
+                axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color=colour)

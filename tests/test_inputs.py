@@ -78,7 +78,7 @@ def outcome(read, path):
 
 WAYS = {"model": models.load_file, "state": read_state, "image": decoding.decode}
 WAYS["photo"] = lambda path: decoding.Photo(path, np.empty(9, np.uint8))
-WAYS["log"] = lambda path: curves.read(path, {}, print)
+WAYS["log"] = curves.read
 
 
 @pytest.mark.parametrize("way", WAYS)

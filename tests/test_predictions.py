@@ -17,6 +17,7 @@ from torch import nn
 import evaluate
 import main
 import models
+import plot
 from datasets.input_spec import InputTransform
 from formats import model_files
 
@@ -188,9 +189,42 @@ def test_refused_before_the_test_begins(photos, here, capsys, words, error):
     assert text.startswith("evaluate.py: ") and error in text and text.count("\n") == 1
 
 
-def test_pictures_need_matplotlib(photos, here, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+@pytest.mark.parametrize("module", ["matplotlib", "matplotlib.figure"])
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (None, "which is not installed: pip install matplotlib"),
+        (ImportError("libpng.so: not found\nmore"), "which fails here: libpng.so: not found\n"),
+        (ValueError("backend: no such"), "which fails here: backend: no such\n"),
+        (AttributeError(), "which fails here: AttributeError\n"),
+    ],
+)
+@pytest.mark.parametrize("program", ["evaluate.py", "plot.py"])
+def test_pictures_need_matplotlib(here, capsys, monkeypatch, module, error, words, program):
+    """That it draws is known before the test, which may take hours."""
+    monkeypatch.setitem(sys.modules, module, None)
+    if error:
+        monkeypatch.delitem(sys.modules, module)
+        monkeypatch.setattr(sys, "meta_path", [Broken(module, error), *sys.meta_path])
     (here / "net.pth").write_bytes(b"never read")
+    command = {
+        "evaluate.py": (evaluate, "net.pth -dataset digits -confusion m.csv,m.png"),
+        "plot.py": (plot, "net.pth -out m.png"),
+    }
+    script, line = command[program]
     with pytest.raises(SystemExit):
-        run("net.pth", photos, "-confusion", "m.csv,m.png")
-    assert "m.png (-confusion) needs matplotlib, which is not installed" in capsys.readouterr().err
+        script.main(line.split())
+    text = capsys.readouterr().err
+    assert text.startswith(f"{program}: ") and f"m.png needs matplotlib, {words}" in text
+    assert text.count("\n") == 1 and os.listdir() == ["net.pth"]
+
+
+class Broken:
+    """An importer that cannot import one module."""
+
+    def __init__(self, module, error):
+        self.module, self.error = module, error
+
+    def find_spec(self, name, *_):
+        if name == self.module:
+            raise self.error
