@@ -174,8 +174,9 @@ def saved_replicas(folder):
     return _pointer_field(folder, "nGPU")
 
 
-def restarted(folder, agents):
-    """Whether one of these torchrun agents, who began the run in this folder, restarted it."""
+def restarted(folder):
+    """Whether the torchrun agent that began the run in this folder has restarted it."""
+    agents = group.agents()
     if not agents:
         return False
     saved = None
@@ -212,10 +213,10 @@ def _torch7_state(path, model):
     return {"best": (math.inf, math.inf), "momentum": momentum, "options": options, "file": path}
 
 
-def optim_state(file, model, without_classifier):
+def optim_state(file, model, without=()):
     """The state in -optimState for the net in the file `model`, or None for "none".
 
-    without_classifier: leave out its momentum, because the classifier is replaced.
+    without: the parts of the net whose momentum is left out, because they are replaced.
     """
     if file == "none":
         return None
@@ -223,6 +224,6 @@ def optim_state(file, model, without_classifier):
     opts.saved_options(found)  # checks them
     for name in ("position", "data"):  # of another run
         found.pop(name, None)
-    if without_classifier:
-        found["momentum"] = {k: v for k, v in found["momentum"].items() if not k.startswith("fc.")}
+    momentum = found["momentum"].items()
+    found["momentum"] = {n: v for n, v in momentum if n.partition(".")[0] not in without}
     return found

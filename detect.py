@@ -8,9 +8,9 @@ import re
 import sys
 
 import opts
-from main import replicas
+from main import opened, replicas, train_epochs
 from parallel import guard, launch
-from runtime import memory, options, output_files, process, regular_files
+from runtime import options, output_files, process, regular_files
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
 
@@ -206,62 +206,70 @@ def run(start, argv, end):
     """
     import torch
 
-    import checkpoints
     import dataloader
-    import models
-    from detection import scores, show
-    from detection.reporter import Reporter
+    from detection import schedule, scores, show
     from detection.trainer import Trainer
-    from parallel import group
+    from engine.reporter import Reporter
     from parallel.signals import Interrupts
     from runtime.progress import Clock
-    from runtime.terminal import Terminal
-    from storage.run_folder import RunFolder
+    from runtime.terminal import say
+    from storage import log
 
     if start.show:
         show.photo(start)
         return
     scores.implementation()  # if it is missing, that is said before the training
-    device = group.join()
-    if device.type == "cpu":
-        memory.keep_freed()
-
-    # from here on no other run writes to the folder
-    with Terminal(start.progress), RunFolder(start.save, not start.testOnly) as folder:
-        agents = group.agents()
-        resume = start.save if checkpoints.restarted(start.save, agents) else start.resume
-        checkpoint = checkpoints.latest(resume)
-        opt = settle({**start.given, "resume": resume}, checkpoint)
+    with opened(start) as (folder, checkpoint, given, device):
+        opt = settle(given, checkpoint)
         check(opt)
         opts.report_saved(opt)
         torch.manual_seed(opt.manualSeed)
         streams, val_loader = data(opt, device)
         model = setup(opt, checkpoint, val_loader.dataset, device)
 
-        def save_inside(final):
-            folder.save_inside(models.pack(model), trainer.state(), final)
-
+        last, every = (streams[-1].last, streams[-1].every) if streams else (0, 0)
         command = opts.resume_command(argv, opt.save, "detect.py", OPTIONS)
-        interrupts = Interrupts(opt.saveEvery, opt.save, save_inside, command, end)
+        trainer = Trainer(
+            model,
+            device,
+            streams,
+            **{"seed": opt.manualSeed, "momentum": opt.momentum, "decay": opt.weightDecay},
+            precision=opt.precision,
+            data=dataloader.fingerprints([*(s.loader for s in streams[-1:]), val_loader]),
+            reporter=Reporter(Clock(last, every, val_loader.size())),
+            interrupts=Interrupts(opt.saveEvery, opt.save, command, end),
+        )
         if opt.testOnly:
-            reporter = Reporter(Clock(test=val_loader.size()))
-            test(0, Trainer(model, opt, device, reporter=reporter), val_loader, opt.out)
+            test(0, trainer, val_loader, opt.out)
             return
+        if checkpoint:
+            trainer.load_state(checkpoint)
 
-        last = streams[-1].last
-        reporter = Reporter(Clock(last, streams[-1].every, val_loader.size()))
-        images = dataloader.fingerprints([streams[-1].loader, val_loader])
-        trainer = Trainer(model, opt, device, streams, checkpoint, reporter, interrupts, images)
+        def loader(epoch):
+            return schedule.epoch_of(streams, epoch)
 
-        folder.begin(opt, checkpoint, model, device, agents)
-        first = checkpoint["epoch"] + 1 if checkpoint else 1
-        with interrupts:
-            group.barrier()  # from here on every process hears signals
-            for epoch in range(first, last + 1):
-                train_epoch(epoch, trainer, val_loader, folder)
-            folder.wait()  # a signal now comes too late to interrupt anything
-        reporter.best(folder.best)
+        def test_epoch(epoch):
+            proposing = trainer.step_name == "rpn"
+            return test(
+                epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"), proposing
+            )
+
+        def line(epoch, scores):
+            images = loader(epoch).images() + val_loader.dataset.size()
+            return log.entry(trainer, scores, best(folder.best), images)
+
+        folder.begin(opt, checkpoint, model, device)
+        epochs = range(checkpoint["epoch"] + 1 if checkpoint else 1, last + 1)
+        train_epochs(epochs, trainer, loader, test_epoch, line, folder)
+        found = best(folder.best)
+        if found:
+            say(f" * Finished AP: {found['AP']:6.3f}  AP50: {found['AP50']:6.3f}")
         show.sheet_of(trainer.found, val_loader.dataset, model, opt)
+
+
+def best(errors):
+    """The best scores so far; {} while no epoch had an object to find."""
+    return {name: 100 - error for name, error in zip(("AP", "AP50"), errors) if error <= 100}
 
 
 def data(opt, device):
@@ -359,7 +367,7 @@ def recompute(opt, net, device):
     """Re-estimate the classifier's batch norm over -recomputeBN batches of its own data."""
     import dataloader
     import datasets
-    from evaluation import batchnorm
+    from engine import batchnorm
     from parallel import group
     from parallel.signals import Interrupts
     from runtime.precision import Precision
@@ -380,29 +388,8 @@ def recompute(opt, net, device):
     net.to("cpu")
 
 
-def train_epoch(epoch, trainer, val_loader, folder):
-    """Train for a single epoch, test on the validation set, save."""
-    import models
-    from detection import log
-    from runtime.terminal import say
-
-    stream, done = trainer.stream(epoch), trainer.train(epoch)
-    stream.loader.report_wait(epoch, done.seconds, done.data_wait)
-    folder.save_before_test(models.pack(trainer.model), trainer.state())
-    with trainer.interrupts.saving(f"in the test of epoch {epoch}"):
-        scores = test(epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"))
-    best = tuple(100 - scores[name] for name in ("AP", "AP50")) if "AP" in scores else None
-    is_best = best is not None and best < folder.best
-    if is_best:
-        folder.best = best  # smaller is better, as of main.py's errors
-        say(f" * Best model \t{scores['AP']:.14g}\t{scores['AP50']:.14g}")
-    images = stream.images(epoch) + val_loader.dataset.size()
-    entry = log.entry(trainer, scores, folder.best, images)
-    folder.save(epoch, models.pack(trainer.model), trainer.state(), is_best, entry)
-
-
-def test(epoch, trainer, loader, out):
-    """Test and score; returns {"AP": ...} in per cent, in the RPN step {"recall": ...}.
+def test(epoch, trainer, loader, out, proposing=False):
+    """Test and score; returns {"AP": ...} in per cent, of the RPN's proposals {"recall": ...}.
 
     Without an object in the images there is no such number.
     """
@@ -410,8 +397,8 @@ def test(epoch, trainer, loader, out):
     from parallel import group
     from runtime.terminal import say
 
-    total, values = trainer.test(epoch, loader), None
-    if trainer.proposes(epoch):
+    total, values = trainer.test(epoch, loader, proposing), None
+    if proposing:
         values = {"recall": total.recall} if total.objects else {}
     elif group.rank() == 0:
         source = loader.dataset.source

@@ -1,5 +1,6 @@
 """The run, in order: options, checkpoint, model, data, trainer, epochs. Port of main.lua."""
 
+import contextlib
 import sys
 
 import opts
@@ -38,30 +39,19 @@ def run(start, argv, end):
     # not at the top: an error in the options or the help need not wait for torch
     import torch
 
-    import checkpoints
     import dataloader
     import datasets
     import models
-    from evaluation.reporter import Reporter
-    from parallel import group
+    import train
+    from engine.reporter import Reporter
     from parallel.signals import Interrupts
     from runtime.progress import Clock
-    from runtime.terminal import Terminal, note, say
-    from storage.run_folder import RunFolder
-    from train import Trainer, criterion
+    from runtime.terminal import note, say
+    from storage import log
 
-    device = group.join()
-    if device.type == "cpu":
-        memory.keep_freed()
-
-    # from here on no other run writes to the folder
-    with Terminal(start.progress), RunFolder(start.save, not start.testOnly) as folder:
-        # Load previous checkpoint, if it exists
-        agents = group.agents()
-        resume = start.save if checkpoints.restarted(start.save, agents) else start.resume
-        checkpoint = checkpoints.latest(resume)
+    with opened(start) as (folder, checkpoint, given, device):
+        # Options: given, of the checkpoint, of a net in a file
         model = models.from_file(checkpoint, start.retrain)
-        given = {**start.given, "resume": resume}
         opt = opts.settle(given, checkpoint, model and model.config)
         opts.check(opt)
         torch.manual_seed(opt.manualSeed)
@@ -78,62 +68,105 @@ def run(start, argv, end):
             note("=> no input spec describes the test transform: the model files have none")
 
         # The trainer handles the training loop and evaluation on validation set
-        def save_inside(final):
-            folder.save_inside(models.pack(model), trainer.state(), final)
-
-        command = opts.resume_command(argv, opt.save)
-        save = None if opt.testOnly else save_inside
-        interrupts = Interrupts(opt.saveEvery, opt.save, save, command, end)
-        reporter = Reporter(Clock(opt.nEpochs, train_loader.size(), val_loader.size()))
-        state = checkpoint or checkpoints.optim_state(
-            opt.optimState, opt.retrain, opt.resetClassifier
+        clock = Clock(opt.nEpochs, train_loader.size(), val_loader.size())
+        interrupts = Interrupts(opt.saveEvery, opt.save, opts.resume_command(argv, opt.save), end)
+        trainer = train.setup(
+            opt,
+            model,
+            device,
+            data=dataloader.fingerprints(loaders),
+            reporter=Reporter(clock),
+            interrupts=interrupts,
         )
-        data = dataloader.fingerprints(loaders)
-        trainer = Trainer(model, criterion(), opt, device, state, reporter, interrupts, data)
+        resume(trainer, checkpoint, opt)
+
+        def test(epoch):
+            trainer.recompute(epoch, train_loader, opt.recomputeBN)
+            found = trainer.test(epoch, val_loader)
+            return {"top1": found.top1, "top5": found.top5}
 
         if opt.testOnly:
-            trainer.recompute(0, train_loader)
-            top1, top5 = trainer.test(0, val_loader)
+            top1, top5 = test(0).values()
             say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}")
             return
 
-        folder.begin(opt, checkpoint, model, device, agents)
+        def line(epoch, scores):
+            images = train_loader.dataset.size() + val_loader.dataset.size()
+            best = dict(zip(scores, folder.best))
+            return log.entry(trainer, scores, best, images)
+
+        folder.begin(opt, checkpoint, model, device)
         first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
-        with interrupts:
-            group.barrier()  # from here on every process hears signals
-            for epoch in range(first, opt.nEpochs + 1):
-                train_epoch(epoch, trainer, loaders, folder)
-            folder.wait()  # a signal now comes too late to interrupt anything
+        epochs = range(first, opt.nEpochs + 1)
+        train_epochs(epochs, trainer, lambda epoch: train_loader, test, line, folder)
         best1, best5 = folder.best
         say(f" * Finished top1: {best1:6.3f}  top5: {best5:6.3f}")
 
 
-def train_epoch(epoch, trainer, loaders, folder):
-    """Train for a single epoch, run the model on the validation set, save."""
+def resume(trainer, checkpoint, opt):
+    """Let the trainer go on from the checkpoint's state, or from that of -optimState."""
+    import checkpoints
+
+    new = ("fc",) if opt.resetClassifier else ()
+    state = checkpoint or checkpoints.optim_state(opt.optimState, opt.retrain, new)
+    if state:
+        trainer.load_state(state, new, inside=not opt.testOnly)
+
+
+@contextlib.contextmanager
+def opened(start):
+    """The frame of a run, a detector's too: (its folder, checkpoint, given options, device).
+
+    While it is entered no other run writes to the folder.
+    """
+    import checkpoints
+    from parallel import group
+    from runtime.terminal import Terminal
+    from storage.run_folder import RunFolder
+
+    device = group.join()
+    if device.type == "cpu":
+        memory.keep_freed()
+    with Terminal(start.progress), RunFolder(start.save, not start.testOnly) as folder:
+        folder_to_resume = start.save if checkpoints.restarted(start.save) else start.resume
+        checkpoint = checkpoints.latest(folder_to_resume)
+        yield folder, checkpoint, {**start.given, "resume": folder_to_resume}, device
+
+
+def train_epochs(epochs, trainer, loader, test, line, folder):
+    """Train, test and save by epochs; whatever interrupts them, what was trained is saved.
+
+    loader(epoch): its batches. test(epoch): scores, of which the first two rank the models.
+    line(epoch, scores): the epoch's line of the log.
+    """
     import models
+    from parallel import group
     from runtime.terminal import say
-    from storage import log
 
-    train_loader, val_loader = loaders
-    trainer.train(epoch, train_loader)
-    done = trainer.position.train
-    train_loader.report_wait(epoch, done.seconds, done.data_wait)
+    model, interrupts = trainer.model, trainer.interrupts
+    interrupts.save = lambda final: folder.save_inside(models.pack(model), trainer.state(), final)
+    with interrupts:
+        group.barrier()  # from here on every process hears signals
+        for epoch in epochs:
+            # Train for a single epoch
+            batches = loader(epoch)
+            done = trainer.train(epoch, batches)
+            batches.report_wait(epoch, done.seconds, done.data_wait)
 
-    folder.save_before_test(models.pack(trainer.model), trainer.state())
-    with trainer.interrupts.saving(f"in the test of epoch {epoch}"):
-        trainer.recompute(epoch, train_loader)
-        test = trainer.test(epoch, val_loader)
+            # Run model on validation set
+            folder.save_before_test(models.pack(model), trainer.state())
+            with interrupts.saving(f"in the test of epoch {epoch}"):
+                scores = test(epoch)
+            errors = trainer.errors(scores)
+            is_best = errors is not None and errors < folder.best
+            if is_best:
+                folder.best = errors
+                first, second, *_ = scores.values()
+                say(f" * Best model \t{first:.14g}\t{second:.14g}")
 
-    is_best = test[0] < folder.best[0]
-    if is_best:
-        folder.best = test
-        say(f" * Best model \t{test[0]:.14g}\t{test[1]:.14g}")
-
-    position = trainer.position
-    images = sum(loader.dataset.size() for loader in loaders)
-    sums = position.train, position.test
-    entry = log.entry(trainer.rate, *sums, folder.best, trainer.device, images)
-    folder.save(epoch, models.pack(trainer.model), trainer.state(), is_best, entry)
+            entry = line(epoch, scores)
+            folder.save(epoch, models.pack(model), trainer.state(), is_best, entry)
+        folder.wait()  # a signal now comes too late to interrupt anything
 
 
 if __name__ == "__main__":

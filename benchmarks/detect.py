@@ -155,8 +155,7 @@ def step(model, images, targets, is_ours):
     """A function that takes a training step and returns the loss."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if is_ours:
-        settings = argparse.Namespace(momentum=0.9, weightDecay=1e-4)
-        sgd = optimizer(named, settings, twice=False)
+        sgd = optimizer(named, twice=False, momentum=0.9, weight_decay=1e-4)
         for group in sgd.param_groups:
             group["lr"] = 1e-5
     else:  # as torchvision's script references/detection/train.py

@@ -21,7 +21,7 @@ import dataloader
 import models
 import opts
 from models.resnet import resnet
-from train import Trainer, criterion
+from train import setup
 
 OPTIONS = "-netType resnet -dataset cifar10 -depth 20 -LR 0.01 -cudnn deterministic".split()
 
@@ -56,7 +56,7 @@ def net(device, small=False):
 
 def trained(model, batches, device):
     """One epoch by the trainer, its lines printed into the void: a function."""
-    trainer = Trainer(model, criterion(), opts.parse(OPTIONS), device)
+    trainer = setup(opts.parse(OPTIONS), model, device)
     epochs = iter(range(1, 10**9))
 
     def run():

@@ -62,11 +62,11 @@ def ours(words, input, target):
     from dataloader import LAYOUT, Batch
     from parallel.group import split_sizes
     from runtime import memory
-    from train import Trainer, criterion
+    from train import setup
 
     if input.device.type == "cpu":
         memory.keep_freed()
-    trainer = Trainer(model.train(), criterion(), opt, input.device)
+    trainer = setup(opt, model.train(), input.device)
     sizes = split_sizes(len(target), opt.nGPU)
     batch = Batch(input.contiguous(memory_format=LAYOUT), target, [sizes])
     return lambda: trainer._step(batch)[1] / len(target)

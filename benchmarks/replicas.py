@@ -23,7 +23,7 @@ from models.resnet import resnet
 from models.resnext import resnext
 from parallel.group import split_sizes
 from runtime import memory
-from train import Trainer, criterion
+from train import setup
 
 COMMAND = "-netType resnet -dataset cifar10 -depth 20"  # for its options; the nets are below
 # name: net, side of the image, classes, batch on the CPU and on a GPU
@@ -86,7 +86,7 @@ def step(make, input, target, replicas, words):
     command = f"{COMMAND} -nGPU {replicas} {words}"
     torch.manual_seed(1)
     net = make().to(input.device, input.dtype, memory_format=LAYOUT).train()
-    trainer = Trainer(net, criterion(), opts.parse(command.split()), input.device)
+    trainer = setup(opts.parse(command.split()), net, input.device)
     batch = Batch(input, target, [split_sizes(len(target), replicas)])
 
     def run():

@@ -24,7 +24,7 @@ import checkpoints
 import models
 import opts
 from storage.run_folder import RunFolder
-from train import Trainer, criterion
+from train import setup
 
 NET = "-depth 50 -cardinality 32 -baseWidth 4"
 
@@ -45,7 +45,10 @@ def trainer_of(opt, checkpoint, device):
         opt = opts.settle(opt.given, checkpoint, net and net.config)
         model = models.setup(opt, net, checkpoint, classes, device)
     model.input_spec = None
-    return Trainer(model, criterion(), opt, device, checkpoint)
+    trainer = setup(opt, model, device)
+    if checkpoint:
+        trainer.load_state(checkpoint)
+    return trainer
 
 
 def latest(folder):

@@ -37,7 +37,7 @@ from models.resnet import resnet
 from models.resnext import resnext
 from runtime import memory
 from runtime.precision import MIXED
-from train import Trainer, criterion
+from train import setup
 
 # name: ours, side, classes, name at torchvision and timm, batch on the CPU and on a GPU
 NETS = {
@@ -231,7 +231,7 @@ def ours(net, input, target, compiled, args):
     """Our step as main.py takes it."""
     words = f"-LR 0.01 -precision {args.precision} -compile {str(compiled).lower()}"
     opt = opts.parse(f"-dataset cifar10 -depth 20 {words}".split())  # no net and no data of these
-    trainer = Trainer(net, criterion(), opt, input.device)
+    trainer = setup(opt, net, input.device)
     batch = Batch(input, target, [[len(target)]])
     return lambda: trainer._step(batch)[1] / len(target)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from evaluation.metrics import Metrics
+from engine.metrics import Metrics
 
 
 @dataclasses.dataclass
@@ -22,10 +22,30 @@ class DetectionMetrics(Metrics):
         sums = {name: getattr(self, name) for name in LOSSES}
         return {name: value / self.seen for name, value in sums.items() if value}
 
+    def means(self):
+        """The loss, and each that the step has."""
+        return {"loss": self.mean_loss, **self.losses}
+
+    def train_text(self):
+        """Each loss that the step has."""
+        return "  ".join(f"{name} {loss:1.4f}" for name, loss in self.losses.items())
+
+    def test_text(self, total):
+        """How many boxes were found."""
+        return f"found {self.found} ({total.found})"
+
+
+class ProposalMetrics(DetectionMetrics):
+    """Of a test of the RPN's proposals."""
+
     @property
     def recall(self):
         """Objects that a proposal covers, in per cent."""
         return 100 * self.found / max(1, self.objects)
+
+    def test_text(self, total):
+        """How many of the objects are covered."""
+        return f"recall {self.recall:7.3f} ({total.recall:7.3f})"
 
 
 # all sums that are no counts

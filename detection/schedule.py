@@ -27,40 +27,48 @@ class Step(NamedTuple):
 
 
 class Stream:
-    """The batches of a step by epoch, over as many passes of its loader as it takes."""
+    """The epochs of a step, over as many passes of its loader as it takes."""
 
     def __init__(self, step, loader, first, every):
         """first: number of its first epoch; every: iterations of an epoch, 0: a pass."""
         self.step, self.loader, self.first = step, loader, first
         self.every = every or loader.size()
-        self.epochs = math.ceil(step.iterations[-1] / self.every)
-        self.last = first + self.epochs - 1
+        self.last = first + math.ceil(step.iterations[-1] / self.every) - 1
 
     def start(self, epoch):
         """The first iteration of an epoch, counted from 0 in the step."""
         return (epoch - self.first) * self.every
 
-    def size(self, epoch):
-        """How many iterations an epoch has; the last may be short."""
-        return min(self.every, self.step.iterations[-1] - self.start(epoch))
 
-    def images(self, epoch):
-        """How many images the iterations of an epoch have."""
-        start, each = self.start(epoch), self.loader.dataset.size()
+class Epoch:
+    """The batches of one epoch of a stream: a loader for the loop."""
+
+    def __init__(self, stream, epoch):
+        self.step, self.loader, self.dataset = stream.step, stream.loader, stream.loader.dataset
+        self.report_wait = stream.loader.report_wait
+        self.start = stream.start(epoch)
+        self.end = min(self.start + stream.every, self.step.iterations[-1])  # may be short
+
+    def size(self):
+        """The number of iterations."""
+        return self.end - self.start
+
+    def images(self):
+        """How many images the iterations have."""
+        each = self.dataset.size()
 
         def before(place):
             passes, rest = divmod(place, self.loader.size())
             return passes * each + min(rest * self.step.batch, each)
 
-        return before(start + self.size(epoch)) - before(start)
+        return before(self.end) - before(self.start)
 
     def run(self, epoch, done=0):
-        """The batches of an epoch after the first `done`."""
-        place, end = self.start(epoch) + done, self.start(epoch) + self.size(epoch)
-        size = self.loader.size()
-        while place < end:
+        """The batches after the first `done`."""
+        place, size = self.start + done, self.loader.size()
+        while place < self.end:
             number, offset = divmod(place, size)
-            stop = min(size, offset + end - place)
+            stop = min(size, offset + self.end - place)
             yield from self.loader.run(number + 1, offset, stop)
             place += stop - offset
 
@@ -72,6 +80,11 @@ def streams(steps, loaders, every):
         found.append(Stream(step, loader, first, every))
         first = found[-1].last + 1
     return found
+
+
+def epoch_of(streams, number):
+    """The epoch of this number."""
+    return Epoch(next(stream for stream in streams if number <= stream.last), number)
 
 
 def check_place(streams, state):

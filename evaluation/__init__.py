@@ -1,1 +1,1 @@
-"""Testing models: error counts, metrics, views, ensembles, batch norm re-estimation."""
+"""Testing models: error counts, views, ensembles, predictions."""

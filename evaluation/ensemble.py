@@ -12,10 +12,11 @@ from torch import nn
 
 import models
 from datasets.input_spec import InputTransform
-from evaluation import batchnorm, scores, testing
-from evaluation.batchnorm import ADVICE
-from evaluation.metrics import MetricQueue, Metrics
-from evaluation.reporter import Reporter
+from engine import batchnorm, loop
+from engine.batchnorm import ADVICE
+from engine.metrics import MetricQueue, Metrics
+from engine.reporter import Reporter
+from evaluation import scores
 from evaluation.views import View
 from parallel.signals import Interrupts
 from runtime.errors import InputError
@@ -103,7 +104,7 @@ def test(members, loader, opt, precision, predictions=None):
     several = len(members) > 1 or opt.dense or opt.tenCrop or opt.flip
 
     @torch.inference_mode()
-    def count_errors(batch):
+    def count_errors(batch, n):
         if not len(batch.target):  # of the image that stands for none
             return _count_errors(targets.new_zeros(2, 0, 1), targets[:0])
         parts = (_score(member, batch, opt, precision) for member in members)
@@ -112,7 +113,7 @@ def test(members, loader, opt, precision, predictions=None):
             predictions.add(batch.target, average, several)
         return _count_errors(average, targets[batch.target])
 
-    testing.test(0, loader, total, count_errors, queue, Reporter(Clock(test=loader.size())))
+    loop.test(0, loader, total, count_errors, queue, Reporter(Clock(test=loader.size())))
     counts = [("mean of outputs", total.wrong1, total.wrong5)]
     if several:  # of a single output both averages rank the classes alike
         counts += [("mean of softmax", total.soft1, total.soft5)]

@@ -37,13 +37,15 @@ class Interrupted(Exception):
 class Interrupts:
     """While entered, counts signals. `poll` acts on them, and on -saveEvery."""
 
-    def __init__(self, minutes=0, folder="", save=None, command="", end=None):
-        """save(final): saves the state inside an epoch; `final`: the run ends after this save.
+    save = None  # save(final) saves the state inside an epoch; `final`: the run ends after it
 
-        minutes: between two saves, 0 if only signals save. folder: the run folder. command: what
-        resumes the run. end(error): ends the process; None if the process goes on after the run.
+    def __init__(self, minutes=0, folder="", command="", end=None):
+        """minutes: between two saves, 0 if only signals save. folder: the run folder.
+
+        command: what resumes the run. end(error): ends the process; None if the process goes on
+        after the run.
         """
-        self.folder, self.save, self.command, self.end = folder, save, command, end
+        self.folder, self.command, self.end = folder, command, end
         self.received = [0] * len(SIGNALS)  # how often each signal came to this process
         self.seconds = 60 * minutes
         self.last = time.monotonic()

@@ -46,30 +46,26 @@ def header(opt, model, device):
     return {**line, "device": device.type, "threads": torch.get_num_threads()}
 
 
-def entry(rate, train, test, best, device, images):
-    """The line of an epoch, without its number; `train` and `test` are the epoch's Metrics."""
-    return {
-        "rate": rate,
-        "train": {"top1": train.top1, "top5": train.top5, "loss": train.mean_loss},  # errors in %
-        "test": {"top1": test.top1, "top5": test.top5},
-        "best": dict(zip(("top1", "top5"), best)),  # of the epoch with the lowest top-1 error
-        **work(train, test, device, images),
-    }
+def entry(trainer, scores, best, images):
+    """The line of an epoch, without its number.
 
-
-def work(train, test, device, images):
-    """The fields of an epoch's line that say how much was done, and at what cost.
-
+    scores, best: of its test, and of the best epoch so far; images: of the epoch and its test.
     seconds and data_wait are sums over training and test, without saving, and include the part of
     the epoch before an interrupt. images_per_second is of training. peak_memory is of rank 0.
     """
+    train, test = trainer.position.train, trainer.position.test
     return {
+        **({"step": trainer.step_name} if trainer.step_name else {}),
+        "rate": trainer.rate,  # of the last iteration
+        "train": train.means(),
+        "test": scores,
+        "best": best,
         "skipped": images - train.seen - test.seen,  # with -skipCorrupt true
         "odd": train.odd + test.odd,  # images whose file is damaged, but not their pixels
         "seconds": train.seconds + test.seconds,
         "images_per_second": train.seen / train.seconds if train.seconds else None,
         "data_wait": train.data_wait + test.data_wait,  # seconds
-        "peak_memory": _peak_memory(device),  # bytes
+        "peak_memory": _peak_memory(trainer.device),  # bytes
     }
 
 

@@ -83,12 +83,9 @@ class RunFolder:
                 with contextlib.suppress(OSError):  # not empty: files were saved
                     os.rmdir(self.path)
 
-    def begin(self, opt, checkpoint, model, device, agents=()):
-        """Set aside what others wrote; write the log; take over the checkpoint's best model.
-
-        agents: the names of the run's torchrun agents.
-        """
-        self.opt, self.agents = opt, list(agents)
+    def begin(self, opt, checkpoint, model, device):
+        """Set aside what others wrote; write the log; take over the checkpoint's best model."""
+        self.opt, self.agents = opt, group.agents()
         if checkpoint is not None:
             self.best = checkpoint["best"]
         if not self.writes:

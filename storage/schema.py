@@ -62,7 +62,7 @@ def _is_best(best):
 
 
 def _is_position(position):
-    """Whether it is a train.Position as a dict; its epoch is None before the first epoch."""
+    """Whether it is a loop.Position as a dict; its epoch is None before the first epoch."""
     if not isinstance(position, dict) or "epoch" not in position:
         return False
     if position["epoch"] is None:
@@ -73,7 +73,7 @@ def _is_position(position):
 
 
 def _is_metrics(sums):
-    """Whether these are numbers by name; which names there are, evaluation.metrics knows."""
+    """Whether these are numbers by name; which names there are, engine.metrics knows."""
     return (
         isinstance(sums, dict)
         and all(isinstance(name, str) for name in sums)

@@ -21,7 +21,7 @@ from models.resnet import resnet
 from parallel import group
 from parallel.group import split, split_sizes
 from runtime.errors import InputError
-from train import Trainer, criterion
+from train import setup
 
 CPU = torch.device("cpu")
 BATCHES = (16, 13, 2)  # 8 replicas have slices of 2, of 2 and 1, and some have none
@@ -58,7 +58,7 @@ def trainer(words, replicas, precision="double"):
     torch.manual_seed(3)
     model = resnet(8, 10, "cifar", "A").to(memory_format=LAYOUT)
     set_recompute(model, opt.optnet)
-    return Trainer(model.double() if precision == "double" else model, criterion(), opt, CPU)
+    return setup(opt, model.double() if precision == "double" else model, CPU)
 
 
 def trained(words, replicas, epochs=(1, 2), state=None, batches=None):
@@ -70,12 +70,16 @@ def trained(words, replicas, epochs=(1, 2), state=None, batches=None):
         ours.load_state(state.state())
     batches = batches or Batches(replicas)
     with contextlib.redirect_stdout(printed):
-        means = [ours.train(epoch, batches) + ours.test(epoch, batches) for epoch in epochs]
+        means = [figures(ours.train(e, batches), ours.test(e, batches)) for e in epochs]
     tensors = {f"m {name}": value for name, value in ours.state()["momentum"].items()}
     tensors |= ours.model.state_dict()
     lines = re.sub(r"(Time|Data) +[\d.]+", r"\1", printed.getvalue()).splitlines()
     assert group.world_size() == 1 or len(exchanges) == len(epochs) * batches.size()
     return types.SimpleNamespace(lines=lines, means=means, tensors=tensors, trainer=ours)
+
+
+def figures(*metrics):
+    return tuple(number for m in metrics for number in (m.top1, m.top5, m.mean_loss))
 
 
 def count_exchanges(trainer):

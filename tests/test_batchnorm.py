@@ -12,13 +12,13 @@ import dataloader
 import main
 import opts
 import train
-from evaluation import batchnorm, reporter
+from engine import batchnorm, reporter
 from models.resnet import resnet
 from parallel.signals import Interrupted
 from runtime import terminal
 from runtime.errors import InputError
 from storage import atomic
-from train import Trainer, criterion
+from train import setup
 
 CPU = torch.device("cpu")
 # replicas and batch: of 35 images, batches of 8, 8, 8, 8, 3; slices of 3, 3, 2; 1, 1, 1 are no use
@@ -32,9 +32,9 @@ def recomputed(data, folder, replicas, size, batches):
     words = f"-netType resnet -dataset cifar10 -depth 8 -data {data} -gen {folder}/gen "
     words += f"-precision double -nGPU {replicas} -batchSize {size} -recomputeBN {batches}"
     opt = opts.parse(words.split())
-    trainer = Trainer(net, criterion(), opt, CPU)
+    trainer = setup(opt, net, CPU)
     loader, _ = dataloader.create(opt, CPU)
-    trainer.recompute(3, loader)
+    trainer.recompute(3, loader, batches)
     return dict(net.named_buffers()), trainer, loader
 
 
@@ -145,9 +145,6 @@ def test_one_image_a_replica_is_refused(capsys):
     with pytest.raises(SystemExit):
         opts.parse("-dataset cifar10 -depth 20 -batchSize 8 -nGPU 8 -recomputeBN 5".split())
     assert "-recomputeBN needs two images a replica" in capsys.readouterr().err
-    trainer = Trainer(
-        nn.Linear(2, 2), criterion(), opts.parse("-dataset digits -depth 20".split()), CPU
-    )
-    trainer.opt = trainer.opt.replaced(recomputeBN=1)
+    trainer = setup(opts.parse("-dataset digits -depth 20".split()), nn.Linear(2, 2), CPU)
     with pytest.raises(InputError, match="no batch norm"):
-        trainer.recompute(1, type("Loader", (), {"size": lambda self: 1})())
+        trainer.recompute(1, type("Loader", (), {"size": lambda self: 1})(), 1)

@@ -20,13 +20,13 @@ import main
 import models
 import opts
 from dataloader import LAYOUT, Batch
-from evaluation import metrics
+from engine import metrics
 from models.blocks import set_recompute
 from models.resnet import resnet
 from models.resnext import resnext
 from parallel import signals
 from parallel.group import split_sizes
-from train import Trainer, criterion
+from train import setup
 
 pytestmark = pytest.mark.cuda
 CPU = torch.device("cpu")
@@ -67,10 +67,10 @@ def trained(device, words="", replicas=1, net="resnet"):
     torch.manual_seed(3)
     model = NETS[net]().to(device, dtype, memory_format=LAYOUT)
     set_recompute(model, opt.optnet)
-    trainer = Trainer(model, criterion(), opt, device)
+    trainer = setup(opt, model, device)
     batches = Batches(device, replicas, dtype)
     with contextlib.redirect_stdout(io.StringIO()):
-        losses = [trainer.train(epoch, batches)[2] for epoch in (1, 2)]
+        losses = [trainer.train(epoch, batches).mean_loss for epoch in (1, 2)]
         trainer.test(2, batches)
     found = {**model.state_dict(), **{f"m {k}": v for k, v in trainer.state()["momentum"].items()}}
     return {name: value.to(CPU, torch.float64) for name, value in found.items()}, losses
@@ -160,7 +160,7 @@ def test_what_does_not_fit_goes_on_slice_by_slice(capsys):
         opt = opts.parse(f"-netType resnet -dataset cifar10 -depth 20 -nGPU 8 {words}".split())
         torch.manual_seed(1)
         model = resnet(18, 10).to(GPU, memory_format=LAYOUT).train()
-        trainer = Trainer(model, criterion(), opt, GPU)
+        trainer = setup(opt, model, GPU)
         input = torch.randn(64, 3, 224, 224).to(GPU, memory_format=LAYOUT)
         target = torch.arange(64, device=GPU) % 10
         loss = trainer._step_that_fits(Batch(input, target, [split_sizes(64, 8)]))[1]

@@ -22,7 +22,7 @@ import detect
 from detection import coco, net, schedule, scores, show
 from detection.images import Images
 from detection.trainer import Trainer
-from evaluation import metrics
+from engine import metrics
 from parallel import signals
 from runtime.errors import InputError
 from storage import atomic
@@ -164,7 +164,6 @@ def test_the_place_on_a_resume(run, straight, folder):
 
 def test_frozen_and_free_again():
     """A checkpoint with all momenta goes on frozen, and one without them goes on free."""
-    opt = types.SimpleNamespace(precision="single", manualSeed=1, momentum=0.9, weightDecay=1e-4)
     step = schedule.Step("shared", 0.1, (4,), 2, 0)
     loader = types.SimpleNamespace(size=lambda: 2)
 
@@ -172,10 +171,13 @@ def test_frozen_and_free_again():
         model = detector(net=classifier(8, 2, "cifar", "A"))
         model.backbone.freeze_first(freeze)
         streams = schedule.streams([step], [loader], 0)
-        return Trainer(model, opt, torch.device("cpu"), streams, state)
+        found = Trainer(model, torch.device("cpu"), streams)
+        if state:
+            found.load_state(state)
+        return found
 
     def state(trainer, freeze):
-        trainer._begin(step)
+        trainer.begin_step(step)
         for tensor in trainer.state()["momentum"].values():
             tensor.fill_(1)
         return {**trainer.state(), "epoch": 1, "options": {"freeze": freeze}}

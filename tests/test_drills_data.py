@@ -16,7 +16,7 @@ from support.runs import results, same
 
 import main
 from datasets import imagenet_gen
-from evaluation import metrics
+from engine import metrics
 from runtime.errors import InputError
 
 pytestmark = pytest.mark.slow

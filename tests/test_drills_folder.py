@@ -14,7 +14,7 @@ from support.forks import await_text, ended, finished, fork, same_folders
 from support.runs import NET, results, same
 
 import main
-from evaluation import metrics
+from engine import metrics
 from runtime.errors import InputError
 from storage import atomic
 

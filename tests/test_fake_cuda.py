@@ -12,8 +12,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import opts
 from dataloader import LAYOUT, DataLoader, settings
 from datasets import cifar10, digits
+from engine.batchnorm import Estimate
 from evaluation import scores
-from evaluation.batchnorm import Estimate
 from models.blocks import set_recompute, set_slices
 from models.preresnet import preresnet
 from models.preresnext import preresnext

@@ -21,7 +21,7 @@ from models.resnext import resnext
 from parallel.group import split_sizes
 from runtime.errors import InputError
 from storage import atomic
-from train import Trainer, criterion
+from train import setup
 
 CPU = torch.device("cpu")
 NETS = {
@@ -69,7 +69,7 @@ def trainer(net, count, words="", seed=3):
     model = model.double() if opt.precision == "double" else model
     freeze(model, count)
     set_recompute(model, opt.optnet)
-    found = Trainer(model, criterion(), opt, CPU)
+    found = setup(opt, model, CPU)
     if opt.precision == "half":  # a scale at which no first step overflows and is left out
         found.scaler.load_state_dict({**found.scaler.state_dict(), "scale": 16.0})
     return found
@@ -155,12 +155,12 @@ def test_activations_of_frozen_parts_are_not_kept():
 def test_recompute_bn_leaves_the_frozen_alone():
     tuned = trainer("resnet", 2, "-recomputeBN 2")
     before = copy(tuned.model)
-    tuned.recompute(1, Batches(8, 8))
+    tuned.recompute(1, Batches(8, 8), 2)
     changed = {n for n, t in tuned.model.state_dict().items() if not torch.equal(t, before[n])}
     running = {name for name in before if "running" in name}
     assert changed == {name for name in running if not held(name, 2, 3)}
     with pytest.raises(InputError, match="no batch norm that is not frozen"):
-        trainer("resnet", 3, "-recomputeBN 2").recompute(1, Batches(8, 8))
+        trainer("resnet", 3, "-recomputeBN 2").recompute(1, Batches(8, 8), 2)
 
 
 @pytest.mark.slow

@@ -29,8 +29,8 @@ import opts
 from datasets import cache
 from datasets.image import decoding
 from detection import files, show
+from engine.metrics import Metrics
 from evaluation import confusion
-from evaluation.metrics import Metrics
 from formats import model_files
 from models.resnet import resnet
 from runtime.errors import InputError, shown, visible

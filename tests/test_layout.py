@@ -12,8 +12,8 @@ ROOT = Path(__file__).parents[1]
 
 # from the bottom; a folder imports from those before it
 FLOORS = (
-    *("runtime", "parallel", "storage", "formats", "datasets", "models", "evaluation"),
-    "detection",
+    *("runtime", "parallel", "storage", "formats", "datasets", "models", "engine"),
+    *("evaluation", "detection"),
 )
 # root files, above all folders; likewise
 LUA = ("opts", "checkpoints", "dataloader", "train", "main")  # the original's five

@@ -16,8 +16,9 @@ import main
 import opts
 import train
 from detection.metrics import DetectionMetrics
-from evaluation import ensemble, metrics, scores
-from evaluation.metrics import MetricQueue, Metrics
+from engine import loop, metrics
+from engine.metrics import MetricQueue, Metrics
+from evaluation import ensemble, scores
 from models.resnet import resnet
 from parallel import group
 from parallel.group import split
@@ -46,7 +47,7 @@ def run(tmp_path, monkeypatch, capsys, cifar):
     monkeypatch.chdir(tmp_path)
 
     def run(command, lag):
-        monkeypatch.setattr(train, "MetricQueue", late(lag))
+        monkeypatch.setattr(loop, "MetricQueue", late(lag))
         main.main([*command.split(), "-data", cifar])
         lines = capsys.readouterr().out.splitlines()
         lines = [re.sub(r"(Time|Data) +[\d.]+", r"\1", line) for line in lines]
@@ -97,9 +98,9 @@ def test_what_is_saved_has_all_its_lines(run, monkeypatch, capsys):
 def trainer(lag, monkeypatch, interrupts=None):
     opt = opts.parse("-netType resnet -dataset cifar10 -depth 8 -batchSize 4 -LR 0.01".split())
     torch.manual_seed(1)
-    monkeypatch.setattr(train, "MetricQueue", late(lag))
+    monkeypatch.setattr(loop, "MetricQueue", late(lag))
     net = resnet(8, 10, "cifar", "A")
-    return train.Trainer(net, train.criterion(), opt, CPU, interrupts=interrupts)
+    return train.setup(opt, net, CPU, interrupts=interrupts)
 
 
 class Batches:
@@ -134,7 +135,9 @@ def test_nothing_poisoned_is_saved(lag, capsys, monkeypatch):
         assert all(parameter.isfinite().all() for parameter in ours.model.parameters())
         saved.append(ours.position.train.done)
 
-    ours = trainer(lag, monkeypatch, Interrupts(minutes=1e-9, save=save))
+    interrupts = Interrupts(minutes=1e-9)
+    interrupts.save = save
+    ours = trainer(lag, monkeypatch, interrupts)
     with pytest.raises(InputError, match="the loss is nan at epoch 1, iteration 4 of 6"):
         ours.train(1, Batches(4, 5))
     assert saved == {0: [1, 2, 3], 1: [2, 3], 2: [3]}[lag]
@@ -152,7 +155,8 @@ def stopped_in_a_group(rank, port, answers):
     def save(final):
         saved.append((ours.position.train.done, final))
 
-    interrupts = Interrupts(minutes=0 if rank else 1e-9, folder="F", save=save, command="C")
+    interrupts = Interrupts(minutes=0 if rank else 1e-9, folder="F", command="C")
+    interrupts.save = save
     ours = trainer(1, pytest.MonkeyPatch(), interrupts)
     step = ours._step
 
@@ -223,16 +227,14 @@ COUNT_ERRORS = scores.count_errors
 
 
 def test_a_new_metric_is_summed_saved_and_resumed(monkeypatch):
-    monkeypatch.setattr(train, "Metrics", More)
+    monkeypatch.setattr(train.Trainer, "METRICS", More)
     monkeypatch.setattr(scores, "count_errors", more)
-    position = train.Position(train=More(), test=More())
-    monkeypatch.setattr(train, "Position", lambda *_, **sums: dataclasses.replace(position, **sums))
     ours, theirs = trainer(0, monkeypatch), trainer(0, monkeypatch)
     ours.train(1, Batches())
     total = ours.position.train
     assert total.hits + total.wrong1 == total.seen == 24 and total.margin < 0
     assert schema._is_position({**ours.state()["position"], "epoch": 1})
-    theirs._load_position({"position": {**ours.state()["position"], "epoch": 1}}, "FILE")
+    theirs.load_position(ours.state(), "-batchSize")
     assert dataclasses.asdict(theirs.position.train) == dataclasses.asdict(total)
 
 

@@ -19,7 +19,7 @@ import main
 import opts
 import train
 from datasets import workers
-from evaluation import batchnorm, metrics
+from engine import batchnorm, metrics
 from models import fold
 from parallel import signals
 from runtime.errors import InputError
@@ -326,7 +326,8 @@ def test_two_sigint_at_once_are_one(monkeypatch, times, counted):
 def test_the_two_sigint_of_timeout_save(end):
     """Neither a KeyboardInterrupt nor an end at once, of a program that goes on or ends."""
     saved = []
-    with signals.Interrupts(save=lambda final: saved.append(final), end=end) as interrupts:
+    with signals.Interrupts(end=end) as interrupts:
+        interrupts.save = lambda final: saved.append(final)
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
         time.sleep(0.1)  # the watchdog sees both
@@ -399,7 +400,8 @@ def test_an_idle_worker_does_not_answer(photos):
         def save(final, events=events):
             events.append(final)
 
-        with signals.Interrupts(save=save, end=end) as interrupts:
+        with signals.Interrupts(end=end) as interrupts:
+            interrupts.save = save
             os.kill(worker.pid, signal.SIGSTOP)
             threading.Timer(0.1, os.kill, (os.getpid(), signum)).start()
             batches = loader.run(2)

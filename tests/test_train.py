@@ -19,7 +19,7 @@ from models.blocks import set_recompute
 from models.resnet import resnet
 from parallel.group import split_sizes
 from runtime.errors import InputError
-from train import Trainer, criterion, learning_rate
+from train import Trainer, criterion, learning_rate, optimizer, setup
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference")
 CPU = torch.device("cpu")
@@ -57,19 +57,18 @@ def test_sgd_as_optim_sgd(name):
     arrays = np.load(os.path.join(HERE, "misc", "sgd_double.npz"))
     with open(os.path.join(HERE, "misc", "misc.json")) as file:
         configs = {case["config"]["name"]: case["config"] for case in json.load(file)["sgd"]}
-    values = {option: configs[name][option] for option in ("momentum", "weightDecay")}
-    opt = opts.parse("-dataset cifar10 -depth 20".split()).replaced(**values)
+    values = [configs[name][option] for option in ("momentum", "weightDecay")]
 
     def recorded(what, step):
         return torch.from_numpy(arrays[f"DoubleTensor/{name}/{what}{step}"])
 
-    trainer = Trainer(One(recorded("x", 0)), criterion(), opt, CPU)
-    x = trainer.model.x
+    model = One(recorded("x", 0))
+    sgd, x = optimizer(model, 0.1, *values), model.x
     for step in range(1, 7):
-        trainer.optimizer.param_groups[0]["lr"] = 0.1 if step < 4 else 0.01
+        sgd.param_groups[0]["lr"] = 0.1 if step < 4 else 0.01
         x.grad = recorded("g", step)
-        trainer.optimizer.step()
-        momentum = trainer.optimizer.state[x]["momentum_buffer"]
+        sgd.step()
+        momentum = sgd.state[x]["momentum_buffer"]
         # the same products in another order: a few roundings of float64
         assert torch.allclose(x.detach(), recorded("x", step), rtol=1e-14, atol=1e-15)
         assert torch.allclose(momentum, recorded("dfdx", step), rtol=1e-14, atol=1e-15)
@@ -110,11 +109,12 @@ def test_two_recorded_epochs(capsys):
     arrays = np.load(os.path.join(HERE, "mainrun", "e2e_fbresnet20_cifar10.npz"))
     opt = opts.parse("-netType resnet -dataset cifar10 -depth 20 -batchSize 8 -nEpochs 2".split())
     model = initialise(resnet(depth=20, classes=10, stem="cifar", shortcut="A"), 7)
-    trainer = Trainer(model, criterion(), opt, CPU)
+    trainer = setup(opt, model, CPU)
     for epoch in (1, 2):
-        result = trainer.train(epoch, Recorded(arrays, "train", torch.float32))
+        found = trainer.train(epoch, Recorded(arrays, "train", torch.float32))
         trainer.test(epoch, Recorded(arrays, "test", torch.float32))
         if epoch == 1:
+            result = [found.top1, found.top5, found.mean_loss]
             assert result == pytest.approx(arrays["train1_result"], rel=3e-3)
     ours = capsys.readouterr().out.splitlines()
     with open(os.path.join(HERE, "mainrun", "e2e_fbresnet20_cifar10.txt")) as file:
@@ -156,7 +156,7 @@ def small(precision="single", replicas=1, data=(), **changed):
     torch.manual_seed(3)
     model = resnet(depth=8, classes=10, stem="cifar", shortcut="A").to(memory_format=LAYOUT)
     model = model.double() if precision == "double" else model
-    return Trainer(model, criterion(), opt, CPU, data=data)
+    return setup(opt, model, CPU, data=data)
 
 
 def random_batch(n, dtype=torch.float32):
@@ -176,7 +176,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
 def test_reduced_precision_stays_near_single(precision):
     losses = {}
     for name in ("single", precision):
-        losses[name] = small(name, LR=0.01).train(1, Fixed(*[random_batch(16)] * 4))[2]
+        losses[name] = small(name, LR=0.01).train(1, Fixed(*[random_batch(16)] * 4)).mean_loss
     # bfloat16 keeps 8 bits: products are right to 0.4 %, a loss near 2 to a few per cent
     assert losses[precision] == pytest.approx(losses["single"], rel=3e-2)
 
@@ -230,7 +230,8 @@ def test_compiled_is_the_same_training(optnet):
     for compiled in (False, True):
         trainer = small("double", 3, compile=compiled)
         set_recompute(trainer.model, optnet)
-        found[compiled] = [*trainer.train(1, batches), *trainer.test(1, batches)]
+        train, test = trainer.train(1, batches), trainer.test(1, batches)
+        found[compiled] = [train.mean_loss, train.top1, test.top1, test.top5]
         found[compiled] += [tensor.clone() for tensor in trainer.model.state_dict().values()]
     for ours, theirs in zip(found[True], found[False]):
         # only the order of sums differs
@@ -347,7 +348,7 @@ def test_other_test_images_do_not_undo_the_training(data, keeps, capsys):
         if keeps and trained:
             assert "=> the images changed in the test of epoch 2: it begins again" in said
             assert (place.epoch, place.train.seen, place.test.seen) == (2, 6, 0)
-            assert trainer.train(2, Fixed(random_batch(6)))[2] == pytest.approx(2 / 6)
+            assert trainer.train(2, Fixed(random_batch(6))).mean_loss == pytest.approx(2 / 6)
         else:
             assert "=> the images changed inside epoch 2: it begins again" in said
             assert place.epoch is None
@@ -366,8 +367,8 @@ class Greedy(nn.Linear):
 
 
 def test_out_of_memory_is_one_sentence():
-    opt = opts.parse("-dataset cifar10 -depth 20".split())
-    trainer = Trainer(Greedy(1, 1), criterion(), opt, CPU)
+    net = Greedy(1, 1)
+    trainer = Trainer(net, criterion(), optimizer(net, 0.1, 0.9, 0), lambda epoch: 1, CPU)
     with pytest.raises(
         InputError, match="out of memory on the CPU: 1125899906842624 bytes"
     ) as stop:

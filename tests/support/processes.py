@@ -16,7 +16,7 @@ from parallel import group
 from parallel.group import split, split_sizes
 from runtime.process import leave
 from support import torch7
-from train import Trainer, criterion
+from train import setup
 
 DPT = [(1, 8), (2, 8), (3, 8), (3, 7), (3, 2)]  # replicas, batch
 RUNS = [(15, "false"), (15, "true"), (16, "false")]  # last batches of 5, 5, 3 for 8 replicas
@@ -64,9 +64,8 @@ def experiments(data, folder):
     return result
 
 
-def trainer(command, model, data="none"):
-    opt = opts.parse(f"-netType resnet -dataset cifar10 -depth 8 -data {data} {command}".split())
-    return Trainer(model, criterion(), opt, torch.device("cpu"))
+def options(command, data="none"):
+    return opts.parse(f"-netType resnet -dataset cifar10 -depth 8 -data {data} {command}".split())
 
 
 def data_parallel_table(replicas, n, accumulate):
@@ -77,7 +76,8 @@ def data_parallel_table(replicas, n, accumulate):
         np.zeros(240),
         np.ones(240),
     )
-    ours = trainer(f"-nGPU {replicas} -accumulate {accumulate} -LR 0.1 -weightDecay 5e-4", net)
+    opt = options(f"-nGPU {replicas} -accumulate {accumulate} -LR 0.1 -weightDecay 5e-4")
+    ours = setup(opt, net, torch.device("cpu"))
     net.train()
     found = {}
     for step in (1, 2):
@@ -104,9 +104,15 @@ def run(data, folder, command):
     """Two epochs of 8 replicas in float64: metrics, parameters, momentum, running statistics."""
     torch.manual_seed(1)
     net = resnet(8, 10, "cifar", "A").double()
-    ours = trainer(f"-nGPU 8 -LR 0.05 -precision double -gen {folder}/gen {command}", net, data)
-    set_recompute(net, ours.opt.optnet)
-    train, val = dataloader.create(ours.opt, torch.device("cpu"))
-    means = [torch.tensor(ours.train(e, train) + ours.test(e, val)).double() for e in (1, 2)]
+    command = f"-nGPU 8 -LR 0.05 -precision double -gen {folder}/gen {command}"
+    opt = options(command, data)
+    set_recompute(net, opt.optnet)
+    ours = setup(opt, net, torch.device("cpu"))
+    train, val = dataloader.create(opt, torch.device("cpu"))
+    means = []
+    for epoch in (1, 2):
+        done, test = ours.train(epoch, train), ours.test(epoch, val)
+        numbers = [done.top1, done.top5, done.mean_loss, test.top1, test.top5]
+        means.append(torch.tensor(numbers, dtype=torch.float64))
     momentum = {f"m {name}": value for name, value in ours.state()["momentum"].items()}
     return {"means": torch.stack(means), **net.state_dict(), **momentum}

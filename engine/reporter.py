@@ -5,7 +5,7 @@ from runtime.terminal import say
 
 
 class Reporter:
-    """Prints the metrics of `Trainer` and `testing.test`, and updates the time left."""
+    """Prints the metrics of `loop.run`, and updates the time left."""
 
     def __init__(self, clock=None):
         self.clock = clock or Clock()
@@ -17,14 +17,14 @@ class Reporter:
         """
         say(
             f" | Epoch: [{epoch}][{m.done}/{size}]    Time {m.seconds:.3f}  Data {m.data_wait:.3f}"
-            f"  Err {m.mean_loss:1.4f}  top1 {m.top1:7.3f}  top5 {m.top5:7.3f}"
+            f"  Err {m.mean_loss:1.4f}  {m.train_text()}"
         )
         self.clock.tick("train", epoch, m.done, m.seconds)
 
     def test(self, epoch, size, m, total):
-        """The line of a test batch, with the errors of the test so far in brackets."""
+        """The line of a test batch, with the figures of the test so far in brackets."""
         say(
             f" | Test: [{epoch}][{m.done}/{size}]    Time {m.seconds:.3f}  Data {m.data_wait:.3f}  "
-            f"top1 {m.top1:7.3f} ({total.top1:7.3f})  top5 {m.top5:7.3f} ({total.top5:7.3f})"
+            f"{m.test_text(total)}"
         )
         self.clock.tick("test", epoch, m.done, m.seconds)

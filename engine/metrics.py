@@ -6,7 +6,6 @@ are reported at once.
 """
 
 import dataclasses
-import itertools
 import math
 import time
 from collections import deque
@@ -63,6 +62,20 @@ class Metrics:
                 f"the loss is {self.mean_loss} at epoch {epoch}, iteration {self.done} of {size}:"
                 " try a lower -LR or another -precision; checkpoints of earlier epochs are intact"
             )
+
+    def means(self):
+        """What the log says of an epoch's training."""
+        return {"top1": self.top1, "top5": self.top5, "loss": self.mean_loss}
+
+    def train_text(self):
+        """What the line of a training iteration says beside the loss."""
+        return f"top1 {self.top1:7.3f}  top5 {self.top5:7.3f}"
+
+    def test_text(self, total):
+        """What the line of a test batch says; `total`: the metrics of the test so far."""
+        return (
+            f"top1 {self.top1:7.3f} ({total.top1:7.3f})  top5 {self.top5:7.3f} ({total.top5:7.3f})"
+        )
 
     @property
     def top1(self):
@@ -156,21 +169,3 @@ class MetricQueue:
         metrics.seconds, self.last = now - self.last, now
         self.received.append(sums[len(names) :])
         self.report(metrics)
-
-
-def batches(loader, epoch, done, queue, where):
-    """(number, batch, seconds waited for it) for each batch of an epoch after the first `done`.
-
-    A batch whose images are all unreadable is left out. A signal interrupts the wait for a batch,
-    an error ends it; what was done before is saved, if it is more than nothing. `where(n)` says,
-    for the message, that n batches are done.
-    """
-    loaded = iter(loader.run(epoch, done))
-    for n in itertools.count(done + 1):
-        began, place = time.perf_counter(), (where(n - 1), queue.flush)
-        with queue.interrupts.saving(*place, begun=n > 1):
-            batch = queue.interrupts.next(loaded, *place)
-        if batch is None:
-            return
-        if batch.count:
-            yield n, batch, time.perf_counter() - began

@@ -1,0 +1,181 @@
+"""The loop of every training and test, a classifier's and a detector's. Port of train.lua's loops.
+
+`run` is one pass over a loader, for training, test and evaluate.py alike. `Loop` trains by epochs
+and resumes inside one. A trainer derives from it and adds what is its own: `begin`, what an epoch
+is trained with, and `step`, the iteration.
+"""
+
+import dataclasses
+import itertools
+import time
+
+from engine import sgd
+from engine.metrics import MetricQueue, Metrics
+from engine.reporter import Reporter
+from parallel.signals import Interrupts
+from runtime.errors import InputError
+from runtime.precision import Precision
+from runtime.terminal import note, say
+
+
+@dataclasses.dataclass
+class Position:
+    """How far the run has come: the epoch, and what was trained and tested in it."""
+
+    epoch: int | None = None
+    order: dict | list = dataclasses.field(default_factory=dict)  # what the batches depend on
+    train: Metrics = dataclasses.field(default_factory=Metrics)
+    test: Metrics = dataclasses.field(default_factory=Metrics)
+    trained: bool = False  # the epoch's training is finished
+
+
+class Loop:
+    """Trains one model by epochs. A trainer derives from it, see above.
+
+    begin(epoch, loader): set the rate, and whatever else an epoch needs.
+    step(batch, n): train iteration n of the epoch; returns {field of METRICS: scalar tensor}, sums
+    over this process's images.
+    """
+
+    METRICS = Metrics
+    step_name = ""  # of the epoch, where a training has several steps
+    rate = 0.0  # of the last iteration
+
+    def __init__(self, model, device, precision="single", order=(), data=(), **outside):
+        """order: what the batches of an epoch depend on. data: dataloader.fingerprints.
+
+        outside: a `reporter` and the `interrupts` of the run, else new ones.
+        """
+        self.model, self.device, self.data = model, device, list(data)
+        self.order = order or {}
+        self.reporter = outside.get("reporter") or Reporter()
+        self.interrupts = outside.get("interrupts") or Interrupts()
+        self.queue = MetricQueue(device, self.interrupts)
+        self.precision = Precision(precision, device)
+        self.scaler = self.precision.scaler()
+        self.position = self._new_position()
+
+    def train(self, epoch, loader):
+        """One epoch, or what is left of it; returns its metrics."""
+        total, size = self.at(epoch).train, loader.size()
+        self.begin(epoch, loader)
+        if self.position.trained:
+            return total
+        if total.done < size:
+            name = f" ({self.step_name})" if self.step_name else ""
+            say(f"=> Training epoch # {epoch}{name}")
+        self.model.train()
+
+        def report(metrics):
+            metrics.check_finite(epoch, size)
+            total.add(metrics)
+            self.reporter.train(epoch, size, metrics)
+
+        run("training", epoch, loader, total, self.step, self.queue, report)
+        self.position.trained = True
+        return total
+
+    def at(self, epoch):
+        """The position, in this epoch: a new one unless the run has begun it already."""
+        if self.position.epoch != epoch:
+            self.position = self._new_position(epoch)
+        return self.position
+
+    def _new_position(self, epoch=None):
+        return Position(epoch, self.order, self.METRICS(), self.METRICS())
+
+    def state(self):
+        """The trainer's part of optimState_N.pth: plain names and tensors."""
+        return {
+            "momentum": sgd.momentum(self.optimizer, self.parameters),
+            "scaler": self.scaler.state_dict(),
+            "position": dataclasses.asdict(self.position),
+            "data": self.data,
+        }
+
+    def load_scaler(self, state):
+        """Take over the loss scale of -precision half."""
+        if state.get("scaler") and self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
+
+    def load_position(self, state, options):
+        """Go on inside an epoch, if the state is from there and still holds.
+
+        options: those of `order`, for messages. A change of these or of the images is named in a
+        line. Where the training images are the same and all were trained, only the test begins
+        again.
+        """
+        position, before = state.get("position"), state.get("data", self.data)
+        same_data = before == self.data
+        if not same_data:
+            note(
+                "=> the images in -data are not those of the checkpoint: the run uses the new ones"
+            )
+        if position is None or position["epoch"] in (None, state.get("epoch")):
+            return  # its epoch is finished, or there is none
+        epoch, trained, test = position["epoch"], position.get("trained") is True, position["test"]
+        if position["order"] != self.order or not same_data:
+            what = options if same_data else "the images"
+            if not trained or before[:1] != self.data[:1]:
+                note(f"=> {what} changed inside epoch {epoch}: it begins again")
+                return
+            note(f"=> {what} changed in the test of epoch {epoch}: it begins again")
+            test = {}
+        file = state.get("file", "the optimState")
+        sums = [self.METRICS.restored(each, file) for each in (position["train"], test)]
+        self.position = Position(epoch, self.order, *sums, trained)
+
+
+def run(what, epoch, loader, total, step, queue, report):
+    """Pass over the batches of a loader after the first `total.done`.
+
+    what: "training" or "validation". step(batch, n) returns {field of `total`: scalar tensor}, sums
+    over this process's images. queue: the MetricQueue. report(metrics) adds an iteration's metrics
+    to `total`, a Metrics, and prints them. InputError if no image could be read.
+    """
+    size, test = loader.size(), what == "validation"
+
+    def where(n):
+        place = (
+            f"in the test of epoch {epoch} after batch"
+            if test
+            else f"in epoch {epoch} after iteration"
+        )
+        return f"{place} {n} of {size}"
+
+    queue.start(report)
+    for n, batch, data_wait in _batches(loader, epoch, total.done, queue, where):
+        metrics = type(total)(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)
+        queue.push(metrics, step(batch, n))
+        queue.poll(where(n))
+    queue.poll(where(size), lag=0)
+    if not total.seen:
+        raise InputError(f"no {what} image could be read")
+
+
+def test(epoch, loader, total, step, queue, reporter):
+    """Pass over validation images: `run`, which adds to `total` and prints each batch's line."""
+
+    def report(metrics):
+        total.add(metrics)
+        reporter.test(epoch, loader.size(), metrics, total)
+
+    run("validation", epoch, loader, total, step, queue, report)
+
+
+def _batches(loader, epoch, done, queue, where):
+    """(number, batch, seconds waited for it) for each batch of an epoch after the first `done`.
+
+    A batch whose images are all unreadable is left out. A signal interrupts the wait for a batch,
+    an error ends it; what was done before is saved, if it is more than nothing. `where(n)` says,
+    for the message, that n batches are done.
+    """
+    loaded = iter(loader.run(epoch, done))
+    for n in itertools.count(done + 1):
+        began, place = time.perf_counter(), (where(n - 1), queue.flush)
+        with queue.interrupts.saving(*place, begun=n > 1):
+            batch = queue.interrupts.next(loaded, *place)
+        if batch is None:
+            return
+        if batch.count:
+            yield n, batch, time.perf_counter() - began
