@@ -174,29 +174,37 @@ def side(opt, net=None):
 
 
 def layers(net, size):
-    """The convolutions and the classifier of a net on the meta device, in the order they run."""
+    """The layers of a net on the meta device, for a square image of `size` pixels."""
+    import torch
+
+    return run(net, torch.empty(1, 3, size, size, dtype=net.fc.weight.dtype, device="meta"))[1]
+
+
+def run(module, inputs):
+    """(output, convolutions and linear layers in the order they run) of a module, on meta."""
     import torch
     from torch import nn
     from torch.utils.flop_counter import FlopCounterMode
 
     calls = []
-    counted = {n: m for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
+    counted = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
     hooks = [
-        module.register_forward_hook(lambda m, _, y, name=name: calls.append((name, m, y[0])))
-        for name, module in counted.items()
+        layer.register_forward_hook(lambda m, _, y, name=name: calls.append((name, m, y)))
+        for name, layer in counted.items()
     ]
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        net.eval()(torch.empty(1, 3, size, size, dtype=net.fc.weight.dtype, device="meta"))
+        result = module.eval()(inputs)
     for hook in hooks:
         hook.remove()
     found, counts = [], counter.get_flop_counts()
-    for name, module, output in calls:
+    for name, layer, output in calls:
         outputs = output.numel()
-        flops = sum(counts[f"{type(net).__name__}.{name}"].values())
-        multiply_adds = flops // 2 + (outputs if module.bias is not None else 0)
-        shape = tuple(output.shape)
-        found.append(Layer(name, shape, module.weight.numel(), multiply_adds, outputs))
-    return found
+        flops = sum(counts[f"{type(module).__name__}.{name}"].values())
+        multiply_adds = flops // 2 + (outputs if layer.bias is not None else 0)
+        found.append(
+            Layer(name, tuple(output.shape[1:]), layer.weight.numel(), multiply_adds, outputs)
+        )
+    return result, found
 
 
 def stages(net, layers):
@@ -265,12 +273,29 @@ def print_detector(source):
 
 def detector_parts(model):
     """(parts of a detector as Stages, size of the image that they are for, as text)."""
-    from detection import sizes
+    import torch
+
+    def add(name, module, inputs):
+        output, inside = run(module, inputs)
+        while not isinstance(output, torch.Tensor):
+            output = output[0]  # of several outputs, the first
+        parameters = sum(p.numel() for p in module.parameters())
+        sums = sum(layer.multiply_adds for layer in inside), sum(x.activations for x in inside)
+        parts.append(Stage(name, tuple(output.shape[1:]), parameters, *sums))
+        return output
 
     # detection/net.py pads the sides to multiples of 32
     height, width = (-(-model.config[side] // 32) * 32 for side in ("scale", "largest"))
-    rows = [Stage(*part) for part in sizes.parts(model, height, width)]
-    return rows, f"{height} x {width}"
+    parts, image = [], torch.empty(1, 3, height, width, device="meta")
+    if not model.config["shared"]:
+        add("RPN's trunk", model.rpn_backbone, image)
+    maps = add("trunk", model.backbone, image)
+    add("RPN", model.rpn.head, [maps])
+    count, side = model.config["proposals"][3], model.config["pool"]
+    regions = torch.empty(count, maps.shape[1], side, side, device="meta")
+    features = add(f"last stage x {count}", model.roi_heads.box_head, regions)
+    add(f"predictor x {count}", model.roi_heads.box_predictor, features)
+    return parts, f"{height} x {width}"
 
 
 def print_paper():

@@ -171,21 +171,16 @@ class Terminal:
         self.drawn = bool(shown)
 
 
-class _Stream:
+class _Stream(Output):
     """Stands for sys.stdout or sys.stderr while a Terminal is entered."""
 
     def __init__(self, terminal, stream):
-        self.terminal, self.stream = terminal, stream
+        super().__init__(stream)
+        self.terminal = terminal
 
     def write(self, text):
         self.terminal.print(self.stream, text)
         return len(text)
-
-    def writelines(self, lines):
-        self.write("".join(lines))
-
-    def __getattr__(self, name):
-        return getattr(self.stream, name)
 
 
 def _report_lost_output(reason):

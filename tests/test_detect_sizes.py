@@ -4,7 +4,6 @@ from support.detectors import SETTINGS, SPEC, detector
 
 import complexity
 import models
-from detection import sizes
 from models.resnet import resnet
 from storage import atomic
 
@@ -17,7 +16,7 @@ def test_parts_of_a_resnet_50(tmp_path, capsys):
     model = detector(shared=False, net=net, **settings)
     path = str(tmp_path / "detector.pth")
     atomic.save(path, models.pack(model))
-    found = {name: rest for name, *rest in sizes.parts(model.to("meta"), 608, 1024)}
+    found = {name: rest for name, *rest in complexity.detector_parts(model.to("meta"))[0]}
     trunk, rpn, stage, last = (
         found[name] for name in ("trunk", "RPN", "last stage x 300", "predictor x 300")
     )
