@@ -99,7 +99,7 @@ def table(drawn):
 
 
 def _colours(count):
-    """So many colours; above COLOURS, from a scale that is readable in grey."""
+    """`count` colours: COLOURS, or as many as needed from a scale that is readable in grey."""
     import matplotlib
 
     scale = matplotlib.colormaps["viridis"].resampled(count + 1)  # the last is too light
@@ -121,7 +121,7 @@ def draw_curves(axes, drawn):
             low, high = ([m + s * e for m, e in zip(means, errors)] for s in (-1, 1))
             if len(curve.runs) > 1:
                 axes.fill_between(epochs, low, high, color=colour, alpha=0.2, lw=0)
-            start = len(epochs) // 10  # before, the errors are those of chance
+            start = len(epochs) // 10  # a net starts at chance, which would flatten the rest
             seen += [y for y in (*low[start:], *high[start:]) if y == y]
         mean = f" (mean of {len(curve.runs)})" if len(curve.runs) > 1 else ""
         key.append((Line2D([], [], color=colour), curve.label + mean))

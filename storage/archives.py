@@ -1,13 +1,12 @@
-"""The files of torch.save and np.savez, checked before anything is read from them.
+"""Verifies files of torch.save and np.savez before anything is read from them.
 
-Both write zip archives whose records are stored one after another, neither compressed nor
-overlapping: what they hold is no larger than the file. A small file that claims gigabytes is
-refused.
+Both write zip archives whose records follow one another, neither compressed nor overlapping, so the
+content is no larger than the file. A small file that claims gigabytes is refused.
 
-The pickle in a file of torch.save is counted too. One of a few hundred bytes can name one list
-twice in the next, sixty times over: whoever prints or hashes that never ends. It can also call
-functions that take any amount of memory. So every instruction is looked at before torch.load, which
-runs no code of the file but does what it asks.
+The values in the pickle of torch.save are counted too. A pickle of a few hundred bytes can build a
+list that holds another twice, sixty levels deep: printing or hashing that list never ends. A pickle
+can also call functions that take any amount of memory. torch.load runs no code from the file, but
+follows these instructions, so every instruction is checked before.
 """
 
 import argparse
@@ -22,10 +21,10 @@ from runtime.errors import InputError
 
 MOST = 500_000  # values; a checkpoint of 10,000 epochs has 300,000
 _DEEPEST = 100  # levels of nesting; files of this program have 5
-_LARGEST = 2**63  # integers; numbers of 2^61 - 1 times n would also have equal hashes
-_MAGIC = 0x1950A86A20F9469CFC6C  # with which a file of before PyTorch 1.6 begins
+_LARGEST = 2**63  # integers; dict keys that are multiples of 2^61 - 1 all have the same hash
+_MAGIC = 0x1950A86A20F9469CFC6C  # a file from before PyTorch 1.6 begins with this number
 
-# What tensors and plain values ask for; an argparse.Namespace only holds values.
+# The names that tensors and plain values need; an argparse.Namespace only holds values.
 _PLAIN = re.compile(
     r"torch(\.storage)? \w+Storage"
     r"|torch (u?int\d+|b?float\d+|float8_\w+|complex\d+|bool|Size|device)"
@@ -40,9 +39,9 @@ _ATOM = [1]
 def verify(file, path):
     """Verify a file of torch.save, open for reading: records, checksums, pickles.
 
-    torch.load does not verify checksums; here they take 1 s for 2 GB. A file of before PyTorch 1.6
-    is no zip archive and has none. InputError if it asks for what torch.save does not write, other
-    exceptions if it is damaged, which a crafted file may look like.
+    torch.load does not verify checksums; this takes 1 s for 2 GB. A file from before PyTorch 1.6 is
+    no zip archive and has no checksums. InputError if the file asks for what torch.save does not
+    write; any other exception if it is damaged, or crafted to look damaged.
     """
     if file.read(4) != b"PK\3\4":  # as torch.load tells them apart
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
@@ -74,7 +73,7 @@ def verify_layout(file, archive):
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
             raise ValueError(f"its record {record.filename} is compressed")
-        # a folder, by a bit of DOS: PyTorch would leave the memory of the record uninitialised
+        # DOS's bit for a folder: PyTorch would leave the memory of the record uninitialised
         if record.external_attr & 0x10 or record.is_dir():
             raise ValueError(f"its record {record.filename} claims to be a folder")
         start = record.header_offset
@@ -88,12 +87,12 @@ def verify_layout(file, archive):
 
 
 def verify_pickle(file, path):
-    """Look at one pickle in a file that is open for reading; ValueError if it is damaged.
+    """Verify one pickle in a file that is open for reading; ValueError if it is damaged.
 
-    InputError if it asks for more than tensors and plain values, if a key holds other values, or
-    if it would have more than MOST values with each counted as often as it is named.
+    InputError if the pickle asks for more than tensors and plain values, if a key holds other
+    values, or if there are more than MOST values, each counted as often as it is referred to.
     """
-    stack, marks, memo = [], [], {}  # of [weight]: a value, with all those in it
+    stack, marks, memo = [], [], {}  # each value is [weight]: 1 and the weights of its content
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
         name = code.name
         if name == "MARK":
@@ -137,9 +136,9 @@ def plain(value, path):
     """A copy of a value that was read, made of plain dicts, lists, tuples and tensors.
 
     A file can give its dicts and parameters attributes such as `items` and `numel`, which would
-    answer in place of the methods. The copy has none of these. A Namespace becomes a dict.
-    InputError for any other object, and for a value that contains itself, or holds others too deep
-    or too often: a list can be filled after it was named, which `verify_pickle` does not count.
+    hide the methods of that name. The copy has no such attributes. A Namespace becomes a dict.
+    InputError for any other object, for a value that contains itself, and for too many or too
+    deeply nested values: a list can grow after others refer to it, which `verify_pickle` misses.
     """
     import torch  # not at the top: plot.py does not need torch
 
@@ -149,10 +148,10 @@ def plain(value, path):
     def copy(value, depth=0):
         if next(count) > MOST or depth > _DEEPEST:
             raise _too_many(path)
-        # methods of the classes, not of the value
+        # methods of the class, because the value may hide them
         if isinstance(value, torch.Tensor):
             value = torch.Tensor.detach(value).resolve_neg()
-            # older PyTorch has names for dimensions, and computes little with them
+            # in older PyTorch dimensions may have names, which few functions support
             return value.rename(None) if any(getattr(value, "names", ())) else value
         if isinstance(value, (dict, argparse.Namespace)):
             entries = value if isinstance(value, dict) else vars(value)

@@ -1,4 +1,4 @@
-"""Atomic writes, and reads that verify and run no code: for checkpoints and caches."""
+"""Atomic writes, and reads that verify the file and run no code, for checkpoints and caches."""
 
 import argparse
 import contextlib
@@ -23,7 +23,7 @@ def load(path):
     """What `save` wrote, on the CPU. InputError for any other file.
 
     Only tensors and plain values are read (weights_only): a pickle that would run code is refused,
-    and so is one that would take more memory or time than its size says (archives.py).
+    and so is one that would take more memory or time than its size suggests (archives.py).
     Damaged if a byte of the tensors is missing or changed.
     """
     import torch  # not at the top: plot.py does not need torch
@@ -61,7 +61,7 @@ def digest(path):
 
 
 def save(path, value):
-    """torch.save as an atomic write: the old file or the new one is there, never a part."""
+    """torch.save as an atomic write: there is the old file or the new one, never a part."""
     import torch
 
     with replacing(path) as file:
@@ -112,7 +112,7 @@ def csv_rows(path):
     """
     try:
         with replacing(path) as file:
-            # os.fsdecode made surrogates of bytes that are not UTF-8; here they become bytes again
+            # turn surrogates, which os.fsdecode made of bytes that are not UTF-8, back into bytes
             text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
             yield csv.writer(text, lineterminator="\n")
             text.flush()
@@ -124,7 +124,7 @@ def csv_rows(path):
 def left_over(folder, names=".+"):
     """The temporary files in a folder that a killed process left behind.
 
-    names: a regular expression of the files that they were to become; those of other names stay.
+    names: a regular expression for the files that they would have become.
     """
     return [
         os.path.join(folder, name)

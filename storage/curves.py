@@ -31,6 +31,10 @@ class Run(NamedTuple):
     """One log. Its errors are top-1 errors in %; a detector's AP50 and AP stand in their place."""
 
     path: str
+    data: str  # the dataset; for imagenet the name of the folder of images
+    family: str  # of the net, as the paper names it: ResNeXt
+    size: str  # 29 8x64d
+    name: str  # ResNeXt-29 8x64d
     options: dict  # what decides the result, as text: {"-netType": "resnet", "-LR": "0.1", ...}
     seed: str
     code: tuple
@@ -38,37 +42,6 @@ class Run(NamedTuple):
     detects: bool
     train: dict  # {epoch: error}
     val: dict
-
-    @property
-    def data(self):
-        """The dataset; for imagenet the name of the folder of images."""
-        return self.options.get("-data", self.options["-dataset"])
-
-    @property
-    def kind(self):
-        """The paper's name of the kind of net: a ResNeXt of cardinality 1 is a ResNet."""
-        name = NAMES.get(self.options["-netType"], self.options["-netType"])
-        return name.replace("ResNeXt", "ResNet") if self.has_one_path else name
-
-    @property
-    def family(self):
-        """The kind of net, where ResNets of two kinds have two names."""
-        return f"{self.kind}, cardinality 1" if self.has_one_path else self.kind
-
-    @property
-    def has_one_path(self):
-        return self.options.get("-cardinality") == "1"
-
-    @property
-    def size(self):
-        """Depth and widths, as far as the net has them: 29 8x64d."""
-        depth, paths, width = (self.options.get(name, "") for name in SIZE)
-        return f"{depth} {paths}x{width}d" if paths else depth
-
-    @property
-    def name(self):
-        """The paper's name of the net: ResNeXt-29 8x64d."""
-        return "-".join(filter(None, (self.kind, self.size)))
 
 
 class Curve(NamedTuple):
@@ -138,13 +111,14 @@ def read(path):
         if not all(isinstance(part, (str, int, float, type(None))) for part in parts):
             raise InputError(f"{foreign}: its option {shown(name[1:])} is {shown(value)}")
     options = {visible(name): _text(value) for name, value in options.items()}
+    data = options.get("-data", options["-dataset"])
     code = shown(header.get("commit")), shown(header.get("changed"))
-    if header.get("changed"):  # in ways that no log holds: equal only in copies of one run
+    if header.get("changed"):  # the log does not say how: only copies of a run have equal code
         code += train[min(train)], val[min(val)]
     detects = any("top1" not in line["test"] for line in lines)
     count, seed = header.get("parameters"), shown(header["options"].get("manualSeed"))
     count = count if type(count) is int and 0 < count <= EXACT else None
-    return Run(path, options, seed, code, count, detects, train, val)
+    return Run(path, data, *_names(options), options, seed, code, count, detects, train, val)
 
 
 def _parse(text):
@@ -191,14 +165,26 @@ def _options(header):
         net = {name: options[name] for name in OF_THE_NET.values() if name in options}
         if net.get("netType") in ("resnet", "preresnet"):
             net = {n: net[n] for n in net.keys() - {"cardinality", "baseWidth", "bottleneckType"}}
-    if net.get("bottleneckType") == "resnet":  # whose block has one path, of 64 channels
+    if net.get("bottleneckType") == "resnet":  # a block of one path with 64 channels
         net |= {"cardinality": 1, "baseWidth": 64}
     rest = {n: v for n, v in options.items() if n not in {*IGNORED, *OF_THE_NET.values()}}
     found = {"dataset": "imagenet", **rest, "netType": "net", **net}
     data = found.pop("data", None) or "imagenet"
-    if found["dataset"] == "imagenet":  # which is any folder of images
-        found["data"] = os.path.basename(os.path.normpath(str(data)))
+    if found["dataset"] == "imagenet":  # any folder of images
+        is_path = isinstance(data, str)
+        found["data"] = os.path.basename(os.path.normpath(data)) if is_path else data
     return {f"-{name}": value for name, value in found.items()}
+
+
+def _names(options):
+    """(family, size, name) of a net; in the paper a ResNeXt of cardinality 1 is a ResNet."""
+    kind = family = NAMES.get(options["-netType"], options["-netType"])
+    depth, paths, width = (options.get(name, "") for name in SIZE)
+    if paths == "1":
+        kind = kind.replace("ResNeXt", "ResNet")
+        family = f"{kind}, cardinality 1"  # ResNets of fb.resnet.torch are another family
+    size = f"{depth} {paths}x{width}d" if paths else depth
+    return family, size, "-".join(filter(None, (kind, size)))
 
 
 def _text(value):
@@ -211,7 +197,7 @@ def group(runs):
     for run in runs:
         seeds = groups.setdefault((frozenset(run.options.items()), run.code), {})
         other = seeds.setdefault(run.seed, run)
-        if other is not run:  # a copy, or one continued elsewhere
+        if other is not run:  # one is a copy of the other, or goes on from it elsewhere
             short, long = sorted((run, other), key=lambda one: (max(one.val), one is other))
             seeds[run.seed] = long
             reason = f"its options, -manualSeed and code are those of {long.path}"

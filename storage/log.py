@@ -2,7 +2,7 @@
 
 run_folder.py writes them, plot.py draws them, tensorboard.py passes them to TensorBoard. Of an
 epoch's line seconds, images_per_second, data_wait and peak_memory depend on the clock and the
-machine; all other fields are a function of the options.
+machine; all other fields depend on the options only.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ def header(opt, model, device):
     line = {
         "options": dict(opt.values),
         "python": sys.version.split()[0],
-        "torch": str(torch.__version__),  # a subclass of str, not plain
+        "torch": str(torch.__version__),  # a plain str instead of torch's subclass
         "torchvision": _version("torchvision"),
         "numpy": np.__version__,
         **_source(),
-        "net": model.config,  # of a model from a file, the options do not describe the net
+        "net": model.config,  # the options do not describe a net from a file
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "processes": group.world_size(),
         "replicas": opt.nGPU,
@@ -61,7 +61,7 @@ def entry(trainer, scores, best, images):
         "test": scores,
         "best": best,
         "skipped": images - train.seen - test.seen,  # with -skipCorrupt true
-        "odd": train.odd + test.odd,  # images whose file is damaged, but not their pixels
+        "odd": train.odd + test.odd,  # images whose file is damaged, but whose pixels are intact
         "seconds": train.seconds + test.seconds,
         "images_per_second": train.seen / train.seconds if train.seconds else None,
         "data_wait": train.data_wait + test.data_wait,  # seconds
@@ -82,7 +82,7 @@ def scalars(line):
 
 
 def _peak_memory(device):
-    """Peak memory in bytes: of tensors on a CUDA device, else of this process; None if unknown."""
+    """Peak memory in bytes, of tensors on a CUDA device, else of the process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if resource is None:

@@ -1,8 +1,8 @@
 """The state schema: the fields of optimState_N.pth and their types.
 
 A file from a stranger may hold any plain value under any key. `read` refuses what run_folder.py
-cannot have written, so that the code that resumes need not check again. The values of the options
-are checked by checkpoints.py, which knows the option table.
+cannot have written, so that the code that resumes need not check again. checkpoints.py checks the
+values of the options, because it knows the option table.
 """
 
 import math
@@ -34,7 +34,7 @@ def read(path):
 
 
 def is_plain(value):
-    """Whether a value is one that JSON has, or a tuple of such; no tensor."""
+    """Whether a value consists of JSON's types and tuples, without tensors."""
     if isinstance(value, dict):
         return all(isinstance(k, str) for k in value) and all(map(is_plain, value.values()))
     if isinstance(value, (list, tuple)):
@@ -52,7 +52,7 @@ def _is_number(value):
 
 
 def _is_best(best):
-    """Whether it is a pair of errors in per cent, or of infinities before the first test."""
+    """Whether this is a pair of errors in per cent, or of infinities before the first test."""
     return (
         isinstance(best, (list, tuple))
         and len(best) == 2
@@ -62,7 +62,7 @@ def _is_best(best):
 
 
 def _is_position(position):
-    """Whether it is a loop.Position as a dict; its epoch is None before the first epoch."""
+    """Whether this is a loop.Position as a dict; its epoch is None before the first epoch."""
     if not isinstance(position, dict) or "epoch" not in position:
         return False
     if position["epoch"] is None:
@@ -73,7 +73,7 @@ def _is_position(position):
 
 
 def _is_metrics(sums):
-    """Whether these are numbers by name; which names there are, engine.metrics knows."""
+    """Whether these are numbers by name; engine.metrics knows the names."""
     return (
         isinstance(sums, dict)
         and all(isinstance(name, str) for name in sums)

@@ -1,9 +1,9 @@
 """The TensorBoard log (-tensorboard true): the numbers of log.jsonl as an event file.
 
 Each save appends the new lines of the log. A resumed run writes the whole log to a new file that
-begins with a purge: TensorBoard shows none of the steps in earlier files, so no step is missing or
-there twice. TensorBoard reads the files in the order of their names, which have the time, so the
-earlier ones are renamed: a clock may be set back.
+begins with a purge: TensorBoard then shows no step of earlier files, so none is missing or shown
+twice. TensorBoard reads files in the order of their names, which begin with the time. The earlier
+files are renamed, because a clock may have been set back.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ class TensorBoardLog:
     """The event file in a run folder."""
 
     def __init__(self, folder):
-        # errors now, not after an epoch
+        # fail now, not after an epoch
         _summary_writer()
         if os.fsencode(folder).decode(errors="ignore") != folder:
             raise InputError(f"-tensorboard true needs a folder whose name is UTF-8, not {folder}")
@@ -29,7 +29,7 @@ class TensorBoardLog:
 
     def write(self, lines):
         """Append what is new in the lines of log.jsonl; the first line is its header."""
-        writer, self.writer = self.writer, None  # after an error the next call begins a new file
+        writer, self.writer = self.writer, None  # after an error, the next call begins a new file
         with _no_traceback():
             if writer is None:
                 self._hide_earlier()

@@ -1,4 +1,4 @@
-"""Tensors from a file: whether these are plain floats, and each in memory of its own."""
+"""Tensors from a file: whether they are plain floats, each in memory of its own."""
 
 import torch
 
@@ -6,24 +6,24 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def fault(tensor):
-    """What keeps a tensor from being the weights or the momentum of a net: a phrase, or None."""
+    """Why a tensor cannot be weights or momentum of a net, as a phrase; None if it can."""
     if not isinstance(tensor, torch.Tensor):
         return "is no tensor of weights"
-    if tensor.dtype not in _DTYPES:  # first: PyTorch computes next to nothing of other types
+    if tensor.dtype not in _DTYPES:  # first, because PyTorch supports hardly anything else
         return f"is no tensor of weights: it is of {tensor.dtype}, not of 16, 32 or 64-bit floats"
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
         return "is no tensor of weights: it is not dense, or not in memory"
     if tensor.untyped_storage().nbytes() < tensor.nbytes:
         return "is no tensor of weights: it is an expanded view of fewer numbers"
     if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
-        return "has a value that is not finite: the training it is from has diverged"
+        return "has a value that is not finite: that training diverged"
     return None
 
 
 def separate(state):
     """The tensors of a state dict; those that share memory are copied.
 
-    Training writes to the parameters in place, so with shared memory it would change others too.
+    Training writes to parameters in place; with shared memory this would change others as well.
     """
     seen, found = set(), {}
     for name, tensor in state.items():

@@ -1,4 +1,4 @@
-"""A thread that writes while the training goes on, from a copy of what it is given."""
+"""A thread that writes a copy of its input while training goes on."""
 
 import threading
 
@@ -6,14 +6,14 @@ import torch
 
 
 class Writer:
-    """Runs one write at a time. The copy's buffers on the CPU are reused by the next write."""
+    """Runs one write at a time. The next write reuses the copy's buffers on the CPU."""
 
     def __init__(self):
         self.buffers = {}  # {path of keys to a tensor: its copy}
         self.thread = self.error = None
 
     def start(self, write, *content):
-        """Call write(*copy of content) in the thread; the caller waits for the copy only."""
+        """Call write(*copy of content) in the thread; the caller only waits for the copy."""
         self.wait()  # the buffers are in use until then
         with torch.inference_mode(False), torch.no_grad():  # the caller may be inside a test
             content = self._copy(content, ())
@@ -23,7 +23,7 @@ class Writer:
         self.thread.start()
 
     def wait(self):
-        """Wait until the thread is done; an error in it is raised here."""
+        """Wait until the thread is done; raises the error that ended it."""
         if self.thread is not None:
             self.thread.join()
             self.thread = None
@@ -31,11 +31,11 @@ class Writer:
             raise self.error
 
     def keep_copy(self):
-        """Leave the last copy to its holder: the next write gets buffers of its own."""
+        """Do not reuse the buffers of the last copy: somebody still holds it."""
         self.buffers = {}
 
     def _copy(self, value, path):
-        """Plain values, with each tensor copied to its buffer."""
+        """The same value, with each tensor copied to its buffer."""
         if isinstance(value, dict):
             return {k: self._copy(v, (*path, k)) for k, v in value.items()}
         if isinstance(value, (list, tuple)):

@@ -406,7 +406,6 @@ def test_too_little_memory_to_begin(script, kilobytes, tmp_path):
     assert result.stderr.count("\n") == 1 and "out of memory: this process may use" in result.stderr
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
 @pytest.mark.parametrize("name", ["W" * 100_000, "\x1b\n" * 50_000, "\ud800\udc80", "", "\u732b"])
 def test_class_names_of_any_text_are_drawn(name, tmp_path):
     """Cut, with escapes for what has no letter, so that time and size do not depend on the name."""
