@@ -130,10 +130,10 @@ class Trainer(loop.Loop):
 
     def _as_trained(self, slices):
         """The model, its batch norms set to these replica slices."""
-        several = slices if len(slices) > 1 else None
-        if self.slices != several:
-            self.slices = several
-            set_slices(self.model, several)  # a walk over all modules
+        own = slices or [1]  # the image that a process without samples was given
+        if self.slices != own:
+            self.slices = own
+            set_slices(self.model, own)  # a walk over all modules
         # Compiled, the backward pass of a slice of one sample, which is normalised by the running
         # statistics, would read statistics that the first slice has already updated.
         return self.parallel if 1 in slices or not slices else self.compiled

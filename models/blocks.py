@@ -59,14 +59,19 @@ def initialise(net):
 
 
 def set_slices(model, sizes):
-    """Let every batch norm of the model split the batch into slices of these sizes, or none."""
-    slices = list(sizes) if sizes is not None and len(sizes) > 1 else None
+    """Let every batch norm of the model normalise the slices of a batch, of these sizes, by itself.
+
+    None, or one slice of several samples, is plain batch norm. A net has plain batch norms except
+    where a run asks for slices: they change their class, and nothing else.
+    """
+    plain = sizes is None or (len(sizes) == 1 and sizes[0] > 1)
     for module in model.modules():
-        if isinstance(module, BatchNorm2d):
-            module.slices = slices
+        if type(module) in (nn.BatchNorm2d, SlicedBatchNorm2d):
+            module.__class__ = nn.BatchNorm2d if plain else SlicedBatchNorm2d
+            module.slices = None if plain else list(sizes)
 
 
-class BatchNorm2d(nn.BatchNorm2d):
+class SlicedBatchNorm2d(nn.BatchNorm2d):
     """Batch norm as nn.SpatialBatchNormalization does it under nn.DataParallelTable.
 
     In training each replica slice of the batch (`slices`, see `set_slices`) is normalised by its
@@ -77,14 +82,10 @@ class BatchNorm2d(nn.BatchNorm2d):
     as it would on a replica of its own.
     """
 
-    def __init__(self, channels):
-        super().__init__(channels, eps=1e-5, momentum=0.1)
-        self.slices = None
-
     def forward(self, x):  # (N, C, H, W)
-        if not self.training or (self.slices is None and x.shape[0] > 1):
+        if not self.training:
             return super().forward(x)
-        first, *others = x.split(self.slices or x.shape[0])
+        first, *others = x.split(self.slices)
         # before the first slice updates the running statistics
         others = [self._without_update(other) for other in others]
         first = super().forward(first) if first.shape[0] > 1 else self._without_update(first)
@@ -132,7 +133,7 @@ def shortcut(kind, inputs, outputs, stride, norm):
         return None
     if kind == "C" or (kind == "B" and inputs != outputs):
         layers = [conv(inputs, outputs, 1, stride)]
-        return nn.Sequential(*layers, *([BatchNorm2d(outputs)] if norm else []))
+        return nn.Sequential(*layers, *([nn.BatchNorm2d(outputs)] if norm else []))
     if inputs != outputs:
         return StridedIdentity(outputs, stride)
     return nn.Identity()
@@ -155,7 +156,7 @@ def _recompute_contexts(block):
     The recomputation gets copies of the running statistics as they are now: a one-sample slice
     reads them, and they must not be updated twice.
     """
-    norms = [module for module in block.modules() if isinstance(module, BatchNorm2d)]
+    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
     copies = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
     return nullcontext(), _swapped_buffers(norms, copies)
 
@@ -205,17 +206,17 @@ class Block(nn.Module):
         check_word("place of batch norm", self.norm, NORMS)
         self.recompute = False  # see set_recompute
         preact = activation in ("preact", "both_preact")
-        self.bn0 = BatchNorm2d(inputs) if preact else None
+        self.bn0 = nn.BatchNorm2d(inputs) if preact else None
         self.relu0 = nn.ReLU(inplace=True) if preact else None
         self.build(inputs, outputs, stride, **layers)
         self.downsample = shortcut(shortcut_type, inputs, outputs, stride, self.norm == "each")
-        self.bn_sum = BatchNorm2d(outputs) if self.norm == "sum" else None
+        self.bn_sum = nn.BatchNorm2d(outputs) if self.norm == "sum" else None
         self.relu = nn.ReLU(inplace=True) if activation == "postact" else None
 
     def last_norm(self, channels):
         """The batch norm after the branch's last convolution, or an identity if it has none."""
         present = self.activation == "postact" and self.norm != "sum"
-        return BatchNorm2d(channels) if present else nn.Identity()
+        return nn.BatchNorm2d(channels) if present else nn.Identity()
 
     def forward(self, x):
         if not (self.recompute and self.training):  # a frozen block keeps no activations
@@ -249,7 +250,7 @@ class Basic(Block):
 
     def build(self, inputs, outputs, stride):
         self.conv1 = conv(inputs, outputs, 3, stride)
-        self.bn1 = BatchNorm2d(outputs)
+        self.bn1 = nn.BatchNorm2d(outputs)
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = conv(outputs, outputs, 3)
         self.bn2 = self.last_norm(outputs)
@@ -267,10 +268,10 @@ class Bottleneck(Block):
 
     def build(self, inputs, outputs, stride, width, groups=1):
         self.conv1 = conv(inputs, width, 1)
-        self.bn1 = BatchNorm2d(width)
+        self.bn1 = nn.BatchNorm2d(width)
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = conv(width, width, 3, stride, groups)
-        self.bn2 = BatchNorm2d(width)
+        self.bn2 = nn.BatchNorm2d(width)
         self.relu2 = nn.ReLU(inplace=True)
         self.conv3 = conv(width, outputs, 1)
         self.bn3 = self.last_norm(outputs)
@@ -308,7 +309,7 @@ class Net(nn.Module):
         large = stem == "imagenet"
         self.conv1 = conv(3, width, 7, 2) if large else conv(3, width, 3)
         # preresnet.lua: on CIFAR the stem's batch norm and ReLU are those of the first block
-        self.bn1 = BatchNorm2d(width) if large or not preactivation else None
+        self.bn1 = nn.BatchNorm2d(width) if large or not preactivation else None
         self.relu = nn.ReLU(inplace=True) if self.bn1 is not None else None
         self.maxpool = nn.MaxPool2d(3, 2, 1) if large else None
         self.stages = [f"layer{i + 1}" for i in range(len(counts))]
@@ -323,7 +324,7 @@ class Net(nn.Module):
             channels = blocks[0].outputs
             blocks += [block(channels, width * 2**i, 1, other) for _ in range(count - 1)]
             self.add_module(self.stages[i], nn.Sequential(*blocks))
-        self.bn_last = BatchNorm2d(channels) if preactivation else None
+        self.bn_last = nn.BatchNorm2d(channels) if preactivation else None
         self.relu_last = nn.ReLU(inplace=True) if preactivation else None
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, config["classes"])

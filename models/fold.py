@@ -9,13 +9,10 @@ import copy
 
 import torch
 from torch import fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import forms
-from models.blocks import BatchNorm2d
-
-# Compared by exact type: a user's subclass may do more with its weights.
-CONVOLUTIONS = (nn.Conv2d,)
-NORMS = (nn.BatchNorm2d, BatchNorm2d)
+from models.blocks import set_slices
 
 
 def folded(model, dtype=None):
@@ -26,11 +23,14 @@ def folded(model, dtype=None):
     layers; run the net under autocast then, which casts their inputs to it.
     """
     model = _as_form_c(model).eval().requires_grad_(False)
-    modules = dict(model.named_modules())
-    for conv, norm in pairs(model):
-        _fold(modules[conv], modules[norm])
-        model.set_submodule(norm, nn.Identity())
-    for module in modules.values():
+    set_slices(model, None)
+    for names in pairs(model):
+        conv, norm = map(model.get_submodule, names)
+        own = conv.weight.dtype  # folded in float64, then rounded
+        folded = fuse_conv_bn_eval(conv.double(), norm.double()).to(own)
+        for name, module in zip(names, (folded, nn.Identity())):
+            model.set_submodule(name, module)
+    for module in model.modules():
         if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
     return model
@@ -46,47 +46,29 @@ def _as_form_c(model):
     return wide.to(memory_format=torch.channels_last)  # concatenated weights are contiguous
 
 
-class _Tracer(fx.Tracer):
-    """Records each convolution and batch norm as one step and does not look into it."""
-
-    def is_leaf_module(self, module, name):
-        return type(module) in CONVOLUTIONS + NORMS or super().is_leaf_module(module, name)
-
-
 def pairs(model):
     """Names (convolution, batch norm) where only that norm uses the convolution's output."""
     try:
-        graph = _Tracer().trace(model)
+        graph = fx.Tracer().trace(model)
     except Exception:  # a user's net may do what fx cannot trace, and fail in any way
         return []
     modules = dict(model.named_modules())
     targets = [node.target for node in graph.nodes if node.op == "call_module"]
 
-    def runs_once(node, types):
-        called = isinstance(node, fx.Node) and node.op == "call_module"
-        return called and type(modules[node.target]) in types and targets.count(node.target) == 1
+    def runs_once(node, kind):
+        if not isinstance(node, fx.Node) or node.op != "call_module":
+            return False
+        # a user's subclass may do more with its weights
+        return type(modules[node.target]) is kind and targets.count(node.target) == 1
 
     pairs = []
     for node in graph.nodes:
         source = node.args[0] if node.args else None
         if (
-            runs_once(node, NORMS)
-            and runs_once(source, CONVOLUTIONS)
+            runs_once(node, nn.BatchNorm2d)
+            and runs_once(source, nn.Conv2d)
             and len(source.users) == 1
             and modules[node.target].track_running_stats
         ):
             pairs.append((source.target, node.target))
     return pairs
-
-
-def _fold(conv, norm):
-    """Fold a batch norm into the convolution before it; in float64, then rounded."""
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    shift = conv.bias.double() if conv.bias is not None else torch.zeros_like(scale)
-    shift = (shift - norm.running_mean.double()) * scale
-    if norm.affine:
-        scale = scale * norm.weight.double()
-        shift = shift * norm.weight.double() + norm.bias.double()
-    weight = conv.weight.double() * scale.view(-1, 1, 1, 1)  # keeps the memory format
-    conv.weight = nn.Parameter(weight.to(conv.weight.dtype), requires_grad=False)
-    conv.bias = nn.Parameter(shift.to(conv.weight.dtype), requires_grad=False)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models import depths
-from models.blocks import BatchNorm2d, Block, Bottleneck, Net, conv
+from models.blocks import Block, Bottleneck, Net, conv
 from runtime.errors import InputError
 from runtime.terminal import say
 
@@ -19,10 +19,10 @@ class Path(nn.Module):
     def __init__(self, inputs, d, stride, outputs=None):
         super().__init__()
         self.conv1 = conv(inputs, d, 1)
-        self.bn1 = BatchNorm2d(d)
+        self.bn1 = nn.BatchNorm2d(d)
         self.relu1 = nn.ReLU(inplace=True)
         self.conv2 = conv(d, d, 3, stride)
-        self.bn2 = BatchNorm2d(d)
+        self.bn2 = nn.BatchNorm2d(d)
         self.relu2 = nn.ReLU(inplace=True)
         self.conv3 = conv(d, outputs, 1) if outputs else nn.Identity()
 

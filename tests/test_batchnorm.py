@@ -13,6 +13,7 @@ import main
 import opts
 import train
 from engine import batchnorm, reporter
+from models.blocks import set_slices
 from models.resnet import resnet
 from parallel.signals import Interrupted
 from runtime import terminal
@@ -62,8 +63,7 @@ def restated(trainer, loader, replicas, batches):
         for batch in list(loader.run(3))[:batches]:
             for part in batch.input.tensor_split(replicas):  # the first have one more
                 if len(part) > 1:
-                    for module in layers.values():
-                        module.slices = None
+                    set_slices(net, None)
                     net(part)
     for handle in handles:
         handle.remove()

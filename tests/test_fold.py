@@ -10,7 +10,7 @@ from torch import nn
 
 import models
 from models import forms
-from models.blocks import BatchNorm2d, conv
+from models.blocks import conv, set_slices
 from models.fold import folded
 from models.preresnet import preresnet
 from models.preresnext import preresnext
@@ -74,7 +74,8 @@ def check(net, left, side):
     """In float64: some hundred roundings."""
     net = ours(net.double())
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    ready = folded(net.train())
+    set_slices(net.train(), [2, 1])  # as in a training run
+    ready = folded(net)
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert not ready.training and not any(p.requires_grad for p in ready.parameters())
     assert norms(ready) == left
@@ -110,9 +111,9 @@ class Odd(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.seen, self.norm1 = conv(3, 4, 3), BatchNorm2d(4)  # the convolution is seen elsewhere
-        self.twice, self.norm2 = conv(4, 4, 3), BatchNorm2d(4)  # ... runs twice
-        self.own, self.norm3 = Doubled(4, 4, 1), BatchNorm2d(4)  # ... does more
+        self.seen, self.norm1 = conv(3, 4, 3), nn.BatchNorm2d(4)  # the convolution has two users
+        self.twice, self.norm2 = conv(4, 4, 3), nn.BatchNorm2d(4)  # ... runs twice
+        self.own, self.norm3 = Doubled(4, 4, 1), nn.BatchNorm2d(4)  # ... does more
         self.biased, self.norm4 = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, affine=False)
         self.batch = nn.BatchNorm2d(4, track_running_stats=False)  # the batch's own statistics
         self.last = conv(4, 4, 1)

@@ -10,7 +10,10 @@ import torch.nn.functional as F
 import torchvision
 from support import torch7
 from support.nets import shake
+from torch import fx
+from torchvision.models.feature_extraction import create_feature_extractor
 
+from models.blocks import StridedIdentity
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
@@ -276,3 +279,19 @@ def test_every_module_is_called_once_in_the_order_of_the_children(name):
         children = list(net.children())
         maps, features = (torch.nn.Sequential(*children[:end])(x) for end in (-2, -1))
         assert torch.equal(maps, net.maps(x)) and torch.equal(features.flatten(1), net.features(x))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_torch_fx_sees_every_layer_as_one_step(name):
+    """So feature extractors, fusion and quantization, which read the graph, work."""
+    net = shake(MODULES[name]())
+    traced = fx.symbolic_trace(net)
+    steps = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    shortcuts = [name for name, m in net.named_modules() if isinstance(m, StridedIdentity)]
+    leaves = [name for name, module in net.named_modules() if not list(module.children())]
+    assert steps == [name for name in leaves if name not in shortcuts]
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(traced(x), net(x))
+        features = create_feature_extractor(net, ["avgpool"])(x)["avgpool"]
+        assert torch.equal(features.flatten(1), net.features(x))
