@@ -121,6 +121,8 @@ class DataLoader:
         if not is_known:
             kind = "training" if training else "test"
             note(f"=> this {kind} transform has no fast path: it runs as written, image by image")
+        # a GPU copies the next batch in a stream of its own, beside the iteration at hand
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
         self.advised = None  # the line on -nThreads, once it was printed
         self.odd, self.named = [], set()  # sentences on odd files: of this epoch, and all printed
@@ -190,7 +192,18 @@ class DataLoader:
         tensor = torch.as_tensor(array)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
-        return tensor.to(self.device, non_blocking=True)
+        return self._copy_to_device(tensor)
+
+    def _copy_to_device(self, tensor):
+        """A plain copy, without converting: only that is asynchronous."""
+        if self.stream is None:
+            return tensor.to(self.device)
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self.stream):
+            copied = tensor.to(self.device, non_blocking=True)
+        current.wait_stream(self.stream)
+        copied.record_stream(current)
+        return copied
 
     def _from_workers(self, epoch, shards):
         """Batches of a dataset whose images the workers read one by one."""
@@ -226,9 +239,8 @@ class DataLoader:
         if isinstance(input, list):
             return nested(input, self._to_device)
         if input.dtype == torch.int64:
-            return input.to(self.device, non_blocking=True)
-        # first without converting: only a plain copy is asynchronous
-        input = input.to(self.device, non_blocking=True)
+            return self._copy_to_device(input)
+        input = self._copy_to_device(input)
         # always a copy: the worker reuses its buffer
         return input.to(self.dtype, copy=True, memory_format=LAYOUT)
 

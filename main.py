@@ -95,12 +95,27 @@ def run(start, argv, end):
             best = dict(zip(scores, folder.best))
             return log.entry(trainer, scores, best, images)
 
+        if device.type == "cuda":
+            advise_on_cuda(opt)
         folder.begin(opt, checkpoint, model, device)
         first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
         epochs = range(first, opt.nEpochs + 1)
         train_epochs(epochs, trainer, lambda epoch: train_loader, test, line, folder)
         best1, best5 = folder.best
         say(f" * Finished top1: {best1:6.3f}  top5: {best5:6.3f}")
+
+
+def advise_on_cuda(opt):
+    """Say what the defaults cost on a GPU. None of it was measured on one yet."""
+    from runtime.terminal import note
+
+    if opt.precision == "single":
+        note("=> -precision single is IEEE float32; tf32 and bfloat16 should be faster on this GPU")
+    if opt.cudnn != "deterministic":
+        note(
+            f"=> -cudnn {opt.cudnn}: a resumed run is equal up to rounding; give -cudnn "
+            "deterministic for the same bits"
+        )
 
 
 def resume(trainer, checkpoint, opt):

@@ -162,6 +162,8 @@ class Trainer(loop.Loop):
         # Retry outside the except block: the exception keeps the activations alive
         self.accumulates = True
         torch._foreach_copy_(list(self.model.buffers()), before)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # the pieces that are left of the failed pass
         return self._step_that_fits(batch)
 
     def recompute(self, epoch, loader, count):

@@ -17,6 +17,8 @@ from runtime.errors import InputError
 from runtime.precision import Precision
 from runtime.terminal import note, say
 
+OFTEN = 100  # iterations after which a run hears that it waits for its data
+
 
 @dataclasses.dataclass
 class Position:
@@ -70,6 +72,8 @@ class Loop:
             metrics.check_finite(epoch, size)
             total.add(metrics)
             self.reporter.train(epoch, size, metrics)
+            if total.done % OFTEN == 0:
+                loader.report_wait(epoch, total.seconds, total.data_wait)
 
         run("training", epoch, loader, total, self.step, self.queue, report)
         self.position.trained = True

@@ -13,10 +13,15 @@ except ImportError:  # on Windows
     resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
+# cuDNN says this where it lacks the memory for its workspaces, and where it has no kernel
+_NO_ENGINE = "unable to find an engine to execute this computation"
 # what CUDA and its libraries say where the GPU has no memory left
 _CUDA = re.compile(
-    r"CUDA out of memory(.*? is free)?|CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED"
+    r"CUDA out of memory(.*? is free)?|(CUDA error|Triton Error \[CUDA\]): out of memory"
+    r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
+    rf"|Failed to CUDA calloc|{_NO_ENGINE}"
 )
+LITTLE = 2**29  # bytes: cuDNN's workspaces take up to some hundred MiB
 # what Python, the dynamic linker, PyTorch and oneDNN say where they get no memory
 _SIGNS = re.compile(
     r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc|out of memory"
@@ -61,17 +66,24 @@ def out_of_memory(shape, device, advice):
         shape = " x ".join(map(str, shape))
         more = f"{needed[1]} more were" if needed else "more was"
         need = f"{more} needed for an input of {shape}"
-        raise OutOfMemory(f"out of memory on {_where(device)}: {need}", advice) from None
+        place, free = _where(device)
+        if device.type == "cuda":
+            advice += ", or set PYTORCH_ALLOC_CONF=expandable_segments:True"
+        if _NO_ENGINE in str(error) and free > LITTLE:
+            place += ", or cuDNN has no kernel for this"
+        raise OutOfMemory(f"out of memory on {place}: {need}", advice) from None
 
 
 def _where(device):
+    """The device in words, and its free memory in bytes."""
     if device.type != "cuda":
-        return "the CPU"
+        return "the CPU", 0
     import torch
 
-    free, total = (f"{n / 2**30:.1f} GiB" for n in torch.cuda.mem_get_info(device))
-    peak = f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB"
-    return f"{device} ({free} of {total} free, the run used up to {peak})"
+    free, total = torch.cuda.mem_get_info(device)
+    sizes = (free, total, torch.cuda.max_memory_allocated(device))
+    free_text, total_text, peak = (f"{n / 2**30:.1f} GiB" for n in sizes)
+    return f"{device} ({free_text} of {total_text} free, the run used up to {peak})", free
 
 
 def lacking(error):

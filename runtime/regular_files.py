@@ -55,7 +55,7 @@ def model_file(path):
     return os.path.join(path, "model_best.pth") if os.path.isdir(path) else path
 
 
-def check_input(path, option=""):
+def check(path, option=""):
     """InputError unless the file can be opened; `option` names what gave the path."""
     try:
         opened(path).close()

@@ -39,6 +39,9 @@ def test_large_blocks_are_used_again():
     assert kept < (left / 4 if sys.platform == "linux" else 2 * left), (kept, left)
 
 
+NO_ENGINE = "unable to find an engine to execute this computation"
+
+
 @pytest.mark.parametrize(
     "said, sentence",
     [  # as PyTorch 2.11 and CUDA say it
@@ -54,6 +57,18 @@ def test_large_blocks_are_used_again():
             "CUBLAS_STATUS_ALLOC_FAILED",
         ),
         ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED"),
+        (f"FIND was {NO_ENGINE}", NO_ENGINE),
+        (f"GET was {NO_ENGINE}", NO_ENGINE),
+        (
+            "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+            "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        ),
+        (
+            "NCCL Error 1: unhandled cuda error (run with NCCL_DEBUG=INFO for details)\nLast "
+            "error:\nFailed to CUDA calloc 6291456 bytes",
+            "Failed to CUDA calloc",
+        ),
+        ("Triton Error [CUDA]: out of memory", "Triton Error [CUDA]: out of memory"),
     ],
 )
 def test_a_gpu_without_memory(said, sentence):

@@ -1,0 +1,231 @@
+"""Tests that test_pretended_gpu.py runs on the pretended GPU, see gpu.py."""
+
+import copy
+
+import gpu
+import pytest
+import torch
+from support.detectors import classifier, detector
+
+import dataloader
+import opts
+from dataloader import LAYOUT, Batch, DataLoader, settings
+from datasets import cifar10
+from detection import schedule
+from detection.trainer import Trainer
+from engine.batchnorm import Estimate
+from evaluation import scores
+from models.preresnet import preresnet
+from models.preresnext import preresnext
+from models.resnet import resnet
+from models.resnext import resnext
+from train import setup
+
+pytestmark = pytest.mark.cuda
+GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
+NETS = {
+    "preresnet": lambda: preresnet(8, 10, "cifar", "A"),
+    "resnext_A": lambda: resnext(11, 2, 4, 10, "cifar", "B", "resnext_A"),
+    "preresnext": lambda: preresnext(11, 2, 4, 10, "cifar", "C"),
+}
+LOOP = "-netType resnet -dataset cifar10 -depth 8 -batchSize 4 -nGPU 2 -LR 0.01 -precision "
+
+
+@pytest.fixture
+def waits():
+    """waits(place): how often the host has waited for the GPU there; all of it, without a place."""
+    gpu.WAITS.clear()
+
+    def count(place=""):
+        return sum(n for (_, where), n in gpu.WAITS.items() if place in where)
+
+    return count
+
+
+def images():
+    """CIFAR's form: 32 training and 8 test images of random bytes."""
+    generator = torch.Generator().manual_seed(1)
+    info = {"mean": (125.0, 123.0, 114.0), "std": (63.0, 62.0, 67.0)}
+    for split, count in (("train", 32), ("val", 8)):
+        bytes_ = torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+        info[f"{split}_images"] = bytes_.numpy()
+        info[f"{split}_labels"] = (torch.arange(count) % 10).numpy()
+    return info
+
+
+def run(precision, device):
+    """A trainer and the loaders of both splits."""
+    opt = opts.parse(f"{LOOP}{precision}".split())
+    torch.manual_seed(1)
+    dtype = torch.float64 if precision == "double" else torch.float32
+    model = resnet(8, 10, "cifar", "A").to(device, dtype, memory_format=LAYOUT)
+    both = {"batch_size": opt.batchSize, **settings(opt, device)}
+    loaders = [
+        DataLoader(cifar10.create(images(), opt, split), device, training=split == "train", **both)
+        for split in ("train", "val")
+    ]
+    return setup(opt, model, device), *loaders
+
+
+@pytest.mark.parametrize("precision", ["single", "half", "bfloat16"])
+def test_the_loop_waits_once_an_iteration(precision, waits):
+    trainer, train, val = run(precision, GPU)
+    trainer.train(1, train)
+    trainer.test(1, val)
+    gpu.WAITS.clear()
+    trainer.train(2, train)
+    assert waits() == waits("_report") == train.size() == 8
+    trainer.test(2, val)
+    assert waits() - 8 == waits("_report") - 8 == val.size() == 2
+
+
+def test_a_second_wait_is_found(waits):
+    trainer, train, _ = run("single", GPU)
+    step = trainer._step
+
+    def curious(batch):
+        output, loss = step(batch)
+        assert loss.item() > 0
+        return output, loss
+
+    trainer._step = curious
+    trainer.train(1, train)
+    assert waits("curious") == train.size()
+
+
+def test_what_the_cpu_trains_and_tests():
+    numbers = []
+    for device in (GPU, CPU):
+        trainer, train, val = run("double", device)
+        done, tested = trainer.train(1, train), trainer.test(1, val)
+        numbers.append([done.top1, done.mean_loss, tested.top1, tested.top5])
+        numbers.append([*trainer.model.state_dict().values()])
+    assert numbers[0] == pytest.approx(numbers[2], rel=1e-12)
+    for one, other in zip(numbers[1], numbers[3]):
+        torch.testing.assert_close(one.cpu(), other, rtol=1e-9, atol=1e-12)
+
+
+def test_a_resume():
+    """A second epoch after the state of the first, in a new trainer."""
+    trainer, train, _ = run("single", GPU)
+    trainer.train(1, train)
+    state = copy.deepcopy([trainer.model.state_dict(), trainer.state()])
+    trainer.train(2, train)
+    resumed, train, _ = run("single", GPU)
+    resumed.model.load_state_dict(state[0])
+    resumed.load_state({**state[1], "epoch": 1})
+    resumed.train(2, train)
+    for one, other in zip(*(t.model.state_dict().values() for t in (trainer, resumed))):
+        assert torch.equal(one, other)
+
+
+def failing_once(criterion):
+    fails = iter([True])
+
+    def failing(*arguments):
+        if next(fails, False):
+            raise RuntimeError("FIND was unable to find an engine to execute this computation")
+        return criterion(*arguments)
+
+    return failing
+
+
+@pytest.mark.parametrize("precision", ["single", "half"])
+def test_no_memory_as_cudnn_says_it(precision, capsys):
+    """The first iteration goes on slice by slice, and its loss is that of the whole batch."""
+    losses = []
+    for fails in (False, True):
+        trainer, train, _ = run(precision, GPU)
+        if fails:
+            trainer.criterion = failing_once(trainer.criterion)
+        losses.append(trainer.train(1, train).mean_loss)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert "or cuDNN has no kernel for this: " in capsys.readouterr().err
+
+
+def test_photos(photos):
+    """Workers, pinned memory and a stream of its own: the batches are the CPU's."""
+    opt = opts.parse(["-data", photos, "-batchSize", "5", "-nThreads", "2"])
+    written = gpu.library().pretended_overwritten()
+    found = []
+    for device in (CPU, GPU):
+        loaders = dataloader.create(opt, device)
+        found.append([batch for loader in loaders for batch in loader.run(1)])
+    assert len(found[0]) == len(found[1]) == 5
+    for one, other in zip(*found):
+        assert torch.equal(one.input, other.input.cpu())
+        assert torch.equal(one.target, other.target.cpu())
+    assert gpu.library().pretended_overwritten() == written
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_nets(name):
+    """Forward and backward pass, maps, the dense classifier and re-estimated batch norm."""
+    torch.manual_seed(1)
+    new, input = NETS[name]().double(), torch.randn(6, 3, 32, 32, dtype=torch.float64)
+    found = []
+    for device in (CPU, GPU):
+        net = copy.deepcopy(new).to(device).train()
+        net(input.to(device)).square().mean().backward()
+        gradients = [p.grad.cpu().clone() for p in net.parameters()]
+        net.eval()
+        with torch.no_grad():
+            dense = scores.dense(net.maps(input.to(device)), net.fc, 8)
+        estimate = Estimate(net.train())
+        estimate.add(input.to(device), [3, 2, 1])
+        found.append([*gradients, dense.cpu(), *(total.cpu() for total in estimate.sums)])
+    for one, other in zip(*found):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_pinned_memory_that_is_written_during_a_copy_is_found():
+    before = gpu.library().pretended_overwritten()
+    pinned = torch.zeros(1000).pin_memory()
+    pinned.to(GPU, non_blocking=True)
+    pinned.fill_(1)
+    torch.cuda.synchronize()
+    assert gpu.library().pretended_overwritten() == before + 1
+
+
+class Scenes:
+    """Two images with a box each, as detection/images.py gives them."""
+
+    def target(self, code, width, dtype=torch.float32):
+        boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0]], dtype=dtype)
+        return {"boxes": boxes, "labels": torch.tensor([1 + code])}
+
+
+class Loader:
+    dataset, report_wait = Scenes(), None
+
+    def __init__(self, device, dtype):
+        self.device, self.dtype = device, dtype
+
+    def size(self):
+        return 2
+
+    def run(self, epoch, start=0, stop=None):
+        for n in range(start, 2 if stop is None else stop):
+            generator = torch.Generator().manual_seed(n)
+            image = torch.rand(1, 3, 64, 64, generator=generator, dtype=torch.float64) * 255
+            images = [image.to(self.device, self.dtype)] * 2
+            yield Batch(images, torch.arange(2, device=self.device), [[1, 1]])
+
+
+@pytest.mark.parametrize("precision", ["double", "half"])
+def test_a_detectors_step(precision):
+    """In half precision it runs; in double precision it is the CPU's."""
+    found = {}
+    for device in (CPU, GPU) if precision == "double" else (GPU,):
+        torch.manual_seed(1)
+        model = detector(net=classifier(8, 2, "cifar", "A"))
+        dtype = torch.float64 if precision == "double" else torch.float32
+        loader = Loader(device, dtype)
+        model.to(device, dtype)
+        step = schedule.Step("shared", 0.001, (2,), 2, 0)
+        streams = schedule.streams([step], [loader], 0)
+        trainer = Trainer(model, device, streams, precision=precision)
+        done = trainer.train(1, schedule.epoch_of(streams, 1))
+        found[device] = done.mean_loss, done.losses["objectness"]
+    if precision == "double":
+        assert found[GPU] == pytest.approx(found[CPU], rel=1e-9)
