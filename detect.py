@@ -325,7 +325,7 @@ def setup(opt, checkpoint, images, device):
         elif opt.testOnly:
             raise InputError(f"{opt.retrain} is a classifier: -testOnly needs a detector")
         else:
-            net = models.load_file(opt.retrain)
+            net = models.load_file(opt.retrain, classifier=False)
             if opt.recomputeBN:
                 recompute(opt, net, device)
             settings |= {

@@ -51,7 +51,7 @@ def run(start, argv, end):
 
     with opened(start) as (folder, checkpoint, given, device):
         # Options: given, of the checkpoint, of a net in a file
-        model = models.from_file(checkpoint, start.retrain)
+        model = models.from_file(checkpoint, start.retrain, not start.resetClassifier)
         opt = opts.settle(given, checkpoint, model and model.config)
         opts.check(opt)
         torch.manual_seed(opt.manualSeed)

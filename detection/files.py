@@ -4,6 +4,7 @@ import torch
 
 from detection.net import Detector
 from formats import model_files
+from runtime import regular_files
 from runtime.errors import InputError, shown
 from runtime.options import EXACT, LONGEST
 from storage import atomic, tensors
@@ -14,9 +15,10 @@ _MOST = {"pool": 128, "scale": LONGEST, "largest": LONGEST}
 
 def is_detector(source):
     """The content of a file that holds a detector; None if it holds something else."""
-    if source.startswith("torchvision:") or model_files.kind(source) != "torch":
+    path, _ = regular_files.split_key(source)
+    if source.startswith("torchvision:") or model_files.kind(path) != "torch":
         return None
-    saved = atomic.load(source)
+    saved = atomic.load(path, foreign=True)
     config = saved.get("config") if isinstance(saved, dict) else None
     return saved if isinstance(config, dict) and config.get("net") == model_files.DETECTOR else None
 

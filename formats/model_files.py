@@ -20,7 +20,7 @@ import zlib
 
 import torch
 
-from formats import state_dicts, t7, torch7
+from formats import hubs, state_dicts, t7, torch7
 from runtime import regular_files
 from runtime.errors import InputError, shown
 from runtime.options import LONGEST
@@ -32,16 +32,27 @@ TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
 _LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
-_WHOLE = ("depth", "cardinality", "base_width", "classes")  # numbers of a configuration
+_WHOLE = (
+    "depth",
+    "cardinality",
+    "base_width",
+    "classes",
+    "expansion",
+)  # numbers of a configuration
+_ALONE = "where that runs, torch.save(net.state_dict(), FILE) writes what can be read"
 _METADATA = ("config", "classes", "preprocessing")
 
 
-def read(source):
+def read(source, classifier=True):
     """The content of a model file, or of a name such as "torchvision:resnext50_32x4d".
+
+    FILE:KEY names one of several nets in a file. classifier: whether a state dict of another
+    program needs one, see state_dicts.find.
 
     A bare state dict has no input spec. With an ImageNet stem we take that of torchvision's V1
     weights (shorter side 256, crop 224, bilinear). timm's nets often need bicubic and another size;
-    their `pretrained_cfg` says so. With a CIFAR stem the spec is None.
+    a file of the Hugging Face hub has a config.json beside it that says so. With a CIFAR stem the
+    spec is None.
 
     A .t7 file from `write` has input spec and classes. One from Torch7 has neither; its content has
     an entry "torch7": True.
@@ -50,17 +61,25 @@ def read(source):
     """
     source = os.fspath(source)
     if source.startswith("torchvision:"):
-        return state_dicts.download(source)
-    found = kind(source)
+        return hubs.download(source)
+    path, key = regular_files.split_key(source)
+    found = kind(path)
     if found == "t7":
-        return _read_t7(source)
-    saved = _read_safetensors(source) if found == "safetensors" else atomic.load(source)
+        return _read_t7(path)
+    metadata = {}
+    if found == "safetensors":
+        saved, metadata = _read_safetensors(path)
+    else:
+        saved = atomic.load(path, foreign=True)
+    if isinstance(saved, archives.Skipped):
+        raise InputError(
+            f"{path} holds an object, a {saved.name}, whose code it would need: {_ALONE}"
+        )
     if not isinstance(saved, dict):
-        raise InputError(f"{source} holds no state dict: save that of a net, net.state_dict()")
-    config = saved.get("config")
-    if isinstance(config, dict) and "net" in config:
-        return _own_content(source, saved)
-    return _bare_content(source, saved)
+        raise InputError(f"{path} holds no state dict: save that of a net, net.state_dict()")
+    if saved.keys() >= {"model", *_METADATA}:
+        return _own_content(path, saved)
+    return _bare_content(source, path, saved, metadata, key, classifier)
 
 
 def write(path, content):
@@ -132,7 +151,7 @@ def _unpacked(path):
 
 def is_t7(path):
     """Whether a file is Torch7's."""
-    return kind(path) == "t7"
+    return kind(regular_files.split_key(path)[0]) == "t7"
 
 
 def load_t7(path):
@@ -154,11 +173,12 @@ def describe(content):
 
 def _own_content(path, saved):
     """The content of a file of ours, checked before a net is built from its configuration."""
-    state, config = saved.get("model"), saved["config"]
+    state, config = saved["model"], saved["config"]
     check_state(path, state)
-    if config["net"] == DETECTOR:
+    net = config.get("net") if isinstance(config, dict) else None
+    if net == DETECTOR:
         raise InputError(f"{path} holds a detector: detect.py trains, tests and shows it")
-    if not isinstance(config["net"], str) or "fc.weight" not in state:
+    if not isinstance(net, str) or "fc.weight" not in state:
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
     check_config(path, config, state)
     classes, outputs = saved.get("classes"), len(state["fc.weight"])
@@ -182,21 +202,27 @@ def check_config(path, config, state):
             raise InputError(f"{path} is damaged: it has too few weights for {name} {value}")
 
 
-def _bare_content(path, saved):
-    """The content of a bare state dict: its configuration is inferred."""
-    state_dicts.refuse_blurred(path, saved)
-    state = state_dicts.plain(saved)
+def _bare_content(source, path, saved, metadata, key, classifier):
+    """The content of what another program saved: a state dict, whose configuration is inferred."""
+    hub = hubs.config(path)
+    hubs.refuse_blurred(path, saved, metadata, hub)
+    try:
+        state = state_dicts.find(saved, key, classifier)
+    except InputError as error:
+        raise InputError(f"{source} is no net of this program: {error}") from None
+    state_dicts.count_batches(state)
     check_state(path, state)
+    state_dicts.convert(state)
     try:
         config = state_dicts.infer(state)
     except InputError as error:
         raise InputError(f"{path} is no net of this program: {error}") from None
-    for name in [name for name in state if name.endswith("running_var")]:
-        # state dicts from before PyTorch 0.4.1 do not have it
-        counter = name.replace("running_var", "num_batches_tracked")
-        state.setdefault(counter, torch.tensor(0))
-    spec = state_dicts.V1 if config["stem"] == "imagenet" else None
-    return {"model": state, "config": config, "classes": None, "preprocessing": spec}
+    spec = hubs.V1 if config["stem"] == "imagenet" else None
+    spec = checked_spec(path, hubs.input_spec(hub)) or spec
+    classes = hubs.class_names(hub, config["classes"])
+    if classes is not None and not _are_names(classes, config["classes"]):
+        classes = None
+    return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
 
 
 def check_state(path, state):
@@ -259,7 +285,7 @@ def checked_spec(path, found):
 
 
 def _read_safetensors(path):
-    """What a .pth would hold: content of ours, or a bare state dict."""
+    """What a .pth would hold, content of ours or a bare state dict; and the file's metadata."""
     safetensors = _safetensors(path)
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
@@ -270,14 +296,13 @@ def _read_safetensors(path):
         raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
     except MemoryError as error:
         raise InputError(f"cannot read {path}: {error}") from None
-    if "config" not in metadata:
-        state_dicts.refuse_blurred(path, {}, metadata)
-        return state
+    if not metadata.keys() >= set(_METADATA):
+        return state, metadata
     try:
-        found = {name: json.loads(metadata.get(name, "null")) for name in _METADATA}
+        found = {name: json.loads(metadata[name]) for name in _METADATA}
     except (ValueError, RecursionError):
         raise InputError(f"{path} is damaged: its metadata is not JSON") from None
-    return {"model": state} | archives.plain(found, path)
+    return {"model": state} | archives.plain(found, path), metadata
 
 
 def _write_safetensors(path, content):
@@ -317,6 +342,8 @@ def _write_t7(path, content):
         raise InputError(
             f"{path}: Torch7 has no net {config['net']}, only {', '.join(TORCH7_NETS)}"
         )
+    if config.get("expansion", 4) != 4:
+        raise InputError(f"{path}: the original's ResNeXt has blocks of expansion 4 only")
     if config.get("preactivation"):
         config = {**config, "net": "preresnext"}
     tree = torch7.to_t7(config, content["model"])

@@ -1,79 +1,191 @@
-"""Nets of torchvision and timm: infers a bare state dict's configuration; downloads weights.
+"""State dicts of other programs: found in what was saved, renamed, and their net inferred.
 
-Our layers have torchvision's names, so a state dict needs no renaming. It does not contain the
-configuration of its net, which is inferred from names and shapes.
+Our layers have torchvision's names. A state dict does not contain the configuration of its net,
+which is inferred from names and shapes.
 """
 
-import contextlib
-import json
-import os
 import re
-import sys
 
 import torch
+from torch.nn import functional as F
 
-from runtime import regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, shown
+from storage import archives
 
-# The nets that torchvision has too; a wide ResNet is a ResNeXt of cardinality 1 and base width 128
-NETS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-    *("wide_resnet50_2", "wide_resnet101_2"),
-)
-
-# The input spec of torchvision's V1 weights ("resize": Pillow's kernel instead of Torch's)
-V1 = {
-    **{"scale": 256, "crop": 224, "largest": 1},
-    **{"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resize": "bilinear"},
-}
-
-# Entries in which training programs save the weights; averaged ones first, since those are tested
-_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
-# of DataParallel, of torch.compile, and of a net in a module of Lightning
-_PREFIXES = re.compile(r"(?:module\.|_orig_mod\.|model\.|net\.)*")
-# timm's nets that blur before they subsample: their weights have a plain ResNet's names and shapes
-_BLURRED = re.compile(r"(?:resnetaa50|resnetblur18|resnetblur50)(?![a-z0-9])")
-_NAME = re.compile(
-    r"(?:(?:layer\d+\.\d+\.)?(?:conv\d|bn\d)|layer\d+\.\d+\.downsample\.[01]|fc)"
+# Names of other programs, and ours. Each rule applies to what those before it have made.
+_RENAMED = [
+    (re.compile(pattern), ours)
+    for pattern, ours in (
+        # prlz77/ResNeXt.pytorch and bearpaw/pytorch-classification
+        (r"^conv_1_3x3\.", "conv1."),
+        (r"^bn_1\.", "bn1."),
+        (r"^stage_(\d)\.stage_\d_bottleneck_", r"layer\1."),
+        (r"\.(conv|bn)_reduce\.", r".\g<1>1."),
+        (r"\.conv_conv\.", ".conv2."),
+        (r"\.bn\.", ".bn2."),
+        (r"\.(conv|bn)_expand\.", r".\g<1>3."),
+        (r"\.shortcut\.shortcut_conv\.", ".downsample.0."),
+        (r"\.shortcut\.shortcut_bn\.", ".downsample.1."),
+        # kuangliu/pytorch-cifar
+        (r"\.shortcut\.", ".downsample."),
+        # clcarwin/convert_torch_to_pytorch and Cadene: places in the Lua's tree of a ResNeXt
+        (r"^0\.", "conv1."),
+        (r"^1\.", "bn1."),
+        *((rf"^{stage + 3}\.(\d+)\.0\.(?=[01]\.)", rf"layer{stage}.\1.") for stage in range(1, 5)),
+        (r"^(layer\d\.\d+)\.0\.0\.0\.", r"\1.conv1."),
+        (r"^(layer\d\.\d+)\.0\.0\.1\.", r"\1.bn1."),
+        (r"^(layer\d\.\d+)\.0\.0\.3\.", r"\1.conv2."),
+        (r"^(layer\d\.\d+)\.0\.0\.4\.", r"\1.bn2."),
+        (r"^(layer\d\.\d+)\.0\.1\.", r"\1.conv3."),
+        (r"^(layer\d\.\d+)\.0\.2\.", r"\1.bn3."),
+        (r"^(layer\d\.\d+)\.1\.", r"\1.downsample."),
+    )
+]
+# The first convolution, with what wrappers put before it: module. model. backbone. and so on
+_FIRST = re.compile(r"((?:.+\.)?)(?:conv1|conv_1_3x3|0)\.weight")
+_TRUNK = re.compile(
+    r"(?:(?:layer\d+\.\d+\.)?(?:conv\d|bn\d)|layer\d+\.\d+\.downsample\.[01])"
     r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
 )
+_OF_A_TRUNK = re.compile("conv|bn|layer|norm|stem")  # how the names of other trunks begin
+_CLASSIFIER = re.compile(
+    r"((?:.+\.)?(?:fc|fc\.\d|linear|last_linear|classifier|head|10\.1))\.(weight|bias)"
+)
+# Of two nets in a file the second is meant: that which is tested, that which is trained
+_PREFERRED = (
+    ("state_dict", "state_dict_ema"),
+    ("model", "model_ema"),
+    ("encoder_k", "encoder_q"),
+)
 
 
-def plain(saved):
-    """The state dict in a training program's checkpoint, its names without wrappers' prefixes."""
-    for name in _WRAPPERS:
-        if isinstance(saved.get(name), dict):
-            saved = saved[name]
-            break
-    state = {_PREFIXES.sub("", str(name), 1): tensor for name, tensor in saved.items()}
-    state.pop("n_averaged", None)  # of torch.optim.swa_utils.AveragedModel
-    return state
+def find(saved, key=None, classifier=True):
+    """The state dict of the net in what a program saved, under our names.
 
-
-def refuse_blurred(path, saved, metadata=None):
-    """InputError if something says that a file has a net of timm that blurs (_BLURRED).
-
-    saved, metadata: the checkpoint, and a safetensors file's metadata. Other sources are the file's
-    name and timm's config.json on the Hugging Face hub.
+    key: which of several nets, by the keys and prefixes before its entries. classifier: whether
+    one is needed; if not, it may be missing or of another kind, and is then one output of zeros.
+    InputError says which entry has no place in our nets.
     """
-    folder, file = os.path.split(path)
-    args = saved.get("args")  # of timm's train.py
-    names = [file, saved.get("arch"), args.get("model") if isinstance(args, dict) else None]
-    names.append((metadata or {}).get("architecture"))
-    if file in ("model.safetensors", "pytorch_model.bin"):
-        with (
-            contextlib.suppress(OSError, ValueError, AttributeError, RecursionError),
-            regular_files.opened(os.path.join(folder, "config.json")) as config,
-        ):
-            names.append(json.loads(config.read(1 << 20)).get("architecture"))
-    for name in names:
-        found = _BLURRED.match(name) if isinstance(name, str) else None
-        if found:
+    place, entries, prefix = _chosen(saved, key)
+    trunk, rest, misfits = {}, {}, []
+    for name, tensor in entries.items():
+        ours = _renamed(name[len(prefix) :]) if name.startswith(prefix) else ""
+        if _TRUNK.fullmatch(ours):
+            trunk[ours] = tensor
+        elif _OF_A_TRUNK.match(ours):
+            misfits.append(name)
+        elif name.rpartition(".")[2] != "n_averaged":  # of torch.optim.swa_utils.AveragedModel
+            rest[name] = tensor
+    if "layer1.0.conv1.weight" not in trunk:
+        misfits = [name for name in entries if _renamed(name) not in trunk] or [""]
+    if misfits:
+        fault = f"{shown(misfits[0])} has no place in" if misfits[0] else "most is missing from"
+        raise InputError(f"{fault} a ResNet or ResNeXt")
+    matches = list(filter(None, map(_CLASSIFIER.fullmatch, rest)))
+    last = matches[0][1] if len({match[1] for match in matches}) == 1 else None  # two are an MLP
+    trunk |= {f"fc.{match[2]}": rest.pop(match[0]) for match in matches if last}
+    if last is None and classifier:
+        raise InputError(
+            "it has no classifier, no fc.weight: extract_features.py needs none, and for training"
+            " -resetClassifier true makes one"
+        )
+    if rest and classifier and key is None:
+        hint = f" (FILE:{place} takes that net alone)" if place else ""
+        raise InputError(f"{shown(next(iter(rest)))} has no place in a ResNet or ResNeXt{hint}")
+    if last and last.endswith("linear") and not any("downsample" in name for name in trunk):
+        raise InputError(
+            "it is akamaster's: a classifier called linear, and shortcuts without weights, which"
+            " pad channels on both sides where ours pad behind"
+        )
+    if last is None or (rest and not classifier):
+        trunk |= _no_classifier(trunk)
+    return trunk
+
+
+def _chosen(saved, key):
+    """(place, entries, prefix) of the one net in what was saved, or of that which `key` names."""
+    found, largest = {}, {}
+    for place, entries in _state_dicts(saved):
+        largest = max(largest, entries, key=len)
+        for prefix in _prefixes(entries):
+            found[f"{place}{prefix}".rstrip(".")] = (entries, prefix)
+    parts = {place: place.split(".") for place in found}
+    for worse, better in _PREFERRED:
+        if any(better in words for words in parts.values()):
+            parts = {place: words for place, words in parts.items() if worse not in words}
+    if key is not None:
+        parts = {place: words for place, words in parts.items() if f".{key}." in f".{place}."}
+        if not parts:
             raise InputError(
-                f"{path} is timm's {found[0]}, which blurs before it subsamples: no net of this"
-                " program does"
+                f"it has no net {shown(key)}: {', '.join(map(shown, found)) or 'none'}"
             )
+    if len(parts) > 1:
+        places = ", ".join(parts)
+        raise InputError(f"it has {len(parts)} nets, {places:.300}: name one as FILE:{min(parts)}")
+    if not largest:
+        objects = [part.name for part in saved.values() if isinstance(part, archives.Skipped)]
+        held = f", but objects that need code, such as a {objects[0]}" if objects else ""
+        raise InputError(f"it holds no state dict{held}: save that of a net, net.state_dict()")
+    place = next(iter(parts), "")
+    return place, *found.get(place, (largest, ""))
+
+
+def _state_dicts(value, place=""):
+    """(keys before it, its tensors) of each dict that has tensors, in nested dicts."""
+    parts = value.items() if isinstance(value, dict) else ()
+    tensors = {str(name): part for name, part in parts if isinstance(part, torch.Tensor)}
+    if tensors:
+        yield place, tensors
+    for name, part in parts:
+        yield from _state_dicts(part, f"{place}{name}.")
+
+
+def _prefixes(entries):
+    """What stands before the names of each net in a state dict."""
+    for name, tensor in entries.items():
+        match = _FIRST.fullmatch(name)
+        if match and tensor.ndim == 4 and tensor.shape[1] == 3:
+            prefix = match[1]
+            names = (_renamed(n[len(prefix) :]) for n in entries if n.startswith(prefix))
+            if "layer1.0.conv1.weight" in names:
+                yield prefix
+
+
+def _renamed(name):
+    for pattern, ours in _RENAMED:
+        name = pattern.sub(ours, name)
+    return name
+
+
+def count_batches(state):
+    """Give each batch norm a count of batches, which our nets do not use.
+
+    There is none before PyTorch 0.4.1; it may be inf where a program made all tensors half.
+    """
+    for name in [name for name in state if name.endswith("running_var")]:
+        counter = name.replace("running_var", "num_batches_tracked")
+        if counter not in state or state[counter].is_floating_point():
+            state[counter] = torch.tensor(0)
+
+
+def convert(state):
+    """Give a state dict the shapes and entries of ours; the net stays the same function."""
+    first = state.get("conv1.weight")
+    if first is not None and first.shape[2:] == (1, 1):  # kuangliu's ResNeXt-29
+        state["conv1.weight"] = F.pad(first, (1, 1, 1, 1))
+    for name in [name for name in state if re.search(r"(?:conv\d|downsample\.0)\.bias$", name)]:
+        # as in the released nets of fb.resnet.torch; the batch norm after it absorbs it
+        norm = name.replace("conv", "bn").replace("downsample.0", "downsample.1")
+        mean = norm.replace("bias", "running_mean")
+        if mean in state and state[mean].shape == state[name].shape:
+            state[mean] = state[mean] - state.pop(name)
+
+
+def _no_classifier(trunk):
+    """A classifier of one output that is always 0."""
+    convs = [t for n, t in trunk.items() if re.fullmatch(r"layer\d+\.\d+\.conv\d\.weight", n)]
+    zeros = convs[-1].new_zeros(1, len(convs[-1]) if convs[-1].ndim else 1)
+    return {"fc.weight": zeros, "fc.bias": zeros[0, :1].clone()}
 
 
 def infer(state):
@@ -81,16 +193,17 @@ def infer(state):
 
     It is inferred from a few entries; models/loading.py checks that all others fit. InputError
     names an entry that no ResNet or ResNeXt has. What weights cannot show is assumed to be as in
-    our nets: the stride is in the 3x3 convolution, with no blur before it (see `refuse_blurred`).
+    our nets: the stride is in the 3x3 convolution, with no blur before it (see hubs.py).
     """
-    for name in state:
-        if not _NAME.fullmatch(name):
-            raise InputError(f"{name!r:.80} has no place in a ResNet or ResNeXt")
     kernel = _shape(state, "conv1.weight", 4)[-1]
     if kernel not in (3, 7):
         raise InputError(f"conv1.weight has a kernel of {kernel}, not 7 (ImageNet) or 3 (CIFAR)")
     large = kernel == 7
     blocks = {name.split(".conv")[0] for name in state if re.match(r"layer\d+\.\d+\.conv1", name)}
+    stages, own = len({name.split(".")[0] for name in blocks}), 4 if large else 3
+    if stages != own:
+        stem = f"a {kernel}x{kernel} first convolution"
+        raise InputError(f"it has {stages} stages after {stem}, where our nets have {own}")
     bottleneck = "layer1.0.conv3.weight" in state
     config = {
         "net": "resnet",
@@ -105,6 +218,8 @@ def infer(state):
         cardinality = width // max(inputs, 1)
         config |= {"net": "resnext", "cardinality": cardinality}
         config |= {"base_width": width // max(cardinality, 1), "bottleneck": form}
+        expansion = _shape(state, "layer1.0.conv3.weight", 4)[0] // 64
+        config |= {"expansion": expansion} if expansion != 4 else {}
     return config
 
 
@@ -121,40 +236,3 @@ def _shortcut_type(state):
     if not convs:
         return "A"
     return "C" if any(conv.shape[:1] == conv.shape[1:2] for conv in convs) else "B"
-
-
-def download(name):
-    """The content (see model_files.py) of "torchvision:NET", or "torchvision:NET:WEIGHTS".
-
-    WEIGHTS is a name such as IMAGENET1K_V1; the default is torchvision's. They are downloaded
-    once, into torch.hub's folder.
-    """
-    from torchvision.models import get_model_weights  # takes a second, which other files save
-
-    net, _, member = name.removeprefix("torchvision:").partition(":")
-    if net not in NETS:
-        raise InputError(f"{name} is unknown: after torchvision: comes one of {', '.join(NETS)}")
-    known = get_model_weights(net)
-    if member and member not in known.__members__:
-        names = ", ".join(weights.name for weights in known)
-        raise InputError(f"{name} is unknown: the weights of {net} are {names}")
-    weights = known[member] if member else known.DEFAULT
-    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
-    try:
-        state = weights.get_state_dict(
-            progress=sys.stderr.isatty(), check_hash=True, weights_only=True
-        )
-    except Exception as error:  # network, disk, hash or damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"cannot get {name}: neither a good copy in {folder} nor {weights.url} ({reason})"
-        ) from None
-    transform = weights.transforms()
-    spec = {
-        **{"scale": transform.resize_size[0], "crop": transform.crop_size[0], "largest": 1},
-        **{"mean": tuple(transform.mean), "std": tuple(transform.std)},
-        "resize": transform.interpolation.value,
-    }
-    classes = list(weights.meta["categories"])
-    config = infer(state)
-    return {"model": state, "config": config, "classes": classes, "preprocessing": spec}

@@ -21,15 +21,18 @@ from runtime.terminal import note, say
 from storage import tensors
 
 
-def from_file(checkpoint, source):
-    """The net of a resumed run's checkpoint, else of a model file, or None (source "none")."""
+def from_file(checkpoint, source, classifier=True):
+    """The net of a resumed run's checkpoint, else of a model file, or None (source "none").
+
+    classifier: as in `load_file`.
+    """
     if checkpoint is not None:
         say(f"=> Resuming model from {checkpoint['modelFile']}")
         return load_file(checkpoint["modelFile"])
     if source == "none":
         return None
     say(f"Loading model from file: {source}")
-    return load_file(source)
+    return load_file(source, classifier)
 
 
 def setup(opt, model, checkpoint, classes, device):
@@ -67,27 +70,30 @@ def build(opt, classes):
     return importlib.import_module(f"models.{opt.netType}").create(opt, classes)
 
 
-def load(source, device="cpu"):
+def load(source, device="cpu", classifier=True):
     """A model ready to use: `model(model.transform(image)[None])` gives the scores of an image.
 
     `source` is what model_files.read takes: a file of ours, of Torch7, or of torchvision or timm;
     or a name such as "torchvision:resnext50_32x4d". The model is in evaluation mode and float32,
     as are transformed images: half-precision weights are converted. It has `classes` (a list of
-    names, or None) and `transform` (from an image file or array to a tensor).
+    names, or None) and `transform` (from an image file or array to a tensor). With classifier
+    False, weights of other programs need none (`model.features` takes images then).
     """
-    model = load_file(source).to(device, torch.float32).eval()
+    model = load_file(source, classifier).to(device, torch.float32).eval()
     model.transform = InputTransform(model.input_spec)
     return model
 
 
-def load_file(source):
+def load_file(source, classifier=True):
     """A net from a file, with its weights, class names and input spec.
+
+    classifier: whether it needs one; if not, a net of another program may have one output of zeros.
 
     The net is built on the meta device and then uses the file's tensors themselves. So only tensors
     that share memory are copied, and a configuration that claims more weights than the file has
     takes no memory.
     """
-    content = model_files.read(source)
+    content = model_files.read(source, classifier)
     try:
         with torch.device("meta"):
             model = from_config(content["config"])

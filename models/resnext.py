@@ -92,10 +92,12 @@ def resnext(
     shortcut="B",
     bottleneck="resnext_C",
     preactivation=False,
+    expansion=4,
 ):
     """A ResNeXt-`depth` of `cardinality` paths with `base_width` channels each in the first stage.
 
-    `bottleneck` "resnet" is the block of ResNet; it ignores cardinality and base width.
+    `bottleneck` "resnet" is the block of ResNet; it ignores cardinality and base width. A block of
+    the first stage has 64 x `expansion` outputs; other programs' nets have other numbers than 4.
     """
     return aggregated({"net": "resnext", **locals()}, preactivation)
 
@@ -113,7 +115,7 @@ def aggregated(config, preactivation=False):
         )
 
     def block(inputs, planes, stride, activation):
-        outputs = planes * 4
+        outputs = planes * config.get("expansion", 4)
         if bottleneck == "resnet":
             return Bottleneck(inputs, outputs, stride, shortcut, activation, width=planes)
         d = planes * base_width // 64

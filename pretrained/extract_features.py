@@ -47,7 +47,7 @@ def main(arguments):
 
     from pretrained import inference
 
-    model = inference.load_folded(words[0])
+    model = inference.load_folded(words[0], classifier=False)
     if not hasattr(model, "features"):
         net = model.config["net"]
         raise InputError(f"{words[0]}: the net {net} has no function features(images)")

@@ -13,13 +13,15 @@ from runtime import regular_files
 from runtime.terminal import complain
 
 
-def load_folded(source):
-    """A model ready for inference, on the GPU if there is one."""
+def load_folded(source, classifier=True):
+    """A model ready for inference, on the GPU if there is one; `classifier` as in models.load."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
     # float32 whatever the file holds, as the Lua's :cuda() makes it
     source = regular_files.model_file(source)
-    model = models.load(source, device).to(torch.float32, memory_format=torch.channels_last)
+    model = models.load(source, device, classifier).to(
+        torch.float32, memory_format=torch.channels_last
+    )
     return folded(model)
 
 

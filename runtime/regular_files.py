@@ -51,14 +51,26 @@ def read_bytes(path, most):
 
 
 def model_file(path):
-    """The file of a model: a run folder stands for the best model in it."""
-    return os.path.join(path, "model_best.pth") if os.path.isdir(path) else path
+    """The file of a model. A folder stands for it: of a run, or of a model from the hub."""
+    if not os.path.isdir(path):
+        return path
+    names = ("model_best.pth", "model.safetensors", "pytorch_model.bin")
+    paths = [os.path.join(path, name) for name in names]
+    return next(filter(os.path.isfile, paths), paths[0])
+
+
+def split_key(path):
+    """(file, key) of a path that may be FILE:KEY, where KEY names a net in the file; else None."""
+    file, _, key = path.rpartition(":")
+    return (
+        (file, key) if key and not os.path.exists(path) and os.path.isfile(file) else (path, None)
+    )
 
 
 def check(path, option=""):
     """InputError unless the file can be opened; `option` names what gave the path."""
     try:
-        opened(path).close()
+        opened(split_key(path)[0]).close()
     except FileNotFoundError:
         raise InputError(f"File not found: {path}{option}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path

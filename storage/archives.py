@@ -9,7 +9,9 @@ can also call functions that take any amount of memory. torch.load runs no code 
 follows these instructions, so every instruction is checked before.
 """
 
+import _compat_pickle
 import argparse
+import collections
 import itertools
 import mmap
 import pickletools
@@ -31,23 +33,67 @@ _PLAIN = re.compile(
     r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
     r"|torch\.nn\.parameter Parameter|collections (OrderedDict|Counter)|argparse Namespace"
 )
+# What PyTorch itself would call, or what has no place beside weights: refused and never replaced
+_CALLED = re.compile(
+    r"torch(?!\.(?:nn|optim)\b)[. ].*|(?:nt|os|posix|sys|subprocess) .*"
+    r"|(?:__builtin__|builtins) (?!(?:set|frozenset|complex|object|slice|range|list|dict|tuple|int"
+    r"|long|float|str|unicode|bool)$).*"
+)
+_LONGEST_BYTES = 8192  # of bytes, which protocol 2 spells as a text and its encoding
 _GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
 _OTHERS = ("PROTO", "STOP", "EMPTY_LIST", "EMPTY_DICT")
 _ATOM = [1]
 
 
-def verify(file, path):
+class Skipped(list):
+    """What stands for an object of another program: it runs no code."""
+
+    name = "object"
+
+    def __new__(cls, *_, **__):
+        return list.__new__(cls)
+
+    def __init__(self, *_, **__):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+class _SkippedDict:
+    """As Skipped, for what a pickle fills like a dict: it becomes one."""
+
+    def __new__(cls, *_, **__):
+        return collections.OrderedDict()
+
+
+def replacements(asked):
+    """What takes the place of the objects that `verify` returned: for torch's safe_globals."""
+    found = []
+    for argument, is_dict in asked.items():
+        module, _, name = argument.partition(" ")
+        # torch.load replaces Python 2's names by Python 3's
+        modern = _compat_pickle.IMPORT_MAPPING.get(module, module), name
+        name = ".".join(_compat_pickle.NAME_MAPPING.get((module, name), modern))
+        made = type("Skipped", (_SkippedDict if is_dict else Skipped,), {"name": name})
+        found.append((made, name))
+    return found
+
+
+def verify(file, path, foreign=False):
     """Verify a file of torch.save, open for reading: records, checksums, pickles.
 
     torch.load does not verify checksums; this takes 1 s for 2 GB. A file from before PyTorch 1.6 is
     no zip archive and has no checksums. InputError if the file asks for what torch.save does not
-    write; any other exception if it is damaged, or crafted to look damaged.
+    write; any other exception if it is damaged, or crafted to look damaged. Returns what
+    verify_pickle does.
     """
+    asked = {}
     if file.read(4) != b"PK\3\4":  # as torch.load tells them apart
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             for _ in range(5):  # pickles, before its numbers
-                verify_pickle(data, path)
-        return
+                asked |= verify_pickle(data, path, foreign)
+        return asked
     with zipfile.ZipFile(file) as archive:
         verify_layout(file, archive)
         # all are 0 after torch.serialization.set_crc32_options(False)
@@ -58,7 +104,8 @@ def verify(file, path):
         for record in archive.infolist():
             if record.filename.endswith("data.pkl"):
                 with archive.open(record) as data:
-                    verify_pickle(data, path)
+                    asked |= verify_pickle(data, path, foreign)
+    return asked
 
 
 def verify_layout(file, archive):
@@ -86,13 +133,16 @@ def verify_layout(file, archive):
         raise ValueError("its records overlap their directory")
 
 
-def verify_pickle(file, path):
+def verify_pickle(file, path, foreign=False):
     """Verify one pickle in a file that is open for reading; ValueError if it is damaged.
 
     InputError if the pickle asks for more than tensors and plain values, if a key holds other
-    values, or if there are more than MOST values, each counted as often as it is referred to.
+    values, or if there are more than MOST values, each counted as often as it is referred to. Of
+    a foreign file, returns what else it asks for: {"module name": whether a dict is made of it}.
     """
     stack, marks, memo = [], [], {}  # each value is [weight]: 1 and the weights of its content
+    # a global, and what is made of it, have its name behind the weight
+    asked, longest = {}, 0
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
         name = code.name
         if name == "MARK":
@@ -101,10 +151,23 @@ def verify_pickle(file, path):
             stack.append(memo[argument])
         elif name in ("BINPUT", "LONG_BINPUT"):
             memo[argument] = stack[-1]
+        elif name == "GLOBAL":
+            if not _PLAIN.fullmatch(argument):
+                if not foreign or _CALLED.fullmatch(argument):
+                    raise _more(path, argument, foreign)
+                asked[argument] = asked.get(argument, False)
+            stack.append([1, argument])
         elif not code.stack_before and name not in _OTHERS:
-            _verify_argument(name, argument, path)
+            _verify_argument(argument, path)
+            longest = max(longest, len(argument) if isinstance(argument, str) else 0)
             stack.append(_ATOM)
-        elif name not in ("PROTO", "STOP"):
+        elif name == "PROTO":
+            if argument > 2:
+                raise InputError(
+                    f"{path} is of pickle protocol {argument}: save it again with torch.save, "
+                    "which writes protocol 2 unless pickle_protocol says another"
+                )
+        elif name != "STOP":
             grows, marked = name in _GROWING, pickletools.markobject in code.stack_before
             start = marks.pop() if marked else len(stack) - len(code.stack_before) + grows
             taken = stack[start:]
@@ -112,27 +175,39 @@ def verify_pickle(file, path):
             if name.startswith("SETITEM") and any(cell[0] > 1 for cell in taken[::2]):
                 raise InputError(f"{path} has a key that holds other values: no name or number")
             weight = sum(cell[0] for cell in taken)
-            if grows and stack[-1] is _ATOM:
-                raise ValueError("it fills what can hold nothing")
+            made = taken[0][1:] if name in ("REDUCE", "NEWOBJ") else []
+            if made == ["_codecs encode"] and weight != 4:  # itself, a tuple, and two texts in that
+                raise _more(path, *made, foreign)
             if grows:
+                filled, *of = stack[-1]
+                if stack[-1] is _ATOM or (of and filled == 1):  # a global itself
+                    raise ValueError("it fills what can hold nothing")
                 stack[-1][0] += weight
+                if name.startswith("SETITEM") and asked.keys() & of:
+                    asked[of[0]] = True
             else:
-                stack.append([1 + weight])
+                stack.append([1 + weight, *made])
             if stack[-1][0] > MOST:
                 raise _too_many(path)
         if count > 2 * MOST:
             raise _too_many(path)
+    if "_codecs encode" in asked and longest > _LONGEST_BYTES:
+        raise _more(path, "_codecs encode", foreign)
+    return asked
 
 
-def _verify_argument(name, argument, path):
-    if name == "GLOBAL" and not _PLAIN.fullmatch(argument):
-        what = f"it asks for {argument.replace(' ', '.')}, which could run code or take memory"
-        raise InputError(f"{path} holds more than tensors and plain values: {what}")
+def _more(path, argument, foreign):
+    what = f"it asks for {argument.replace(' ', '.')}, which could run code or take memory"
+    hint = "; torch.save(net.state_dict(), FILE) writes what can be read" if foreign else ""
+    return InputError(f"{path} holds more than tensors and plain values: {what}{hint}")
+
+
+def _verify_argument(argument, path):
     if type(argument) is int and abs(argument) >= _LARGEST and argument != _MAGIC:
         raise InputError(f"{path} holds an integer of {argument.bit_length()} bits: at most 63")
 
 
-def plain(value, path):
+def plain(value, path, foreign=False):
     """A copy of a value that was read, made of plain dicts, lists, tuples and tensors.
 
     A file can give its dicts and parameters attributes such as `items` and `numel`, which would
@@ -148,6 +223,8 @@ def plain(value, path):
     def copy(value, depth=0):
         if next(count) > MOST or depth > _DEEPEST:
             raise _too_many(path)
+        if foreign and isinstance(value, Skipped):
+            return value
         # methods of the class, because the value may hide them
         if isinstance(value, torch.Tensor):
             value = torch.Tensor.detach(value).resolve_neg()
@@ -161,6 +238,8 @@ def plain(value, path):
                 [copy(part, depth + 1) for part in value]
             )
         if not isinstance(value, leaves):
+            if foreign:  # such as a set, or bytes
+                return Skipped()
             what = f"a {type(value).__name__}"
             raise InputError(f"{path} holds more than tensors and plain values: {what}")
         return value

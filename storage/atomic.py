@@ -19,8 +19,11 @@ class Damaged(InputError):
     """A file that is missing, truncated or changed. The caller may fall back to an older one."""
 
 
-def load(path):
+def load(path, foreign=False):
     """What `save` wrote, on the CPU. InputError for any other file.
+
+    foreign: in a file of another program, objects beside tensors and plain values are replaced by
+    archives.Skipped instead of being refused.
 
     Only tensors and plain values are read (weights_only): a pickle that would run code is refused,
     and so is one that would take more memory or time than its size suggests (archives.py).
@@ -30,12 +33,12 @@ def load(path):
 
     try:
         with regular_files.opened(path) as file:
-            archives.verify(file, path)
+            skipped = archives.replacements(archives.verify(file, path, foreign))
             file.seek(0)
             # training programs often save their options too: a Namespace, which only holds values
-            with torch.serialization.safe_globals([argparse.Namespace]):
+            with torch.serialization.safe_globals([argparse.Namespace, *skipped]):
                 value = torch.load(file, map_location="cpu", weights_only=True)
-        return archives.plain(value, path)
+        return archives.plain(value, path, foreign)
     except InputError:
         raise
     except FileNotFoundError:

@@ -185,6 +185,6 @@ def test_as_a_command_from_anywhere(net, album):
 
 def test_a_net_without_features(monkeypatch):
     net = types.SimpleNamespace(config={"net": "own"})
-    monkeypatch.setattr(inference, "load", lambda source: net)
+    monkeypatch.setattr(inference, "load_folded", lambda source, classifier: net)
     with pytest.raises(InputError, match=r"own.pth: the net own has no function features\(images"):
         extract_features.main(["own.pth", "photo.jpg"])

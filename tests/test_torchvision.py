@@ -13,8 +13,9 @@ import torchvision
 from support.nets import V1, images, refused, same, shake
 
 import models
-from formats import model_files
-from formats.state_dicts import NETS, infer
+from formats import model_files, state_dicts
+from formats.hubs import NETS
+from formats.state_dicts import infer
 from models.loading import from_config
 from models.resnet import resnet
 from models.resnext import resnext
@@ -124,7 +125,7 @@ def test_a_net_that_is_not_ours_is_refused(name, first):
     with torch.device("meta"):
         state = timm.create_model(name).state_dict()
     with pytest.raises(InputError, match=first):
-        infer(state)
+        state_dicts.find(state)
 
 
 def test_a_refusal_names_the_file(tmp_path):

@@ -1,0 +1,123 @@
+"""What torchvision and timm say of a net beside its weights; torchvision's weights by name."""
+
+import contextlib
+import json
+import os
+import re
+import sys
+
+import torch
+
+from formats.state_dicts import infer
+from runtime import regular_files
+from runtime.errors import InputError
+
+# The nets that torchvision has too; a wide ResNet is a ResNeXt of cardinality 1 and base width 128
+NETS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+)
+
+# The input spec of torchvision's V1 weights ("resize": Pillow's kernel instead of Torch's)
+V1 = {
+    **{"scale": 256, "crop": 224, "largest": 1},
+    **{"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resize": "bilinear"},
+}
+
+# timm's nets that blur before they subsample: their weights have a plain ResNet's names and shapes
+_BLURRED = re.compile(r"(?:resnetaa50|resnetblur18|resnetblur50)(?![a-z0-9])")
+FILES = ("model.safetensors", "pytorch_model.bin")  # of a model on the Hugging Face hub
+
+
+def config(path):
+    """The config.json beside a file of the Hugging Face hub; {} if there is none."""
+    folder, file = os.path.split(path)
+    if file in FILES:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            found = json.loads(regular_files.read(os.path.join(folder, "config.json"), 1 << 20))
+            return found if isinstance(found, dict) else {}
+    return {}
+
+
+def refuse_blurred(path, saved, metadata, hub):
+    """InputError if something says that a file has a net of timm that blurs (_BLURRED).
+
+    saved, metadata: the checkpoint, and a safetensors file's metadata. hub: its `config`.
+    """
+    args = saved.get("args")  # of timm's train.py
+    names = [os.path.basename(path), saved.get("arch"), metadata.get("architecture")]
+    names += [args.get("model") if isinstance(args, dict) else None, hub.get("architecture")]
+    for name in names:
+        found = _BLURRED.match(name) if isinstance(name, str) else None
+        if found:
+            raise InputError(
+                f"{path} is timm's {found[0]}, which blurs before it subsamples: no net of this"
+                " program does"
+            )
+
+
+def input_spec(hub):
+    """The input spec that a `config` of the hub describes, or None."""
+    found = hub.get("pretrained_cfg")
+    if not isinstance(found, dict) or found.get("crop_mode", "center") != "center":
+        return None
+    size, share = found.get("input_size"), found.get("crop_pct", 0.875)
+    known = isinstance(size, list) and size and type(size[-1]) is int
+    if not known or type(share) not in (int, float) or not 0.01 <= share <= 1:
+        return None
+    return {
+        **{
+            "scale": int(size[-1] / share),
+            "crop": size[-1],
+            "largest": 1,
+        },  # rounded down, as there
+        **{"mean": found.get("mean"), "std": found.get("std")},
+        "resize": found.get("interpolation", "bilinear"),
+    }
+
+
+def class_names(hub, outputs):
+    """The class names of a `config` of the hub, or None if it has none for so many outputs."""
+    parts = [hub, hub.get("pretrained_cfg")]
+    for names in [part.get("label_names") for part in parts if isinstance(part, dict)]:
+        if isinstance(names, list) and len(names) == outputs:
+            return names
+    return None
+
+
+def download(name):
+    """The content (see model_files.py) of "torchvision:NET", or "torchvision:NET:WEIGHTS".
+
+    WEIGHTS is a name such as IMAGENET1K_V1; the default is torchvision's. They are downloaded
+    once, into torch.hub's folder.
+    """
+    from torchvision.models import get_model_weights  # takes a second, which other files save
+
+    net, _, member = name.removeprefix("torchvision:").partition(":")
+    if net not in NETS:
+        raise InputError(f"{name} is unknown: after torchvision: comes one of {', '.join(NETS)}")
+    known = get_model_weights(net)
+    if member and member not in known.__members__:
+        names = ", ".join(weights.name for weights in known)
+        raise InputError(f"{name} is unknown: the weights of {net} are {names}")
+    weights = known[member] if member else known.DEFAULT
+    folder = os.path.join(torch.hub.get_dir(), "checkpoints")
+    try:
+        state = weights.get_state_dict(
+            progress=sys.stderr.isatty(), check_hash=True, weights_only=True
+        )
+    except Exception as error:  # network, disk, hash or damaged file
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"cannot get {name}: neither a good copy in {folder} nor {weights.url} ({reason})"
+        ) from None
+    transform = weights.transforms()
+    spec = {
+        **{"scale": transform.resize_size[0], "crop": transform.crop_size[0], "largest": 1},
+        **{"mean": tuple(transform.mean), "std": tuple(transform.std)},
+        "resize": transform.interpolation.value,
+    }
+    classes = list(weights.meta["categories"])
+    config = infer(state)
+    return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
