@@ -93,7 +93,7 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
 
 
 def _read_state(path):
-    return {**schema.read(path), "file": path}
+    return {**schema.read_state(path), "file": path}
 
 
 def _read_pointer(path):

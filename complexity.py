@@ -266,7 +266,7 @@ def print_detector(source):
     saved = files.is_detector(source) if source != "none" else None
     if saved is None:
         return False
-    rows, size = detector_parts(files.load(source, saved).to("meta"))
+    rows, size = detector_parts(files.load_detector(source, saved).to("meta"))
     print_net(f"One image of {size} pixels in a test (a multiply-add is 2 FLOPs)", rows, 18)
     return True
 

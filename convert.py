@@ -49,7 +49,7 @@ def _checked(words, given):
     if len(words) != 2:
         raise InputError("give two files, convert.py IN OUT (see -help)")
     source, target = regular_files.model_file(words[0]), words[1]
-    output_files.check([("OUT", target, EXTENSIONS)], [source])
+    output_files.check_outputs([("OUT", target, EXTENSIONS)], [source])
     return source, target, given.get("form") or None
 
 

@@ -122,7 +122,7 @@ def parse(argv):
         if opt.show:
             _check_show(opt)
         elif opt.resume == "none":
-            check(opt)
+            check_options(opt)
         return opt
 
     return options.parse(argv, "detect.py", HEAD, OPTIONS, first_look, words)
@@ -167,16 +167,18 @@ def _check_show(opt):
         raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
     _check_retrain(opt)
     if not _is_scene(opt):
-        regular_files.check(opt.show, " (-show)")
-    output_files.check([("-out", opt.out, (".png", ".jpg", ".jpeg"))], [opt.retrain, opt.show])
+        regular_files.check_input(opt.show, " (-show)")
+    output_files.check_outputs(
+        [("-out", opt.out, (".png", ".jpg", ".jpeg"))], [opt.retrain, opt.show]
+    )
 
 
 def _check_retrain(opt):
     if opt.retrain != "none" and not opt.retrain.startswith("torchvision:"):
-        regular_files.check(opt.retrain, " (-retrain)")
+        regular_files.check_input(opt.retrain, " (-retrain)")
 
 
-def check(opt):
+def check_options(opt):
     """Refuse what cannot work together."""
     _check_retrain(opt)
     if opt.retrain == "none" and "checkpoint" not in opt.layers:
@@ -196,7 +198,7 @@ def check(opt):
     if opt.out and opt.testOnly:
         places = [opt.val, os.path.join("annotations", f"instances_{opt.val}.json")]
         files = [opt.retrain, *(os.path.join(opt.data, place) for place in places)]
-        output_files.check([("-out", opt.out, (".json",))], files)
+        output_files.check_outputs([("-out", opt.out, (".json",))], files)
 
 
 def run(start, argv, end):
@@ -221,7 +223,7 @@ def run(start, argv, end):
     scores.implementation()  # if it is missing, that is said before the training
     with opened(start) as (folder, checkpoint, given, device):
         opt = settle(given, checkpoint)
-        check(opt)
+        check_options(opt)
         opts.report_saved(opt)
         torch.manual_seed(opt.manualSeed)
         streams, val_loader = data(opt, device)
@@ -315,13 +317,13 @@ def setup(opt, checkpoint, images, device):
     models.set_backend(opt.given.get("cudnn", "default"), opt.precision)
     if checkpoint is not None:
         say(f"=> Resuming model from {checkpoint['modelFile']}")
-        saved, model = None, files.load(checkpoint["modelFile"], **settings)
+        saved, model = None, files.load_detector(checkpoint["modelFile"], **settings)
     else:
         say(f"Loading model from file: {opt.retrain}")
         saved = files.is_detector(opt.retrain)
         if saved is not None:
             given = {name: value for name, value in settings.items() if name in opt.given}
-            model = files.load(opt.retrain, saved, **given)
+            model = files.load_detector(opt.retrain, saved, **given)
         elif opt.testOnly:
             raise InputError(f"{opt.retrain} is a classifier: -testOnly needs a detector")
         else:

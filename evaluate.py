@@ -138,7 +138,7 @@ def parse(argv):
         models = {"models": [_model(word) for word in words]}
         default = options.defaults(OPTIONS)
         opt = Options(words=models, given=given, recipe=recipe, default=default)
-        check(opt)
+        check_options(opt)
         return opt
 
     return options.parse(argv, "evaluate.py", HEAD, OPTIONS, settle, words)
@@ -149,7 +149,7 @@ def as_trained(opt):
     return opt.replaced(testScale=256, testCrop=224, tenCrop=False, testOnly=True)
 
 
-def check(opt):
+def check_options(opt):
     """Refuse what cannot work together."""
     datasets.module(opt.dataset)
     if opt.dense and (opt.tenCrop or opt.testScale or opt.testCrop):
@@ -161,7 +161,7 @@ def check(opt):
     if opt.recomputeBN and opt.batchSize < 2:
         raise InputError("-recomputeBN needs a -batchSize of at least two images")
     if opt.classes:
-        regular_files.check(opt.classes, " (-classes)")
+        regular_files.check_input(opt.classes, " (-classes)")
     opts.check_folder(as_trained(opt))
     _check_outputs(opt)
 
@@ -173,17 +173,17 @@ def _check_outputs(opt):
     files += [("-confusion", path, (".csv", ".png", ".svg")) for path in opt.confusion]
     splits = ("train", "val") if opt.dataset == "imagenet" else ()
     images = [os.path.join(opt.data, split) for split in splits]
-    output_files.check(files, [*opt.models, opt.classes, *images])
+    output_files.check_outputs(files, [*opt.models, opt.classes, *images])
     for path in opt.confusion:
         if not path.lower().endswith(".csv"):
-            pictures.check(f"-confusion {path}", ", or give -confusion FILE.csv")
+            pictures.check_drawing(f"-confusion {path}", ", or give -confusion FILE.csv")
 
 
 def _model(word):
     """The model that an argument names."""
     path = regular_files.model_file(word)
     if not word.startswith("torchvision:"):
-        regular_files.check(path)
+        regular_files.check_input(path)
     return path
 
 

@@ -244,7 +244,7 @@ def check(opt, data=True):
     for name in ("retrain", "optimState"):
         path = getattr(opt, name)
         if path != "none" and not path.startswith("torchvision:"):  # formats/ knows these names
-            regular_files.check(path, f" (-{name})")
+            regular_files.check_input(path, f" (-{name})")
     if opt.optimState != "none" and not from_file and not resumed:
         raise InputError("-optimState needs the net it belongs to: give -retrain FILE")
     if data or opt.source("data") != "recipe":

@@ -57,7 +57,7 @@ def parse(argv):
         if not paths:
             raise InputError("give the folder of a run or more, plot.py RUN... (-help says more)")
         logs = [os.path.join(path, "log.jsonl") if os.path.isdir(path) else path for path in paths]
-        output_files.check([("-out", out, pictures.FORMATS)], logs)
+        output_files.check_outputs([("-out", out, pictures.FORMATS)], logs)
         return kind, out, paths
 
     return options.parse(argv, "plot.py", HEAD, OPTIONS, settle, paths)
@@ -65,8 +65,8 @@ def parse(argv):
 
 def plot(kind, out, paths):
     """Draw the runs at these paths into the file `out`, and print their final errors."""
-    pictures.check(out)
-    runs = [curves.read(path) for path in paths]
+    pictures.check_drawing(out)
+    runs = [curves.read_log(path) for path in paths]
     if len({run.detects for run in runs}) > 1:
         raise InputError("a detector's AP and a classifier's error do not go into one picture")
     drawn = curves.group(runs)

@@ -23,7 +23,7 @@ def is_detector(source):
     return saved if isinstance(config, dict) and config.get("net") == model_files.DETECTOR else None
 
 
-def load(source, saved=None, **settings):
+def load_detector(source, saved=None, **settings):
     """The detector of a file; `settings` take the place of those in its config."""
     saved = saved or is_detector(source)
     if saved is None:

@@ -24,7 +24,7 @@ SHEET = 6  # images
 
 def photo(opt):
     """Draw what the detector -retrain finds in -show: an image file, or the number of a scene."""
-    model = files.load(opt.retrain).eval()
+    model = files.load_detector(opt.retrain).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device, torch.float32, memory_format=torch.channels_last)
     number = scenes.scene(opt.show) if opt.dataset == "digits" else None

@@ -67,7 +67,9 @@ def parse(arguments):
             raise InputError("give a model and a file or more: classify.py MODEL FILE... (-help)")
         table = given.get("csv")
         if table is not None:
-            output_files.check([("-csv", table, (".csv",))], [model_file(words[0]), *words[1:]])
+            output_files.check_outputs(
+                [("-csv", table, (".csv",))], [model_file(words[0]), *words[1:]]
+            )
         return table, words[0], words[1:]
 
     return options.parse(arguments, "classify.py", HEAD, OPTIONS, settle, words)

@@ -41,7 +41,7 @@ def main(arguments):
     paths, size = listed(words[2], words[1]) if in_batches else (words[1:], AT_ONCE)
     names = ["features.npz", *(["features.t7"] if as_t7 else [])]
     given = [regular_files.model_file(words[0]), *([] if in_batches else paths)]
-    output_files.check([("", name, (".npz", ".t7")) for name in names], given)
+    output_files.check_outputs([("", name, (".npz", ".t7")) for name in names], given)
     # after the checks: their errors need not wait for torch
     import numpy as np
 

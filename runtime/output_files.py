@@ -12,7 +12,7 @@ from runtime.regular_files import kind, reason
 _IMAGES = (".png", ".jpg", ".jpeg")
 
 
-def check(outputs, inputs=()):
+def check_outputs(outputs, inputs=()):
     """InputError unless each output can be written, and is none of the inputs.
 
     outputs: (option, path, endings) of each file; the option as a user sees it, "" if none names

@@ -67,7 +67,7 @@ def split_key(path):
     )
 
 
-def check(path, option=""):
+def check_input(path, option=""):
     """InputError unless the file can be opened; `option` names what gave the path."""
     try:
         opened(split_key(path)[0]).close()

@@ -77,7 +77,7 @@ def _mean_and_error(values):
     return mean, math.sqrt(variance / len(values))
 
 
-def read(path):
+def read_log(path):
     """The Run in a log file or run folder."""
     file = os.path.join(path, "log.jsonl") if os.path.isdir(path) else path
     foreign = f"{file} is no log of this program"

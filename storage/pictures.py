@@ -15,7 +15,7 @@ FORMATS = (".png", ".svg")
 STYLE = {"text.usetex": False, "text.parse_math": False}
 
 
-def check(named, instead=""):
+def check_drawing(named, instead=""):
     """InputError unless a picture can be drawn. Asked before the work that the picture shows.
 
     named: its path, after the option that gives it; instead: what else would be right, in words.

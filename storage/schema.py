@@ -1,20 +1,20 @@
 """The state schema: the fields of optimState_N.pth and their types.
 
-A file from a stranger may hold any plain value under any key. `read` refuses what run_folder.py
-cannot have written, so that the code that resumes need not check again. checkpoints.py checks the
-values of the options, because it knows the option table.
+A file from a stranger may hold any plain value under any key. `read_state` refuses what
+run_folder.py cannot have written, so that the code that resumes need not check again.
+checkpoints.py checks the values of the options, because it knows the option table.
 """
 
 import math
 
 from runtime.errors import InputError, shown
+from runtime.options import EXACT
 from storage import atomic, tensors
 
-MOST = 2**53  # whole numbers up to here are exact as floats
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
-def read(path):
+def read_state(path):
     """The state in a file. Damaged if the file is, InputError if it does not fit the schema."""
     state = atomic.load(path)
     if not isinstance(state, dict) or "momentum" not in state:
@@ -43,8 +43,8 @@ def is_plain(value):
 
 
 def is_count(value):
-    """Whether a value is an integer >= 0, and not above MOST."""
-    return type(value) is int and 0 <= value <= MOST
+    """Whether a value is an integer >= 0, and not above EXACT."""
+    return type(value) is int and 0 <= value <= EXACT
 
 
 def _is_number(value):

@@ -27,7 +27,7 @@ def saved(folder, content):
 
 
 def test_a_file_holds_the_detector(tmp_path, content):
-    model = files.load(saved(tmp_path, content)).eval()
+    model = files.load_detector(saved(tmp_path, content)).eval()
     other = detector(shared=False, net=classifier(8, 2, "cifar", "A", seed=5)).eval()
     other.load_state_dict(content["model"])
     inputs = [image.float() for image in images((64, 64))[0]]
@@ -45,7 +45,7 @@ def test_weights_that_share_memory_in_a_file_are_trained_apart(tmp_path, content
         if name.startswith("rpn_backbone."):  # equal in a new detector
             state[name] = state[name.removeprefix("rpn_")]
     torch.save({**content, "model": state}, tmp_path / "detector.pth")
-    state = files.load(str(tmp_path / "detector.pth")).state_dict()
+    state = files.load_detector(str(tmp_path / "detector.pth")).state_dict()
     for place, tensor in enumerate(state.values()):
         tensor.fill_(place)
     for place, tensor in enumerate(state.values()):
@@ -94,7 +94,7 @@ def with_value(part, name, value):
 def test_what_is_wrong_is_named(tmp_path, content, change, words):
     path = saved(tmp_path, change(content))
     with pytest.raises(InputError, match=words) as error:
-        files.load(path)
+        files.load_detector(path)
     assert path in str(error.value)
 
 
@@ -103,7 +103,7 @@ def test_what_is_no_detector(tmp_path, content):
     path = saved(tmp_path, models.pack(net))
     assert files.is_detector(path) is None
     with pytest.raises(InputError, match="holds no detector of this program"):
-        files.load(path)
+        files.load_detector(path)
     net.input_spec = None
     with pytest.raises(InputError, match="how it wants its images"):
         detector(net=net)

@@ -131,6 +131,6 @@ def test_code_is_refused_and_no_older_file_taken_instead(folder, monkeypatch, na
 
 
 def test_what_the_program_writes_is_right(folder):
-    assert schema.read(folder / "optimState_2.pth")["epoch"] == 2
+    assert schema.read_state(folder / "optimState_2.pth")["epoch"] == 2
     for n in range(3):
         assert (n > 0) == schema.is_count(n - 1)

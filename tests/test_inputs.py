@@ -78,7 +78,7 @@ def outcome(read, path):
 
 WAYS = {"model": models.load_file, "state": read_state, "image": decoding.decode}
 WAYS["photo"] = lambda path: decoding.Photo(path, np.empty(9, np.uint8))
-WAYS["log"] = curves.read
+WAYS["log"] = curves.read_log
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -230,7 +230,7 @@ def kinds_of_files():
         ),
         "state": (read_state, STATE, ("momentum", "weight")),
         "detector": (
-            lambda path: files.load(str(path)),
+            lambda path: files.load_detector(str(path)),
             detects,
             ("model", "backbone.conv1.weight"),
         ),

@@ -44,7 +44,7 @@ def log(tmp_path):
 
 
 def together(*paths):
-    return curves.group([curves.read(path) for path in paths])
+    return curves.group([curves.read_log(path) for path in paths])
 
 
 def draw(how, drawn):
@@ -54,7 +54,7 @@ def draw(how, drawn):
 
 
 def test_logs_with_names_and_with_lists_are_read_alike(log):
-    named, listed = (curves.read(log(n, "", 8.0, 4.0, lists=n == "b")) for n in "ab")
+    named, listed = (curves.read_log(log(n, "", 8.0, 4.0, lists=n == "b")) for n in "ab")
     assert named.train == listed.train == {1: 4, 2: 2} and named.val == listed.val == {1: 8, 2: 4}
     assert not named.detects and not listed.detects
 

@@ -26,7 +26,7 @@ _ODD = ("Invalid SOS parameters", "Unknown Adobe", "Warning: unknown JFIF")
 _LIMITS = ("tj", "Unsupported color conversion", "Progressive JPEG image has more than")
 
 
-def check(data):
+def check_photo(data):
     """What is odd about a file with whole pixels: a phrase, or "" for nothing.
 
     InputError if pixels are damaged or lost. Bytes after the image's end are ignored: phones put

@@ -180,7 +180,7 @@ def _decode_bytes(data, source, buffer=None):
     with image:
         if image.width * image.height > LARGEST:
             raise InputError(f"{image.width} x {image.height} pixels are more than {LARGEST}")
-        odd = damage.check(data)
+        odd = damage.check_photo(data)
         if image.format == "TIFF":
             image = _load_tiff(image, source)
         image.load()
