@@ -4,6 +4,15 @@
 >>> torch.hub.load("path/to/this/folder", "resnext", depth=101, cardinality=32, source="local")
 """
 
+import os
+import sys
+
+# torch.hub takes its own entry off the path again. Workers that are spawned need this one to
+# unpickle `model.transform`
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+if _FOLDER not in sys.path[1:]:
+    sys.path.insert(2, _FOLDER)
+
 try:
     from models import load
     from models.preresnet import preresnet

@@ -13,6 +13,7 @@ import shlex
 import sys
 
 import datasets
+from datasets import imagenet
 from models import depths
 from runtime import options, regular_files
 from runtime.errors import InputError, shown
@@ -312,14 +313,6 @@ def recipe(net, dataset, stem):
 
 def check_folder(opt):
     """Refuse a folder that is not laid out as ImageNet's; a test alone needs no train/."""
-    if opt.dataset != "imagenet":
-        return
-    data = opt.data
-    held = "must hold train/<class>/<image> and val/<class>/<image>"
-    if not os.path.isdir(data):
-        raise InputError(f"missing ImageNet data directory {data!r}: give -data DIR; it {held}")
-    for split in ("val",) if opt.testOnly and not opt.recomputeBN else ("train", "val"):
-        if not os.path.isdir(os.path.join(data, split)):
-            raise InputError(
-                f"ImageNet missing `{split}` directory: {os.path.join(data, split)}; -data {held}"
-            )
+    if opt.dataset == "imagenet":
+        alone = opt.testOnly and not opt.recomputeBN
+        imagenet.check_folders(opt.data, ("val",) if alone else ("train", "val"))

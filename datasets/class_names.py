@@ -5,9 +5,16 @@ ImageNet net's outputs. Source: timm 1.0.31, timm/data/_info/imagenet_synsets.tx
 2.0). The English names are torchvision's.
 """
 
+import os
+import unicodedata
 from pathlib import Path
 
 from runtime.terminal import note
+
+
+def normalized(name):
+    """A class name, or folder, in Unicode's NFC: macOS codes an accent after its letter."""
+    return unicodedata.normalize("NFC", os.fsdecode(name))
 
 
 def wnids():

@@ -1,5 +1,10 @@
 """The facts of ImageNet, or of any folder laid out like it. Port of datasets/imagenet.lua."""
 
+import contextlib
+import os
+
+from runtime.errors import InputError
+
 stem = "imagenet"
 
 # of each colour in 0..1, over a random subset of the ImageNet training images
@@ -18,3 +23,39 @@ def create(info, opt, split):
     from datasets.image_folder import ImageFolder  # not at the top: opts.py needs only `stem`, fast
 
     return ImageFolder(info, opt, split, mean, std)
+
+
+# what people call the folders, in small letters
+_ALIKE = {
+    "train": ("train", "training", "train_set", "train_images"),
+    "val": ("val", "valid", "validation", "test", "testing", "val_set", "val_images", "dev"),
+}
+
+
+def check_folders(data, splits):
+    """InputError unless the data folder has these splits; it says what is there instead."""
+    held = "must hold train/<class>/<image> and val/<class>/<image>"
+    if not os.path.isdir(data):
+        raise InputError(f"missing ImageNet data directory {data!r}: give -data DIR; it {held}")
+    for split in splits:
+        path = os.path.join(data, split)
+        if not os.path.isdir(path):
+            missing = f"ImageNet missing `{split}` directory: {path}; -data {held}"
+            raise InputError(f"{missing}: {_instead(data, split)}")
+
+
+def _instead(data, split):
+    """What a data folder has in place of a split, and what would be right."""
+    found = []
+    with contextlib.suppress(OSError):
+        found = sorted(entry.name for entry in os.scandir(data) if entry.is_dir())
+    for name in found:
+        if name.lower() in _ALIKE[split]:
+            return f"rename {os.path.join(data, name)} to {split}"
+    for folder in (os.path.dirname(os.path.abspath(data)), *(os.path.join(data, f) for f in found)):
+        if os.path.isdir(os.path.join(folder, split)):
+            return f"-data {folder} has it"
+    if split == "val" and "train" in found:
+        return "docs/data.md has the lines that move a fifth of train/ there"
+    few = ", ".join(map(repr, found[:3])) + ", ..." * (len(found) > 3)
+    return f"it has {few or 'no folders'}"

@@ -11,9 +11,11 @@ torchvision's make_dataset takes 3 to 4 times as long, and its list of tuples 3 
 import hashlib
 import os
 import struct
+from collections import Counter
 
 import numpy as np
 
+from datasets.class_names import normalized
 from runtime.errors import InputError
 from runtime.terminal import note, say, show
 from storage import atomic
@@ -21,6 +23,8 @@ from storage import atomic
 LAYOUT = "-data must hold train/<class>/<image> and val/<class>/<image>"
 EXTENSIONS = tuple(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .avif .jp2".split())
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
+# Folders that systems and archives add
+_SYSTEM = {b"__MACOSX", b"@eaDir", b"lost+found", b"$RECYCLE.BIN", b"System Volume Information"}
 
 
 def classes(opt):
@@ -38,7 +42,12 @@ def classes(opt):
             path = os.fsdecode(os.path.join(folder, other))
             raise InputError(f"-classOrder number: the name of {path!r} should be a whole number")
         names.sort(key=int)
-    return [os.fsdecode(name) for name in names]
+    names = [normalized(name) for name in names]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        place = os.fsdecode(folder)
+        raise InputError(f"{place!r} has two folders {twice[0]!r}, with accents coded differently")
+    return names
 
 
 def signature(opt):
@@ -68,19 +77,20 @@ def exec(opt, cache_file):
     """
     stamp = signature(opt)  # before the search: a change during the search makes the list stale
     say("=> Generating list of images")
-    names = [os.fsencode(name) for name in classes(opt)]
+    names = classes(opt)
     numbers = {name: number for number, name in enumerate(names)}
     say(" | finding all validation images")
     val_paths, val_targets = _images(opt, "val", numbers)
+    _note_empty(names, val_targets, "validation")
     train_paths, train_targets = np.zeros(0, "S1"), np.zeros(0, np.int64)
     if "train" in _splits(opt):
         say(" | finding all training images")
         train_paths, train_targets = _images(opt, "train", numbers)
-        _note_empty(names, train_targets)
+        _note_empty(names, train_targets, "training")
     say(f" | saving list of images to {cache_file}")
     info = {
         "signature": np.array(stamp),
-        "classes": np.array(names),
+        "classes": np.array([os.fsencode(name) for name in names]),
         "train_paths": train_paths,
         "train_targets": train_targets,
         "val_paths": val_paths,
@@ -116,7 +126,9 @@ def _is_list(paths, targets, names):
         return False
     starts = np.flatnonzero(np.diff(targets, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(paths)]):
-        folder = names[targets[start]] + b"/"
+        folder = paths[start][: paths[start].find(b"/") + 1]
+        if os.fsencode(normalized(folder[:-1])) != names[targets[start]]:
+            return False
         if (paths[start:end].astype(f"S{len(folder)}") != folder).any():
             return False
     padded = paths.astype(f"S{paths.itemsize + 1}")  # each ends with a zero byte
@@ -127,12 +139,12 @@ def _is_list(paths, targets, names):
     return not (is_zero[:, :-1] > is_zero[:, 1:]).any()  # nothing follows a zero byte
 
 
-def _note_empty(names, targets):
-    """Note which classes have no training image."""
+def _note_empty(names, targets, kind):
+    """Note which classes have no image of this kind."""
     counts = np.bincount(targets, minlength=len(names))
-    empty = [os.fsdecode(name) for name, count in zip(names, counts) if not count]
+    empty = [name for name, count in zip(names, counts) if not count]
     if empty:
-        note(f"=> {len(empty)} of {len(names)} classes have no training image: {_few(empty)}")
+        note(f"=> {len(empty)} of {len(names)} classes have no {kind} image: {_few(empty)}")
 
 
 def _few(names):
@@ -148,13 +160,7 @@ def _splits(opt):
 
 def _split(opt, split):
     """The path of a split, as bytes: file names need not be valid text."""
-    if not opt.data:
-        raise InputError(f"-data is missing: {LAYOUT}")
-    folder = os.path.join(opt.data, split)
-    for path in (opt.data, folder):
-        if not os.path.isdir(path):
-            raise InputError(f"{path!r} is not a folder: {LAYOUT}")
-    return os.fsencode(folder)
+    return os.fsencode(os.path.join(opt.data, split))
 
 
 def _entries(folder):
@@ -162,7 +168,7 @@ def _entries(folder):
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if not _is_hidden(entry.name):
+                if not is_hidden(entry.name):
                     yield entry.name, entry.is_dir()
     except OSError as error:
         raise _unlisted(folder, error) from None
@@ -180,8 +186,10 @@ def _unlisted(folder, error):
     return InputError(f"cannot list {os.fsdecode(folder)!r}: {error.strerror}")
 
 
-def _is_hidden(name):
-    return name[0] == ord(".")
+def is_hidden(name):
+    """Whether a file or folder is none of the user's: hidden, or added by a system."""
+    name = os.fsencode(name)
+    return name[:1] == b"." or name in _SYSTEM
 
 
 def _is_image(name):
@@ -202,13 +210,14 @@ def _images(opt, split, numbers):
         images = _class_images(folder, name, others, opt.skipCorrupt)
         if not len(images):
             continue
-        if name not in numbers:
+        number = numbers.get(normalized(name))
+        if number is None:
             raise InputError(
                 f"class not found: {os.fsdecode(path)!r} holds images, but train has no folder "
                 f"with that name; {LAYOUT}"
             )
         paths.append(np.char.add(name + b"/", images))
-        targets.append(np.full(len(images), numbers[name], np.int64))
+        targets.append(np.full(len(images), number, np.int64))
         count += len(images)
     show("")
     endings = " ".join(EXTENSIONS)
@@ -236,7 +245,7 @@ def _class_images(folder, name, others, skip):
         raise _unlisted(path, error) from None
     names = list(is_file)
     if not all(is_file.values()) or not _are_all_images(names):
-        no_files = [n for n in names if not is_file[n] and not _is_hidden(n)]
+        no_files = [n for n in names if not is_file[n] and not is_hidden(n)]
         folders = {n for n in no_files if os.path.isdir(os.path.join(path, n))}
         for subfolder in sorted(folders):
             # A link that leads back up is not a subfolder
@@ -251,7 +260,7 @@ def _class_images(folder, name, others, skip):
                 f"{file!r} is not a file, or is a broken link; mend or remove it, or give "
                 "-skipCorrupt true"
             )
-        files = [n for n in names if not _is_hidden(n) and n not in folders]
+        files = [n for n in names if not is_hidden(n) and n not in folders]
         names = [n for n in files if _is_image(n)]
         if len(names) < len(files):
             others += sorted(os.fsdecode(os.path.join(path, n)) for n in files if not _is_image(n))

@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 
 from datasets.image import decoding
+from datasets.image.resize import check_size
 from datasets.transforms import CenterCrop, ColorNormalize, Scale
-from runtime.errors import InputError
+from runtime.errors import InputError, named
 
 _NEEDED = ("scale", "crop", "largest", "mean", "std")
 _RESIZES = ("bilinear", "bicubic")
@@ -81,6 +82,7 @@ class InputTransform:
         from torchvision import transforms as tv
 
         spec = self.spec
+        check_size(image, *Scale(scale).lengths(*image.shape[:0:-1]))
         pixels = np.rint(image * np.float32(255 / spec["largest"])).astype(np.uint8)
         image = Image.fromarray(pixels.transpose(1, 2, 0).copy())
         image = tv.ToTensor()(tv.Resize(scale, tv.InterpolationMode(spec["resize"]))(image))
@@ -110,5 +112,5 @@ def batches(paths, transform, size):
                 images.append(transform(path))
                 read.append(path)
             except InputError as error:
-                errors.append(error)
+                errors.append(named(error, path))
         yield read, torch.stack(images) if images else None, errors

@@ -14,7 +14,7 @@ from torch.utils import data
 from datasets.draws import Draws
 from datasets.sharing import Result, SharedBatch, check_open_files, failed, passing
 from parallel import launch, signals
-from runtime.errors import InputError
+from runtime.errors import InputError, named
 
 PREFETCH = 2  # batches that each worker loads in advance
 # `advice` speaks from this share of the epoch spent waiting for data, and from this length of the
@@ -75,7 +75,7 @@ class BatchReader(data.Dataset):
             try:
                 image, target = self.load(index, Draws(self.seed, epoch, int(index)), out)
             except InputError as error:
-                unreadable.append((place, str(error)))
+                unreadable.append((place, str(named(error, image_name(self.dataset, index)))))
                 continue
             except MemoryError:
                 reason = f"out of memory at {image_name(self.dataset, index)}; lower -nThreads"

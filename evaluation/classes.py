@@ -23,7 +23,7 @@ def read_names(path):
     """The class names in a file, one for each line."""
     try:
         with io.TextIOWrapper(regular_files.opened(path, LARGEST), "utf-8-sig") as file:
-            names = [line.strip() for line in file]
+            names = [class_names.normalized(line.strip()) for line in file]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not text in UTF-8"
         raise InputError(f"cannot read the class names in {path}: {reason}") from None

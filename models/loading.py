@@ -20,6 +20,8 @@ from runtime.precision import Precision
 from runtime.terminal import note, say
 from storage import tensors
 
+_STEMS = {"cifar": "small images, as CIFAR's", "imagenet": "photos of some 224 pixels"}
+
 
 def from_file(checkpoint, source, classifier=True):
     """The net of a resumed run's checkpoint, else of a model file, or None (source "none").
@@ -51,6 +53,10 @@ def setup(opt, model, checkpoint, classes, device):
         model = build(opt, count)
         if opt.testOnly:
             note("=> neither -retrain nor -resume is given: this net is untrained")
+    stem = model.config.get("stem", opt.stem)
+    if stem != opt.stem:
+        first, data = (_STEMS.get(name, name) for name in (stem, opt.stem))
+        note(f"=> the first layers of this net are for {first}, but {opt.dataset} has {data}")
     if opt.resetClassifier and checkpoint is None:
         reset_classifier(model, count)
     _match_classes(model, opt, checkpoint, list(classes), count)
@@ -105,7 +111,9 @@ def load_file(source, classifier=True):
     spec = content["preprocessing"]
     if content.get("torch7"):
         spec = _original_input_spec(content["config"])
-    model.classes, model.input_spec = content["classes"], spec
+    names = content["classes"]
+    model.classes = names and [class_names.normalized(name) for name in names]
+    model.input_spec = spec
     return model
 
 

@@ -6,7 +6,7 @@ import sys
 import torch
 
 import models
-from datasets.imagenet_gen import EXTENSIONS
+from datasets.imagenet_gen import EXTENSIONS, is_hidden
 from datasets.input_spec import batches
 from models.fold import folded
 from runtime import regular_files
@@ -49,11 +49,13 @@ def _images_below(folder, errors):
 
     seen = {os.path.realpath(folder)}  # a link may lead back
     for parent, folders, files in os.walk(folder, onerror=unlisted, followlinks=True):
-        inside = {os.path.realpath(os.path.join(parent, f)): f for f in folders if f[0] != "."}
+        inside = {os.path.realpath(os.path.join(parent, f)): f for f in folders if not is_hidden(f)}
         folders[:] = [name for path, name in inside.items() if path not in seen]
         seen |= inside.keys()
         for name in files:
-            if name[0] != "." and name.lower().endswith((*EXTENSIONS, ".gif", ".heic", ".heif")):
+            if not is_hidden(name) and name.lower().endswith(
+                (*EXTENSIONS, ".gif", ".heic", ".heif")
+            ):
                 yield os.path.join(parent, name)
 
 

@@ -22,6 +22,11 @@ class InputError(Exception):
         return visible(super().__str__())
 
 
+def named(error, name):
+    """The error, with the name of the image or file that it is about."""
+    return error if str(name) in str(error) else InputError(f"{name!r}: {error}")
+
+
 class _Short(reprlib.Repr):
     """Few values of a container, and of other objects the type only: their repr may be long."""
 

@@ -6,6 +6,7 @@ at once. An error in the options is one sentence, and exit status 2.
 
 import difflib
 import math
+import os
 import sys
 from collections import ChainMap
 
@@ -148,6 +149,8 @@ def read_words(argv, table, others=None):
             text = next(words, None)
         if text is None or (text.startswith("-") and text.lstrip("-") in rows):
             raise InputError(f"missing argument for option -{name}")
+        if kind is str:  # a shell leaves the ~ of -data=~/photos
+            text = os.path.expanduser(text)
         given[name] = _value(name, text, kind, allowed)
     return given
 

@@ -1,6 +1,7 @@
 """How a net is asked for: by options, by its configuration, and in words when it does not exist."""
 
 import importlib
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,3 +145,17 @@ def test_a_model_is_left_as_it_is_only_where_that_can_be(outputs, kept, tmp_path
         models.setup(opts.parse(words.split()), net, None, ["a", "b", "c"], torch.device("cpu"))
     assert str(error.value).endswith(f"; to leave it so, -nClasses {outputs}") == kept
     assert ("-nClasses" in str(error.value)) == kept
+
+
+@pytest.mark.parametrize("data", ["cifar10", "digits", "imagenet"])
+@pytest.mark.parametrize("stem", ["cifar", "imagenet"])
+def test_a_net_whose_first_layers_do_not_fit_the_data_gets_a_line(tmp_path, capsys, data, stem):
+    for split in ("train", "val"):
+        (tmp_path / split).mkdir()
+    depth = "18" if data == "imagenet" else "20"
+    opt = opts.parse(["-dataset", data, "-depth", depth, "-data", str(tmp_path)])
+    net = resnet(20 if stem == "cifar" else 18, 3, stem)
+    models.setup(opt, net, None, ["a", "b", "c"], torch.device("cpu"))
+    lines = capsys.readouterr().err.splitlines()
+    line = f"=> the first layers of this net are for .*, but {data} has "
+    assert [bool(re.match(line, found)) for found in lines] == [True] * (stem != opt.stem)

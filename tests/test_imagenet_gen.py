@@ -1,6 +1,7 @@
 """The list of the images in a folder."""
 
 import os
+import re
 import types
 
 import numpy as np
@@ -53,6 +54,7 @@ def test_the_list(tmp_path, capsys):
     )
     assert notes.splitlines() == [
         f"{left}: '{data}/val/unknown_but_empty/notes.txt'; {then}",
+        "=> 1 of 3 classes have no validation image: 'c'",
         f"{left}: '{data}/train/b/notes.txt'; {then}",
         "=> 1 of 3 classes have no training image: 'c'",
     ]
@@ -68,7 +70,7 @@ def test_the_list(tmp_path, capsys):
 def test_validation_images_alone(tmp_path):
     make(tmp_path / "val", "b/9.png", "a/3.bmp")
     alone, cache = options(tmp_path, test_only=True), tmp_path / "list.npz"
-    with pytest.raises(InputError, match="train' is not a folder"):
+    with pytest.raises(InputError, match="cannot list '.*train'"):
         imagenet_gen.classes(options(tmp_path))
     assert imagenet.classes(alone) == ["a", "b"]
     imagenet_gen.exec(alone, str(cache))
@@ -185,8 +187,8 @@ def test_the_signature_follows_the_folders(tmp_path):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ([], "is not a folder: -data must hold train/<class>/<image> and val/<class>/<image>"),
-        (["train/a/1.png"], "val' is not a folder: -data must hold"),
+        ([], "cannot list '.*/train': No such file"),
+        (["train/a/1.png"], "cannot list '.*/val': No such file"),
         (["train/a/1.png", "val/readme"], "no images .*in .*val'"),
         (["train/a/readme", "val/a/1.png"], "no images .*in .*train'"),
         (["train/readme", "val/a/1.png"], "no class folders in .*train'"),
@@ -206,6 +208,83 @@ def test_folders_in_disorder(tmp_path, files, message):
     assert not any(name.startswith("list") for name in os.listdir(tmp_path))
 
 
-def test_data_must_be_given():
-    with pytest.raises(InputError, match="-data is missing"):
-        imagenet_gen.signature(options(""))
+SYSTEM = ["__MACOSX", "@eaDir", "lost+found", "$RECYCLE.BIN", "System Volume Information"]
+
+
+@pytest.mark.parametrize("name", SYSTEM)
+def test_folders_of_systems_are_no_classes(tmp_path, name):
+    data = options(tmp_path / "data")
+    make(tmp_path / "data", "train/a/1.png", "train/b/1.png", "val/a/1.png", "val/b/1.png")
+    before, stamp = index(tmp_path / "data", tmp_path / "list.npz"), imagenet_gen.signature(data)
+    make(tmp_path / "data", *(f"{split}/{name}/1.png" for split in ("train", "val")))
+    assert imagenet_gen.signature(data) == stamp and imagenet.classes(data) == ["a", "b"]
+    make(tmp_path / "data", f"{name}/1.png", f"val/b/{name}/1.png/2.png", f"train/{name}/a/2.png")
+    after = index(tmp_path / "data", tmp_path / "list.npz")
+    for key in before.keys() - {"signature"}:
+        np.testing.assert_array_equal(after[key], before[key])
+
+
+ACCENTS = "caf\u00e9", "cafe\u0301"  # the same word: as most systems and as macOS code it
+
+
+@pytest.mark.parametrize("train, val", [ACCENTS, ACCENTS[::-1], ACCENTS[:1] * 2, ACCENTS[1:] * 2])
+def test_accents_of_class_names_may_be_coded_in_both_ways(tmp_path, train, val):
+    files = [f"train/{train}/1.png", f"val/{val}/1.png", "train/tea/1.png", "val/tea/1.png"]
+    make(tmp_path / "data", *files)
+    data = options(tmp_path / "data")
+    info = imagenet_gen.exec(data, str(tmp_path / "list.npz"))
+    assert imagenet.classes(data) == [ACCENTS[0], "tea"]
+    assert info["val_targets"].tolist() == [0, 1] and imagenet_gen.is_valid(info, imagenet, data)
+    dataset = imagenet.create(info, data, "val")
+    assert [dataset.get(i)[1] for i in range(2)] == [0, 1]
+    info["val_paths"] = info["val_paths"][::-1]
+    assert not imagenet_gen.is_valid(info, imagenet, data)
+
+
+def test_two_folders_of_one_name_are_refused(tmp_path):
+    make(tmp_path, *(f"train/{name}/1.png" for name in ACCENTS))
+    with pytest.raises(InputError, match="train' has two folders 'café', with accents coded diff"):
+        imagenet.classes(options(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "extra, kind", [("train/c/1.png", "validation"), ("val/c/1.png", "training")]
+)
+def test_classes_without_images_are_noted(tmp_path, capsys, extra, kind):
+    make(tmp_path, "train/a/1.png", "val/a/1.png", extra)
+    os.makedirs(tmp_path / "train" / "c", exist_ok=True)
+    index(tmp_path, tmp_path / "list.npz")
+    assert capsys.readouterr().err == f"=> 1 of 2 classes have no {kind} image: 'c'\n"
+
+
+@pytest.mark.parametrize(
+    "files, splits, message",
+    [
+        ("train/a val/a", "train val", ""),
+        ("val/a", "val", ""),
+        ("train/a valid/a", "train val", "`val` directory: DIR/val; .*: rename DIR/valid to val"),
+        ("train/a validation/a", "train val", "rename DIR/validation to val"),
+        ("train/a test/a", "train val", "rename DIR/test to val"),
+        ("train/a Val/a", "train val", "rename DIR/Val to val"),
+        ("test/a", "val", "rename DIR/test to val"),
+        ("training/a val/a", "train val", "`train` directory: .*: rename DIR/training to train"),
+        ("photos/train/a photos/val/a", "train val", "-data DIR/photos has it"),
+        ("photos/train/a photos/val/a", "val", "-data DIR/photos has it"),
+        ("../train/a ../val/a a/b", "train val", "-data .* has it"),
+        ("train/a", "train val", "docs/data.md has the lines that move a fifth of train/ there"),
+        ("cat/a dog/a", "train val", "it has 'cat', 'dog'$"),
+        ("a/a b/a c/a d/a", "train val", "it has 'a', 'b', 'c', ...$"),
+        ("", "train val", "it has no folders$"),
+    ],
+)
+def test_another_layout_is_named_with_what_would_be_right(tmp_path, files, splits, message):
+    data = tmp_path / "up" / "data"
+    data.mkdir(parents=True)
+    make(data, *(f"{name}/1.png" for name in files.split()))
+    try:
+        imagenet.check_folders(str(data), splits.split())
+    except InputError as error:
+        assert message and re.search(message.replace("DIR", re.escape(str(data))), str(error))
+        assert "-data must hold train/<class>/<image> and val/<class>/<image>" in str(error)
+    else:
+        assert not message

@@ -228,3 +228,13 @@ def test_batches_keep_the_order_and_name_what_is_broken(tmp_path):
 def test_batches_ask_for_the_values_first(tmp_path):
     with pytest.raises(InputError, match="does not say"):
         next(batches([str(tmp_path / "missing.png")], InputTransform(None), 4))
+
+
+@pytest.mark.parametrize("resize", [None, "bilinear", "bicubic"])
+@pytest.mark.parametrize("width, height", [(30000, 1), (1, 30000), (1100, 1)])
+def test_strips_that_would_fill_the_memory_are_named(tmp_path, resize, width, height):
+    spec = {"scale": 256, "crop": 224, "largest": 1, "mean": (0,) * 3, "std": (1,) * 3}
+    Image.new("L", (width, height)).save(tmp_path / "strip.png")
+    transform = InputTransform({**spec, "resize": resize})
+    ((read, _, errors),) = batches([str(tmp_path / "strip.png")], transform, 1)
+    assert read == [] and f"strip.png': {width}x{height} pixels would become" in str(errors[0])

@@ -304,3 +304,11 @@ def test_each_option_is_from_the_strongest_layer(photos):
         opt.LR = 1.0
     changed = opt.replaced(LR=0.4)
     assert (changed.LR, opt.LR, changed.momentum) == (0.4, 0.3, 0.8)
+
+
+@pytest.mark.parametrize("name", ["data", "save", "gen", "resume", "retrain"])
+def test_the_home_folder_is_written_as_a_tilde(monkeypatch, name):
+    monkeypatch.setenv("HOME", "/home/ada")
+    for words in ([f"-{name}=~/photos"], [f"-{name}", "~/photos"]):
+        assert options.read_words(words, opts.OPTIONS) == {name: "/home/ada/photos"}
+    assert options.read_words([f"-{name}=a~/~"], opts.OPTIONS) == {name: "a~/~"}

@@ -226,3 +226,12 @@ def test_transforms_survive_pickling():
     np.testing.assert_array_equal(
         copy(image, Draws(1, 2, 3)), chain(image, Draws(1, 2, 3)), strict=True
     )
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 30000), (3, 30000, 1)])
+@pytest.mark.parametrize(
+    "transform", [t.Scale(256), t.RandomScale(256, 480), t.RandomSizedCrop(224)]
+)
+def test_strips_that_would_fill_the_memory_are_refused(shape, transform):
+    with pytest.raises(InputError, match="pixels would become .* more than 67108864 in all"):
+        transform(np.zeros(shape, np.float32), Draws(0, 1, 0))

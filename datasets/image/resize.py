@@ -11,6 +11,7 @@ import numpy as np
 
 from runtime.errors import InputError
 
+LARGEST = 1 << 26  # pixels of a scaled image: 3 GB while it is made
 _HALF = np.float32(0.5)
 
 
@@ -106,12 +107,23 @@ def scale(image, width, height, interpolation="bicubic"):
     if interpolation not in ("bicubic", "bilinear"):
         raise ValueError(f"interpolation is bicubic or bilinear, not {interpolation}")
     width, height = max(int(width), 1), max(int(height), 1)
+    check_size(image, width, height)
     out = np.empty((len(image), height, width), np.float32)
     for plane, new in zip(image, out):
         # Width first, as in the original; transposed, since numpy gathers whole rows fast
         columns = _resize(np.ascontiguousarray(plane.T), width, interpolation)  # (width, h)
         new[:] = _resize(np.ascontiguousarray(columns.T), height, interpolation)
     return out
+
+
+def check_size(image, width, height):
+    """InputError if an image (3, h, w) would become too large: a thin strip, mostly."""
+    if width * height > LARGEST:
+        rows, columns = image.shape[1:]
+        raise InputError(
+            f"{columns}x{rows} pixels would become {width}x{height} when scaled, more than"
+            f" {LARGEST} in all; cut the image into less extreme shapes"
+        )
 
 
 def crop(image, x, y, width, height):
