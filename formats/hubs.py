@@ -35,7 +35,9 @@ def config(path):
     folder, file = os.path.split(path)
     if file in FILES:
         with contextlib.suppress(OSError, ValueError, RecursionError):
-            found = json.loads(regular_files.read(os.path.join(folder, "config.json"), 1 << 20))
+            found = json.loads(
+                regular_files.read_bytes(os.path.join(folder, "config.json"), 1 << 20)
+            )
             return found if isinstance(found, dict) else {}
     return {}
 
