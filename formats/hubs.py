@@ -69,11 +69,8 @@ def input_spec(hub):
     if not known or type(share) not in (int, float) or not 0.01 <= share <= 1:
         return None
     return {
-        **{
-            "scale": int(size[-1] / share),
-            "crop": size[-1],
-            "largest": 1,
-        },  # rounded down, as there
+        # rounded down, as there
+        **{"scale": int(size[-1] / share), "crop": size[-1], "largest": 1},
         **{"mean": found.get("mean"), "std": found.get("std")},
         "resize": found.get("interpolation", "bilinear"),
     }
