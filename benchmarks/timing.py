@@ -2,7 +2,7 @@
 
 The ways take turns, so that what else the machine does hits all of them alike, and ratios are taken
 within a round before their median is. The cells of each printed table are also appended to
-results.csv, one a line, so that other machines and versions add theirs.
+results.csv ($OUT's, if that is set), one a line, so that other machines and versions add theirs.
 """
 
 import csv
@@ -18,7 +18,8 @@ import torch
 
 from runtime import process
 
-RESULTS = os.path.join(os.path.dirname(os.path.abspath(__file__)), "results.csv")
+HERE = os.path.dirname(os.path.abspath(__file__))
+RESULTS = os.path.join(os.environ.get("OUT", HERE), "results.csv")
 FIELDS = "date benchmark setting what measure value device threads precision layout torch cuda"
 
 

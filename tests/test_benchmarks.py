@@ -1,6 +1,12 @@
-"""results.csv: what a benchmark prints is appended to it, one cell a line, with where it ran."""
+"""The script for a GPU, tried on the CPU; results.csv.
+
+What a benchmark prints is appended there, one cell a line, with where it ran.
+"""
 
 import csv
+import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -32,3 +38,16 @@ def test_tables_are_recorded(tmp_path, monkeypatch, capsys):
         assert (line["benchmark"], line["precision"]) == ("step.py", "bfloat16")
         assert line["setting"] == 'batch 8, "single"' and line["torch"] == torch.__version__
         assert line["device"] and line["cuda"] == "" and len(line["date"]) == 10
+
+
+def test_the_gpus_script_on_the_cpu(tmp_path):
+    """Every stage that needs no GPU ends, and its rows are there."""
+    script = Path(__file__).parents[1] / "benchmarks" / "gpu.py"
+    words = [sys.executable, script, "--device", "cpu", "--tiny", "--until", "400"]
+    env = {**os.environ, "OUT": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0 and "Traceback" not in done.stdout + done.stderr, done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    stages = {row["stage"] for row in rows if row["value"] > 0 and "error" not in row}
+    expected = {"limits", "headline", "profile", "replicas", "precisions", "layers", "inference"}
+    assert stages == expected | {"runs"}

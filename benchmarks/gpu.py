@@ -1,0 +1,479 @@
+"""What there is to measure on a GPU, in nine minutes and one process; benchmarks/gpu.sh starts it.
+
+    python benchmarks/gpu.py --until 480                  (a GPU, with timm if it is installed)
+    python benchmarks/gpu.py --device cpu --tiny          (a trial: every line, in under a minute)
+
+The stages come in the order of their worth, each with a share of the time that is left, and go
+on after an error of one. Each row is printed and appended to rows.jsonl in $OUT, or in the working
+folder, as soon as it is known.
+"""
+
+import argparse
+import contextlib
+import functools
+import io
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import project  # noqa: F401  before all else: sets the path, names a missing package
+
+# isort: split
+
+import timing
+import torch
+import torch.nn.functional as F
+import torchvision
+from torch import nn
+
+import models
+import opts
+from dataloader import LAYOUT, Batch
+from models.fold import folded
+from models.resnet import resnet
+from models.resnext import resnext
+from parallel.group import split_sizes
+from train import setup
+
+try:
+    import timm
+except ImportError:
+    timm = None
+
+ROOT = Path(__file__).parents[1]
+OUT = Path(os.environ.get("OUT", "."))
+IMAGENET = {"resnet50": lambda: resnet(50), "resnext50_32x4d": lambda: resnext(50, 32, 4)}
+CIFAR = {
+    "ResNet-20": lambda: resnet(20, 10, "cifar", "A"),
+    "ResNeXt-29 8x64d": lambda: resnext(29, 8, 64, 10, "cifar"),
+}
+# grouped and dense 3x3 convolutions: (channels, groups, side) of the paper's nets
+SHAPES = [
+    *((128 * 2**k, groups, 56 // 2**k) for k in range(4) for groups in (32, 1)),
+    *((256 * 2**k, 64, 56 // 2**k) for k in range(4)),
+    *((512 * 2**k, 8, 32 // 2**k) for k in range(3)),
+]
+
+
+class Late(Exception):
+    """A stage has used up its time."""
+
+
+class Bench:
+    """The device, the sizes, the clock; `row` writes what a stage finds."""
+
+    def __init__(self, device, tiny, until):
+        self.device, self.tiny, self.cuda = torch.device(device), tiny, device != "cpu"
+        self.end = time.monotonic() + until
+        self.rows = open(OUT / "rows.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self.stage = ""
+
+    def row(self, what, value, unit, **more):
+        """Print and write one figure. Late if the stage has no time left."""
+        line = {"stage": self.stage, "what": what, "value": float(f"{value:.5g}"), "unit": unit}
+        line |= more
+        print(f"{self.stage:<12} {what:<58} {line['value']:>12g} {unit}", flush=True)
+        self.rows.write(json.dumps(line) + "\n")
+        self.rows.flush()
+        if time.monotonic() > self.end:
+            raise Late
+
+    def size(self, full, tiny):
+        """A size for a GPU, or for a trial."""
+        return tiny if self.tiny else full
+
+    def seconds(self, function, times=20):
+        """The median seconds of a call, after three to warm up."""
+        for _ in range(self.size(3, 1)):
+            function()
+        taken = []
+        for _ in range(self.size(times, 1)):
+            self.wait()
+            began = time.perf_counter()
+            function()
+            self.wait()
+            taken.append(time.perf_counter() - began)
+        return statistics.median(taken)
+
+    def wait(self):
+        """Wait for the GPU."""
+        if self.cuda:
+            torch.cuda.synchronize()
+
+    def images(self, count, side, classes, layout=LAYOUT):
+        """A batch of random images and their targets."""
+        images = torch.randn(count, 3, side, side, device=self.device).contiguous(
+            memory_format=layout
+        )
+        return images, torch.randint(classes, (count,), device=self.device)
+
+    def nets(self):
+        """{name: our net}, those of the headline."""
+        return {"resnet18": lambda: resnet(18)} if self.tiny else IMAGENET
+
+    def imagenet(self, count=256, **layout):
+        """The same in ImageNet's sizes."""
+        return self.images(self.size(count, 2), self.size(224, 32), 1000, **layout)
+
+
+def ours(net, images, targets, words="", replicas=1):
+    """A function that takes main.py's step."""
+    opt = opts.parse(f"-dataset cifar10 -depth 20 -LR 0.01 -nGPU {replicas} {words}".split())
+    models.set_backend("fastest", opt.precision)
+    trainer = setup(opt, net.to(images.device).train(), images.device)
+    batch = Batch(images, targets, [split_sizes(len(targets), replicas)])
+    return lambda: trainer._step(batch)[1]
+
+
+def theirs(net, images, targets, mixed):
+    """A function that takes the step of torchvision's and timm's scripts."""
+    net = net.to(images.device).train()
+    sgd = torch.optim.SGD(net.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
+
+    def step():
+        with torch.autocast(images.device.type, mixed):
+            loss = F.cross_entropy(net(images), targets)
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+
+    return step
+
+
+def peers(name):
+    """{project: its net of this name}."""
+    found = {"torchvision": lambda: torchvision.models.get_model(name)}
+    if timm:
+        found["timm"] = lambda: timm.create_model(name)
+    return found
+
+
+def limits(b):
+    """What all else is a share of: products, copies, launches, the way to the device."""
+    size = b.size(8192, 64)
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for tf32 in (False, True) if dtype == torch.float32 else (False,):
+            torch.backends.cuda.matmul.allow_tf32 = tf32
+            a = torch.randn(size, size, device=b.device, dtype=dtype)
+            name = "tf32" if tf32 else str(dtype).removeprefix("torch.")
+            taken = b.seconds(functools.partial(torch.matmul, a, a))
+            b.row(f"product, {name}", 2 * size**3 / taken / 1e12, "TFLOP/s")
+    long = torch.randn(b.size(2**28, 2**16), device=b.device)
+    into = torch.empty_like(long)
+    copied = b.seconds(lambda: into.copy_(long))
+    b.row("copy on the device, read and written", 2 * long.nbytes / copied / 1e9, "GB/s")
+    host = torch.empty(b.size(2**28, 2**16), dtype=torch.uint8)
+    host = host.pin_memory() if b.cuda else host
+    taken = b.seconds(lambda: host.to(b.device, non_blocking=True, copy=True))
+    b.row("copy of pinned memory to the device", host.nbytes / taken / 1e9, "GB/s")
+    one = torch.zeros(1, device=b.device)
+    taken = b.seconds(lambda: [one.add_(1) for _ in range(1000)], 5)
+    b.row("a small operation", taken * 1e3, "us")
+
+
+def headline(b):
+    """bfloat16, channels_last, eager: ours and the peers."""
+    images, targets = b.imagenet()
+    for name, make in b.nets().items():
+        net = make().to(memory_format=LAYOUT)
+        rates = {"ours": len(images) / b.seconds(ours(net, images, targets, "-precision bfloat16"))}
+        b.row(f"{name}, ours", rates["ours"], "images/s")
+        for who, create in peers(name).items():
+            step = theirs(create().to(memory_format=LAYOUT), images, targets, torch.bfloat16)
+            rates[who] = len(images) / b.seconds(step)
+            b.row(f"{name}, {who}", rates[who], "images/s", ratio=rates["ours"] / rates[who])
+
+
+KINDS = {
+    "grouped or depthwise convolution": ("group", "depthwise", "conv2d_c"),
+    "batch norm": ("batch_norm", "batchnorm", "bn_", "norm"),
+    "convolution": ("conv", "gemm", "xmma", "cutlass", "implicit", "wgrad", "dgrad", "nchw"),
+    "element by element": ("elementwise", "relu", "add", "vectorized", "copy"),
+    "update": ("multi_tensor", "fused_sgd"),
+}
+
+
+def profile(b):
+    """Seconds of a step by kind of kernel, the number of launches, and the idle share."""
+    activity = torch.profiler.ProfilerActivity
+    images, targets = b.imagenet()
+    for name, make in b.nets().items():
+        step = ours(make().to(memory_format=LAYOUT), images, targets, "-precision bfloat16")
+        step()
+        step()
+        b.wait()
+        kinds = [activity.CPU, activity.CUDA] if b.cuda else [activity.CPU]
+        began = time.perf_counter()
+        with torch.profiler.profile(activities=kinds) as found:
+            for _ in range(3):
+                step()
+            b.wait()
+        wall = time.perf_counter() - began
+        sums, launches, table = dict.fromkeys([*KINDS, "rest"], 0.0), 0, []
+        for event in found.key_averages():
+            spent = event.self_device_time_total if b.cuda else event.self_cpu_time_total
+            if not spent:
+                continue
+            key = event.key.lower()
+            kind = next((k for k, words in KINDS.items() if any(w in key for w in words)), "rest")
+            sums[kind] += spent / 3e6
+            launches += event.count / 3
+            table.append((spent / 3, event.count / 3, event.key))
+        for kind, spent in sums.items():
+            b.row(f"{name}, {kind}", 1e3 * spent, "ms")
+        b.row(f"{name}, kernels", launches, "a step")
+        b.row(f"{name}, idle", 100 * max(0, 1 - 3 * sum(sums.values()) / wall), "%")
+        with open(OUT / "kernels.txt", "a", encoding="utf-8") as file:
+            lines = (f"{us:12.1f} us {n:6.1f} x {key}\n" for us, n, key in sorted(table)[:-41:-1])
+            file.write(f"{name}\n{''.join(lines)}\n")
+
+
+def replicas(b):
+    """-nGPU 8 on one GPU, together and one by one, and a batch of one of eight GPUs."""
+    cases = [(name, make, 32, 10, 1024, 8) for name, make in CIFAR.items()]
+    cases += [("ResNeXt-50 32x4d", IMAGENET["resnext50_32x4d"], 224, 1000, 256, 8)]
+    for name, make, side, classes, count, most in cases[: b.size(3, 1)]:
+        side, count = b.size(side, 32), b.size(count, 16)
+        images, targets = b.images(count, side, classes)
+        for words, number in (("", 1), ("", most), ("-accumulate true", most)):
+            step = ours(
+                make().to(memory_format=LAYOUT),
+                *(images, targets, f"-precision bfloat16 {words}", number),
+            )
+            rate = count / b.seconds(step, 10)
+            b.row(f"{name}, batch {count}, -nGPU {number} {words}", rate, "images/s")
+    images, targets = b.imagenet(32)
+    for name, make in list(b.nets().items())[:1]:
+        step = ours(make().to(memory_format=LAYOUT), images, targets)
+        b.row(f"{name}, batch 32, single", len(images) / b.seconds(step), "images/s")
+
+
+def precisions(b):
+    """Every precision in both layouts, ours alone."""
+    for name, make in b.nets().items():
+        for precision in ("half", "tf32", "single"):
+            for layout in (LAYOUT, torch.contiguous_format):
+                images, targets = b.imagenet(layout=layout)
+                net = make().to(memory_format=layout)
+                step = ours(net, images, targets, f"-precision {precision}")
+                where = "channels_last" if layout == LAYOUT else "NCHW"
+                rate = len(images) / b.seconds(step, 10)
+                b.row(f"{name}, {precision}, {where}", rate, "images/s")
+
+
+def layers(b):
+    """3x3 convolutions alone, forward and backward, in both layouts; groups as a dense weight."""
+    for channels, groups, side in SHAPES[:: b.size(1, 6)]:
+        for dtype in (torch.bfloat16, torch.float32)[: b.size(2, 1)]:
+            for layout in (LAYOUT, torch.contiguous_format):
+                count, width = b.size(64, 1), b.size(channels, groups)
+                x = torch.randn(count, width, side, side, device=b.device, dtype=dtype)
+                x = x.contiguous(memory_format=layout).requires_grad_()
+                for dense in (False, True)[: 1 + (groups > 1 and layout == LAYOUT)]:
+                    made = nn.Conv2d(width, width, 3, 1, 1, groups=1 if dense else groups)
+                    made = made.to(b.device, dtype, memory_format=layout)
+
+                    def both(made=made, x=x):
+                        made(x).sum().backward()
+
+                    where = "channels_last" if layout == LAYOUT else "NCHW"
+                    how = "as dense, " if dense else ""
+                    kind = str(dtype).removeprefix("torch.")
+                    what = f"{channels} wide, {groups} groups, side {side}, {how}{kind}, {where}"
+                    b.row(what, 1e3 * b.seconds(both, 8), "ms")
+
+
+def graphs(b):
+    """The step as a CUDA graph, and whether it trains the same bits."""
+    if not b.cuda or b.tiny:
+        return
+    for name, make in CIFAR.items():
+        images, targets = b.images(128, 32, 10)
+        after = []
+        for captured in (False, True):
+            torch.manual_seed(1)
+            net = make().to(b.device, memory_format=LAYOUT).train()
+            rate = torch.tensor(0.01, device=b.device)
+            sgd = torch.optim.SGD(net.parameters(), rate, 0.9, nesterov=True, fused=True)
+
+            def step(net=net, sgd=sgd, images=images, targets=targets):
+                sgd.zero_grad(set_to_none=False)
+                with torch.autocast("cuda", torch.bfloat16):
+                    F.cross_entropy(net(images), targets).backward()
+                sgd.step()
+
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                for _ in range(3):
+                    step()
+            torch.cuda.current_stream().wait_stream(side)
+            if captured:
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph):
+                    step()
+                graph.replay()
+            else:
+                step()
+            after.append(torch.cat([p.detach().reshape(-1) for p in net.parameters()]).clone())
+            taken = b.seconds(graph.replay if captured else step)
+            b.row(f"{name}, {'as a graph' if captured else 'eager'}", 1e3 * taken, "ms a step")
+        b.row(f"{name}, weights as a graph differ by", float((after[0] - after[1]).abs().max()), "")
+
+
+def compiled(b):
+    """torch.compile: ours, and the best peer."""
+    if b.tiny:
+        return
+    images, targets = b.imagenet()
+    for name, make in reversed(b.nets().items()):
+        words = "-precision bfloat16 -compile true"
+        began = time.perf_counter()
+        step = ours(make().to(memory_format=LAYOUT), images, targets, words)
+        step()
+        b.wait()
+        taken = time.perf_counter() - began
+        b.row(f"{name}, ours", len(images) / b.seconds(step), "images/s", compiling=taken)
+        if timm:
+            net = timm.create_model(name).to(b.device, memory_format=LAYOUT)
+            step = theirs(torch.compile(net), images, targets, torch.bfloat16)
+            b.row(f"{name}, timm", len(images) / b.seconds(step), "images/s")
+
+
+def inference(b):
+    """Images a second in a test: ours, folded, and the peers."""
+    images, _ = b.imagenet()
+    for name, make in b.nets().items():
+        nets = {"ours": make(), "ours, folded": folded(make().eval(), torch.bfloat16)}
+        nets |= {who: create() for who, create in peers(name).items()}
+        for who, net in nets.items():
+            net = net.to(b.device, memory_format=LAYOUT).eval()
+            with torch.inference_mode(), torch.autocast(b.device.type, torch.bfloat16):
+                taken = b.seconds(functools.partial(net, images))
+            b.row(f"{name}, {who}", len(images) / taken, "images/s")
+
+
+def memory(b):
+    """Peak memory of a step, and what comes where it does not fit."""
+    if not b.cuda or b.tiny:
+        return
+    for words, number in (("", 1), ("", 8), ("-accumulate true", 8), ("-optnet true", 1)):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        net, (images, targets) = IMAGENET["resnet50"](), b.imagenet(64)
+        models.blocks.set_recompute(net, "optnet" in words)
+        ours(net.to(memory_format=LAYOUT), images, targets, words, number)()
+        peak = torch.cuda.max_memory_allocated() / 2**20
+        b.row(f"resnet50, batch 64, -nGPU {number} {words}", peak, "MiB")
+    torch.cuda.empty_cache()
+    total = torch.cuda.get_device_properties(b.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(7.5 * 2**30 / total)
+    try:
+        images, targets = b.imagenet(256)
+        ours(IMAGENET["resnet50"]().to(memory_format=LAYOUT), images, targets, "", 8)()
+        b.row("resnet50, batch 256, fits 7.5 GiB", 1, "")
+    except RuntimeError as error:
+        b.row("resnet50, batch 256, in 7.5 GiB", 0, "", error=str(error)[:300])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+def runs(b):
+    """main.py itself: CIFAR of random bytes, and photos through the loader."""
+    cifar = OUT / "cifar-10-batches-bin"
+    cifar.mkdir(exist_ok=True)
+    names = [*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]
+    for name in names:
+        records = torch.randint(0, 256, (b.size(10_000, 20), 3073), dtype=torch.uint8)
+        records[:, 0] %= 10
+        (cifar / name).write_bytes(records.numpy().tobytes())
+    precision = "half" if b.cuda else "single"
+    common = f"-nEpochs 1 -batchSize 128 -precision {precision} -progress lines"
+    common += f" -data {cifar} -gen {OUT}/gen"
+    small = "-netType resnet -depth 8" if b.tiny else "-netType resnet -depth 20"
+    commands = {"cifar ResNet": f"-dataset cifar10 {small} {common}"}
+    if not b.tiny:
+        wide = "-depth 29 -cardinality 8 -baseWidth 64"
+        commands["cifar ResNeXt"] = f"-dataset cifar10 {wide} {common}"
+    photos = os.environ.get("PHOTOS")  # with train/ and val/
+    if photos:
+        net = "-depth 50 -cardinality 32 -baseWidth 4 -batchSize 256 -precision bfloat16"
+        for threads in (14, 2):
+            words = f"-data {photos} -gen {OUT}/gen{threads} -nThreads {threads} -nEpochs 1 {net}"
+            commands[f"photos, {threads} workers"] = words
+    for what, words in commands.items():
+        save = OUT / what.replace(" ", "_").replace(",", "")
+        command = [sys.executable, str(ROOT / "main.py"), *words.split(), "-save", str(save)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+        lines = (save / "log.jsonl").read_text().splitlines() if done.returncode == 0 else []
+        if not lines:
+            b.row(what, 0, "images/s", error=done.stderr[-300:])
+            continue
+        entry = json.loads(lines[-1])
+        b.row(what, entry["images_per_second"], "images/s", data_wait=entry["data_wait"])
+
+
+def detector(b):
+    """A detector's step against torchvision's, by benchmarks/detect.py."""
+    if b.tiny:
+        return
+    command = [sys.executable, str(ROOT / "benchmarks" / "detect.py"), "--device", str(b.device)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    print(done.stdout[-2000:], done.stderr[-1000:])
+    b.row("benchmarks/detect.py ended with", done.returncode, "")
+
+
+# in this order, with the seconds that each may take
+STAGES = {
+    limits: 20, headline: 70, profile: 30, replicas: 45, precisions: 60, compiled: 110,
+    graphs: 25, layers: 60, inference: 25, memory: 25, runs: 60, detector: 30,
+}  # fmt: skip
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--tiny", action="store_true", help="small sizes, each once: a trial")
+    parser.add_argument("--until", type=float, default=480, help="seconds for all stages")
+    parser.add_argument("--stages", nargs="+", default=[stage.__name__ for stage in STAGES])
+    args = parser.parse_args()
+    bench = Bench(args.device, args.tiny, args.until)
+    last = bench.end
+    print(timing.machine(), flush=True)
+    for stage, most in STAGES.items():
+        left = last - time.monotonic()
+        if stage.__name__ not in args.stages or left < 5:
+            continue
+        bench.stage, bench.end = stage.__name__, time.monotonic() + min(most, left)
+        began = time.monotonic()
+        quiet = contextlib.redirect_stderr(io.StringIO() if args.tiny else sys.stderr)
+        if hasattr(signal, "alarm"):  # where a stage does not look at its clock
+            signal.signal(signal.SIGALRM, _raise_late)
+            signal.alarm(int(min(most, left)) + 15)
+        try:
+            with quiet:
+                stage(bench)
+        except Late:
+            print(f"{bench.stage}: out of time", flush=True)
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+        finally:
+            if hasattr(signal, "alarm"):
+                signal.alarm(0)
+        print(f"{bench.stage}: {time.monotonic() - began:.0f} s", flush=True)
+        if bench.cuda:
+            torch.cuda.empty_cache()
+
+
+def _raise_late(*_):
+    raise Late
+
+
+if __name__ == "__main__":
+    main()
