@@ -20,7 +20,7 @@ import zlib
 
 import torch
 
-from formats import hubs, state_dicts, t7, torch7
+from formats import hubs, other_files, state_dicts, t7, torch7
 from runtime import regular_files
 from runtime.errors import InputError, shown
 from runtime.options import LONGEST
@@ -32,13 +32,8 @@ TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
 _LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
-_WHOLE = (
-    "depth",
-    "cardinality",
-    "base_width",
-    "classes",
-    "expansion",
-)  # numbers of a configuration
+# Numbers of a configuration
+_WHOLE = ("depth", "cardinality", "base_width", "classes", "expansion")
 _ALONE = "where that runs, torch.save(net.state_dict(), FILE) writes what can be read"
 _METADATA = ("config", "classes", "preprocessing")
 
@@ -108,8 +103,9 @@ def kind(path):
     head = _head(path, packed)
     if not packed:
         # First, because the length of a safetensors header may begin with any byte
-        if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
+        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
             return "safetensors"
+        other_files.refuse(path, head)
         if head.startswith((b"PK\3\4", b"\x80")):  # a zip; or a pickle, before PyTorch 1.6
             return "torch"
     # A Torch7 file begins with a type tag, 0 to 8: four bytes, or a line of text
@@ -129,7 +125,7 @@ def _head(path, packed=False):
     """The first bytes of a file, or of what gzip packed in it."""
     try:
         with regular_files.opened(path) as file:
-            return (gzip.GzipFile(fileobj=file) if packed else file).read(9)
+            return (gzip.GzipFile(fileobj=file) if packed else file).read(64)
     except FileNotFoundError:
         raise InputError(f"File not found: {path}") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:

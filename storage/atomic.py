@@ -49,7 +49,9 @@ def load(path, foreign=False):
         asked = re.search(r"allocate (\d+) bytes", str(error))
         if memory.lacking(error) and not (asked and int(asked[1]) > os.path.getsize(path)):
             raise InputError(f"cannot read {path}: {memory.lacking(error)}") from None
-        reason = (str(error).strip() or "it ends too soon").splitlines()[0]
+        # of the rest, PyTorch's own text helps nobody
+        ours = isinstance(error, (ValueError, zipfile.BadZipFile)) and str(error).strip()
+        reason = str(error).strip().splitlines()[0] if ours else "it is cut short or changed"
         raise Damaged(f"{path} is damaged or not a file of this program: {reason}") from None
 
 

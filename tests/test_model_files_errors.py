@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -138,3 +139,69 @@ def test_metadata_of_safetensors_that_are_wrong(net, text, tmp_path):
     refused(path)
     safetensors.torch.save_file(state, path, {"config": text})  # somebody else's
     assert models.load_file(path).config["cardinality"] == 2
+
+
+def zipped(path, names):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, b"data")
+
+
+def joined(path, *parts):
+    path.write_bytes(b"".join(parts))
+
+
+OTHERS = {
+    "TorchScript": (
+        lambda net, path: torch.jit.trace(net, torch.zeros(1, 3, 8, 8)).save(path),
+        "torch.jit.load(FILE).state_dict()",
+    ),
+    "TorchScript of old": (lambda _, path: zipped(path, ["a/constants.pkl", "a/data.pkl"]), "jit"),
+    "torch.export": (
+        lambda net, path: zipped(path, ["a/archive_format", "a/data/weights/w"]),
+        "torch.export.load(FILE)",
+    ),
+    "a net in a dict": (
+        lambda net, path: torch.save({"net": net, "epoch": 3}, path),
+        "objects that need code, such as a models.blocks.Net",
+    ),
+    "a whole net": (lambda net, path: torch.save(net, path), "an object, a models.blocks.Net"),
+    "Detectron2": (
+        lambda net, path: joined(path, pickle.dumps({"model": {}, "__author__": "x"})),
+        "a pickle of Detectron2",
+    ),
+    "joblib": (lambda _, path: joined(path, pickle.dumps("joblib.numpy")), "a pickle of joblib"),
+    "pickle 2": (lambda _, path: joined(path, pickle.dumps({"a": 1}, 2)), "no file of torch.save"),
+    "protocol 4": (
+        lambda net, path: torch.save(net.state_dict(), path, pickle_protocol=4),
+        "is of pickle protocol 4",
+    ),
+    "ONNX": (lambda _, path: joined(path, b"\x08\x0a\x12\x07pytorch\x1a\x03"), "an ONNX file"),
+    "Git LFS": (
+        lambda _, path: joined(path, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d"),
+        "git lfs pull",
+    ),
+    "HTML": (lambda _, path: joined(path, b"\n <!DOCTYPE html><html>"), "a web page"),
+    "a zip": (lambda _, path: zipped(path, ["a/", "a/net.pth"]), "with a model in it: unpack it"),
+    "other zip": (lambda _, path: zipped(path, ["a.txt"]), "a zip archive without a model"),
+    "NumPy": (lambda _, path: zipped(path, ["a.npy"]), "an archive of NumPy"),
+    "Keras": (lambda _, path: joined(path, b"\x89HDF\r\n\x1a\n"), "an HDF5 file"),
+    "xz": (lambda _, path: joined(path, b"\xfd7zXZ\0\0"), "an archive: unpack it"),
+    "JSON": (lambda _, path: joined(path, b'{\n  "architecture": "resnet18"'), "a JSON file"),
+    "nothing": (lambda _, path: joined(path), "it is empty"),
+    "half": (
+        lambda net, path: joined(path, pickle.dumps(0x1950A86A20F9469CFC6C, 2)),
+        "is damaged",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+@pytest.mark.filterwarnings("ignore")
+def test_another_file_is_named(net, kind, tmp_path):
+    make, words = OTHERS[kind]
+    path = tmp_path / "net.pth"
+    make(net, path)
+    text = refused(path, words)
+    for raw in ("enforce fail", "pop from", "Weights only", "opcode", "PytorchStreamReader"):
+        assert raw not in text

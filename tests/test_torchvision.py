@@ -2,14 +2,17 @@
 
 import argparse
 import hashlib
+import json
 import os
 from urllib.error import URLError
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
 import torch
 import torchvision
+from PIL import Image
 from support.nets import V1, images, refused, same, shake
 
 import models
@@ -19,6 +22,7 @@ from formats.state_dicts import infer
 from models.loading import from_config
 from models.resnet import resnet
 from models.resnext import resnext
+from runtime import regular_files
 from runtime.errors import InputError
 
 # float64; the layers are the same, so only the order of summation may differ. Seen: 0.
@@ -320,3 +324,25 @@ def test_nets_that_blur_are_refused_where_something_names_them(net18, tmp_path):
     for text in ('{"architecture": "resnet18"}', "[1]", "{", ""):
         (tmp_path / "config.json").write_text(text)
         assert models.load_file(path).config["depth"] == 18
+
+
+def test_a_folder_of_the_hub_is_a_model(net18, tmp_path):
+    """With the input and the class names that timm's config.json says."""
+    cfg = timm.create_model("resnet18").pretrained_cfg
+    cfg = {name: cfg[name] for name in ("mean", "std", "crop_pct", "input_size", "interpolation")}
+    cfg |= {"mean": [0.5, 0.4, 0.3], "crop_pct": 0.95, "interpolation": "bicubic"}
+    labels = ["tench", "goldfish", "shark", "ray", "cock"]
+    config = {"architecture": "resnet18", "pretrained_cfg": cfg, "label_names": labels}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(net18.state_dict(), tmp_path / "model.safetensors")
+    model = models.load(regular_files.model_file(tmp_path))
+    assert model.classes == labels
+    pixels = np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8)
+    cfg |= {"input_size": (3, 224, 224)}
+    theirs = timm.data.create_transform(**timm.data.resolve_data_config(cfg), is_training=False)
+    expected = theirs(Image.fromarray(pixels))
+    torch.testing.assert_close(model.transform(pixels), expected, rtol=0, atol=1e-5)
+    for wrong in ({"input_size": 3}, {"crop_pct": "1"}, {"crop_pct": 0}, {"crop_mode": "squash"}):
+        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {**cfg, **wrong}}))
+        model = models.load_file(regular_files.model_file(tmp_path))
+        assert model.input_spec == V1 and model.classes is None
