@@ -11,7 +11,7 @@ import opts
 from main import opened, replicas, train_epochs
 from parallel import guard, launch
 from runtime import options, output_files, process, regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, cut
 from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
 
 HEAD = """Usage: detect.py -retrain CLASSIFIER [options]
@@ -226,7 +226,7 @@ def run(start, argv, end):
         check_options(opt)
         opts.report_saved(opt)
         torch.manual_seed(opt.manualSeed)
-        streams, val_loader = data(opt, device)
+        opt, streams, val_loader = data(opt, device)
         model = setup(opt, checkpoint, val_loader.dataset, device)
 
         last, every = (streams[-1].last, streams[-1].every) if streams else (0, 0)
@@ -275,11 +275,15 @@ def best(errors):
 
 
 def data(opt, device):
-    """The streams of the steps, none for a test alone, and the loader of the validation images."""
+    """The options of the run, the streams of its steps and the loader of the validation images.
+
+    A test alone has no streams. A schedule that nothing gives follows the number of images.
+    """
     import dataloader
     from detection import schedule, sources
     from detection.schedule import Step
     from parallel import group
+    from runtime.terminal import say
 
     train, val = group.rank_0_first(lambda: sources.create(opt))
     settings = dataloader.settings(opt, device)
@@ -287,7 +291,8 @@ def data(opt, device):
         val, device, training=False, batch_size=opt.batchSize, **settings
     )
     if opt.testOnly:
-        return [], val_loader
+        return opt, [], val_loader
+    opt = schedule.fitted(opt, train.size())
     steps = [Step("shared", opt.LR, opt.iterations, opt.batchSize, opt.warmup)]
     if not opt.shared:
         rpn = Step("rpn", opt.rpnLR, opt.rpnIterations, opt.rpnBatchSize, opt.warmup)
@@ -296,7 +301,9 @@ def data(opt, device):
         dataloader.DataLoader(train, device, training=True, batch_size=step.batch, **settings)
         for step in steps
     ]
-    return schedule.streams(steps, loaders, opt.epochSize), val_loader
+    streams = schedule.streams(steps, loaders, opt.epochSize)
+    say(f"=> {train.summary()}; {streams[-1].last} epochs of {streams[-1].every} iterations")
+    return opt, streams, val_loader
 
 
 def setup(opt, checkpoint, images, device):
@@ -391,7 +398,7 @@ def recompute(opt, net, device):
 
 
 def test(epoch, trainer, loader, out, proposing=False):
-    """Test and score; returns {"AP": ...} in per cent, of the RPN's proposals {"recall": ...}.
+    """Test and score; returns scores.evaluate's, of the RPN's proposals {"recall": per cent}.
 
     Without an object in the images there is no such number.
     """
@@ -409,7 +416,9 @@ def test(epoch, trainer, loader, out, proposing=False):
             scores.write(out, found, needed=not epoch)
         values = scores.evaluate(source.truth(), found, [id for id, *_ in trainer.found])
     values = group.all_gather(values)[0]
-    text = "  ".join(f"{name}: {value:7.3f}" for name, value in values.items())
+    for name, value in values.get("classes", {}).items():
+        say(f" | AP {value:7.3f}  {cut(name, 40)}")
+    text = "  ".join(f"{name}: {values[name]:7.3f}" for name in values if name != "classes")
     say(f" * Finished epoch # {epoch}     {text or 'no object to find'}\n")
     return values
 

@@ -44,6 +44,7 @@ class Coco:
             self._check_image(id)
         self.odd = []  # as of datasets/image_folder.py
         self.annotations = self._annotations(content)
+        self.left_out = 0  # boxes
         self._objects = self._sorted_by_image()
 
     def check_files(self, places):
@@ -166,7 +167,7 @@ class Coco:
         kept = np.array([a["area"] for a in self.annotations]) > 0
         kept &= (boxes[:, 2:] - boxes[:, :2] > THINNEST * sizes[where]).all(1)
         if not kept.all():
-            lost = np.count_nonzero(~kept)
+            lost = self.left_out = np.count_nonzero(~kept)
             note(f" | {self.path}: {lost} boxes without area, or outside their image, are left out")
         labels = np.array([label[a["category_id"]] for a in self.annotations], np.int64)
         crowd = np.array([a["iscrowd"] for a in self.annotations], bool)

@@ -10,6 +10,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from runtime.errors import cut
+
+MOST = 20  # classes that a line names
+
 
 class Objects(NamedTuple):
     """The objects of an image: corners x1, y1, x2, y2 in pixels, labels from 1."""
@@ -64,6 +68,20 @@ class Images:
     def input_spec(self):
         """The size of the image that stands in where a process has none."""
         return {"crop": 32}
+
+    def summary(self):
+        """A line on the source: images, boxes, classes with their counts, and what is left out."""
+        source, total = self.source, len(self.source.ids)
+        labels = [source.objects(i).labels for i in range(total)]
+        counts = np.bincount(np.concatenate(labels), minlength=1 + len(source.names))[1:]
+        order = np.argsort(-counts, kind="stable")
+        classes = [f"{cut(source.names[k], 40)} {counts[k]}" for k in order[:MOST]]
+        classes += [f"{len(order) - MOST} more classes"] * (len(order) > MOST)
+        bare = total - sum(len(each) > 0 for each in labels)
+        return (
+            f"{total} training images, {bare} of them without boxes; {counts.sum()} boxes "
+            f"({', '.join(classes)}), {getattr(source, 'left_out', 0)} left out"
+        )
 
     def target(self, code, width, dtype=torch.float32):
         """The objects of a code: "boxes", "labels", "crowd" of an image `width` pixels wide."""

@@ -4,7 +4,6 @@ This program computes no score itself.
 """
 
 import contextlib
-import copy
 import io
 import json
 
@@ -21,7 +20,7 @@ def results(found, categories):
     """Detections as COCO's results: found is [(image id, boxes, scores, labels), ...] of arrays."""
     return [
         {
-            "image_id": int(id),
+            "image_id": id,
             "category_id": categories[int(label) - 1],
             "bbox": [round(float(v), 2) for v in (x, y, right - x, bottom - y)],
             "score": round(float(score), 5),
@@ -46,28 +45,56 @@ def write(path, found, needed):
 def evaluate(truth, detections, ids=None):
     """COCO's twelve numbers in per cent, {name of NAMES: value}, without sizes that no object has.
 
+    "classes" holds the AP of each class that has an object, by name.
     truth: COCO's dictionary of images and annotations; detections: COCO's results, a list; ids: of
     the images that were tested, all if None. Objects of other images do not count as missed.
     """
     kind, evaluation = implementation()
+    images, categories = (
+        {entry["id"]: number for number, entry in enumerate(truth[part], 1)}
+        for part in ("images", "categories")
+    )
+
+    def numbered(entries):  # the libraries need numbers, and write to the entries
+        return [
+            {
+                **entry,
+                "image_id": images[entry["image_id"]],
+                "category_id": categories[entry["category_id"]],
+            }
+            for entry in entries
+        ]
+
     with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
         coco = kind()
-        coco.dataset = {"info": {}, "licenses": [], **copy.deepcopy(truth)}  # they write to it
+        coco.dataset = {
+            **{"info": {}, "licenses": [], "annotations": numbered(truth["annotations"])},
+            "images": [{**entry, "id": images[entry["id"]]} for entry in truth["images"]],
+            "categories": [{"id": number} for number in categories.values()],
+        }
         coco.createIndex()
         if detections:
-            mine = coco.loadRes([dict(each) for each in detections])
+            mine = coco.loadRes(numbered(detections))
         else:  # loadRes refuses an empty list
             mine = kind()
             mine.dataset = {**coco.dataset, "annotations": []}
             mine.createIndex()
         found = evaluation(coco, mine, "bbox")
         if ids is not None:
-            found.params.imgIds = sorted(ids)
+            found.params.imgIds = sorted(images[id] for id in ids)
         found.evaluate()
         found.accumulate()
         found.summarize()
+    # of each class, at all thresholds and recalls, for all sizes and the most detections
+    curves = found.eval["precision"][:, :, :, 0, -1].transpose(2, 0, 1).reshape(len(categories), -1)
+    names = [entry["name"] for entry in truth["categories"]]
+    classes = zip(names, curves.mean(1).tolist())
     values = zip(NAMES, np.asarray(found.stats[:12], np.float64).tolist())
-    return {name: 100 * value for name, value in values if value >= 0}  # COCO's -1: no object
+    values, classes = (
+        {name: 100 * value for name, value in each if value >= 0}  # COCO's -1: no object
+        for each in (values, classes)
+    )
+    return {**values, "classes": classes} if classes else values
 
 
 def implementation():

@@ -95,6 +95,8 @@ def start(command, folder):
 
 def test_the_two_steps(straight, folder):
     lines = straight["two"]
+    boxes = "6 training images, 0 of them without boxes; 12 boxes (square 6, tall 6), 0 left out"
+    assert f"=> {boxes}; 4 epochs of 2 iterations" in lines
     begun = [line for line in lines if line.startswith("=> Training")]
     names = ["rpn", "rpn", "fast", "fast"]
     assert begun == [f"=> Training epoch # {e} ({name})" for e, name in enumerate(names, 1)]
@@ -103,6 +105,8 @@ def test_the_two_steps(straight, folder):
     assert set(found[0]["train"]) == {"loss", "objectness", "proposal"}
     assert set(found[3]["train"]) == {"loss", "classifier", "box"}
     assert 0 <= found[1]["test"]["recall"] <= 100 and "AP50" in found[3]["test"]
+    for name, value in found[3]["test"]["classes"].items():
+        assert lines.count(f" | AP {value:7.3f}  {name}") and name in ("square", "tall")
     assert lines[-2].startswith(" * Finished AP: ") and lines[-1] == "=> two/detections.png"
     assert all(line["skipped"] == line["odd"] == 0 for line in found)
     assert Image.open(folder / "two" / "detections.png").size[0] > 100
@@ -160,6 +164,41 @@ def test_the_place_on_a_resume(run, straight, folder):
     shutil.copytree(folder / "one", folder / "longer")
     run("-resume longer -iterations 2,6")
     assert [line["epoch"] for line in log(folder / "longer")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("batch", [2, 8, 16])
+@pytest.mark.parametrize("images", [1, 30, 640, 12345, 58632, 58633, 117266])
+def test_the_schedule_follows_the_number_of_images(shared, batch, images):
+    """24 passes, as COCO's recipe makes over half of COCO; from there on the recipe's numbers."""
+    given = {"shared": shared, "batchSize": batch, "rpnBatchSize": batch}
+    recipe = detect.settle({"shared": shared})
+    opt = schedule.fitted(detect.settle(given), images)
+    names = ("iterations",) if shared else ("iterations", "rpnIterations")
+    for name in names:
+        own, coco = getattr(opt, name), getattr(recipe, name)
+        assert list(own) == sorted(set(own)) and own[0] > 0
+        if images > 58632:
+            assert own == coco and (opt.epochSize, opt.warmup) == (0, recipe.warmup)
+            continue
+        full = recipe.rpnBatchSize if name == "rpnIterations" else recipe.batchSize
+        passes = coco[-1] * full / 58633
+        assert own[-1] * batch / images == pytest.approx(passes, abs=5 * batch / images)
+        assert own[0] / own[-1] == pytest.approx(coco[0] / coco[-1], abs=4 / own[-1])
+    if 640 <= images < 58633:
+        assert 11 <= opt.iterations[-1] / opt.epochSize <= 12
+        assert opt.warmup == min(1000, opt.iterations[-1] // 10)
+
+
+def test_a_schedule_that_is_given_stays():
+    given = {"iterations": (2, 4), "shared": True}
+    assert schedule.fitted(detect.settle(given), 30) == detect.settle(given)
+    opt = schedule.fitted(detect.settle({"shared": True, "epochSize": 3, "warmup": 5}), 640)
+    assert (opt.epochSize, opt.warmup) == (3, 5) and opt.iterations[-1] < 2000
+    saved = {"options": dict(opt.values)}  # a resumed run keeps it, whatever the images are now
+    assert schedule.fitted(detect.settle({}, saved), 99).iterations == opt.iterations
+    digits = {"dataset": "digits"}
+    assert schedule.fitted(detect.settle(digits), 30) == detect.settle(digits)
 
 
 def test_frozen_and_free_again():

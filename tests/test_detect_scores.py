@@ -53,8 +53,16 @@ def test_pycocotools_gives_the_same(truth, shift, capsys):
     evaluation.accumulate()
     evaluation.summarize()
     expected = {n: 100 * v for n, v in zip(scores.NAMES, evaluation.stats) if v >= 0}
+    classes = found.pop("classes")
     assert found == pytest.approx(expected, abs=1e-9)
     assert 0 < found["AP"] < 100 and len(found) == 12
+    for id, name in ((3, "square"), (90, "tall")):  # each class alone, by the library
+        evaluation.params.catIds = [id]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+        assert classes.pop(name) == pytest.approx(100 * evaluation.stats[0], abs=1e-9)
+    assert not classes
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -84,9 +92,13 @@ def test_results_are_cocos():
 def test_nothing_found(truth, monkeypatch, library):
     """0 for the sizes that objects have, and no number for the others."""
     monkeypatch.setattr(scores, "implementation", lambda: LIBRARIES[library])
-    assert scores.evaluate(truth[0], []) == dict.fromkeys(scores.NAMES, 0)
+    found = dict.fromkeys(scores.NAMES, 0)
+    assert scores.evaluate(truth[0], []) == {**found, "classes": {"square": 0, "tall": 0}}
+    one = [entry for entry in truth[0]["annotations"] if entry["category_id"] == 90]
+    found = scores.evaluate({**truth[0], "annotations": one}, detections({"annotations": one}))
+    assert found["classes"] == {"tall": 100}  # no number for a class without an object
     small = [entry for entry in truth[0]["annotations"] if entry["area"] < 32**2]
-    of_small = set(scores.NAMES) - {"APm", "APl", "ARm", "ARl"}
+    of_small = {*scores.NAMES, "classes"} - {"APm", "APl", "ARm", "ARl"}
     for found in ([], detections({"annotations": small})):
         assert scores.evaluate({**truth[0], "annotations": small}, found).keys() == of_small
     assert scores.evaluate({**truth[0], "annotations": []}, []) == {}
