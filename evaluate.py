@@ -45,6 +45,7 @@ OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),
     ("testScale",   0,     whole,   LENGTHS, "Shorter side of the test image (0: as the model says)"),
     ("testCrop",    0,     whole,   LENGTHS, "Side of the crop of the test image (0: as the model says)"),
+    *(row for row in opts.OPTIONS if row[0] == "testPool"),
     ("dense",       (),    series,  None, "Test whole images at these scales: 224,256,288,320,352"),
     ("flip",        False, boolean, None, "Test the mirror images as well"),
     ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
@@ -146,7 +147,7 @@ def parse(argv):
 
 def as_trained(opt):
     """The options of a dataset as in training: -testScale, -testCrop, -tenCrop are of the test."""
-    return opt.replaced(testScale=256, testCrop=224, tenCrop=False, testOnly=True)
+    return opt.replaced(trainCrop=224, testScale=256, testCrop=224, tenCrop=False, testOnly=True)
 
 
 def check_options(opt):

@@ -44,6 +44,7 @@ def run(start, argv, end):
     import models
     import train
     from engine.reporter import Reporter
+    from evaluation.scores import window_side
     from parallel.signals import Interrupts
     from runtime.progress import Clock
     from runtime.terminal import note, say
@@ -63,6 +64,8 @@ def run(start, argv, end):
 
         # Data loading
         train_loader, val_loader = loaders = dataloader.create(opt, device)
+        spec = opt.testOnly and model.input_spec  # of the file; a training has its own size
+        own = spec["crop"] if spec else opt.trainCrop
         model.input_spec = val_loader.dataset.input_spec()
         if model.input_spec is None:
             note("=> no input spec describes the test transform: the model files have none")
@@ -80,9 +83,12 @@ def run(start, argv, end):
         )
         resume(trainer, checkpoint, opt)
 
+        larger = opt.testCrop > own and opt.testPool == "windows"
+        window = window_side(model, own) if larger else 0
+
         def test(epoch):
             trainer.recompute(epoch, train_loader, opt.recomputeBN)
-            found = trainer.test(epoch, val_loader)
+            found = trainer.test(epoch, val_loader, window)
             return {"top1": found.top1, "top5": found.top5}
 
         if opt.testOnly:

@@ -56,8 +56,10 @@ OPTIONS = (
     ("batchSize",       32,            whole,   1,    "mini-batch size (1 = pure stochastic)"),
     ("testOnly",        False,         boolean, None, "Run on validation set only"),
     ("tenCrop",         False,         boolean, None, "Ten-crop testing"),
-    ("testScale",       256,           whole,   range(1, LONGEST + 1),    "Shorter side of the test image (ImageNet)"),
-    ("testCrop",        224,           whole,   range(1, LONGEST + 1),    "Side of the crop of the test image (ImageNet)"),
+    ("trainCrop",       224,           whole,   range(1, LONGEST + 1),    "Side of the training image (ImageNet)"),
+    ("testScale",       256,           whole,   range(1, LONGEST + 1),    "Its shorter side in a test (256, or 8/7 of -trainCrop)"),
+    ("testCrop",        224,           whole,   range(1, LONGEST + 1),    "Side of its crop in a test (224, or -trainCrop)"),
+    ("testPool",        "windows",     str,     ("windows", "global"), "Of a larger test image: windows as in training, or one mean"),
     ("recomputeBN",     0,             whole,   0,    "Batches to re-estimate batch norm over before a test (0: no)"),
     # ---------- Checkpointing options ----------
     ("save",            "checkpoints", str,     None, "Directory in which to save checkpoints"),
@@ -68,6 +70,7 @@ OPTIONS = (
     ("progress",        "auto",        str,     ("auto", "lines"), "auto: show the time left on a terminal"),
     # ---------- Optimization options ----------
     ("LR",              0.1,           real,    0,    "initial learning rate"),
+    ("warmup",          0,             whole,   0,    "Epochs at a tenth of the rate before the recipe's"),
     ("LRSteps",         (),            series,  None, "Epochs where the rate drops x0.1 (none: the recipe's)"),
     ("classifierLR",    0.0,           real,    0,    "initial rate of the fully connected layer (0: -LR's)"),
     ("momentum",        0.9,           real,    0,    "momentum"),
@@ -191,7 +194,9 @@ def settle(given, checkpoint=None, config=None):
         )
     stem = datasets.module(known.dataset).stem
     epochs, rate, drops, shortcut = recipe(net, known.dataset, stem)
+    side = known.trainCrop
     derived = {
+        **{"testScale": round(side * 256 / 224), "testCrop": side},
         **{"netType": net, "stem": stem, "shortcutType": shortcut, "nEpochs": epochs, "LR": rate},
         "drops": ("at", known.LRSteps) if known.LRSteps else drops,
         "data": "imagenet" if known.dataset == "imagenet" else "",
@@ -229,6 +234,8 @@ def check(opt, data=True):
         raise InputError("-freeze needs trained weights: give -retrain FILE")
     if opt.tenCrop and opt.stem != "imagenet":
         raise InputError("-tenCrop true needs -dataset imagenet: small images are not cropped")
+    if opt.warmup and opt.warmup >= opt.nEpochs:
+        raise InputError(f"-warmup {opt.warmup} should be less than -nEpochs {opt.nEpochs}")
     if opt.testCrop > opt.testScale:
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
@@ -297,8 +304,8 @@ def _unused(opt, config):
     if opt.dataset != "imagenet":
         unused["classOrder"] = f"{opt.dataset} has no class folders"
     if opt.stem != "imagenet":
-        small = f"images of {opt.dataset} are tested as they are"
-        unused |= dict.fromkeys(("testScale", "testCrop"), small)
+        small = f"images of {opt.dataset} are taken as they are"
+        unused |= dict.fromkeys(("trainCrop", "testScale", "testCrop", "testPool"), small)
     return unused
 
 

@@ -23,7 +23,8 @@ from runtime.errors import InputError
 from runtime.terminal import note, say
 
 # what the batches of an epoch, and the images in its test, depend on
-ORDER = ("batchSize", "manualSeed", "tenCrop", "testScale", "testCrop")
+ORDER = ("batchSize", "manualSeed", "trainCrop", "tenCrop", "testScale", "testCrop", "testPool")
+_OLD = ("batchSize", "manualSeed", "tenCrop", "testScale", "testCrop")  # when it was a list
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
 ONE_BY_ONE = "-accumulate true"  # the first advice where replicas share a process
 
@@ -34,7 +35,7 @@ def setup(opt, model, device, **outside):
         model,
         criterion(),
         optimizer(model, opt.LR, opt.momentum, opt.weightDecay, opt.classifierLR),
-        lambda epoch: decay(opt.drops, opt.nEpochs, epoch),
+        lambda epoch: decay(opt.drops, opt.nEpochs, epoch, opt.warmup),
         device,
         precision=opt.precision,
         order={name: getattr(opt, name) for name in ORDER},
@@ -174,8 +175,11 @@ class Trainer(loop.Loop):
         batchnorm.recompute(self.model, loader, epoch, count, self.precision, self.interrupts)
 
     @torch.inference_mode()
-    def test(self, epoch, loader):
-        """Test over the validation set; returns the metrics."""
+    def test(self, epoch, loader, window=0):
+        """Test over the validation set; returns the metrics.
+
+        window: side of the windows that the last maps are pooled over, 0: the whole maps.
+        """
         group.broadcast(self.model.buffers())
         model = folded(self.model, self.precision.mixed)
         total = self.at(epoch).test
@@ -183,7 +187,7 @@ class Trainer(loop.Loop):
         def count_errors(batch, n):
             shape = batch.input.shape
             with memory.out_of_memory(shape, self.device, ADVICE), self.precision.autocast():
-                output = model(batch.input)
+                output = _outputs(model, batch.input, window)
             output = scores.sum_crops(output, loader.crops)[: len(batch.target)]
             return scores.count_errors(output, batch.target)
 
@@ -213,10 +217,16 @@ class Trainer(loop.Loop):
         if "order" in old:
             order = old["order"]
             if isinstance(order, list):  # of before it had names, and at first only three values
-                order = dict(zip(ORDER, order))
+                order = dict(zip(_OLD, order))
             order = {n: order.get(n, saved.get(n, value)) for n, value in self.order.items()}
             state = {**state, "position": {**old, "order": order}}
-        self.load_position(state, "-" + ", -".join(ORDER[:-1]) + f" or -{ORDER[-1]}")
+        self.load_position(state)
+
+
+def _outputs(model, input, window):
+    if not window:
+        return model(input)
+    return scores.dense(model.maps(input), model.fc, window).mean(1)
 
 
 def criterion():
@@ -247,15 +257,18 @@ def optimizer(model, rate, momentum, weight_decay, classifier_rate=0.0):
 
 def learning_rate(opt, epoch):
     """The rate of an epoch, counted from 1 (Trainer:learningRate of either repository)."""
-    return opt.LR * decay(opt.drops, opt.nEpochs, epoch)
+    return opt.LR * decay(opt.drops, opt.nEpochs, epoch, opt.warmup)
 
 
-def decay(schedule, epochs, epoch):
-    """The rate of an epoch of so many, as a share of the first one's.
+def decay(schedule, epochs, epoch, warmup=0):
+    """The rate of an epoch of so many, as a share of -LR.
 
-    schedule: of opts.RECIPES, where the rate drops x0.1.
+    schedule: of opts.RECIPES, where the rate drops x0.1. warmup: so many epochs have a tenth, as
+    the paper on ResNets trains ResNet-110.
     """
     how, where = schedule
+    if epoch <= warmup:
+        return 0.1
     if how == "every":
         drops = (epoch - 1) // where
     elif how == "after":

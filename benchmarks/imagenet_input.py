@@ -49,7 +49,7 @@ def dataset(paths):
     """Ours, of these files."""
     info = {"train_paths": np.array([os.fsencode(os.path.abspath(p)) for p in paths])}
     info["train_targets"] = np.zeros(len(paths), np.int64)
-    options = SimpleNamespace(data="", tenCrop=False, testScale=256, testCrop=224)
+    options = SimpleNamespace(data="", tenCrop=False, testScale=256, testCrop=224, trainCrop=224)
     return imagenet.create(info, options, "train")
 
 

@@ -1,7 +1,7 @@
 """A split of ImageNet, or of any folder laid out like it. Images are read one by one.
 
-Port of the class in datasets/imagenet.lua. Differs from it: -testScale and -testCrop, and the
-image formats (see decoding.py).
+Port of the class in datasets/imagenet.lua. Differs from it: -trainCrop, -testScale, -testCrop, and
+the image formats (see decoding.py).
 """
 
 import copy
@@ -124,11 +124,14 @@ class ImageFolder:
         return len(self.targets)
 
     def transform(self):
-        """The transform of this split: (3, H, W) -> (3, 224, 224), or (10, 3, ...) for -tenCrop."""
+        """The transform of this split: (3, H, W) -> (3, N, N), or (10, 3, N, N) for -tenCrop.
+
+        N is -trainCrop or -testCrop, 224 in the original.
+        """
         if self.split == "train":
             return t.Compose(
                 [
-                    t.RandomSizedCrop(224),
+                    t.RandomSizedCrop(self.opt.trainCrop),
                     t.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
                     t.Lighting(0.1, EIGVAL, EIGVEC),
                     t.ColorNormalize(self.mean, self.std),

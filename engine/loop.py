@@ -102,11 +102,11 @@ class Loop:
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
-    def load_position(self, state, options):
+    def load_position(self, state, options=""):
         """Go on inside an epoch, if the state is from there and still holds.
 
-        options: those of `order`, for messages. A change of these or of the images is named in a
-        line. Where the training images are the same and all were trained, only the test begins
+        options: those of an order that has no names. A change of these or of the images is named
+        in a line. Where the training images are the same and all were trained, only the test begins
         again.
         """
         position, before = state.get("position"), state.get("data", self.data)
@@ -119,7 +119,7 @@ class Loop:
             return  # its epoch is finished, or there is none
         epoch, trained, test = position["epoch"], position.get("trained") is True, position["test"]
         if position["order"] != self.order or not same_data:
-            what = options if same_data else "the images"
+            what = self._changed(position["order"], options) if same_data else "the images"
             if not trained or before[:1] != self.data[:1]:
                 note(f"=> {what} changed inside epoch {epoch}: it begins again")
                 return
@@ -128,6 +128,12 @@ class Loop:
         file = state.get("file", "the optimState")
         sums = [self.METRICS.restored(each, file) for each in (position["train"], test)]
         self.position = Position(epoch, self.order, *sums, trained)
+
+    def _changed(self, before, options):
+        """The options in which an order differs; all of `options` where it has no names."""
+        if not isinstance(before, dict):
+            return options
+        return ", ".join(f"-{n}" for n, value in self.order.items() if before.get(n) != value)
 
 
 def run(what, epoch, loader, total, step, queue, report):

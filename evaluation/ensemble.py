@@ -31,7 +31,7 @@ class Member(NamedTuple):
     net: nn.Module
     views: list  # its own ones of an image's views
     columns: torch.Tensor  # the output index of each tested class
-    window: int  # side of the last maps in training; 0: not dense
+    window: int  # side of the last maps in training; 0: one global mean
 
 
 @dataclasses.dataclass
@@ -82,16 +82,20 @@ def views(net, dataset, opt):
 
 
 def window(net, dataset, opt):
-    """The side of a net's last maps for an image of the training size; 0 without -dense."""
-    if not opt.dense:
+    """The side of a net's last maps for an image of the training size; 0 for one global mean.
+
+    Windows of this side are for -dense, and for a crop that is larger than the net's own.
+    """
+    own = (net.input_spec or dataset.input_spec())["crop"]
+    larger = opt.testCrop > own and opt.testPool == "windows" and hasattr(net, "maps")
+    if not (opt.dense or larger):
         return 0
     if not hasattr(net, "maps"):
         raise InputError("-dense needs a net with last maps; this one has no function `maps`")
     # a smaller crop in the net's spec is the training size, a larger one is a test setting
     side = min(spec["crop"] for spec in (dataset.input_spec(), net.input_spec) if spec)
-    image = net.fc.weight.new_zeros(1, 3, side, side)
-    with torch.inference_mode():
-        return net.maps(image).shape[-1]
+    side = side if opt.dense else own
+    return scores.window_side(net, side)
 
 
 def test(members, loader, opt, precision, predictions=None):
@@ -101,7 +105,8 @@ def test(members, loader, opt, precision, predictions=None):
     """
     total, queue = EnsembleMetrics(), MetricQueue(precision.device)
     targets = torch.from_numpy(loader.dataset.targets).to(precision.device)
-    several = len(members) > 1 or opt.dense or opt.tenCrop or opt.flip
+    windows = any(member.window for member in members)
+    several = len(members) > 1 or windows or opt.tenCrop or opt.flip
 
     @torch.inference_mode()
     def count_errors(batch, n):
@@ -152,5 +157,7 @@ def _outputs(member, x, count, precision):
     net = member.net
     with out_of_memory(x.shape, precision.device, ADVICE), precision.autocast():
         if member.window:
-            return scores.dense(net.maps(x), net.fc, member.window)
+            return scores.dense(net.maps(x), net.fc, member.window).reshape(
+                count, -1, net.fc.out_features
+            )
         return net(x).unflatten(0, (count, -1))

@@ -26,6 +26,17 @@ def dense(maps, fc, window):
     return fc(pooled.flatten(2).transpose(1, 2))
 
 
+def window_side(net, side):
+    """The side of a net's last maps for images of this side; 0 for a net without `maps`."""
+    if not hasattr(net, "maps"):
+        return 0
+    image, training = net.fc.weight.new_zeros(1, 3, side, side), net.training
+    with torch.inference_mode():
+        found = net.eval().maps(image).shape[-1]
+    net.train(training)
+    return found
+
+
 def averages(outputs):
     """Two averages of the n outputs of each image: (N, n, K) -> (2, N, K).
 

@@ -329,7 +329,9 @@ def test_libtiff_does_not_write_between_our_lines(capfd):
     assert capfd.readouterr().err == "still there\n"
 
 
-OPT = types.SimpleNamespace(data="nowhere", tenCrop=False, testScale=256, testCrop=224)
+OPT = types.SimpleNamespace(
+    data="nowhere", tenCrop=False, testScale=256, testCrop=224, trainCrop=224
+)
 
 
 @pytest.mark.parametrize("parts", [True, False])

@@ -82,7 +82,7 @@ def test_as_main_tests(photos, tmp_path, monkeypatch):
         _, ours, soft = evaluated("checkpoints", *words, data=photos)
         # other sizes of a batch may round otherwise in float32
         assert torch.allclose(torch.cat(theirs) / crops, ours, rtol=1e-4, atol=1e-5)
-        if crops == 1:
+        if size.startswith("-testScale 40"):  # one output an image
             assert torch.allclose(ours.softmax(1), soft, rtol=1e-4, atol=1e-6)
 
 

@@ -22,7 +22,8 @@ PLANES = PIXELS.transpose(2, 0, 1)
 
 def options(data, **more):
     return types.SimpleNamespace(
-        data=str(data), **{"tenCrop": False, "testScale": 256, "testCrop": 224, **more}
+        data=str(data),
+        **{"tenCrop": False, "testScale": 256, "testCrop": 224, "trainCrop": 224, **more},
     )
 
 

@@ -33,7 +33,8 @@ def pixels(height, width):
 
 def options(**more):
     return types.SimpleNamespace(
-        data="somewhere", **{"tenCrop": False, "testScale": 256, "testCrop": 224, **more}
+        data="somewhere",
+        **{"tenCrop": False, "testScale": 256, "testCrop": 224, "trainCrop": 224, **more},
     )
 
 

@@ -101,7 +101,9 @@ def training(size=224):
     return t.Compose([t.RandomSizedCrop(size), *chain.transforms[1:]])
 
 
-OPT = types.SimpleNamespace(data="nowhere", tenCrop=False, testScale=256, testCrop=224)
+OPT = types.SimpleNamespace(
+    data="nowhere", tenCrop=False, testScale=256, testCrop=224, trainCrop=224
+)
 
 
 @pytest.mark.parametrize("height, width", [(375, 500), (33, 41), (1, 1), (1, 200), (300, 3)])

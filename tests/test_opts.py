@@ -14,6 +14,7 @@ import evaluate
 import main
 import opts
 import plot
+import train
 from datasets import prepare_imagenet
 from pretrained import classify, extract_features
 from runtime import options
@@ -244,8 +245,8 @@ RESNEXT = {"net": "resnext", "depth": 29, "cardinality": 2, "base_width": 4, "sh
             {**RESNEXT, "bottleneck": "resnext_C"},
             "-depth 29 -cardinality 8 -baseWidth 4 -testScale 300 -testCrop 224",
             [
-                "-testCrop 224 has no effect: images of cifar10 are tested as they are",
-                "-testScale 300 has no effect: images of cifar10 are tested as they are",
+                "-testCrop 224 has no effect: images of cifar10 are taken as they are",
+                "-testScale 300 has no effect: images of cifar10 are taken as they are",
                 "-cardinality 2 as the model has, in place of 8 as given",
             ],
         ),
@@ -312,3 +313,22 @@ def test_the_home_folder_is_written_as_a_tilde(monkeypatch, name):
     for words in ([f"-{name}=~/photos"], [f"-{name}", "~/photos"]):
         assert options.read_words(words, opts.OPTIONS) == {name: "/home/ada/photos"}
     assert options.read_words([f"-{name}=a~/~"], opts.OPTIONS) == {name: "a~/~"}
+
+
+@pytest.mark.parametrize(
+    "words, sizes",
+    [("", (224, 256, 224)), ("-trainCrop 448", (448, 512, 448)), ("-trainCrop 96", (96, 110, 96))]
+    + [("-trainCrop 96 -testScale 128 -testCrop 112", (96, 128, 112))],
+)
+def test_a_test_follows_the_training_size(words, sizes, photos):
+    opt = opts.parse(f"-depth 50 -data {photos} {words}".split())
+    assert (opt.trainCrop, opt.testScale, opt.testCrop) == sizes
+
+
+def test_warm_up(capsys):
+    opt = opts.parse("-dataset cifar10 -netType resnet -depth 110 -warmup 2".split())
+    rates = [train.learning_rate(opt, epoch) for epoch in (1, 2, 3, 80, 81, 122)]
+    assert rates == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.001])
+    with pytest.raises(SystemExit):
+        opts.parse("-dataset cifar10 -depth 110 -netType resnet -warmup 5 -nEpochs 5".split())
+    assert "-warmup 5 should be less than -nEpochs 5" in capsys.readouterr().err

@@ -110,6 +110,7 @@ def test_all_images_in_the_folders_of_their_classes(archives, tmp_path, capsys):
     assert " | 9 images in " in out and " | 6 images in " in out
     opt = types.SimpleNamespace(dataset="imagenet", data=str(target), gen=str(tmp_path / "gen"))
     opt.testOnly, opt.tenCrop, opt.testScale, opt.testCrop = False, False, 256, 224
+    opt.trainCrop = 224
     opt.classOrder, opt.skipCorrupt = "text", False
     train, val = datasets.create(opt)
     assert sorted(train.targets) == [0] * 4 + [1] * 2 + [2] * 3 and val.size() == 6

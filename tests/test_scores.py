@@ -7,8 +7,11 @@ import os
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+import train
 from evaluation import scores
+from models.resnet import resnet
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference", "misc")
 with open(os.path.join(HERE, "misc.json")) as file:
@@ -51,6 +54,26 @@ def test_dense_is_the_classifier_at_each_place(height, width, window):
         for x in range(width - wide + 1)
     ]
     assert torch.allclose(scores.dense(maps, fc, window), torch.stack(expected, 1), rtol=1e-12)
+
+
+def test_a_larger_crop_is_pooled_as_the_authors_did_it():
+    """Avg(7, 7, 1, 1), the linear layer as a 1 x 1 convolution, the mean over its places."""
+    torch.manual_seed(1)
+    net = resnet(18, 5).double().eval()
+    images = torch.randn(2, 3, 320, 320, dtype=torch.float64)
+    maps = net.maps(images)
+    pooled = F.avg_pool2d(maps, 7, 1)
+    expected = F.conv2d(pooled, net.fc.weight[:, :, None, None], net.fc.bias)
+    assert expected.shape == (2, 5, 4, 4)
+    window = scores.window_side(net, 224)
+    found = train._outputs(net, images, window)
+    assert window == 7 and torch.allclose(found, expected.mean((2, 3)), rtol=1e-12)
+    assert not torch.allclose(found, net(images), rtol=1e-3)
+    assert torch.equal(train._outputs(net, images, 0), net(images))
+    trained = resnet(18, 5).train()
+    before = [buffer.clone() for buffer in trained.buffers()]
+    assert scores.window_side(trained, 64) == 2 and trained.training
+    assert all(map(torch.equal, before, trained.buffers()))
 
 
 def test_two_averages():

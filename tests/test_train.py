@@ -34,7 +34,7 @@ def test_learning_rate(family):
     for case in cases:
         stem = "imagenet" if case["dataset"] == "imagenet" else "cifar"
         drops = opts.RECIPES[family, stem][2]
-        opt = types.SimpleNamespace(LR=case["LR"], nEpochs=case["nEpochs"], drops=drops)
+        opt = types.SimpleNamespace(LR=case["LR"], nEpochs=case["nEpochs"], drops=drops, warmup=0)
         assert [learning_rate(opt, epoch) for epoch in case["epochs"]] == case["lr"]
 
 
