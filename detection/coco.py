@@ -1,12 +1,14 @@
-"""Images and boxes in COCO's layout, or in any file of COCO's JSON.
+"""Images and boxes in COCO's layout, in that of an annotation tool, or in any file of COCO's JSON.
 
-Read as py-faster-rcnn reads it: boxes are cut at the border of the image; what has no area then, or
-an "area" of 0, is left out; crowds are no objects. What COCO does not define is refused, with the
-file and the id. For the scores every annotation counts as it stands in the file.
+Read as py-faster-rcnn reads it: boxes are cut at the border of the image; what has no area then is
+left out; crowds are no objects. What COCO does not define is refused, with the file and the id. For
+the scores every annotation counts as it stands in the file.
 """
 
+import glob
 import json
 import os
+import re
 import zlib
 
 import numpy as np
@@ -21,27 +23,38 @@ from runtime.terminal import note
 # A box has an area if its sides are larger than this share of its image's: a thinner one may have
 # none once it is mirrored and resized in float32, and then its loss is not finite.
 THINNEST = 1e-6
-LAYOUT = "-data DIR must hold annotations/instances_NAME.json and the images in NAME/"
+LAYOUT = "-data DIR should hold annotations/instances_NAME.json and the images in NAME/"
+HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
+# How a name of an image may have to be read: as it is, with a slash for a backslash, its last part
+_READINGS = (str, lambda name: name.replace("\\", "/"), lambda name: re.split(r"[\\/]", name)[-1])
 
 
 class Coco:
     """A file of annotations and the folder of its images."""
 
-    def __init__(self, path, folder):
-        self.path, self.folder = path, folder
+    def __init__(self, path, folders, part=""):
+        """folders: where the images may lie, the likeliest first. part: see `find`."""
+        self.path = path
         content = _read(path)
-        self.images = self._by_id(content, "images")
-        categories = self._by_id(content, "categories")
-        for id, category in categories.items():
-            if not isinstance(category.get("name"), str):
-                raise InputError(f"{path}: category {id} has no name")
-        self.categories = sorted(categories)
-        self.names = [categories[id]["name"] for id in self.categories]
+        self.images = {}
+        for place, entry in enumerate(_entries(content, "images", path)):
+            id = self._id(entry, place, "images")
+            if id in self.images:
+                raise InputError(f"{path}: the id {id} stands twice among its images")
+            self.images[id] = entry
+        names = self._category_names(content)
+        self.categories = _sorted(names)
+        self.names = [names[id] for id in self.categories]
         if not self.names or not self.images:
             raise InputError(f"{path} holds no {'images' if self.names else 'categories'}")
-        self.ids = sorted(self.images)
+        self.ids = _sorted(self.images)
+        self.folder = self._find_images(folders)
         for id in self.ids:
             self._check_image(id)
+        if part:
+            held_out = self.ids[::HELD_OUT]
+            rest = [id for place, id in enumerate(self.ids) if place % HELD_OUT]
+            self.ids = held_out if part == "val" else rest
         self.odd = []  # as of datasets/image_folder.py
         self.annotations = self._annotations(content)
         self.left_out = 0  # boxes
@@ -73,13 +86,14 @@ class Coco:
 
     def pixels(self, i):
         path, image = self.name(i), self.images[self.ids[i]]
-        pixels = decoding.load_image(path, lambda phrase: self.odd.append(f"{path!r}: {phrase}"))
-        size = pixels.shape[2], pixels.shape[1]
-        if size != (image["width"], image["height"]):
-            stated = f"{image['width']} x {image['height']}"
-            raise InputError(
-                f"the image {path!r} has {size[0]} x {size[1]} pixels, but {stated} in {self.path}"
-            )
+        size = image["width"], image["height"]
+        odd = []
+        pixels = decoding.load_image(path, odd.append, upright_unless=size)
+        self.odd += [f"{path!r}: {phrase}" for phrase in odd]
+        found = pixels.shape[2], pixels.shape[1]
+        if found != size:
+            found, stated = (f"{width} x {height}" for width, height in (found, size))
+            raise InputError(f"the image {path!r} has {found} pixels, but {stated} in {self.path}")
         return pixels
 
     def objects(self, i):
@@ -102,25 +116,56 @@ class Coco:
                 found = zlib.crc32(part, found)
         return found
 
-    def _by_id(self, content, name):
-        """{id: entry} of a list of the file."""
-        found = {}
-        for place, entry in enumerate(_entries(content, name, self.path)):
-            id = entry.get("id")
-            if not _is_whole(id):
-                raise InputError(f"{self.path}: number {place} of its {name} has no id: {id!r:.60}")
-            if id in found:
-                raise InputError(f"{self.path}: the id {id} stands twice among its {name}")
-            found[id] = entry
-        return found
+    def _id(self, entry, place, what):
+        """The id of an entry: a whole number, or text that is none."""
+        id = _as_id(entry.get("id"))
+        if id is None:
+            raise InputError(
+                f"{self.path}: number {place} of its {what} has no id: {entry.get('id')!r:.60}"
+            )
+        return id
+
+    def _category_names(self, content):
+        """{id: name}. If all categories have one id, as in VIA's exports, they are one class."""
+        names = {}
+        for place, entry in enumerate(_entries(content, "categories", self.path)):
+            id = self._id(entry, place, "categories")
+            if not isinstance(entry.get("name"), str):
+                raise InputError(f"{self.path}: category {id} has no name")
+            names.setdefault(id, {})[entry["name"]] = None
+        several = [id for id in names if len(names[id]) > 1]
+        if several and len(names) > 1:
+            raise InputError(f"{self.path}: the id {several[0]} stands twice among its categories")
+        names = {id: " / ".join(each) for id, each in names.items()}
+        for id in several:
+            note(f" | {self.path}: all categories have the id {id}: {names[id]!r} is one class")
+        return names
+
+    def _find_images(self, folders):
+        """The first of the folders in which an image lies. Names that fit nowhere lose theirs."""
+        names = [entry.get("file_name") for entry in self.images.values()]
+        names = [name for name in names if isinstance(name, str) and "\0" not in name]
+        for read in _READINGS:
+            some = [name for name in map(read, names[:100]) if not _leads_out(name)]
+            for folder in folders:
+                if not any(os.path.isfile(os.path.join(folder, name)) for name in some):
+                    continue
+                if read is _READINGS[-1]:
+                    if len(set(map(read, names))) < len(set(names)):
+                        break
+                    note(f" | {self.path}: {names[0]!r} is taken for {read(names[0])!r}, and so on")
+                for entry in self.images.values():
+                    if isinstance(entry.get("file_name"), str):
+                        entry["file_name"] = read(entry["file_name"])
+                return folder
+        return folders[0]
 
     def _check_image(self, id):
         image = self.images[id]
         if not all(_is_whole(side) and side > 0 for side in _size(image).values()):
             raise InputError(f"{self.path}: image {id} has no width and height")
         file = image.get("file_name")
-        leads_out = isinstance(file, str) and os.path.normpath(file).startswith(("..", os.sep))
-        if not isinstance(file, str) or not file or leads_out or "\0" in file:
+        if not isinstance(file, str) or not file or _leads_out(file) or "\0" in file:
             raise InputError(
                 f"{self.path}: image {id} has no file name in its folder: {file!r:.80}"
             )
@@ -130,30 +175,47 @@ class Coco:
 
         Their ids are counted from 1, whatever the file's: to COCO's evaluation 0 means "no object".
         """
-        found, seen = [], set()
-        known = set(self.categories)
-        for place, entry in enumerate(_entries(content, "annotations", self.path)):
-            id = entry.get("id", place + 1)
-            if not _is_whole(id) or id in seen:
-                what = "is no id" if not _is_whole(id) else "stands twice among its annotations"
-                raise InputError(f"{self.path}: {id!r:.60} {what}")
+        found, seen, chosen = [], set(), set(self.ids)
+        known = {
+            "image_id": {str(id): id for id in self.images},
+            "category_id": {str(id): id for id in self.categories},
+        }
+        entries = _entries(content, "annotations", self.path) if "annotations" in content else []
+        for place, entry in enumerate(entries):
+            id = _as_id(entry.get("id", place + 1))
+            if id is None or id in seen:
+                what = "is no id" if id is None else "stands twice among its annotations"
+                raise InputError(f"{self.path}: {entry.get('id')!r:.60} {what}")
             seen.add(id)
-            for name, among in (("image_id", self.images), ("category_id", known)):
-                if type(entry.get(name)) is not int or entry[name] not in among:
+            about = {name: ids.get(str(_as_id(entry.get(name)))) for name, ids in known.items()}
+            for name, value in about.items():
+                if value is None:
                     value = f"{entry.get(name)!r:.60}"
                     raise InputError(f"{self.path}: annotation {id} has an unknown {name}: {value}")
+            if about["image_id"] not in chosen:
+                continue
             box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
             if not _are_numbers(box, 4) or crowd not in (0, 1):
                 what = f"iscrowd of {crowd!r:.60}" if _are_numbers(box, 4) else f"bbox {box!r:.60}"
                 raise InputError(f"{self.path}: annotation {id} has the {what}")
-            area = entry.get("area", box[2] * box[3])
+            area = entry.get("area") or box[2] * box[3]  # some tools write 0 or null
             if not _are_numbers([area], 1):
                 raise InputError(f"{self.path}: annotation {id} has the area {area!r:.60}")
-            about = {name: entry[name] for name in ("image_id", "category_id")}
             found.append(
                 {"id": place + 1, **about, "bbox": list(box), "area": area, "iscrowd": int(crowd)}
             )
         return found
+
+    def _check_units(self, boxes, sizes):
+        """A line where boxes (n, 4) seem not to be x, y, width, height in pixels."""
+        beyond = np.count_nonzero((boxes[:, :2] + boxes[:, 2:] > sizes + 1).any(1))
+        if beyond:
+            note(
+                f" | {self.path}: {beyond} of {len(boxes)} boxes reach beyond their image: x, y, "
+                "width and height in pixels would be right, not two corners"
+            )
+        if len(boxes) and (boxes <= 1).all():
+            note(f" | {self.path}: all boxes are below a pixel: they should be pixels, not shares")
 
     def _sorted_by_image(self):
         """The Objects of each image."""
@@ -162,10 +224,10 @@ class Coco:
         boxes = np.array([a["bbox"] for a in self.annotations], np.float64).reshape(-1, 4)
         where = np.array([place[a["image_id"]] for a in self.annotations], np.int64)
         sizes = np.array([list(_size(self.images[id]).values()) for id in self.ids], np.float64)
+        self._check_units(boxes, sizes[where])
         boxes[:, 2:] += boxes[:, :2]
         boxes = np.clip(boxes, 0, np.tile(sizes, 2)[where])
-        kept = np.array([a["area"] for a in self.annotations]) > 0
-        kept &= (boxes[:, 2:] - boxes[:, :2] > THINNEST * sizes[where]).all(1)
+        kept = (boxes[:, 2:] - boxes[:, :2] > THINNEST * sizes[where]).all(1)
         if not kept.all():
             lost = self.left_out = np.count_nonzero(~kept)
             note(f" | {self.path}: {lost} boxes without area, or outside their image, are left out")
@@ -183,17 +245,89 @@ class Coco:
         return found
 
 
-def open_split(data, name, folder):
+def find(data, train, val):
+    """(-train, -val, whether one file is divided among both) of the data in a folder.
+
+    Defaults that fit no file stand for what lies there: files of COCO's JSON by their names, or one
+    file for both.
+    """
+    lack = [
+        name in ("train2017", "val2017") and not os.path.isfile(_annotations_path(data, name))
+        for name in (train, val)
+    ]
+    if not any(lack):
+        return train, val, False
+    files = [
+        path
+        for pattern in ("*.json", "*/*.json")
+        for path in sorted(glob.glob(os.path.join(glob.escape(data), pattern)))
+        if _begins_with_brace(path)
+    ]
+    if not files:
+        _refuse_other_formats(data)
+    if lack[0]:
+        train = _choose(data, files, "train") or (files[0] if len(files) == 1 else train)
+    if lack[1]:
+        others = [path for path in files if path != _annotations_path(data, train)]
+        found = _choose(data, others, "val") or _choose(data, others, "test")
+        if not found and os.path.isfile(_annotations_path(data, train)):
+            return train, train, True
+        val = found or val
+    if lack[0] and train == "train2017" and files:
+        names = ", ".join(os.path.relpath(path, data) for path in files[:3])
+        raise InputError(f"{data!r} has {len(files)} files, {names}...: give -train and -val")
+    return train, val, False
+
+
+def _refuse_other_formats(data):
+    """InputError for boxes that another program has to convert."""
+    for kind, ending, reader in (("VOC", "xml", "from_pascal_voc"), ("YOLO", "txt", "from_yolo")):
+        if any(glob.iglob(os.path.join(glob.escape(data), "**", f"*.{ending}"), recursive=True)):
+            raise InputError(
+                f"{data!r} has no file of COCO's JSON, but .{ending} files, as {kind} has: the "
+                f"package supervision converts, DetectionDataset.{reader}(...).as_coco(...)"
+            )
+
+
+def _choose(data, files, word):
+    """The one file whose path below `data` has this word; None if there is none, or several."""
+    found = [path for path in files if word in os.path.relpath(path, data).lower()]
+    found = [path for path in found if "instances" in path] or found
+    return found[0] if len(found) == 1 else None
+
+
+def _begins_with_brace(path):
+    """Whether a file may be COCO's; a list is of results."""
+    try:
+        with regular_files.opened(path) as file:
+            return file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+    except OSError:
+        return False
+
+
+def open_split(data, name, folder, part=""):
     """The Coco of a split: `name` as train2017, or a .json file; `folder`: of images, or ""."""
+    path = _annotations_path(data, name)
+    if folder:
+        folder = _first((os.path.join(data, folder), folder), os.path.isdir)
+        if not os.path.isdir(folder):
+            raise InputError(f"missing image folder {folder!r}: give another one, or none")
+        return Coco(path, [folder], part)
+    stem = os.path.basename(path).removeprefix("instances_").removesuffix(".json")
+    beside, usual = [os.path.dirname(path)], [os.path.join(data, stem)]
+    usual += [os.path.join(data, "images", stem), os.path.join(data, "images"), data]
+    return Coco(path, beside + usual if name.endswith(".json") else usual + beside, part)
+
+
+def _annotations_path(data, name):
+    """The file of a split; one that is given is sought under `data`, then from where we are."""
     if name.endswith(".json"):
-        path, folder = os.path.join(data, name), folder or os.path.join(data, "images")
-    else:
-        path = os.path.join(data, "annotations", f"instances_{name}.json")
-        places = [os.path.join(data, name), os.path.join(data, "images", name)]
-        folder = folder or next(filter(os.path.isdir, places), places[0])
-    if not os.path.isdir(folder):
-        raise InputError(f"missing image folder {folder!r}: {LAYOUT}, or -trainImages, -valImages")
-    return Coco(path, folder)
+        return _first((os.path.join(data, name), name), os.path.isfile)
+    return os.path.join(data, "annotations", f"instances_{name}.json")
+
+
+def _first(paths, is_there):
+    return next(filter(is_there, paths), paths[0])
 
 
 def _files(root, folder):
@@ -226,6 +360,23 @@ def _entries(content, name, path):
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
         raise InputError(f"{path} is no file of COCO's: it has no list of {name}")
     return found
+
+
+def _as_id(value):
+    """A whole number, also of "7" or 7.0; other text as it is; None for anything else."""
+    if isinstance(value, str):
+        return int(value) if re.fullmatch("0|-?[1-9][0-9]{0,14}", value) else value or None
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    return value if _is_whole(value) else None
+
+
+def _sorted(ids):
+    return sorted(ids, key=lambda id: (isinstance(id, str), id))
+
+
+def _leads_out(name):
+    return os.path.normpath(name).startswith(("..", os.sep))
 
 
 def _is_whole(value):

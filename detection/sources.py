@@ -4,6 +4,7 @@ import datasets
 from detection import coco, scenes
 from detection.images import Images
 from runtime.errors import InputError
+from runtime.terminal import note
 
 
 def create(opt):
@@ -15,7 +16,13 @@ def create(opt):
         return None, tested
     train = source(opt, "train")
     if train.names != val.names or train.categories != val.categories:
-        raise InputError("the training and validation images do not have the same categories")
+        ids = [dict(zip(each.names, each.categories)) for each in (train, val)]
+        name = next(n for n in {**ids[0], **ids[1]} if ids[0].get(n) != ids[1].get(n))
+        ids = [each.get(name, "none") for each in ids]
+        raise InputError(
+            f"the training and validation images do not have the same categories: {name!r} has the "
+            f"id {ids[0]} in {train.path}, {ids[1]} in {val.path}"
+        )
     # mirror: a mirrored 2 is no 2
     trained = Images(train, training=True, mirror=opt.dataset != "digits")
     if not trained.size():
@@ -37,4 +44,8 @@ def source(opt, split):
         digits = dict(zip(("train", "val"), datasets.create(opt)))
         names = list(datasets.module("digits").classes(opt))
         return scenes.Scenes(digits[split], names, split, opt.manualSeed)
-    return coco.open_split(opt.data, getattr(opt, split), getattr(opt, f"{split}Images"))
+    train, val, divided = coco.find(opt.data, opt.train, opt.val)
+    name, folder = (train, opt.trainImages) if split == "train" else (val, opt.valImages)
+    if divided and not opt.testOnly and split == "train":
+        note(f"=> {train}: the only file of boxes; every fifth image is for the test")
+    return coco.open_split(opt.data, name, folder, split if divided else "")

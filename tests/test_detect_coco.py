@@ -53,7 +53,6 @@ def test_odd_boxes(tmp_path, content, capsys):
         ([5, 5, 0, 9], 1, 0),  # no width
         ([5, 5, -3, 9], 1, 0),
         ([width + 1, 5, 3, 9], 1, 0),  # outside
-        ([5, 5, 3, 9], 0, 0),  # an area of 0
         ([1, 2, 30, 20], 600, 1),  # a crowd
     ]
     content["annotations"] = [
@@ -64,7 +63,7 @@ def test_odd_boxes(tmp_path, content, capsys):
     objects = found.objects(0)
     assert objects.boxes.tolist() == [[0, 0, 6, 14], [width - 5, 3, width, 11.5]]
     assert objects.labels.tolist() == [2, 2] and objects.crowd.tolist() == [[1, 2, 31, 22]]
-    assert "4 boxes without area, or outside their image, are left out" in capsys.readouterr().err
+    assert "3 boxes without area, or outside their image, are left out" in capsys.readouterr().err
     assert len(found.truth()["annotations"]) == len(odd)  # the evaluation decides for itself
     assert Images(found, True, True).size() == 1 and Images(found, False, False).size() == 3
 
@@ -161,11 +160,18 @@ def twice(name):
             changed("images", 1, file_name="../x.png"),
             "image 11 has no file name in its folder: '../x.png'",
         ),
-        (changed("images", 1, id="a"), "number 1 of its images has no id: 'a'"),
+        (changed("images", 1, id="a"), "annotation 3 has an unknown image_id: 11"),
+        (changed("images", 1, id=""), "number 1 of its images has no id: ''"),
+        (changed("images", 1, id=11.5), "number 1 of its images has no id: 11.5"),
+        (changed("images", 1, id="10"), "the id 10 stands twice among its images"),
+        (changed("annotations", 1, image_id=True), "annotation 2 has an unknown image_id: True"),
         (changed("categories", 0, name=5), "category 90 has no name"),
         (twice("images"), "the id 10 stands twice among its images"),
         (twice("annotations"), "1 stands twice among its annotations"),
-        (twice("categories"), "the id 90 stands twice among its categories"),
+        (
+            lambda content: content["categories"].append({"id": 90, "name": "other"}),
+            "the id 90 stands twice among its categories",
+        ),
         (lambda content: content.pop("images"), "it has no list of images"),
         (lambda content: content.update(images=[]), "holds no images"),
         (lambda content: content.update(categories=[]), "holds no categories"),
@@ -183,10 +189,11 @@ def test_files_that_are_missing_or_broken(tmp_path, content):
         opened(tmp_path, '{"images": [')
     with pytest.raises(InputError, match="no file of COCO's"):
         opened(tmp_path, "[1]")
-    with pytest.raises(InputError, match="missing image folder .*val2017"):
-        coco.open_split(str(tmp_path), "val2017", "")
-    with pytest.raises(InputError, match="missing annotations .*val2017.json"):
-        coco.open_split(str(tmp_path), "val2017", str(tmp_path / "train2017"))
+    with pytest.raises(InputError, match="missing image folder .*nowhere'"):
+        coco.open_split(str(tmp_path), "train2017", "nowhere")
+    for folder in ("", "train2017"):
+        with pytest.raises(InputError, match="missing annotations .*val2017.json"):
+            coco.open_split(str(tmp_path), "val2017", folder)
     found = opened(tmp_path, content)
     (tmp_path / "train2017" / "11.png").unlink()
     with pytest.raises(InputError, match="cannot read the image .*11.png.*No such file"):

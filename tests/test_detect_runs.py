@@ -320,7 +320,7 @@ def test_the_picture_shows_the_first_images_that_could_be_read(tmp_path):
         ("classifier.pth -testOnly true -data data", "is a classifier: -testOnly needs a detector"),
         ("classifier.pth -show data/val2017/11.png", "holds no detector of this program"),
         ("one/model_2.pth -data data", "the detector is of -shared true"),
-        ("-retrain classifier.pth -data data -train train2014", "missing image folder"),
+        ("-retrain classifier.pth -data data -train train2014", "missing annotations"),
         (f"one/model_2.pth {SHARED} -anchors 8,32", "-anchors 8,32: only a run that begins with"),
         ("one -data data -shared true -recomputeBN 3", "-recomputeBN 3: only a run that begins"),
         ("-resume one -anchors 8", "-anchors 8: only a run that begins with a classifier"),
@@ -330,7 +330,7 @@ def test_the_picture_shows_the_first_images_that_could_be_read(tmp_path):
         ("-resume two -epochSize 3", "the rpn step has 3 iterations an epoch, but 2 in the check"),
         ("-resume two -rpnIterations 1,5", "the rpn step is done, after 3 iterations: these can"),
         (SHARED + NEW + " -freeze 4", "-freeze 4: the net has 2 stages before its last: at most 3"),
-        ("one/model_2.pth -data data -testOnly true -val other.json", "missing image folder"),
+        ("one/model_2.pth -data data -testOnly true -val other.json", "missing annotations"),
     ],
 )
 def test_what_is_refused(run, straight, command, words):

@@ -44,12 +44,22 @@ _TURNED = re.compile(
 # Pillow turns a TIFF that has the orientation 2, 3 and so on; these turn it back
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270"
 _UNTURN = {n: Image.Transpose[name] for n, name in enumerate(_TURNS.split(), start=2)}
+_UPRIGHT = {
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).swapaxes(0, 1),
+    8: lambda pixels: np.rot90(pixels),
+}
 _NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE)  # too many open files
 _LINES = (
     "some photos carry an orientation, which is not followed, such as {!r}; to turn them upright:"
     " mogrify -auto-orient FILE... (ImageMagick), or see docs/data.md",
     "some pictures are nearly black: no value in {!r} is above 1/16 of white; 12 bits in a file of"
     " 16 should be multiplied by 16, see docs/data.md",
+    "photos are turned upright as their orientation says, such as {!r}",
 )
 # One byte for each line: whether it was printed. Shared with the workers, which are forks
 _printed = mmap.mmap(-1, len(_LINES))
@@ -105,13 +115,14 @@ class Photo:
         self.shape = self.pixels.shape[:2]
 
 
-def decode(source, report=None):
+def decode(source, report=None, upright_unless=None):
     """The pixels as uint8 (H, W, 4), RGB and an unused byte; 16-bit grey as uint16 (H, W, 3).
 
     `source` is a path (str, bytes, Path), an open file or a Pillow image. The format is known from
     the content, not the name. Grey and palette images become RGB. Transparency is dropped and the
     EXIF orientation ignored, as in the original. InputError if unreadable or damaged. If the file
-    is damaged but its pixels are whole, report(phrase) is called.
+    is damaged but its pixels are whole, report(phrase) is called. upright_unless: (width, height);
+    a photo of another size is turned as its orientation says.
     """
     with _naming(source):
         if isinstance(source, Image.Image):
@@ -122,16 +133,20 @@ def decode(source, report=None):
             with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a pipe
                 source.seek(0)
             data = source.read()
-        _check_orientation(data, source)
+        turn = upright_unless and _turn(data, upright_unless)
+        if not turn:
+            _check_orientation(data, source)
         pixels, odd = _decode_bytes(data, source)
         if odd and report:
             report(odd)
-        return pixels
+        if turn:
+            _note(2, source)
+        return turn(pixels) if turn else pixels
 
 
-def load_image(source, report=None):
-    """An image as uint8 RGB (3, H, W). `source`, `report`: see `decode`."""
-    planes = _planes(decode(source, report))
+def load_image(source, report=None, upright_unless=None):
+    """An image as uint8 RGB (3, H, W). The arguments: see `decode`."""
+    planes = _planes(decode(source, report, upright_unless))
     if planes.dtype == np.uint16:
         planes = np.rint(planes / 257)  # 65535 is 255 times 257
     return np.array(planes, np.uint8, order="C")  # of one pixel, the view would be contiguous, too
@@ -255,6 +270,14 @@ def _check_orientation(data, source):
     is_photo = data[:2] == b"\xff\xd8" and b"Exif\0\0" in data[:4096]
     if is_photo and not _printed[0] and _TURNED.search(data, 0, 65536):
         _note(0, source)
+
+
+def _turn(data, size):
+    """How the pixels of a photo are turned upright; None if it has this size, or is upright."""
+    if data[:2] != b"\xff\xd8" or not _TURNED.search(data, 0, 65536):
+        return None
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        return None if image.size == size else _UPRIGHT.get(image.getexif().get(_ORIENTATION))
 
 
 def _note_orientation(image, source):

@@ -1,0 +1,246 @@
+"""Boxes as annotation tools export them: where their files lie, their ids and names."""
+
+import json
+import shutil
+import types
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.detectors import write_coco
+
+from datasets.image import decoding
+from detection import coco, sources
+from runtime.errors import InputError
+
+
+@pytest.fixture
+def whole(tmp_path):
+    """The folder of 10 images and the content of their file; move_to() makes a layout of them."""
+    return tmp_path, write_coco(tmp_path / "before", "all", 10)
+
+
+def lay_out(whole, *parts):
+    """Write {file, images: folder, name: of an image in the file} of each part of the images."""
+    root, content = whole
+    step = len(content["images"]) // len(parts)
+    for number, (file, folder, name) in enumerate(parts):
+        images = content["images"][number * step : (number + 1) * step]
+        ids = [image["id"] for image in images]
+        for place in (root / "data" / file).parent, root / "data" / folder:
+            place.mkdir(parents=True, exist_ok=True)
+        part = {**content, "images": [], "annotations": []}
+        for image in images:
+            plain = image["file_name"]
+            shutil.copy(root / "before" / "all" / plain, root / "data" / folder / plain)
+            part["images"].append({**image, "file_name": name.format(plain)})
+        part["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+        (root / "data" / file).write_text(json.dumps(part))
+    return str(root / "data")
+
+
+def options(data, **given):
+    opt = {"train": "train2017", "val": "val2017", "trainImages": "", "valImages": ""}
+    opt |= {"dataset": "coco", "testOnly": False, "skipCorrupt": False, "data": data}
+    return types.SimpleNamespace(**{**opt, **given})
+
+
+SPLIT = {
+    "Roboflow": [(f"{s}/_annotations.coco.json", s, "{}") for s in ("train", "valid")],
+    "Roboflow without valid": [(f"{s}/_annotations.coco.json", s, "{}") for s in ("train", "test")],
+    "CVAT": [
+        (f"annotations/instances_{s}.json", f"images/{s}", "{}") for s in ("Train", "Validation")
+    ],
+    "CVAT, subset in the name": [
+        (f"annotations/instances_{s}.json", f"images/{s}", s + "/{}") for s in ("train", "val")
+    ],
+    "labelme2coco": [
+        (f"{s}.json", "photos", "C:\\Users\\me\\photos\\{}") for s in ("train", "val")
+    ],
+    "COCO": [(f"annotations/instances_{s}2017.json", f"{s}2017", "{}") for s in ("train", "val")],
+    "2014": [(f"annotations/instances_{s}2014.json", f"{s}2014", "{}") for s in ("train", "val")],
+}
+ONE = {
+    "CVAT": ("annotations/instances_default.json", "images", "{}"),
+    "CVAT, default": ("annotations/instances_default.json", "images/default", "{}"),
+    "labelme2coco": ("annotations.json", "JPEGImages", "JPEGImages/{}"),
+    "Label Studio": ("result.json", "images", "images/{}"),
+    "Label Studio, Windows": ("result.json", "images", "images\\{}"),
+    "Label Studio, elsewhere": ("result.json", "images", "..\\..\\label-studio\\upload\\4\\{}"),
+    "absolute": ("dataset.json", "images", "/home/me/photos/{}"),
+    "VIA": ("via_export_coco.json", ".", "{}"),
+    "URL": ("boxes.json", "images", "https://example.org/a/{}"),
+    "beside annotations": ("annotations/all.json", "images", "../images/{}"),
+}
+
+
+@pytest.mark.parametrize("layout", SPLIT)
+def test_a_folder_with_two_splits(whole, layout):
+    data = lay_out(whole, *SPLIT[layout])
+    train, val = sources.create(options(data))
+    assert (train.source.ids, val.source.ids) == ([*range(10, 15)], [*range(15, 20)])
+    pixels = np.asarray(Image.open(whole[0] / "before" / "all" / "17.png")).transpose(2, 0, 1)
+    assert (val.source.pixels(2) == pixels).all()
+
+
+@pytest.mark.parametrize("given", ["-data alone", "-train", "-train from here"])
+@pytest.mark.parametrize("layout", ONE)
+def test_one_file_is_divided(whole, layout, given, capsys, monkeypatch):
+    data = lay_out(whole, ONE[layout])
+    monkeypatch.chdir(data)
+    file = {"-train": ONE[layout][0], "-train from here": f"{data}/{ONE[layout][0]}"}.get(given)
+    train, val = sources.create(options(data, **({"train": file} if file else {})))
+    assert val.source.ids == [10, 15] and train.source.ids == [11, 12, 13, 14, 16, 17, 18, 19]
+    pixels = np.asarray(Image.open(whole[0] / "before" / "all" / "15.png")).transpose(2, 0, 1)
+    assert (val.source.pixels(1) == pixels).all()
+    for split in (train.source, val.source):
+        assert {a["image_id"] for a in split.truth()["annotations"]} == set(split.ids)
+        assert len(split.objects(1).labels) == 2
+    notes = capsys.readouterr().err.splitlines()
+    assert sum("every fifth image is for the test" in line for line in notes) == 1
+    elsewhere = ONE[layout][2].startswith(("..", "/", "http"))
+    assert sum("is taken for '10.png', and so on" in line for line in notes) == 2 * elsewhere
+
+
+def test_a_last_part_that_two_images_share_is_not_taken(whole):
+    root, content = whole
+    data = lay_out(whole, ("a.json", "images", "{}"))
+    for image, folder in zip(content["images"], "xy" * 5):
+        image["file_name"] = f"/gone/{folder}/1{image['id'] // 2}.png"
+    (root / "data" / "a.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="has no file name in its folder: '/gone/x/15.png'"):
+        sources.create(options(data))
+
+
+@pytest.mark.parametrize(
+    "names, words",
+    [
+        (["a.json", "b.json"], "has 2 files, a.json, b.json...: give -train and -val"),
+        (["a.xml"], "but .xml files, as VOC has: the package supervision .*from_pascal_voc"),
+        (["labels/a.txt"], "but .txt files, as YOLO has: the package supervision .*from_yolo"),
+        (["a.jpg"], "missing annotations"),
+    ],
+)
+def test_other_folders(tmp_path, names, words):
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(InputError, match=words):
+        sources.create(options(str(tmp_path)))
+
+
+def test_results_beside_the_file_are_none(whole):
+    data = lay_out(whole, ("boxes.json", "images", "{}"))
+    (whole[0] / "data" / "detections.json").write_text('[{"image_id": 10}]')
+    assert len(sources.create(options(data))[0].source.ids) == 8
+
+
+IDS = {
+    "text": lambda id: f"{id}",
+    "names": lambda id: f"image_{id}",
+    "floats": float,
+    "0": lambda id: id - 10,
+}
+
+
+@pytest.mark.parametrize("kind", [*IDS, "text in the annotations"])
+def test_ids(tmp_path, kind):
+    content = write_coco(tmp_path, "train2017", 3)
+    of, in_file = IDS.get(kind, str), IDS.get(kind, int)
+    for image in content["images"]:
+        image["id"] = in_file(image["id"])
+    for entry in content["annotations"]:
+        entry["image_id"] = of(entry["image_id"])
+        if kind != "0":
+            entry["category_id"], entry["id"] = of(entry["category_id"]), of(entry["id"])
+    for category in content["categories"]:
+        category["id"] = in_file(category["id"]) if kind != "0" else category["id"]
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    found = coco.open_split(str(tmp_path), "train2017", "")
+    plain = {"names": ["image_10", "image_11", "image_12"], "0": [0, 1, 2]}
+    assert found.ids == plain.get(kind, [10, 11, 12])
+    assert [found.name(i)[-6:] for i in range(3)] == ["10.png", "11.png", "12.png"]
+    assert all(len(found.objects(i).labels) == 2 for i in range(3))
+
+
+def test_categories_of_one_id(tmp_path, capsys):
+    """As VIA writes them; and entries that stand there twice."""
+    content = write_coco(tmp_path, "train2017", 2)
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    path.write_text(json.dumps({**content, "categories": 2 * content["categories"]}))
+    assert coco.open_split(str(tmp_path), "train2017", "").names == ["square", "tall"]
+    for entry in (*content["categories"], *content["annotations"]):
+        entry["category_id" if "image_id" in entry else "id"] = 1
+    path.write_text(json.dumps(content))
+    found = coco.open_split(str(tmp_path), "train2017", "")
+    assert (found.names, found.categories) == (["tall / square"], [1])
+    assert "all categories have the id 1: 'tall / square' is one class" in capsys.readouterr().err
+
+
+def corners(box):
+    return [box[0], box[1], box[0] + box[2], box[1] + box[3]]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (corners, "boxes reach beyond their image"),
+        (lambda box: [v / 50 for v in box], "all boxes are below a pixel"),
+        (lambda box: box, ""),
+    ],
+)
+def test_boxes_that_seem_not_to_be_in_pixels(tmp_path, capsys, change, words):
+    content = write_coco(tmp_path, "train2017", 6)
+    beyond = 0
+    for entry in content["annotations"]:
+        box = entry["bbox"] = change(entry["bbox"])
+        beyond += box[0] + box[2] > 49 or box[1] + box[3] > 41
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    coco.open_split(str(tmp_path), "train2017", "")
+    notes = capsys.readouterr().err
+    assert words in notes and bool(notes) == bool(words)
+    assert f"{beyond} of 12 boxes reach" in notes or not beyond
+
+
+@pytest.mark.parametrize("area", [0, None])
+def test_a_good_box_without_an_area_is_a_box(tmp_path, area):
+    content = write_coco(tmp_path, "train2017", 2)
+    for entry in content["annotations"]:
+        entry["area"] = area
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    found = coco.open_split(str(tmp_path), "train2017", "")
+    assert len(found.objects(0).labels) == 2
+    for entry in found.truth()["annotations"]:
+        assert entry["area"] == entry["bbox"][2] * entry["bbox"][3]
+
+
+@pytest.mark.parametrize("stated", ["turned", "as it lies"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_photos_are_turned_if_the_stated_size_is_the_turned_one(
+    tmp_path, monkeypatch, capfd, orientation, stated
+):
+    """By Pillow's own rule, which is the oracle."""
+    from PIL import ImageOps
+
+    monkeypatch.setattr(decoding, "_printed", bytearray(9))
+    content = write_coco(tmp_path, "train2017", 1, size=(48, 40))
+    path = tmp_path / "train2017" / "10.png"
+    exif = Image.Exif()
+    exif[274] = orientation
+    Image.open(path).save(path, "JPEG", exif=exif, quality=95)
+    upright = ImageOps.exif_transpose(Image.open(path))
+    turns = stated == "turned" and orientation > 4
+    if turns:
+        content["images"][0].update(width=40, height=48)
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
+    found = coco.open_split(str(tmp_path), "train2017", "").pixels(0)
+    want = np.asarray(upright if turns else Image.open(path).convert("RGB")).transpose(2, 0, 1)
+    assert (found == want).all()
+    notes = capfd.readouterr().err
+    assert ("are turned upright" in notes) == turns
+    assert ("carry an orientation, which is not followed" in notes) == (
+        orientation > 1 and not turns
+    )
+    assert (
+        decoding.load_image(path, upright_unless=(0, 0)) == np.asarray(upright).transpose(2, 0, 1)
+    ).all()
