@@ -179,7 +179,7 @@ def train_epochs(epochs, trainer, loader, test, line, folder):
             with interrupts.saving(f"in the test of epoch {epoch}"):
                 scores = test(epoch)
             errors = trainer.errors(scores)
-            is_best = errors is not None and errors < folder.best
+            is_best = errors is not None and errors[0] < folder.best[0]
             if is_best:
                 folder.best = errors
                 first, second, *_ = scores.values()

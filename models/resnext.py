@@ -99,7 +99,10 @@ def resnext(
     `bottleneck` "resnet" is the block of ResNet; it ignores cardinality and base width. A block of
     the first stage has 64 x `expansion` outputs; other programs' nets have other numbers than 4.
     """
-    return aggregated({"net": "resnext", **locals()}, preactivation)
+    config = {"net": "resnext", **locals()}
+    if expansion == 4:  # the paper's, which no file names
+        del config["expansion"]
+    return aggregated(config, preactivation)
 
 
 def aggregated(config, preactivation=False):
