@@ -64,7 +64,8 @@ def run(start, argv, end):
 
         # Data loading
         train_loader, val_loader = loaders = dataloader.create(opt, device)
-        spec = opt.testOnly and model.input_spec  # of the file; a training has its own size
+        # of the file, which a new net has not; a training has its own size
+        spec = getattr(model, "input_spec", None) if opt.testOnly else None
         own = spec["crop"] if spec else opt.trainCrop
         model.input_spec = val_loader.dataset.input_spec()
         if model.input_spec is None:

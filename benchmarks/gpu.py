@@ -244,7 +244,7 @@ def replicas(b):
         for words, number in (("", 1), ("", most), ("-accumulate true", most)):
             step = ours(
                 make().to(memory_format=LAYOUT),
-                *(images, targets, f"-precision bfloat16 {words}", number),
+                *(images, targets, f"-precision {b.size('bfloat16', 'single')} {words}", number),
             )
             rate = count / b.seconds(step, 10)
             b.row(f"{name}, batch {count}, -nGPU {number} {words}", rate, "images/s")

@@ -20,9 +20,10 @@ from engine import metrics
 from runtime.errors import InputError
 
 pytestmark = pytest.mark.slow
-RUN = "-netType resnet -depth 18 -batchSize 6 -LR 0.001 -nThreads 0 -nEpochs 2 -manualSeed 4"
+RUN = "-netType resnet -depth 18 -batchSize 6 -trainCrop 64 -LR 0.001 -nThreads 0 -nEpochs 2"
+RUN += " -manualSeed 4"
 REFUSED = "the data has other classes than the checkpoint: "
-OTHERS = "=> the images in -data are not those of the checkpoint: the run goes on with them"
+OTHERS = "=> the images in -data are not those of the checkpoint: the run uses the new ones"
 
 
 class Cut(Exception):
@@ -217,7 +218,8 @@ def test_a_hundred_thousand_classes(photos, tmp_path, monkeypatch):
         (train / f"c{number:06d}" / "0.jpg").touch()
     shutil.copytree(Path(photos) / "val/plain", tmp_path / "data/val/c000007")
     made = time.monotonic() - began
-    command = "-data data -depth 18 -netType resnet -nEpochs 1 -batchSize 12 -LR 0.001 -nThreads 1"
+    command = "-data data -depth 18 -netType resnet -nEpochs 1 -trainCrop 64 -batchSize 12 "
+    command += "-LR 0.001 -nThreads 1"
     opt = main.opts.parse(command.split())
     times = []
     for _ in range(2):

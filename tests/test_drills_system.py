@@ -113,7 +113,9 @@ def test_killed_with_a_full_shared_memory(photos, tmp_path):
     """The workers' batches lie in it. After an end of either kind nothing is lost."""
     random.seed(8)
     trials = 9
-    command = "-netType resnet -depth 18 -batchSize 4 -LR 0.001 -nThreads 2 -manualSeed 4"
+    command = (
+        "-netType resnet -depth 18 -batchSize 4 -trainCrop 64 -LR 0.001 -nThreads 2 -manualSeed 4"
+    )
     epochs = 2 + trials // 3
     command += f" -nEpochs {epochs}"
     shared = SharedMemory("60m")

@@ -85,7 +85,7 @@ def test_an_error_in_one_process_ends_all(photos, tmp_path):
     for name in os.listdir(os.path.join(data, "train", "plain")):
         with open(os.path.join(data, "train", "plain", name), "wb") as file:
             file.write(b"not a picture")
-    command = "-netType resnet -depth 18 -batchSize 12 -nGPU 2 -nProcs 2 -LR 0.001 -nThreads 2"
+    command = "-netType resnet -depth 18 -batchSize 12 -trainCrop 64 -nGPU 2 -nProcs 2 -nThreads 2"
     process = start(command, data, tmp_path)
     _, error = finish(process, 1)
     assert error.count("\n") == 1 and f"cannot read the image '{data}/train/plain/" in error
@@ -100,7 +100,9 @@ def test_skipped_images_are_the_same_for_any_number_of_processes(photos, tmp_pat
     for name in ("0.jpg", "2.jpg", "4.jpg"):
         with open(os.path.join(data, "train", "plain", name), "wb") as file:
             file.write(b"not a picture")
-    command = "-netType resnet -depth 18 -batchSize 5 -nGPU 4 -LR 0.001 -precision double "
+    command = (
+        "-netType resnet -depth 18 -batchSize 5 -trainCrop 64 -nGPU 4 -LR 0.001 -precision double "
+    )
     command += "-skipCorrupt true -nEpochs 2 -manualSeed 4 -save "
     found = []
     for processes in (1, 2, 3):
@@ -119,7 +121,8 @@ def test_skipped_images_are_the_same_for_any_number_of_processes(photos, tmp_pat
 def test_an_error_in_the_test_of_one_process_does_not_lose_the_training(photos, tmp_path, place):
     data = tmp_path / "data"
     shutil.copytree(photos, data)
-    command = "-netType resnet -depth 18 -batchSize 8 -nGPU 2 -nProcs 2 -LR 0.001 -nEpochs 1 -save "
+    command = "-netType resnet -depth 18 -batchSize 8 -trainCrop 64 -nGPU 2 -nProcs 2 -LR 0.001 "
+    command += "-nEpochs 1 -save "
     finish(start(command + "straight", data, tmp_path), timeout=400)
     whole = (data / "val" / place).read_bytes()
     (data / "val" / place).write_bytes(b"no picture")

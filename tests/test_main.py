@@ -198,7 +198,10 @@ def test_keep(run):
 
 
 def test_ten_crops(run, photos):
-    run("-netType resnet -depth 18 -batchSize 4 -nEpochs 1 -LR 0.001 -nThreads 1", photos)
+    run(
+        "-netType resnet -depth 18 -batchSize 4 -trainCrop 64 -nEpochs 1 -LR 0.001 -nThreads 1",
+        photos,
+    )
     options = "-retrain checkpoints/model_1.pth -testOnly true -nThreads 1"
     small = options + " -tenCrop true -testScale 72 -testCrop 64"
     for size, batches in ((20, 4), (5, 8)):  # 8 images, two at a time, then one
@@ -213,7 +216,9 @@ def test_an_unreadable_image(run, photos, tmp_path):
     broken = os.path.join(data, "train", "plain", "0.jpg")
     with open(broken, "wb") as file:
         file.write(b"not a picture")
-    options = "-netType resnet -depth 18 -batchSize 4 -nEpochs 1 -LR 0.001 -nThreads 1"
+    options = (
+        "-netType resnet -depth 18 -batchSize 4 -trainCrop 64 -nEpochs 1 -LR 0.001 -nThreads 1"
+    )
     with pytest.raises(InputError, match=re.escape(broken)) as stop:
         run(options, data)
     assert "-skipCorrupt true" in str(stop.value)
@@ -235,7 +240,7 @@ def test_damaged_and_odd_photos(run, photos, tmp_path):
         whole = file.read()
     with open(odd, "wb") as file:
         file.write(whole[:20] + b"???" + whole[20:])  # behind the first segment
-    options = "-netType resnet -depth 18 -batchSize 4 -nEpochs 2 -LR 0.001 -nThreads "
+    options = "-netType resnet -depth 18 -batchSize 4 -trainCrop 64 -nEpochs 2 -LR 0.001 -nThreads "
     with pytest.raises(InputError, match=re.escape(lost) + "': its pixels are damaged or lost: "):
         run(options + "1", data)
     logs = []

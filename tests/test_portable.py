@@ -114,7 +114,8 @@ def test_workers_without_what_only_unix_has(photos, tmp_path):
     # torch's DataLoader itself uses these two where the system is not Windows
     unix = UNIX.replace('"SIGCHLD", "SIGKILL", ', "")
     before = unix + "import multiprocessing\nmultiprocessing.set_start_method('spawn')\n"
-    words = "-depth 50 -cardinality 1 -baseWidth 2 -nEpochs 1 -batchSize 6 -nThreads 1".split()
+    words = "-depth 50 -cardinality 1 -baseWidth 2 -trainCrop 64 -nEpochs 1 -batchSize 6".split()
+    words += ["-nThreads", "1"]
     folders = ("-save", str(tmp_path / "run"), "-gen", str(tmp_path / "gen"))
     done = python("main.py", "-data", photos, *words, *folders, before=before, folder=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -258,7 +258,7 @@ def stop_and_resume(command, photos, folder, delay, signum=signal.SIGTERM):
     return False
 
 
-PHOTOS = "-netType resnet -depth 18 -batchSize 4 -LR 0.001 -nGPU 2 -nThreads 2"
+PHOTOS = "-netType resnet -depth 18 -batchSize 4 -trainCrop 64 -LR 0.001 -nGPU 2 -nThreads 2"
 
 
 def test_the_scheduler_signals_the_whole_group(photos, tmp_path, monkeypatch):
@@ -383,7 +383,7 @@ def test_a_signal_ends_the_wait_for_a_batch_that_never_comes(run, monkeypatch, c
 
 def test_an_idle_worker_does_not_answer(photos):
     """At the start of a pass torch waits for an answer of every worker; a signal ends that, too."""
-    command = "-dataset imagenet -netType resnet -depth 18 -batchSize 6 -nThreads 1"
+    command = "-dataset imagenet -netType resnet -depth 18 -batchSize 6 -trainCrop 64 -nThreads 1"
     loader, _ = dataloader.create(opts.parse([*command.split(), "-data", photos]), CPU)
     assert len(list(loader.run(1))) == 2
     [worker] = loader.processes
