@@ -29,7 +29,7 @@ HEAD = """Usage: complexity.py [options]
 Parameters, multiply-adds and activations of the net that main.py would train with these options, or
 with -retrain FILE of the net in a file. Images for ImageNet's nets have -testCrop pixels a side;
 those for a FILE are as large as it says, unless -dataset, -data or -testCrop is given. Without
--nClasses and -data these nets have 1000 classes. Of a detector, a file of detect.py, the parts are
+-nClasses and -data these nets have 1000 classes. For a detector, a file of detect.py, the parts are
 listed.
 
 Without options: the paper's tables of sizes, ours beside them.
@@ -169,7 +169,9 @@ def side(opt, net=None):
         return opt.testCrop
     dataset = datasets.module(opt.dataset)
     if not hasattr(dataset, "side"):
-        raise InputError(f"datasets/{opt.dataset}.py does not say how large images are: side = 32")
+        raise InputError(
+            f"datasets/{opt.dataset}.py gives no image size: add a line such as side = 32"
+        )
     return dataset.side
 
 

@@ -47,7 +47,7 @@ def parse(argv):
 
 def _checked(words, given):
     if len(words) != 2:
-        raise InputError("give two files, convert.py IN OUT (see -help)")
+        raise InputError("give two files: convert.py IN OUT (-help says more)")
     source, target = regular_files.model_file(words[0]), words[1]
     output_files.check_outputs([("OUT", target, EXTENSIONS)], [source])
     return source, target, given.get("form") or None
@@ -71,14 +71,14 @@ def convert(source, target, form=None):
         _write(target, export(target, model, model_files.describe(content)))
     say(f"=> {target}: {_summary(model)}, {os.path.getsize(target) / 1e6:.1f} MB")
     if _of_facebook(source, content["config"]):
-        say("   If these are the weights that Facebook released: CC BY-NC 4.0, non-commercial")
+        say("   If Facebook released these weights: CC BY-NC 4.0, not for commercial use")
 
 
 def _in_form(model, form):
     from models import forms
 
     if model.config.get("bottleneck") not in FORMS:
-        raise InputError(f"-form {form} needs the blocks of a ResNeXt, which this net has not")
+        raise InputError(f"-form {form} is for the blocks of a ResNeXt; this net has others")
     return forms.converted(model, form).eval()
 
 

@@ -213,7 +213,7 @@ class DataLoader:
                 if place is None:
                     raise InputError(reason)
                 if not self.skip_corrupt:
-                    raise InputError(f"{reason}; mend or remove it, or give -skipCorrupt true")
+                    raise InputError(f"{reason}; repair or remove it, or give -skipCorrupt true")
             if self.skip_corrupt:
                 slices = self._skip(unreadable, slices)
             self.odd += odd
@@ -287,12 +287,13 @@ class DataLoader:
             if pid in ended and index >= 0
         ]
         pid, code = next(iter(ended.items()))
-        how = signal.Signals(-code).name if code < 0 else f"status {code}"
+        name = signal.Signals(-code).name if code < 0 else None
+        how = f"was killed by {name}" if name else f"exited with status {code}"
         hint = "perhaps out of memory; if so, lower -nThreads"
-        if how == "SIGBUS":
+        if name == "SIGBUS":
             hint = "perhaps shared memory is too small (/dev/shm; docker run --shm-size)"
-        at = f"at {', '.join(images)}" if images else "between two batches"
-        return f"a loading worker (process {pid}) was ended by {how} {at}: {hint}"
+        when = f"while reading {', '.join(images)}" if images else "between two batches"
+        return f"a loading worker (process {pid}) {how} {when}: {hint}"
 
     def _skip(self, unreadable, slices):
         """Every rank's slice sizes without the unreadable images; prints a line for each image."""
@@ -313,7 +314,8 @@ class DataLoader:
             for sentence in sentences:
                 if sentence not in self.named:
                     self.named.add(sentence)
-                    note(f" | odd but whole: {sentence} ({len(self.named)} so far)")
+                    count = f"({len(self.named)} so far)"
+                    note(f" | damaged, but all pixels are intact: {sentence} {count}")
         self.odd = []
 
     def report_wait(self, epoch, seconds, waited):

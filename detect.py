@@ -1,6 +1,6 @@
 """Fine-tunes a classifier into a detector, Faster R-CNN, and tests it: the paper's Table 8.
 
-Files, resuming, replicas, processes and signals are main.py's, by the same code.
+Files, resuming, replicas, processes and signals work as in main.py, by the same code.
 """
 
 import os
@@ -18,14 +18,14 @@ HEAD = """Usage: detect.py -retrain CLASSIFIER [options]
        detect.py DETECTOR -show PHOTO [options]
 
 Trains Faster R-CNN from a trained classifier (a file, or torchvision:NAME), by the paper's recipe:
-first the RPN step, then the Fast R-CNN step on its proposals. With -shared true it is one net with
-both losses. With -show it draws what a trained detector finds into a picture.
+first the RPN step, then the Fast R-CNN step on its proposals. With -shared true it trains one net
+with both losses. With -show it draws what a trained detector finds in a photo.
 
-Where a default is 0 or empty it is the recipe's, by -dataset and -shared (docs/detection.md).
+A default of 0 or nothing means the recipe's value, by -dataset and -shared (docs/detection.md).
 
 Options:"""
 
-# As in opts.py, from which most are
+# rows that are the same as in opts.py
 _SHARED = (
     *("data", "manualSeed", "nGPU", "nProcs", "backend", "cudnn", "gen", "precision", "nThreads"),
     *("skipCorrupt", "testOnly", "resume", "saveEvery", "keep", "tensorboard", "progress"),
@@ -40,33 +40,33 @@ OPTIONS = (
     ("save",          "detector",  str,          None, "Directory in which to save checkpoints"),
     ("train",         "train2017", str,          None, "Training images: NAME of annotations/instances_NAME.json, or a .json below -data or here"),
     ("val",           "val2017",   str,          None, "Validation images, likewise"),
-    ("trainImages",   "",          str,          None, "Folder of the training images, below -data or here (none: by -train)"),
-    ("valImages",     "",          str,          None, "Folder of the validation images (none: by -val)"),
-    ("shared",        False,       boolean, None, "One net, both losses in one step (false: the paper's two)"),
-    ("rpnBatchSize",  0,           whole,   0,    "Images of an iteration of the RPN step"),
+    ("trainImages",   "",          str,          None, "Folder of the training images, below -data or here (empty: as -train says)"),
+    ("valImages",     "",          str,          None, "Folder of the validation images (empty: as -val says)"),
+    ("shared",        False,       boolean, None, "Train one net with both losses (false: the paper's two steps)"),
+    ("rpnBatchSize",  0,           whole,   0,    "Images in an iteration of the RPN step"),
     ("rpnLR",         0.0,         real,    0,    "Learning rate of the RPN step"),
-    ("rpnIterations", (),          series,  None, "Where its rate drops x0.1; at the last it ends"),
-    ("batchSize",     0,           whole,   0,    "Images of an iteration of Fast R-CNN, or of -shared"),
-    ("LR",            0.0,         real,    0,    "Learning rate of Fast R-CNN, or of -shared"),
-    ("iterations",    (),          series,  None, "Where its rate drops x0.1; at the last it ends"),
-    ("warmup",        -1,          whole,   -1,   "Iterations in which the rate of a step rises (-1: the recipe's)"),
+    ("rpnIterations", (),          series,  None, "Iterations where its rate drops x0.1; the last one ends it"),
+    ("batchSize",     0,           whole,   0,    "Images in an iteration of Fast R-CNN, or with -shared"),
+    ("LR",            0.0,         real,    0,    "Learning rate of Fast R-CNN, or with -shared"),
+    ("iterations",    (),          series,  None, "Iterations where its rate drops x0.1; the last one ends it"),
+    ("warmup",        -1,          whole,   -1,   "Iterations over which a step's rate rises at first (-1: the recipe's)"),
     ("epochSize",     0,           whole,   0,    "Iterations from one test to the next (0: a pass over the images)"),
-    ("regions",       0,           whole,   0,    "Regions of an image in training"),
+    ("regions",       0,           whole,   0,    "Regions per image in training"),
     ("anchors",       (),          series,  None, "Sides of the anchors in pixels"),
     ("scale",         0,           whole,   SIDES, "Shorter side of an image in pixels"),
-    ("largest",       0,           whole,   SIDES, "Its longer side at most"),
-    ("freeze",        -1,          whole,   -1,   "Stages that stay as they are, the first layers among them"),
-    ("recomputeBN",   0,           whole,   0,    "Batches of classification data to re-estimate batch norm over first"),
-    ("bnData",        "imagenet",  str,          None, "That data: a folder as main.py's -data (for digits: none)"),
-    ("show",          "",          str,          None, "Draw what is found in this photo; for digits also the number of a test scene"),
-    ("minScore",      0.5,         real,    0,    "Draw what has this score or more"),
-    ("out",           "",          str,          None, "The picture of -show; the results (.json) of -testOnly"),
+    ("largest",       0,           whole,   SIDES, "Longer side at most, in pixels"),
+    ("freeze",        -1,          whole,   -1,   "Stages to hold still; the first layers count as one (-1: the recipe's)"),
+    ("recomputeBN",   0,           whole,   0,    "Batches of classification data to re-estimate batch norm over at first"),
+    ("bnData",        "imagenet",  str,          None, "That data: a folder as for main.py's -data (digits need none)"),
+    ("show",          "",          str,          None, "Draw what is found in this photo, or in the digits' test scene of this number"),
+    ("minScore",      0.5,         real,    0,    "Draw what scores this or more"),
+    ("out",           "",          str,          None, "File for the picture of -show, or the results (.json) of -testOnly"),
 )
 
-# By dataset and -shared. The first is the paper's, appendix B; the second detectron2's R50-C4 1x but
-# for the anchors, the size of the images (there 640 to 800, at random) and the proposals of a test
-# (there 1000 after NMS); those of the digits were found by trial.
-# proposals: before and after NMS in training, before and after it in a test.
+# By dataset and -shared. The first is the paper's (appendix B). The second is detectron2's R50-C4 1x,
+# except for the anchors, the size of the images (there 640 to 800, at random) and the proposals in a
+# test (there 1000 after NMS). Those for the digits were found by trial.
+# proposals: before and after NMS in training, then before and after NMS in a test.
 _COCO = {"anchors": (64, 128, 256, 512), "scale": 600, "largest": 1000, "freeze": 2}
 _COCO |= {"proposals": (12000, 2000, 6000, 300), "pool": 14}
 _DIGITS = {"anchors": (8, 16), "scale": 64, "largest": 64, "freeze": 0, "batchSize": 8}
@@ -83,7 +83,7 @@ RECIPES = {
     ("digits", False): {
         **{"rpnBatchSize": 8, "rpnLR": 0.02, "rpnIterations": (100, 125), **_DIGITS},
         **{"LR": 0.03, "iterations": (500, 625), "warmup": 50},
-        "proposals": (1000, 300, 500, 150),  # its RPN ranks worse: 64 miss a seventh of the digits
+        "proposals": (1000, 300, 500, 150),  # this RPN ranks worse: 64 miss a seventh of the digits
     },
     ("digits", True): {
         **{"LR": 0.02, "iterations": (600, 750), "warmup": 50, **_DIGITS},
@@ -94,7 +94,7 @@ RECIPES = {
 
 def main(argv=None):
     """Train, test or show as the command line says."""
-    end = guard.end if argv is None else None  # from Python, the process goes on after the run
+    end = guard.end if argv is None else None  # a caller in Python goes on after the run
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
     process.spin_briefly()
@@ -115,7 +115,7 @@ def parse(argv):
 
     def first_look(given):
         if len(words) > 1:
-            raise InputError(f"unexpected word {words[1]!r}: one detector at a time")
+            raise InputError(f"unexpected word {words[1]!r}: give one detector at a time")
         if words and "retrain" in given:
             raise InputError("give the detector as a word or as -retrain, not both")
         opt = settle({**given, "retrain": words[0]} if words else given)
@@ -129,7 +129,7 @@ def parse(argv):
 
 
 def settle(given, checkpoint=None):
-    """The options of a run, read-only, as opts.settle: given, the checkpoint's, the recipe's."""
+    """The options of a run, read-only, in layers as in opts.settle."""
     if "retrain" in given:
         given = {**given, "retrain": regular_files.model_file(given["retrain"])}
     if given.get("save") == "none":
@@ -149,7 +149,7 @@ def settle(given, checkpoint=None):
         name = f"scene{known.show.lstrip('0'):.9}" if _is_scene(known) else photo
         recipe["out"] = f"{name}_detected.png"
 
-    def decided(layer):  # 0 and the like mean that the recipe decides
+    def decided(layer):  # without values such as 0, which leave it to the recipe
         blank = {name for name in recipe if name in layer and layer[name] == default.get(name)}
         return {name: value for name, value in layer.items() if name not in blank - {"save"}}
 
@@ -158,13 +158,13 @@ def settle(given, checkpoint=None):
 
 
 def _is_scene(opt):
-    """Whether -show is the number of a scene, not a photo."""
+    """Whether -show is the number of a scene and not a photo."""
     return opt.dataset == "digits" and re.fullmatch("[0-9]+", opt.show)
 
 
 def _check_show(opt):
     if opt.retrain == "none":
-        raise InputError("give the detector that -show is for: detect.py DETECTOR -show PHOTO")
+        raise InputError("-show needs a detector: detect.py DETECTOR -show PHOTO")
     _check_retrain(opt)
     if not _is_scene(opt):
         regular_files.check_input(opt.show, " (-show)")
@@ -182,17 +182,19 @@ def check_options(opt):
     """Refuse what cannot work together."""
     _check_retrain(opt)
     if opt.retrain == "none" and "checkpoint" not in opt.layers:
-        raise InputError("give the classifier to begin with: -retrain model_best.pth")
+        raise InputError("give the classifier to start from: -retrain model_best.pth")
     if opt.momentum == 0:
-        raise InputError("-momentum 0: a checkpoint holds a momentum to go on with; give e.g. 0.9")
+        raise InputError("-momentum 0: a run without momentum cannot be resumed; give e.g. 0.9")
     if opt.regions < 4:
-        raise InputError(f"-regions {opt.regions}: give 4 or more, because a quarter are objects")
+        raise InputError(
+            f"-regions {opt.regions}: give 4 or more, because a quarter of them are objects"
+        )
     if opt.anchors[0] < 2:
         raise InputError("-anchors 1: give 2 or more, because half of 1 is rounded to 0")
     if "out" in opt.given and not opt.testOnly:
-        raise InputError("-out is for -testOnly true or -show: a training writes detections.json")
+        raise InputError("-out is for -testOnly true or -show; training writes detections.json")
     if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):
-        raise InputError("-bnData is for -recomputeBN N with -dataset coco: leave it out")
+        raise InputError("-bnData only goes with -recomputeBN N and -dataset coco: leave it out")
     if opt.dataset == "coco" and not os.path.isdir(opt.data):
         raise InputError(f"missing data directory {opt.data!r}: give -data DIR, in COCO's layout")
     if opt.out and opt.testOnly:
@@ -202,9 +204,9 @@ def check_options(opt):
 
 
 def run(start, argv, end):
-    """One process's part of the run that `argv` asks for; `end`: see Interrupts.
+    """One process's part of the run that `argv` asks for.
 
-    start: the options of `argv`, without what a checkpoint says.
+    start: the options of `argv`, before a checkpoint adds its own. end: see Interrupts.
     """
     import torch
 
@@ -220,7 +222,7 @@ def run(start, argv, end):
     if start.show:
         show.photo(start)
         return
-    scores.implementation()  # if it is missing, that is said before the training
+    scores.implementation()  # an error before the training if it is missing
     with opened(start) as (folder, checkpoint, given, device):
         opt = settle(given, checkpoint)
         check_options(opt)
@@ -270,14 +272,14 @@ def run(start, argv, end):
 
 
 def best(errors):
-    """The best scores so far; {} while no epoch had an object to find."""
+    """The best scores so far; {} if no test had an object to find."""
     return {name: 100 - error for name, error in zip(("AP", "AP50"), errors) if error <= 100}
 
 
 def data(opt, device):
-    """The options of the run, the streams of its steps and the loader of the validation images.
+    """(the options of the run, the streams of its steps, the loader of the validation images).
 
-    A test alone has no streams. A schedule that nothing gives follows the number of images.
+    A test alone has no streams. Unless it is given, the schedule follows the number of images.
     """
     import dataloader
     from detection import schedule, sources
@@ -307,7 +309,7 @@ def data(opt, device):
 
 
 def setup(opt, checkpoint, images, device):
-    """The detector on its device: the checkpoint's, that of a file, or new from a classifier."""
+    """The detector on its device: from the checkpoint, from a file, or new from a classifier."""
     import torch
 
     import models
@@ -320,7 +322,7 @@ def setup(opt, checkpoint, images, device):
     settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
     if opt.backend == "cunn":
         note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
-    # images have many sizes, for each of which cuDNN would time its algorithms again
+    # images differ in size, and cuDNN would time its algorithms again for each size
     models.set_backend(opt.given.get("cudnn", "default"), opt.precision)
     if checkpoint is not None:
         say(f"=> Resuming model from {checkpoint['modelFile']}")
@@ -345,9 +347,14 @@ def setup(opt, checkpoint, images, device):
     if checkpoint is not None or saved is not None:
         refuse_fixed(opt, model, checkpoint["options"] if checkpoint else {})
     if model.classes != names:
-        raise InputError(f"the model finds {len(model.classes)} classes, not those of the data")
+        raise InputError(
+            f"the model has {len(model.classes)} classes, which are not those of the data"
+        )
     if model.config["shared"] != opt.shared and not opt.testOnly:
-        raise InputError(f"the detector is of -shared {str(model.config['shared']).lower()}")
+        trained = value_text(model.config["shared"])
+        raise InputError(
+            f"-shared {value_text(opt.shared)}: the detector was trained with -shared {trained}"
+        )
     for trunk in (model.backbone, getattr(model, "rpn_backbone", None)):
         if trunk is not None:
             trunk.freeze_first(opt.freeze)
@@ -358,17 +365,17 @@ def setup(opt, checkpoint, images, device):
 
 
 def refuse_fixed(opt, model, before):
-    """InputError for given options that a detector cannot follow any more.
+    """InputError for given options that an existing detector cannot follow.
 
-    before: the options of the run that is resumed. A command may repeat what they are.
+    before: the options of the run that is resumed, which a command may repeat.
     """
     fixed = {"anchors": tuple(model.config["anchors"])}
     fixed |= {name: before.get(name, none) for name, none in (("recomputeBN", 0), ("bnData", ""))}
     for name, value in fixed.items():
         if name in opt.given and getattr(opt, name) != value:
             raise InputError(
-                f"-{name} {value_text(getattr(opt, name))}: only a run that begins with a "
-                "classifier can have it; leave it out"
+                f"-{name} {value_text(getattr(opt, name))} is only for a run that starts from a "
+                "classifier: leave it out"
             )
 
 
@@ -398,9 +405,9 @@ def recompute(opt, net, device):
 
 
 def test(epoch, trainer, loader, out, proposing=False):
-    """Test and score; returns scores.evaluate's, of the RPN's proposals {"recall": per cent}.
+    """Test and score; returns scores.evaluate's values, or {"recall": %} of the RPN's proposals.
 
-    Without an object in the images there is no such number.
+    {} if the images have no objects.
     """
     from detection import scores
     from parallel import group
@@ -419,7 +426,7 @@ def test(epoch, trainer, loader, out, proposing=False):
     for name, value in values.get("classes", {}).items():
         say(f" | AP {value:7.3f}  {cut(name, 40)}")
     text = "  ".join(f"{name}: {values[name]:7.3f}" for name in values if name != "classes")
-    say(f" * Finished epoch # {epoch}     {text or 'no object to find'}\n")
+    say(f" * Finished epoch # {epoch}     {text or 'no objects'}\n")
     return values
 
 

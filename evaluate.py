@@ -19,7 +19,7 @@ from storage import pictures
 HEAD = """Usage: evaluate.py MODEL... [options]
 
 Tests models on the validation images of a dataset. MODEL is a file (.pth, .t7, .safetensors),
-torchvision:NAME, or the folder of a run, whose model_best.pth is taken. Several are an ensemble.
+torchvision:NAME, or a run folder, whose model_best.pth is taken. Several form an ensemble.
 
 Where an image has several outputs (crops, positions, mirror images, scales, models), there are two
 results: by the mean of the outputs and by the mean of their softmax. Scales and models have equal
@@ -48,8 +48,8 @@ OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] == "testPool"),
     ("dense",       (),    series,  None, "Test whole images at these scales: 224,256,288,320,352"),
     ("flip",        False, boolean, None, "Test the mirror images as well"),
-    ("classes",     "",    str,          None, "File with names of classes, one a line: test among these"),
-    ("recomputeBN", 0,     whole,   0,    "Batches to re-estimate batch norm over first (0: no)"),
+    ("classes",     "",    str,          None, "File of class names, one per line: test among these"),
+    ("recomputeBN", 0,     whole,   0,    "Batches to re-estimate batch norm over at first (0: no)"),
     ("predictions", "",    str,          None, "Write each image's five best classes: FILE.csv"),
     ("classErrors", "",    str,          None, "Write the errors by class: FILE.csv"),
     ("confusion",   (),    files,        None, "Write the confusion matrix: FILE.csv, .png, .svg, or several: a.csv,a.png"),
@@ -158,7 +158,7 @@ def check_options(opt):
     if opt.dense and opt.dense[-1] not in LENGTHS:  # the scales ascend
         raise InputError(f"-dense {opt.dense[-1]}: scales should be at most {LENGTHS[-1]}")
     if opt.tenCrop and opt.flip:
-        raise InputError("-tenCrop true has mirror images already: leave out -flip")
+        raise InputError("-tenCrop true includes mirror images: leave out -flip")
     if opt.recomputeBN and opt.batchSize < 2:
         raise InputError("-recomputeBN needs a -batchSize of at least two images")
     if opt.classes:

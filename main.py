@@ -10,7 +10,7 @@ from runtime import memory, process
 
 def main(argv=None):
     """Train or test as the command line says."""
-    end = guard.end if argv is None else None  # from Python, the process goes on after the run
+    end = guard.end if argv is None else None  # a caller in Python goes on after the run
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = opts.parse(argv)
     process.spin_briefly()
@@ -22,7 +22,7 @@ def main(argv=None):
 
 
 def replicas(opt):
-    """-nGPU, which on a resume is the checkpoint's unless it is given."""
+    """-nGPU as given, or on a resume the checkpoint's."""
     if opt.resume == "none" or "nGPU" in opt.given or launch.joined():
         return opt.nGPU
     import checkpoints
@@ -32,11 +32,12 @@ def replicas(opt):
 
 
 def run(start, argv, end):
-    """One process's part of the run that `argv` asks for; `end`: see Interrupts.
+    """One process's part of the run that `argv` asks for.
 
-    start: the options of `argv`, without what a checkpoint or a model file says.
+    start: the options of `argv`, before a checkpoint or a model file adds its own. end: see
+    Interrupts.
     """
-    # not at the top: an error in the options or the help need not wait for torch
+    # imported here, so that -help and option errors do not wait for torch
     import torch
 
     import dataloader
@@ -51,7 +52,7 @@ def run(start, argv, end):
     from storage import log
 
     with opened(start) as (folder, checkpoint, given, device):
-        # Options: given, of the checkpoint, of a net in a file
+        # Options: as given, from the checkpoint, from the net in a file
         model = models.from_file(checkpoint, start.retrain, not start.resetClassifier)
         opt = opts.settle(given, checkpoint, model and model.config)
         opts.check(opt)
@@ -64,12 +65,12 @@ def run(start, argv, end):
 
         # Data loading
         train_loader, val_loader = loaders = dataloader.create(opt, device)
-        # of the file, which a new net has not; a training has its own size
+        # the size in the model's file, which a new net lacks; training has its own size
         spec = getattr(model, "input_spec", None) if opt.testOnly else None
         own = spec["crop"] if spec else opt.trainCrop
         model.input_spec = val_loader.dataset.input_spec()
         if model.input_spec is None:
-            note("=> no input spec describes the test transform: the model files have none")
+            note("=> the model files have no input spec: none describes this test transform")
 
         # The trainer handles the training loop and evaluation on validation set
         clock = Clock(opt.nEpochs, train_loader.size(), val_loader.size())
@@ -89,12 +90,11 @@ def run(start, argv, end):
 
         def test(epoch):
             trainer.recompute(epoch, train_loader, opt.recomputeBN)
-            found = trainer.test(epoch, val_loader, window)
-            return {"top1": found.top1, "top5": found.top5}
+            return trainer.test(epoch, val_loader, window).scores()
 
         if opt.testOnly:
-            top1, top5 = test(0).values()
-            say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}")
+            scores = test(0)
+            say(f" * Results top1: {scores['top1']:6.3f}  top5: {scores['top5']:6.3f}")
             return
 
         def line(epoch, scores):
@@ -126,7 +126,7 @@ def advise_on_cuda(opt):
 
 
 def resume(trainer, checkpoint, opt):
-    """Let the trainer go on from the checkpoint's state, or from that of -optimState."""
+    """Load the checkpoint's state into the trainer, or that of -optimState."""
     import checkpoints
 
     new = ("fc",) if opt.resetClassifier else ()
@@ -137,9 +137,9 @@ def resume(trainer, checkpoint, opt):
 
 @contextlib.contextmanager
 def opened(start):
-    """The frame of a run, a detector's too: (its folder, checkpoint, given options, device).
+    """Open a run, a detector's too: (its folder, checkpoint, given options, device).
 
-    While it is entered no other run writes to the folder.
+    Until the context ends, no other run writes to the folder.
     """
     import checkpoints
     from parallel import group
@@ -156,10 +156,10 @@ def opened(start):
 
 
 def train_epochs(epochs, trainer, loader, test, line, folder):
-    """Train, test and save by epochs; whatever interrupts them, what was trained is saved.
+    """Train, test and save, epoch by epoch. Whatever interrupts this, the training is saved.
 
-    loader(epoch): its batches. test(epoch): scores, of which the first two rank the models.
-    line(epoch, scores): the epoch's line of the log.
+    loader(epoch): the epoch's batches. test(epoch): its scores; the first two rank the models.
+    line(epoch, scores): its line in the log.
     """
     import models
     from parallel import group
@@ -168,7 +168,7 @@ def train_epochs(epochs, trainer, loader, test, line, folder):
     model, interrupts = trainer.model, trainer.interrupts
     interrupts.save = lambda final: folder.save_inside(models.pack(model), trainer.state(), final)
     with interrupts:
-        group.barrier()  # from here on every process hears signals
+        group.barrier()  # from here on every process handles signals
         for epoch in epochs:
             # Train for a single epoch
             batches = loader(epoch)
@@ -188,7 +188,7 @@ def train_epochs(epochs, trainer, loader, test, line, folder):
 
             entry = line(epoch, scores)
             folder.save(epoch, models.pack(model), trainer.state(), is_best, entry)
-        folder.wait()  # a signal now comes too late to interrupt anything
+        folder.wait()  # a signal that comes now is too late to interrupt anything
 
 
 if __name__ == "__main__":

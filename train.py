@@ -1,8 +1,8 @@
 """The trainer of a classifier: its step, its test and the learning rate. Port of train.lua.
 
-The loop over batches and epochs is engine/loop.py. Differs from the Lua: errors are counted, not
-averaged, so that the printed means are exact; a loss that is not finite ends the run; replicas are
-slices of one batch instead of devices, dealt to the processes; an epoch can resume inside.
+The loop over batches and epochs is in engine/loop.py. Differs from the Lua: errors are counted,
+not averaged, so the printed means are exact; a loss that is not finite ends the run; replicas are
+slices of one batch, dealt to the processes, instead of devices; a run can resume inside an epoch.
 """
 
 import math
@@ -22,11 +22,17 @@ from runtime import memory
 from runtime.errors import InputError
 from runtime.terminal import note, say
 
-# what the batches of an epoch, and the images in its test, depend on
+# options that decide the batches of an epoch and the images of its test
 ORDER = ("batchSize", "manualSeed", "trainCrop", "tenCrop", "testScale", "testCrop", "testPool")
-_OLD = ("batchSize", "manualSeed", "tenCrop", "testScale", "testCrop")  # when it was a list
+_OLD = (
+    "batchSize",
+    "manualSeed",
+    "tenCrop",
+    "testScale",
+    "testCrop",
+)  # in checkpoints from before it had names
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
-ONE_BY_ONE = "-accumulate true"  # the first advice where replicas share a process
+ONE_BY_ONE = "-accumulate true"  # comes first where replicas share a process
 
 
 def setup(opt, model, device, **outside):
@@ -51,21 +57,18 @@ class Trainer(loop.Loop):
     def __init__(
         self, model, criterion, optimizer, decay, device, *, accumulate=False, compile=False, **more
     ):
-        """decay(epoch): the rate's share of the first one. accumulate, compile: the options.
-
-        more: arguments of Loop.
-        """
+        """decay(epoch): the rate as a share of the first epoch's. more: arguments of Loop."""
         super().__init__(model, device, **more)
         self.criterion, self.optimizer, self.decay = criterion, optimizer, decay
-        decay(1)  # an unknown schedule is refused before a file is written
+        decay(1)  # refuse an unknown schedule before a file is written
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        self.parallel = group.data_parallel(model, device)  # the same model, as it is trained
+        self.parallel = group.data_parallel(model, device)  # the same model, wrapped for training
         self.compiled = compiled(self.parallel, device) if compile else self.parallel
-        self.slices = None  # those of the model's batch norms
+        self.slices = None  # the replica slices that the batch norms see
         self.accumulates, self.stepped = accumulate, False
 
     def begin(self, epoch, loader):
-        """Set the rates of an epoch."""
+        """Set the epoch's rates."""
         factor = self.decay(epoch)
         self.rate = self.optimizer.defaults["lr"] * factor
         for parameters in self.optimizer.param_groups:
@@ -74,14 +77,14 @@ class Trainer(loop.Loop):
         set_slices(self.model, None)
 
     def step(self, batch, n):
-        """Train on a batch; returns its loss and errors, see Loop."""
+        """Train on a batch; returns sums of its loss and errors, see Loop."""
         output, loss = self._step_that_fits(batch)
         return {**scores.count_errors(output, batch.target), "loss": loss}
 
     def _step(self, batch):
-        """Forward, loss, backward, step; returns output (N, K) and the loss's sum, detached."""
+        """Forward, loss, backward, step; returns output (N, K) and summed loss, detached."""
         if group.world_size() > 1 and any(1 in sizes for sizes in batch.slices):
-            # a slice of one sample is normalised by the first replica's running statistics
+            # the first replica's running statistics normalise a slice of one sample
             group.broadcast(self.model.buffers())
         self.optimizer.zero_grad(set_to_none=True)
         run = self._slice_by_slice if self.accumulates else self._together
@@ -91,16 +94,16 @@ class Trainer(loop.Loop):
         return output, loss
 
     def _together(self, batch):
-        """Forward and backward pass of this process's part of a batch at once."""
+        """Forward and backward pass over this process's whole part of a batch."""
         own = batch.slices[group.rank()]
         return self._backward(self._as_trained(own), batch.input, batch.target, batch.count)
 
     def _slice_by_slice(self, batch):
-        """Likewise, one replica slice after another (-accumulate true): less memory.
+        """The same, one replica slice after another (-accumulate true), in less memory.
 
-        The gradients add up, and the processes exchange them once, with the first slice. That one
-        comes last, because it alone updates the running statistics: a slice of one sample is
-        normalised by those of before.
+        The gradients add up, and the processes exchange them once, with the first slice. The first
+        slice comes last, because it alone updates the running statistics, and slices of one sample
+        still need the old ones.
         """
         own = batch.slices[group.rank()]
         if len(own) < 2:
@@ -119,13 +122,13 @@ class Trainer(loop.Loop):
         return torch.cat([outputs[-1], *outputs[:-1]]), sum(losses)
 
     def _backward(self, model, input, target, count):
-        """Forward, loss, backward, of `count` images in the whole batch."""
+        """Forward, loss, backward; `count`: images in the whole batch."""
         with self.precision.autocast():
-            # a process without samples was given an image, to take part in the exchange
+            # a process without samples got one image, so that it takes part in the exchange
             output = model(input)[: len(target)]
             loss = self.criterion(output, target)
-        # The gradient is that of the mean over the whole batch, DataParallelTable's. The gradients
-        # of the processes are averaged, hence their number.
+        # The gradient of the mean loss over the whole batch, as in DataParallelTable. The world
+        # size is a factor because the processes average their gradients.
         self.scaler.scale(loss * (group.world_size() / count)).backward()
         return output.detach(), loss.detach()
 
@@ -135,14 +138,14 @@ class Trainer(loop.Loop):
         if self.slices != own:
             self.slices = own
             set_slices(self.model, own)  # a walk over all modules
-        # Compiled, the backward pass of a slice of one sample, which is normalised by the running
-        # statistics, would read statistics that the first slice has already updated.
+        # Running statistics normalise a slice of one sample. The compiled backward pass would read
+        # them after the first slice has updated them.
         return self.parallel if 1 in slices or not slices else self.compiled
 
     def _step_that_fits(self, batch):
-        """`_step`. If the first one of a run is out of memory, retry slice by slice.
+        """`_step`; if the first one of a run is out of memory, it is retried slice by slice.
 
-        Only in a run of one process: several would wait for the gradients of the one that retries.
+        Only with one process: others would wait for the gradients of the one that retries.
         """
         several = len(batch.slices[group.rank()]) > 1 and not self.accumulates
         can_split = several and not self.stepped and group.world_size() == 1
@@ -155,7 +158,7 @@ class Trainer(loop.Loop):
         except memory.OutOfMemory as error:
             if not can_split:
                 raise
-            note(f"=> {error.need}: going on as with {ONE_BY_ONE}")
+            note(f"=> {error.need}: going on with {ONE_BY_ONE}")
             # The frames of the failed pass hold its activations. On Python 3.13 a cycle would keep
             # these frames until the next garbage collection.
             error.__context__ = None
@@ -170,15 +173,15 @@ class Trainer(loop.Loop):
     def recompute(self, epoch, loader, count):
         """Re-estimate batch norm over the epoch's first `count` batches (-recomputeBN)."""
         if not count or self.at(epoch).test.done:
-            return  # not asked for, or done before a part of the test that is done as well
+            return  # not asked for, or done already because the test has begun
         self.model.train()
         batchnorm.recompute(self.model, loader, epoch, count, self.precision, self.interrupts)
 
     @torch.inference_mode()
     def test(self, epoch, loader, window=0):
-        """Test over the validation set; returns the metrics.
+        """Test on the validation images; returns the metrics.
 
-        window: side of the windows that the last maps are pooled over, 0: the whole maps.
+        window: side of the windows over which the last maps are pooled; 0: the whole maps.
         """
         group.broadcast(self.model.buffers())
         model = folded(self.model, self.precision.mixed)
@@ -197,13 +200,13 @@ class Trainer(loop.Loop):
 
     @staticmethod
     def errors(scores):
-        """The errors of a test by which the best model is chosen: the smaller, the better."""
+        """The errors that choose the best model; smaller is better."""
         return scores["top1"], scores["top5"]
 
     def load_state(self, state, new=(), inside=True):
-        """Take over a state. A momentum buffer that does not fit its parameter is refused.
+        """Load a state; InputError for a momentum buffer that does not fit its parameter.
 
-        new: parts of the net that the run before did not train; inside: go on inside an epoch.
+        new: parts of the net that the earlier run did not train. inside: go on inside an epoch.
         """
         saved = state.get("options", {})
         new = (*held(self.model, saved.get("freeze", 0)), *new)
@@ -216,7 +219,7 @@ class Trainer(loop.Loop):
         old = state.get("position") or {}
         if "order" in old:
             order = old["order"]
-            if isinstance(order, list):  # of before it had names, and at first only three values
+            if isinstance(order, list):  # at first only three values
                 order = dict(zip(_OLD, order))
             order = {n: order.get(n, saved.get(n, value)) for n, value in self.order.items()}
             state = {**state, "position": {**old, "order": order}}
@@ -230,7 +233,7 @@ def _outputs(model, input, window):
 
 
 def criterion():
-    """Cross entropy, its sum over the samples; the trainer makes it the mean over the batch."""
+    """Cross entropy, summed over the samples; the trainer divides by the batch's size."""
     return nn.CrossEntropyLoss(reduction="sum")
 
 
@@ -238,7 +241,7 @@ def optimizer(model, rate, momentum, weight_decay, classifier_rate=0.0):
     """optim.sgd with the original's settings: decay on every parameter, batch norms included.
 
     torch's Nesterov step with dampening 0 is the same formula. Frozen parameters are left out.
-    classifier_rate: of the fully connected layer (-classifierLR), 0 for that of all others.
+    classifier_rate: the fully connected layer's rate (-classifierLR); 0: as all others.
     """
     head = list(model.fc.parameters()) if classifier_rate else []
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -256,15 +259,15 @@ def optimizer(model, rate, momentum, weight_decay, classifier_rate=0.0):
 
 
 def learning_rate(opt, epoch):
-    """The rate of an epoch, counted from 1 (Trainer:learningRate of either repository)."""
+    """The rate of an epoch, counted from 1 (Trainer:learningRate in both repositories)."""
     return opt.LR * decay(opt.drops, opt.nEpochs, epoch, opt.warmup)
 
 
 def decay(schedule, epochs, epoch, warmup=0):
-    """The rate of an epoch of so many, as a share of -LR.
+    """The rate of one of `epochs` epochs, as a share of -LR.
 
-    schedule: of opts.RECIPES, where the rate drops x0.1. warmup: so many epochs have a tenth, as
-    the paper on ResNets trains ResNet-110.
+    schedule: where the rate drops x0.1, as in opts.RECIPES. warmup: number of first epochs at a
+    tenth of the rate, as the ResNet paper trains ResNet-110.
     """
     how, where = schedule
     if epoch <= warmup:

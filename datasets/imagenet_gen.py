@@ -257,7 +257,7 @@ def _class_images(folder, name, others, skip):
         if lost and not skip:
             file = os.fsdecode(os.path.join(path, lost[0]))
             raise InputError(
-                f"{file!r} is not a file, or is a broken link; mend or remove it, or give "
+                f"{file!r} is not a file, or is a broken link; repair or remove it, or give "
                 "-skipCorrupt true"
             )
         files = [n for n in names if not is_hidden(n) and n not in folders]

@@ -1,8 +1,8 @@
 """Images and boxes in COCO's layout, in that of an annotation tool, or in any file of COCO's JSON.
 
-Read as py-faster-rcnn reads it: boxes are cut at the border of the image; what has no area then is
-left out; crowds are no objects. What COCO does not define is refused, with the file and the id. For
-the scores every annotation counts as it stands in the file.
+Read as py-faster-rcnn does: boxes are cut at the border of the image, boxes without area are left
+out, and crowds do not count as objects. An error names the file and the id of what COCO does not
+define. The scores use every annotation as it stands in the file.
 """
 
 import glob
@@ -20,8 +20,8 @@ from runtime.errors import InputError
 from runtime.options import EXACT
 from runtime.terminal import note
 
-# A box has an area if its sides are larger than this share of its image's: a thinner one may have
-# none once it is mirrored and resized in float32, and then its loss is not finite.
+# A box has an area if its sides are larger than this share of the image's sides. A thinner box may
+# lose its area when it is mirrored and resized in float32, and then its loss is not finite.
 THINNEST = 1e-6
 LAYOUT = "-data DIR should hold annotations/instances_NAME.json and the images in NAME/"
 HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
@@ -33,14 +33,14 @@ class Coco:
     """A file of annotations and the folder of its images."""
 
     def __init__(self, path, folders, part=""):
-        """folders: where the images may lie, the likeliest first. part: see `find`."""
+        """folders: where the images may be, the likeliest first. part: see `find`."""
         self.path = path
         content = _read(path)
         self.images = {}
         for place, entry in enumerate(_entries(content, "images", path)):
             id = self._id(entry, place, "images")
             if id in self.images:
-                raise InputError(f"{path}: the id {id} stands twice among its images")
+                raise InputError(f"{path}: two of its images have the id {id}")
             self.images[id] = entry
         names = self._category_names(content)
         self.categories = _sorted(names)
@@ -55,7 +55,7 @@ class Coco:
             held_out = self.ids[::HELD_OUT]
             rest = [id for place, id in enumerate(self.ids) if place % HELD_OUT]
             self.ids = held_out if part == "val" else rest
-        self.odd = []  # as of datasets/image_folder.py
+        self.odd = []  # see datasets/image_folder.py
         self.annotations = self._annotations(content)
         self.left_out = 0  # boxes
         self._objects = self._sorted_by_image()
@@ -63,7 +63,7 @@ class Coco:
     def check_files(self, places):
         """InputError if one of these images has no file.
 
-        Each folder is listed once: to look at every file of COCO takes minutes over a network.
+        Each folder is listed once, because looking up every file takes minutes over a network.
         """
         names = [self.images[self.ids[i]]["file_name"] for i in places]
         folders = sorted({os.path.dirname(name) for name in names})
@@ -71,7 +71,7 @@ class Coco:
         missing = [
             name
             for name in names
-            # the file system may ignore case, or let a folder be read but not listed
+            # the file system may ignore case, or not allow a folder to be listed
             if name not in listed and not os.path.isfile(os.path.join(self.folder, name))
         ]
         if missing:
@@ -93,14 +93,16 @@ class Coco:
         found = pixels.shape[2], pixels.shape[1]
         if found != size:
             found, stated = (f"{width} x {height}" for width, height in (found, size))
-            raise InputError(f"the image {path!r} has {found} pixels, but {stated} in {self.path}")
+            raise InputError(
+                f"the image {path!r} has {found} pixels, but {self.path} says {stated}"
+            )
         return pixels
 
     def objects(self, i):
         return self._objects[i]
 
     def truth(self):
-        """The annotations as the evaluation wants them."""
+        """The annotations for COCO's evaluation."""
         return {
             "images": [{"id": id, **_size(self.images[id])} for id in self.ids],
             "annotations": self.annotations,
@@ -108,7 +110,7 @@ class Coco:
         }
 
     def fingerprint(self):
-        """A checksum of the images' files and objects, in order."""
+        """A checksum of the images' names and objects, in order."""
         found = zlib.crc32(json.dumps(self.categories).encode())
         for id, objects in zip(self.ids, self._objects):
             found = zlib.crc32(self.images[id]["file_name"].encode("utf-8", "surrogatepass"), found)
@@ -117,11 +119,11 @@ class Coco:
         return found
 
     def _id(self, entry, place, what):
-        """The id of an entry: a whole number, or text that is none."""
+        """The id of an entry: a whole number, or text that is not a number."""
         id = _as_id(entry.get("id"))
         if id is None:
             raise InputError(
-                f"{self.path}: number {place} of its {what} has no id: {entry.get('id')!r:.60}"
+                f"{self.path}: entry {place} of its {what} has no valid id: {entry.get('id')!r:.60}"
             )
         return id
 
@@ -135,14 +137,14 @@ class Coco:
             names.setdefault(id, {})[entry["name"]] = None
         several = [id for id in names if len(names[id]) > 1]
         if several and len(names) > 1:
-            raise InputError(f"{self.path}: the id {several[0]} stands twice among its categories")
+            raise InputError(f"{self.path}: two of its categories have the id {several[0]}")
         names = {id: " / ".join(each) for id, each in names.items()}
         for id in several:
             note(f" | {self.path}: all categories have the id {id}: {names[id]!r} is one class")
         return names
 
     def _find_images(self, folders):
-        """The first of the folders in which an image lies. Names that fit nowhere lose theirs."""
+        """The first folder that holds an image. Names that fit nowhere lose their own folders."""
         names = [entry.get("file_name") for entry in self.images.values()]
         names = [name for name in names if isinstance(name, str) and "\0" not in name]
         for read in _READINGS:
@@ -153,7 +155,7 @@ class Coco:
                 if read is _READINGS[-1]:
                     if len(set(map(read, names))) < len(set(names)):
                         break
-                    note(f" | {self.path}: {names[0]!r} is taken for {read(names[0])!r}, and so on")
+                    note(f" | {self.path}: {names[0]!r} is read as {read(names[0])!r}, and so on")
                 for entry in self.images.values():
                     if isinstance(entry.get("file_name"), str):
                         entry["file_name"] = read(entry["file_name"])
@@ -166,14 +168,12 @@ class Coco:
             raise InputError(f"{self.path}: image {id} has no width and height")
         file = image.get("file_name")
         if not isinstance(file, str) or not file or _leads_out(file) or "\0" in file:
-            raise InputError(
-                f"{self.path}: image {id} has no file name in its folder: {file!r:.80}"
-            )
+            raise InputError(f"{self.path}: image {id} has an invalid file_name: {file!r:.80}")
 
     def _annotations(self, content):
-        """The annotations, checked; "area" and "iscrowd" are filled in where they lack.
+        """The annotations, checked; missing "area" and "iscrowd" are filled in.
 
-        Their ids are counted from 1, whatever the file's: to COCO's evaluation 0 means "no object".
+        Ids count from 1, whatever the file has, because COCO's evaluation takes 0 for "no object".
         """
         found, seen, chosen = [], set(), set(self.ids)
         known = {
@@ -184,8 +184,8 @@ class Coco:
         for place, entry in enumerate(entries):
             id = _as_id(entry.get("id", place + 1))
             if id is None or id in seen:
-                what = "is no id" if id is None else "stands twice among its annotations"
-                raise InputError(f"{self.path}: {entry.get('id')!r:.60} {what}")
+                what = "an annotation has the invalid" if id is None else "two annotations have the"
+                raise InputError(f"{self.path}: {what} id {entry.get('id')!r:.60}")
             seen.add(id)
             about = {name: ids.get(str(_as_id(entry.get(name)))) for name, ids in known.items()}
             for name, value in about.items():
@@ -196,11 +196,11 @@ class Coco:
                 continue
             box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
             if not _are_numbers(box, 4) or crowd not in (0, 1):
-                what = f"iscrowd of {crowd!r:.60}" if _are_numbers(box, 4) else f"bbox {box!r:.60}"
-                raise InputError(f"{self.path}: annotation {id} has the {what}")
+                what = f"iscrowd: {crowd!r:.60}" if _are_numbers(box, 4) else f"bbox: {box!r:.60}"
+                raise InputError(f"{self.path}: annotation {id} has an invalid {what}")
             area = entry.get("area") or box[2] * box[3]  # some tools write 0 or null
             if not _are_numbers([area], 1):
-                raise InputError(f"{self.path}: annotation {id} has the area {area!r:.60}")
+                raise InputError(f"{self.path}: annotation {id} has an invalid area: {area!r:.60}")
             found.append(
                 {"id": place + 1, **about, "bbox": list(box), "area": area, "iscrowd": int(crowd)}
             )
@@ -211,11 +211,11 @@ class Coco:
         beyond = np.count_nonzero((boxes[:, :2] + boxes[:, 2:] > sizes + 1).any(1))
         if beyond:
             note(
-                f" | {self.path}: {beyond} of {len(boxes)} boxes reach beyond their image: x, y, "
-                "width and height in pixels would be right, not two corners"
+                f" | {self.path}: {beyond} of {len(boxes)} boxes reach beyond their image: give "
+                "x, y, width and height in pixels, not two corners"
             )
         if len(boxes) and (boxes <= 1).all():
-            note(f" | {self.path}: all boxes are below a pixel: they should be pixels, not shares")
+            note(f" | {self.path}: all boxes are smaller than a pixel: give pixels, not shares")
 
     def _sorted_by_image(self):
         """The Objects of each image."""
@@ -230,7 +230,7 @@ class Coco:
         kept = (boxes[:, 2:] - boxes[:, :2] > THINNEST * sizes[where]).all(1)
         if not kept.all():
             lost = self.left_out = np.count_nonzero(~kept)
-            note(f" | {self.path}: {lost} boxes without area, or outside their image, are left out")
+            note(f" | {self.path}: left out {lost} boxes without area or outside their image")
         labels = np.array([label[a["category_id"]] for a in self.annotations], np.int64)
         crowd = np.array([a["iscrowd"] for a in self.annotations], bool)
         found = []
@@ -248,8 +248,8 @@ class Coco:
 def find(data, train, val):
     """(-train, -val, whether one file is divided among both) of the data in a folder.
 
-    Defaults that fit no file stand for what lies there: files of COCO's JSON by their names, or one
-    file for both.
+    Where the default names have no file, the files of COCO's JSON are found by their names, or one
+    file serves for both.
     """
     lack = [
         name in ("train2017", "val2017") and not os.path.isfile(_annotations_path(data, name))
@@ -280,7 +280,7 @@ def find(data, train, val):
 
 
 def _refuse_other_formats(data):
-    """InputError for boxes that another program has to convert."""
+    """InputError for boxes in a format that another program has to convert."""
     for kind, ending, reader in (("VOC", "xml", "from_pascal_voc"), ("YOLO", "txt", "from_yolo")):
         if any(glob.iglob(os.path.join(glob.escape(data), "**", f"*.{ending}"), recursive=True)):
             raise InputError(
@@ -297,7 +297,7 @@ def _choose(data, files, word):
 
 
 def _begins_with_brace(path):
-    """Whether a file may be COCO's; a list is of results."""
+    """Whether a file may be COCO's annotations; a list would be results."""
     try:
         with regular_files.opened(path) as file:
             return file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
@@ -306,12 +306,12 @@ def _begins_with_brace(path):
 
 
 def open_split(data, name, folder, part=""):
-    """The Coco of a split: `name` as train2017, or a .json file; `folder`: of images, or ""."""
+    """The Coco of a split. name: train2017, say, or a .json file. folder: of images, or ""."""
     path = _annotations_path(data, name)
     if folder:
         folder = _first((os.path.join(data, folder), folder), os.path.isdir)
         if not os.path.isdir(folder):
-            raise InputError(f"missing image folder {folder!r}: give another one, or none")
+            raise InputError(f"missing image folder {folder!r}: give another one, or leave it out")
         return Coco(path, [folder], part)
     stem = os.path.basename(path).removeprefix("instances_").removesuffix(".json")
     beside, usual = [os.path.dirname(path)], [os.path.join(data, stem)]
@@ -320,7 +320,7 @@ def open_split(data, name, folder, part=""):
 
 
 def _annotations_path(data, name):
-    """The file of a split; one that is given is sought under `data`, then from where we are."""
+    """The file of a split. A .json file is looked for in `data`, then in the current folder."""
     if name.endswith(".json"):
         return _first((os.path.join(data, name), name), os.path.isfile)
     return os.path.join(data, "annotations", f"instances_{name}.json")
@@ -352,13 +352,13 @@ def _read(path):
     except OSError as error:
         raise InputError(f"cannot read {path!r}: {error.strerror or error}") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is no JSON: {str(error)[:120]}") from None
+        raise InputError(f"{path} is not JSON: {str(error)[:120]}") from None
 
 
 def _entries(content, name, path):
     found = content.get(name) if isinstance(content, dict) else None
     if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
-        raise InputError(f"{path} is no file of COCO's: it has no list of {name}")
+        raise InputError(f"{path} is not in COCO's format: it has no list of {name}")
     return found
 
 

@@ -14,7 +14,7 @@ _MOST = {"pool": 128, "scale": LONGEST, "largest": LONGEST}
 
 
 def is_detector(source):
-    """The content of a file that holds a detector; None if it holds something else."""
+    """The content of a file if it holds a detector, else None."""
     path, _ = regular_files.split_key(source)
     if source.startswith("torchvision:") or model_files.kind(path) != "torch":
         return None
@@ -24,7 +24,7 @@ def is_detector(source):
 
 
 def load_detector(source, saved=None, **settings):
-    """The detector of a file; `settings` take the place of those in its config."""
+    """The detector in a file; `settings` replace those in its config."""
     saved = saved or is_detector(source)
     if saved is None:
         raise InputError(f"{source} holds no detector of this program: detect.py trains one")
@@ -42,7 +42,7 @@ def load_detector(source, saved=None, **settings):
         model.classes = list(map(str, saved["classes"]))
         spec = model_files.checked_spec(source, saved["preprocessing"])
         if spec is None:
-            raise InputError("it does not say how it wants its images")
+            raise InputError("it has no input spec")
         model.show_images(spec)
         if len(model.classes) != config["classes"]:
             raise InputError("it does not name all its classes")
@@ -54,7 +54,7 @@ def load_detector(source, saved=None, **settings):
 
 
 def _check(path, config, state):
-    """InputError for settings that no detector has, before anything of their sizes is built."""
+    """InputError for settings that no detector has, before anything of that size is built."""
     numbers = sum(tensor.numel() for tensor in state.values())
     backbone = config.get("backbone")
     if not isinstance(backbone, dict) or not isinstance(backbone.get("net"), str):
@@ -81,7 +81,7 @@ def _is_whole(value, most):
 def from_classifier(net, config, classes):
     """A detector whose trunks and last stage are those of a classifier, name by name."""
     if net.input_spec is None:
-        raise InputError("the classifier does not say how it wants its images (its mean and std)")
+        raise InputError("the classifier's file has no input spec (mean and std of its images)")
     model = Detector(
         {
             "net": model_files.DETECTOR,

@@ -1,8 +1,8 @@
-"""Images with boxes as dataloader.py wants a dataset: pixels travel, boxes stay where they are.
+"""Images with boxes, as a dataset for dataloader.py: only the pixels go through the workers.
 
 A source (coco.py, scenes.py) has `ids`, `categories` and `names` (of the classes, in the order of
-the labels), name(i), pixels(i): uint8 (3, H, W), objects(i): Objects, truth(): COCO's
-dictionary of images and annotations, and fingerprint(): a number that changes with them.
+the labels), name(i), pixels(i): uint8 (3, H, W), objects(i): Objects, truth(): COCO's dictionary of
+images and annotations, and fingerprint(): a number that changes with them.
 """
 
 from typing import NamedTuple
@@ -24,9 +24,9 @@ class Objects(NamedTuple):
 
 
 class Images:
-    """One split of a source. A training image is mirrored half of the time, if `mirror` says so.
+    """One split of a source. With `mirror`, a training image is mirrored half of the time.
 
-    Images without objects are left out of the training, as in py-faster-rcnn.
+    Training leaves out images without objects, as in py-faster-rcnn.
     """
 
     def __init__(self, source, training, mirror):
@@ -44,7 +44,7 @@ class Images:
         return self.source.fingerprint()
 
     def name(self, i):
-        """An image as messages call it."""
+        """The name of an image in messages."""
         return self.source.name(self.places[i])
 
     def fast_path(self):
@@ -55,7 +55,7 @@ class Images:
             flipped = self.mirror and draws.uniform() < 0.5
             if flipped:
                 pixels = pixels[:, :, ::-1]
-            rows = pixels.transpose(1, 2, 0).copy()  # channels last in memory, as the net wants it
+            rows = pixels.transpose(1, 2, 0).copy()  # channels_last, like the net
             return torch.from_numpy(rows)[None].permute(0, 3, 1, 2), 2 * int(i) + flipped
 
         return load
@@ -66,7 +66,7 @@ class Images:
         return images
 
     def input_spec(self):
-        """The size of the image that stands in where a process has none."""
+        """The size of the placeholder for a process without images."""
         return {"crop": 32}
 
     def summary(self):
@@ -84,7 +84,7 @@ class Images:
         )
 
     def target(self, code, width, dtype=torch.float32):
-        """The objects of a code: "boxes", "labels", "crowd" of an image `width` pixels wide."""
+        """The "boxes", "labels" and "crowd" for a code, in an image `width` pixels wide."""
         objects = self.source.objects(self.places[code // 2])
         boxes, crowd = (torch.as_tensor(part, dtype=dtype) for part in (objects[0], objects[2]))
         if code % 2:
@@ -97,6 +97,6 @@ class Images:
 
 
 def mirrored(boxes, width):
-    """Boxes (n, 4) of an image with left and right exchanged."""
+    """Boxes (n, 4) with left and right exchanged."""
     left, top, right, bottom = boxes.unbind(1)
     return torch.stack([width - right, top, width - left, bottom], 1)

@@ -7,23 +7,23 @@ from engine.metrics import Metrics
 
 @dataclasses.dataclass
 class DetectionMetrics(Metrics):
-    """Of one iteration or summed over several, over all processes."""
+    """Sums over the images of one or several iterations, on all processes."""
 
-    objectness: float = 0.0  # sums over the images of the losses, first the RPN's
+    objectness: float = 0.0  # the losses, the RPN's first
     proposal: float = 0.0
     classifier: float = 0.0
     box: float = 0.0
-    found: int = 0  # boxes; in a test of the RPN, objects that a proposal covers
+    found: int = 0  # boxes; in a test of the RPN, objects covered by a proposal
     objects: int = 0  # in a test of the RPN
 
     @property
     def losses(self):
-        """{name of LOSSES: mean over the images} of those that the step has."""
+        """{name: mean over the images} of the LOSSES that the step has."""
         sums = {name: getattr(self, name) for name in LOSSES}
         return {name: value / self.seen for name, value in sums.items() if value}
 
     def means(self):
-        """The loss, and each that the step has."""
+        """The total loss, and each loss that the step has."""
         return {"loss": self.mean_loss, **self.losses}
 
     def train_text(self):
@@ -36,11 +36,11 @@ class DetectionMetrics(Metrics):
 
 
 class ProposalMetrics(DetectionMetrics):
-    """Of a test of the RPN's proposals."""
+    """The metrics of a test of the RPN's proposals."""
 
     @property
     def recall(self):
-        """Objects that a proposal covers, in per cent."""
+        """Objects covered by a proposal, in %."""
         return 100 * self.found / max(1, self.objects)
 
     def test_text(self, total):
@@ -48,7 +48,7 @@ class ProposalMetrics(DetectionMetrics):
         return f"recall {self.recall:7.3f} ({total.recall:7.3f})"
 
 
-# all sums that are no counts
+# all fields that are not counts
 LOSSES = [
     field.name
     for field in dataclasses.fields(DetectionMetrics)

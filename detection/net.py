@@ -1,7 +1,7 @@
 """Faster R-CNN with the last stage of a classifier as the head of each region (He et al. 2015).
 
-The stages before the last see the whole image; the RPN works on their map. In the paper's form RPN
-and Fast R-CNN share nothing: each has these stages of its own.
+The stages before the last see the whole image, and the RPN works on their maps. In the paper's
+form, RPN and Fast R-CNN share nothing: each has its own copy of these stages.
 """
 
 import math
@@ -17,7 +17,7 @@ from detection import parts
 from models.blocks import Net
 from runtime.errors import InputError
 
-TRUNKS = ("backbone", "rpn_backbone")  # of a Detector; without the second one if it is shared
+TRUNKS = ("backbone", "rpn_backbone")  # a shared Detector has only the first
 RPN_LOSSES = {"objectness": "loss_objectness", "proposal": "loss_rpn_box_reg"}  # torchvision's
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
 
@@ -34,23 +34,21 @@ class Trunk(nn.Sequential):
         self.stride = (4 if net.maxpool is not None else 1) * 2 ** (len(self.stages) - 1)
 
     def parts(self):
-        """The names of its parts, as -freeze counts them."""
+        """The names of the parts, as -freeze counts them."""
         return ["conv1", *self.stages]
 
     def freeze_first(self, count):
-        """Leave the first `count` parts as they are: the first layers, then the stages."""
+        """Hold the first `count` parts still: the first layers, then the stages."""
         names = self.parts()
         if count > len(names):
-            stages = f"the net has {len(self.stages)} stages before its last"
-            raise InputError(
-                f"-freeze {count}: {stages}: at most {len(names)}, with the first layers"
-            )
+            parts = f"the first layers and {len(self.stages)} stages before the last"
+            raise InputError(f"-freeze {count}: give at most {len(names)}, {parts}")
         for name in names[:count]:
             getattr(self, name).requires_grad_(False)
 
 
 class LastStage(nn.Sequential):
-    """The last stage as the head of each region: (R, C, 14, 14), say, to (R, channels)."""
+    """The last stage, as the head of each region: (R, C, 14, 14), say, to (R, channels)."""
 
     def __init__(self, net):
         children = list(net.named_children())
@@ -61,7 +59,7 @@ class LastStage(nn.Sequential):
 
 
 class Transform(GeneralizedRCNNTransform):
-    """torchvision's, but a side of a narrow image keeps a pixel where it would have none."""
+    """torchvision's, but each side of a narrow image keeps at least one pixel."""
 
     def resize(self, image, target=None):
         sides = image.shape[-2:]
@@ -75,9 +73,9 @@ class Detector(nn.Module):
 
     config: {"net": "faster_rcnn", "backbone": the classifier's config, "classes": how many,
     "shared": one trunk and both losses at once, "anchors": sides in pixels, "pool": a region's side
-    before the last stage, which halves it, "regions": of an image
-    in training, "proposals": how many before NMS and how many after, in training, then in a test,
-    "scale": the image's shorter side, "largest": its longer side at most}.
+    before the last stage, which halves it, "regions": per image in training, "proposals": how many
+    before and after NMS in training, then in a test, "scale": the image's shorter side, "largest":
+    its longer side at most}.
     """
 
     def __init__(self, config):
@@ -103,7 +101,7 @@ class Detector(nn.Module):
             self.roi_heads.background, self.roi_heads.beta = 0.1, 1.0
 
     def show_images(self, spec):
-        """Take over the input spec of the classifier: how bytes become its input."""
+        """Use the classifier's input spec, which says how bytes become its input."""
         self.input_spec = spec
         unit = 255 / spec["largest"]
         mean, std = ([unit * value for value in spec[name]] for name in ("mean", "std"))
@@ -113,8 +111,8 @@ class Detector(nn.Module):
     def losses(self, images, targets, step):
         """{name of LOSSES: mean over the images} of a training step.
 
-        images: floats (3, H, W) in 0..255; targets: "boxes" (n, 4), "labels" (n,), "crowd" (m, 4).
-        step: "rpn", "fast" or "shared", what is trained.
+        images: floats (3, H, W) in 0..255. targets: "boxes" (n, 4), "labels" (n,), "crowd" (m, 4).
+        step: "rpn", "fast" or "shared".
         """
         images, targets = self._transformed(images, targets)
         found = {}
@@ -135,7 +133,7 @@ class Detector(nn.Module):
         return found
 
     def forward(self, images):
-        """Detections, {"boxes", "scores", "labels"} an image, in the pixels of the images given."""
+        """The detections {"boxes", "scores", "labels"} of each image, in its own pixels."""
         sizes = [tuple(image.shape[-2:]) for image in images]
         images, _ = self._transformed(images)
         proposals, maps = self._propose(images)
@@ -144,7 +142,7 @@ class Detector(nn.Module):
         return self.transform.postprocess(found, images.image_sizes, sizes)
 
     def proposals(self, images):
-        """The proposals (n, 4) of each image, in the pixels of the images given."""
+        """The proposals (n, 4) of each image, in its own pixels."""
         sizes = [tuple(image.shape[-2:]) for image in images]
         images, _ = self._transformed(images)
         found = [{"boxes": boxes} for boxes in self._propose(images)[0]]
@@ -160,7 +158,7 @@ class Detector(nn.Module):
         before = [tuple(image.shape[-2:]) for image in images]
         images, targets = self.transform(images, targets)
         for target, old, new in zip(targets or (), before, images.image_sizes):
-            if "crowd" in target:  # torchvision's transform knows only of "boxes"
+            if "crowd" in target:  # torchvision's transform only knows "boxes"
                 target["crowd"] = resize_boxes(target["crowd"], old, new)
         images.tensors = images.tensors.contiguous(memory_format=torch.channels_last)
         return images, targets
@@ -170,7 +168,7 @@ class Detector(nn.Module):
         return {"0": parts.wide(trunk(images.tensors))}
 
     def of_step(self, step, held=0):
-        """{name: parameter} of what a step trains if -freeze is `held`."""
+        """{name: parameter} that a step trains if -freeze is `held`."""
         prefixes = {"rpn": ("rpn.", "rpn_backbone."), "fast": ("backbone.", "roi_heads.")}
         names = {**prefixes, "shared": ("",)}[step]
         still = [f"{trunk}.{part}." for trunk in TRUNKS for part in self.backbone.parts()[:held]]
@@ -181,15 +179,15 @@ class Detector(nn.Module):
         }
 
     def trained(self, step):
-        """{name: parameter} of what a step trains."""
+        """{name: parameter} that a step trains."""
         return {name: p for name, p in self.of_step(step).items() if p.requires_grad}
 
 
 def _classifier(config):
     net = models.from_config(config["backbone"])
     if not isinstance(net, Net) or len(net.stages) < 2:
-        name = config["backbone"].get("net")
-        raise InputError(f"a {name} has no last stage that could be the head of a detector")
+        name, count = config["backbone"].get("net"), len(getattr(net, "stages", ())) or "no"
+        raise InputError(f"the net {name!r} has {count} stages; a detector needs at least two")
     return net
 
 

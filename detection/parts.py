@@ -1,10 +1,10 @@
-"""The parts of torchvision's Faster R-CNN, and what py-faster-rcnn does in another way.
+"""The parts of torchvision's Faster R-CNN, changed where py-faster-rcnn differs.
 
-ProposalNet and RegionHeads are torchvision's but for what attributes turn on for the paper's two
-steps; ProposalHead and RegionHeads give at least float32; RegionPool can do RoI pooling as well.
-Batch norms are frozen and folded into the convolutions before them: the same function and gradient
-with one pass over the map in place of two, under the classifier's names in the state dict.
-What remains different from py-faster-rcnn is listed in docs/detection.md.
+ProposalNet and RegionHeads are torchvision's, with attributes that turn on the paper's two steps.
+ProposalHead and RegionHeads return at least float32. RegionPool can also do RoI pooling. Batch
+norms are frozen and folded into the convolutions before them: this keeps function, gradient and the
+names in the state dict, and needs one pass over the map in place of two. docs/detection.md lists
+what still differs from py-faster-rcnn.
 """
 
 import torch
@@ -17,11 +17,11 @@ from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 
 from models import fold
 
-CROWD = 0.7  # a proposal with more than this share of it inside a crowd is left out
+CROWD = 0.7  # a proposal is left out if more than this share of it lies in a crowd
 
 
 def wide(x):
-    """A map or output in at least float32: boxes of 1000 pixels have no room in 16 bits."""
+    """A map or output in at least float32, because 16 bits are too few for boxes of 1000 pixels."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
@@ -34,7 +34,7 @@ class ProposalHead(RPNHead):
 
 
 class ProposalNet(RegionProposalNetwork):
-    """torchvision's RPN. `proposes` and `numbers` say what a step of the training needs of it.
+    """torchvision's RPN. proposes: whether to propose at all. numbers: "training" or "testing".
 
     inside_only: anchors that cross the border of the image are neither positive nor negative, nor
     the best of an object (py-faster-rcnn's anchor_target_layer).
@@ -59,12 +59,14 @@ class ProposalNet(RegionProposalNetwork):
         labels, boxes = [], []
         for all_anchors, target, size in zip(anchors, targets, self.image_sizes):
             allowed = self._allowed(all_anchors, size)
-            # of an object that no anchor meets, all would be the best, with an IoU of 0
+            # for an object that no anchor meets, every anchor would be the best, with an IoU of 0
             met = ops.box_iou(target["boxes"], all_anchors[allowed]).any(1)
             objects = [{"boxes": target["boxes"][met]}]
             own, matched = super().assign_targets_to_anchors([all_anchors[allowed]], objects)
             label = own[0].new_full((len(all_anchors),), -1.0)  # -1: takes no part in the loss
-            box = all_anchors.to(matched[0].dtype, copy=True)  # the anchors stay as they are
+            box = all_anchors.to(
+                matched[0].dtype, copy=True
+            )  # a copy, so that the anchors do not change
             label[allowed], box[allowed] = own[0], matched[0]
             labels.append(label)
             boxes.append(box)
@@ -74,7 +76,7 @@ class ProposalNet(RegionProposalNetwork):
         """Which anchors (n, 4) may be positive or negative in an image of (height, width)."""
         left, top, right, bottom = anchors.unbind(1)
         inside = (left >= 0) & (top >= 0) & (right <= size[1]) & (bottom <= size[0])
-        # an image smaller than every anchor has none inside
+        # no anchor is inside an image that is smaller than all of them
         return inside if self.inside_only and inside.any() else torch.ones_like(inside)
 
 
@@ -95,8 +97,8 @@ class RegionPool(nn.Module):
 class RegionHeads(RoIHeads):
     """torchvision's RoIHeads without masks and keypoints.
 
-    background: the least IoU of a negative region; proposals in a crowd are left out if it is above
-    0 (both py-faster-rcnn's). beta: where smooth L1 turns from square to linear.
+    background: least IoU of a negative region; if it is above 0, proposals in a crowd are left out
+    (as in py-faster-rcnn). beta: where smooth L1 turns from square to linear.
     """
 
     background, beta = 0.0, 1 / 9
@@ -134,7 +136,7 @@ class RegionHeads(RoIHeads):
 
 
 def region_losses(logits, deltas, labels, regression, beta):
-    """Losses of regions (R): (cross entropy, smooth L1 of the positive ones over all R)."""
+    """(cross entropy, smooth L1 of the positive regions) of R regions, both divided by R."""
     positive = torch.where(labels > 0)[0]
     deltas = deltas.view(len(labels), -1, 4)[positive, labels[positive]]
     box = F.smooth_l1_loss(deltas, regression[positive], beta=beta, reduction="sum")
@@ -150,7 +152,7 @@ def share_inside(boxes, crowd):
 
 
 def predictor(channels, classes):
-    """The two last layers, begun as in py-faster-rcnn; class 0 is the background."""
+    """The last two layers, initialised as in py-faster-rcnn; class 0 is the background."""
     layers = FastRCNNPredictor(channels, classes + 1)
     for layer, std in ((layers.cls_score, 0.01), (layers.bbox_pred, 0.001)):
         nn.init.normal_(layer.weight, std=std)
@@ -159,7 +161,7 @@ def predictor(channels, classes):
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """The four vectors of a batch norm as buffers: nothing of it is trained."""
+    """A batch norm whose four vectors are buffers, so that none is trained."""
 
     def __init__(self, norm):
         super().__init__()
@@ -170,19 +172,19 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, buffer)
 
     def affine(self):
-        """The factor and the summand of each channel."""
+        """The factor and the offset of each channel."""
         scale = self.weight * (self.running_var + self.eps).rsqrt()
         return scale, self.bias - self.running_mean * scale
 
     def forward(self, x):  # (N, C, H, W)
         if self.folded:
-            return x  # the convolution before has done it
+            return x  # done by the convolution before
         statistics = self.running_mean, self.running_var
         return F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
 
 
 class FoldedConv2d(nn.Conv2d):
-    """A convolution and the frozen batch norm behind it, `norm[0]`: made by `freeze` only."""
+    """A convolution with the frozen batch norm after it, `norm[0]`. Only freeze_norms makes it."""
 
     def forward(self, x):
         scale, shift = self.norm[0].affine()
@@ -200,5 +202,5 @@ def freeze_norms(model):
         norm = model.get_submodule(name)
         norm.folded = True
         conv.__class__ = FoldedConv2d  # the same layer under the same name
-        conv.norm = (norm,)  # in a tuple: it is registered under its own name already
+        conv.norm = (norm,)  # in a tuple, because the norm is already registered elsewhere
     return model

@@ -1,9 +1,9 @@
 """Scenes of handwritten digits among clutter: detection without a download.
 
-A scene is a function of (seed, split, number): up to 7 of scikit-learn's digits of random sizes and
-brightness on a dark canvas, over lines and torn pieces of other digits that are no objects. 3 to 7
-are drawn; one that finds no free place in ten tries is left out. Test scenes are the same for every
-seed and hold the test split's digits only.
+A scene is a function of (seed, split, number): up to 7 of scikit-learn's digits, of random size and
+brightness, on a dark canvas with lines and pieces of other digits, which are not objects. 3 to 7
+digits are drawn; one that finds no free place in ten tries is left out. Test scenes are the same
+for every seed and hold digits of the test split only.
 """
 
 import re
@@ -18,8 +18,8 @@ from runtime.errors import InputError
 
 SIDE = 128  # pixels
 COUNTS = {"train": 1000, "val": 200}
-SIZES = (18, 44)  # of the square that a digit is drawn into
-INK = 48  # of 255: what belongs to a digit's box
+SIZES = (18, 44)  # sides of the square that a digit fills
+INK = 48  # of 255: a digit's box holds what is at least this bright
 
 
 class Scenes:
@@ -42,7 +42,7 @@ class Scenes:
         return self._scene(i)[1]
 
     def fingerprint(self):
-        """A checksum of the digits; the seed is checked by the trainer."""
+        """A checksum of the digits. The trainer checks the seed."""
         return zlib.crc32(np.ascontiguousarray(self.images))
 
     def truth(self):
@@ -69,7 +69,7 @@ class Scenes:
     def _make(self, i):
         draws = Draws(self.seed, 0 if self.split == "train" else 1, i)
         canvas = _clutter(draws)
-        for _ in range(4):  # pieces that are no digit
+        for _ in range(4):  # pieces of digits, which are not objects
             piece, size = self._digit(draws)[0], draws.random(12, 24)
             half = np.zeros_like(piece)
             half[:3] = piece[:3]
@@ -79,7 +79,7 @@ class Scenes:
         for _ in range(draws.random(3, 7)):
             digit, label = self._digit(draws)
             size, brightness = draws.random(*SIZES), draws.uniform(0.6, 1)
-            for _ in range(10):  # tries to find it a place
+            for _ in range(10):  # tries to place the digit
                 x, y = draws.random(0, SIDE - size), draws.random(0, SIDE - size)
                 box = _box(digit, x, y, size)
                 if not any(_meet(box, other) for other in boxes):
@@ -97,11 +97,11 @@ class Scenes:
 
 
 def scene(text):
-    """The place of a test scene that is named by its number, or None."""
+    """The place of the test scene whose number is `text`; None if `text` is not a number."""
     if not re.fullmatch("[0-9]+", text):
         return None
     if len(text) > 9 or not 1 <= int(text) <= COUNTS["val"]:
-        raise InputError(f"-show {text:.60}: there are test scenes 1 to {COUNTS['val']}")
+        raise InputError(f"-show {text:.60}: the test scenes are 1 to {COUNTS['val']}")
     return int(text) - 1
 
 
@@ -131,7 +131,7 @@ def _resized(plane, size):
 
 
 def _box(digit, x, y, size):
-    """The corners of the ink of a digit that is drawn at a place."""
+    """The corners of the ink of a digit drawn at this place."""
     found = []
     for start, axis in ((x, 0), (y, 1)):
         inked = np.flatnonzero(digit.max(axis) >= INK)
@@ -142,7 +142,7 @@ def _box(digit, x, y, size):
 
 
 def _meet(one, other):
-    """Whether two boxes overlap, or nearly so."""
+    """Whether two boxes overlap or nearly do."""
     return (
         min(one[2], other[2]) - max(one[0], other[0]) > -1
         and min(one[3], other[3]) - max(one[1], other[1]) > -1

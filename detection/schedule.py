@@ -1,7 +1,7 @@
-"""How long a detector is trained, and at what rate: steps counted in iterations, as in the paper.
+"""How long a detector is trained and at what rate: steps counted in iterations, as in the paper.
 
-Between two tests lies an "epoch": one pass over the images, or -epochSize iterations. Epochs count
-on from one step to the next, so that files, log and resuming are those of any run.
+An "epoch" is one pass over the images, or -epochSize iterations; a test follows each. Epochs are
+numbered through all steps, so files, log and resuming work as in any run.
 """
 
 import math
@@ -14,13 +14,13 @@ TESTS = 12  # of a step, where the schedule follows the number of images
 
 
 class Step(NamedTuple):
-    """A step of the training: what is trained, how long, how fast."""
+    """A step of the training: what is trained, how long, at which rate."""
 
     name: str  # "rpn", "fast" or "shared"
     rate: float
-    iterations: tuple  # where the rate drops x0.1; at the last one the step ends
+    iterations: tuple  # where the rate drops x0.1; the last one ends the step
     batch: int  # images
-    warmup: int  # iterations over which the rate rises from a thousandth, 0: none
+    warmup: int  # iterations over which the rate rises from a thousandth; 0: none
 
     def rate_at(self, iteration):
         """The rate of an iteration, counted from 0."""
@@ -53,10 +53,10 @@ def fitted(opt, images):
 
 
 class Stream:
-    """The epochs of a step, over as many passes of its loader as it takes."""
+    """The epochs of a step, over as many passes of its loader as they take."""
 
     def __init__(self, step, loader, first, every):
-        """first: number of its first epoch; every: iterations of an epoch, 0: a pass."""
+        """first: number of its first epoch. every: iterations in an epoch; 0: a pass."""
         self.step, self.loader, self.first = step, loader, first
         self.every = every or loader.size()
         self.last = first + math.ceil(step.iterations[-1] / self.every) - 1
@@ -67,7 +67,7 @@ class Stream:
 
 
 class Epoch:
-    """The batches of one epoch of a stream: a loader for the loop."""
+    """The loader of one epoch of a stream."""
 
     def __init__(self, stream, epoch):
         self.step, self.loader, self.dataset = stream.step, stream.loader, stream.loader.dataset
@@ -80,7 +80,7 @@ class Epoch:
         return self.end - self.start
 
     def images(self):
-        """How many images the iterations have."""
+        """The number of images in these iterations."""
         each = self.dataset.size()
 
         def before(place):
@@ -109,15 +109,15 @@ def streams(steps, loaders, every):
 
 
 def epoch_of(streams, number):
-    """The epoch of this number."""
+    """The epoch with this number."""
     return Epoch(next(stream for stream in streams if number <= stream.last), number)
 
 
 def check_place(streams, state):
-    """InputError if a checkpoint's run would not go on at the very iteration that it has come to.
+    """InputError if a run would not go on at the very iteration that its checkpoint was at.
 
-    An epoch number says where that is by the batch sizes, the length of an epoch and the iterations
-    of the steps that are done. Later steps may change, and so may the rest of the step at hand.
+    The epoch number means that iteration only with the same batch sizes, epoch length and
+    iterations of the finished steps. The rest of the current step and later steps may change.
     """
     position = state.get("position") or {}
     order, epoch = position.get("order", ()), position.get("epoch")
@@ -126,15 +126,18 @@ def check_place(streams, state):
     names = [stream.step.name for stream in streams]
     now = names.index(state["step"])
     for k, stream in enumerate(streams[: now + 1]):
-        for what, value, before in (
-            (f"{stream.step.batch} images an iteration", stream.step.batch, order[k]),
-            (f"{stream.every} iterations an epoch", stream.every, order[len(streams) + k]),
-        ):
-            if value != before:
-                raise InputError(
-                    f"the {names[k]} step has {what}, but {shown(before)} in the checkpoint: a run "
-                    "goes on with the batch sizes, -epochSize and number of images of its beginning"
-                )
+        batch, every = order[k], order[len(streams) + k]
+        if stream.step.batch != batch:
+            option = "-rpnBatchSize" if names[k] == "rpn" else "-batchSize"
+            raise InputError(
+                f"{option} {stream.step.batch}, but the checkpoint has {shown(batch)}: a resumed "
+                "run cannot change it"
+            )
+        if stream.every != every:
+            raise InputError(
+                f"an epoch has {stream.every} iterations, but {shown(every)} in the checkpoint: a "
+                "resumed run cannot change -epochSize or the number of images"
+            )
     lengths = [_iterations(state, name) for name in names]
     _check_done(streams[:now], lengths)
     if lengths[now]:
@@ -142,24 +145,24 @@ def check_place(streams, state):
 
 
 def _iterations(state, name):
-    """What a checkpoint says of a step's -iterations."""
+    """A step's -iterations in a checkpoint."""
     option = "rpnIterations" if name == "rpn" else "iterations"
     return tuple(state.get("options", {}).get(option, ()))
 
 
 def _check_done(streams, lengths):
-    """Of the steps that are done: their iterations are what they were."""
+    """InputError if the iterations of a finished step were changed."""
     for stream, before in zip(streams, lengths):
         if before and before != stream.step.iterations:
             wanted = ",".join(map(str, stream.step.iterations))
             raise InputError(
-                f"the {stream.step.name} step is done, after {before[-1]} iterations: these cannot "
-                f"become {wanted} any more"
+                f"the {stream.step.name} step ended after {before[-1]} iterations: it can no "
+                f"longer have {wanted}"
             )
 
 
 def _check_step(streams, now, before, state):
-    """Of the step at hand: it may end later or sooner, but not before what is done."""
+    """InputError if the current step would end before what is done, or be longer but cannot."""
     stream, position = streams[now], state["position"]
     inside = position["epoch"] == state.get("epoch", 0) + 1
     start = stream.start(position["epoch"])
@@ -171,5 +174,5 @@ def _check_step(streams, now, before, state):
     if last > done and not inside and done < start + stream.every:
         raise InputError(
             f"the {name} step ended after {done} iterations, inside an epoch of {stream.every}: it "
-            "cannot be longer now"
+            "can no longer be extended"
         )

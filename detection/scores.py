@@ -1,6 +1,6 @@
-"""COCO's scores by the library that is installed: faster-coco-eval or pycocotools.
+"""COCO's scores, by the library that is installed: faster-coco-eval or pycocotools.
 
-This program computes no score itself.
+This program computes none itself.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 
 
 def results(found, categories):
-    """Detections as COCO's results: found is [(image id, boxes, scores, labels), ...] of arrays."""
+    """Detections in COCO's format; found: [(image id, boxes, scores, labels)] in arrays."""
     return [
         {
             "image_id": id,
@@ -31,23 +31,23 @@ def results(found, categories):
 
 
 def write(path, found, needed):
-    """Write COCO's results; `needed`: a disk that is full, say, is an error, not only a line."""
+    """Write COCO's results. If that fails: an InputError if they are `needed`, else a line."""
     try:
         with atomic.replacing(path) as file:
             file.write(json.dumps(found).encode())
     except OSError as error:
-        text = f"{path} could not be written: {error.strerror or error}"
+        text = f"cannot write {path}: {error.strerror or error}"
         if needed:
             raise InputError(text) from None
         note(f"=> {text}")
 
 
 def evaluate(truth, detections, ids=None):
-    """COCO's twelve numbers in per cent, {name of NAMES: value}, without sizes that no object has.
+    """COCO's twelve numbers in %, {name of NAMES: value}, except for sizes that no object has.
 
     "classes" holds the AP of each class that has an object, by name.
-    truth: COCO's dictionary of images and annotations; detections: COCO's results, a list; ids: of
-    the images that were tested, all if None. Objects of other images do not count as missed.
+    truth: COCO's dictionary of images and annotations. detections: a list of COCO's results. ids:
+    of the tested images, None for all. Objects in other images do not count as missed.
     """
     kind, evaluation = implementation()
     images, categories = (
@@ -65,7 +65,7 @@ def evaluate(truth, detections, ids=None):
             for entry in entries
         ]
 
-    with contextlib.redirect_stdout(io.StringIO()):  # they print as they go
+    with contextlib.redirect_stdout(io.StringIO()):  # the libraries print
         coco = kind()
         coco.dataset = {
             **{"info": {}, "licenses": [], "annotations": numbered(truth["annotations"])},
@@ -98,7 +98,7 @@ def evaluate(truth, detections, ids=None):
 
 
 def implementation():
-    """(COCO, COCOeval) of what is installed."""
+    """(COCO, COCOeval) of the installed library."""
     with contextlib.suppress(ImportError):
         from faster_coco_eval import COCO, COCOeval_faster
 
@@ -108,13 +108,11 @@ def implementation():
         from pycocotools.cocoeval import COCOeval
 
         return COCO, COCOeval
-    raise InputError(
-        "the scores need a package that is missing: pip install faster-coco-eval (or pycocotools)"
-    )
+    raise InputError("COCO's scores need a package: pip install faster-coco-eval (or pycocotools)")
 
 
 def recall(boxes, proposals):
-    """How many objects (n, 4) one of the proposals (m, 4) covers with an IoU of 0.5 or more."""
+    """How many of the objects (n, 4) a proposal (m, 4) covers with an IoU of 0.5 or more."""
     from torchvision import ops
 
     if not len(boxes) or not len(proposals):

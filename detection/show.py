@@ -1,4 +1,4 @@
-"""What a detector finds, drawn by Pillow: in one photo, and in the first images of a test."""
+"""Draws what a detector finds, in one photo or in the first images of a test."""
 
 import io
 import itertools
@@ -23,7 +23,7 @@ SHEET = 6  # images
 
 
 def photo(opt):
-    """Draw what the detector -retrain finds in -show: an image file, or the number of a scene."""
+    """Draw what the detector -retrain finds in -show, an image file or the number of a scene."""
     model = files.load_detector(opt.retrain).eval()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device, torch.float32, memory_format=torch.channels_last)
@@ -45,13 +45,13 @@ def photo(opt):
 
 
 def sheet_of(found, images, model, opt):
-    """Draw the first images of the last test and what was found there into detections.png."""
+    """Draw the first images of the last test, with what was found, into detections.png."""
     if group.rank() or not found:
         return
     by_id = {id: dict(zip(("boxes", "scores", "labels"), parts)) for id, *parts in found}
     pictures = []
     readable = (code for code in range(0, 2 * images.size(), 2) if images.id(code) in by_id)
-    for code in itertools.islice(readable, SHEET):  # the others were skipped (-skipCorrupt)
+    for code in itertools.islice(readable, SHEET):  # unreadable images were skipped (-skipCorrupt)
         pixels, parts = images.source.pixels(images.places[code // 2]), by_id[images.id(code)]
         pictures.append(draw(pixels, parts, model.classes, opt.minScore))
     path = os.path.join(opt.save, "detections.png")
@@ -69,7 +69,7 @@ def draw(pixels, found, names, least):
     image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     pen, size = ImageDraw.Draw(image), max(12, max(image.size) // 48)
     font = ImageFont.load_default(size)
-    order = np.argsort(found["scores"])  # the surest on top
+    order = np.argsort(found["scores"])  # the highest score on top
     for i in order[found["scores"][order] >= least]:
         box = [float(v) * times for v in found["boxes"][i]]
         label = int(found["labels"][i])
@@ -94,7 +94,7 @@ def sheet(pictures, columns=3):
 
 
 def save(path, image):
-    """Write a picture whole, in the format that its name says."""
+    """Write a picture atomically, in the format of its extension."""
     buffer = io.BytesIO()
     try:
         image.save(buffer, format=Image.registered_extensions()[path[path.rindex(".") :].lower()])

@@ -1,4 +1,4 @@
-"""The images of a run: train and val, by -dataset."""
+"""The images of a run, train and val, by -dataset."""
 
 import datasets
 from detection import coco, scenes
@@ -8,7 +8,7 @@ from runtime.terminal import note
 
 
 def create(opt):
-    """The Images of both splits: (train, val); train is None for a test alone."""
+    """The Images of both splits, (train, val); train is None for a test alone."""
     val = source(opt, "val")
     tested = Images(val, training=False, mirror=False)
     if opt.testOnly:
@@ -23,7 +23,7 @@ def create(opt):
             f"the training and validation images do not have the same categories: {name!r} has the "
             f"id {ids[0]} in {train.path}, {ids[1]} in {val.path}"
         )
-    # mirror: a mirrored 2 is no 2
+    # digits are not mirrored, because a mirrored 2 is not a 2
     trained = Images(train, training=True, mirror=opt.dataset != "digits")
     if not trained.size():
         raise InputError(f"{train.path} has no image with a box to train on")
@@ -32,7 +32,7 @@ def create(opt):
 
 
 def _check_files(opt, *splits):
-    """InputError for a missing image, unless it may be skipped: not after hours of training."""
+    """InputError for a missing image now, not after hours of training, unless it may be skipped."""
     if opt.dataset == "coco" and not opt.skipCorrupt:
         for images in splits:
             images.source.check_files(images.places)

@@ -1,8 +1,8 @@
 """The trainer of a detector: its step, its test and its state. The loop is engine/loop.py.
 
-Replicas are slices of a batch, one forward and backward pass each, and the gradient is the mean
-over the images of the batch. So the result does not depend on how many processes share the slices.
-What is drawn at random in a slice is a function of (seed, step, iteration, slice).
+Each replica is a slice of the batch with a forward and backward pass of its own, and the gradient
+is the mean over the images of the batch. Random draws in a slice are a function of (seed, step,
+iteration, slice). So the result does not depend on how many processes share the slices.
 """
 
 import torch
@@ -27,34 +27,34 @@ class Trainer(loop.Loop):
     METRICS = DetectionMetrics
 
     def __init__(self, model, device, streams=(), seed=0, momentum=0.9, decay=0.0, **more):
-        """streams: of schedule.py, none for a test alone. decay: of the weights.
+        """streams: see schedule.py; none for a test alone. decay: weight decay.
 
         more: arguments of Loop.
         """
-        # An epoch number means these iterations. Its test begins again after an interrupt, because
-        # its detections are in memory only.
+        # These decide which iterations an epoch number means. An interrupted test begins again,
+        # because its detections are in memory only.
         order = [stream.step.batch for stream in streams]
         order += [*(stream.every for stream in streams), seed]
         super().__init__(model, device, order=order, **more)
         self.streams, self.seed = streams, seed
         self.settings = {"momentum": momentum, "weight_decay": decay}
-        self.found = []  # of the last test: (image id, boxes, scores, labels), by process
+        self.found = []  # in the last test: (image id, boxes, scores, labels), by process
 
     def begin(self, epoch, loader):
-        """Make the optimizer of the epoch's step, unless it is there."""
+        """Set the rate of the epoch; make the optimizer if a new step begins."""
         self.epoch, self.loader = epoch, loader
         self.begin_step(loader.step)
         self.rate = loader.step.rate_at(loader.end - 1)
 
     def begin_step(self, step):
-        """Make the optimizer of a step, unless it is there."""
+        """Make the optimizer of a step, unless that is the current step."""
         if self.step_name == step.name:
             return
         self.step_name, self.parameters = step.name, self.model.trained(step.name)
         self.optimizer = optimizer(self.parameters, step.name != "shared", **self.settings)
 
     def step(self, batch, n):
-        """Train on a batch; returns the losses' sums, see Loop."""
+        """Train on a batch; returns the sums of its losses, see Loop."""
         where = f"in epoch {self.epoch} after iteration {n - 1} of {self.loader.size()}"
         with self.interrupts.saving(where, self.queue.flush, n > 1):
             losses = self._backward(batch, self.loader.dataset, self.loader.start + n - 1)
@@ -63,9 +63,10 @@ class Trainer(loop.Loop):
         return {**losses, "loss": sum(losses.values())}
 
     def _backward(self, batch, images, iteration):
-        """Forward, losses, backward; returns the losses' sums over this process's images.
+        """Forward, losses, backward; returns the sums of the losses over this process's images.
 
-        Weights and momentum stay as they are, and so do the statistics of the frozen batch norm.
+        If this fails, the run can be saved, because weights, momentum and the frozen batch norms
+        have not changed.
         """
         rate = self.loader.step.rate_at(iteration)
         for parameters in self.optimizer.param_groups:
@@ -73,7 +74,7 @@ class Trainer(loop.Loop):
         self.optimizer.zero_grad(set_to_none=True)
         zero = torch.zeros((), dtype=torch.float64, device=self.device)
         sums = {name: zero.clone() for name in LOSSES}
-        self.scaler.scale(zero)  # it has to begin in a process without images, too
+        self.scaler.scale(zero)  # initialises the scaler in a process without images, too
         place, before = 0, sum(map(len, batch.slices[: group.rank()]))
         for number, count in enumerate(batch.slices[group.rank()], before):
             part = slice(place, place + count)
@@ -99,12 +100,12 @@ class Trainer(loop.Loop):
         return sums
 
     def _seed(self, iteration, number):
-        """Let torch's generators begin where this slice's do: its anchors and regions are drawn."""
+        """Seed torch's generators for this slice, whose anchors and regions are drawn at random."""
         draws = Draws(self.seed, STEPS.index(self.step_name), iteration)
         torch.manual_seed(draws.random(0, 2**52) + number)
 
     def _sum_gradients(self):
-        """Of several processes: each has the gradient of its own slices' part of the mean."""
+        """Sum the gradients over all processes; each has its own slices' part of the mean."""
         if group.world_size() == 1:
             return
         for parameter in self.parameters.values():
@@ -117,9 +118,9 @@ class Trainer(loop.Loop):
 
     @torch.inference_mode()
     def test(self, epoch, loader, proposing=False):
-        """Test over all images of the loader; what was found is in `found` then.
+        """Test on all images of the loader; returns the metrics and sets `found`.
 
-        proposing: test the RPN's proposals. Returns the metrics.
+        proposing: test the RPN's proposals.
         """
         self.model.eval()
         total = ProposalMetrics() if proposing else DetectionMetrics()
@@ -153,18 +154,18 @@ class Trainer(loop.Loop):
 
     @staticmethod
     def errors(scores):
-        """What the best model has least of: 100 - AP, 100 - AP50; None without these scores."""
+        """100 - AP and 100 - AP50, least for the best model; None without these scores."""
         return (100 - scores["AP"], 100 - scores["AP50"]) if "AP" in scores else None
 
     def state(self):
-        """What optimState_N.pth holds: the momentum of the step at hand, and the position."""
+        """The trainer's part of optimState_N.pth, with the name of the current step."""
         return {**super().state(), "step": self.step_name}
 
     def load_state(self, state):
-        """Take over `state()`; what does not fit the detector or the schedule is an InputError."""
+        """Load a state; InputError if it does not fit the detector or the schedule."""
         step = next((s.step for s in self.streams if s.step.name == state.get("step")), None)
         if step is None:
-            raise InputError("the checkpoint is of another kind of training: -shared differs")
+            raise InputError("the checkpoint was trained with another -shared")
         check_place(self.streams, state)
         self.begin_step(step)
         before = self.model.of_step(step.name, state.get("options", {}).get("freeze", 0))
@@ -175,9 +176,9 @@ class Trainer(loop.Loop):
 
 
 def optimizer(parameters, twice, **settings):
-    """SGD with momentum, not Nesterov's; `settings`: its momentum and weight_decay.
+    """SGD with plain momentum; `settings`: momentum and weight_decay.
 
-    twice: biases at twice the rate and without decay, as in py-faster-rcnn's nets for Caffe.
+    twice: biases learn at twice the rate, without decay, as in py-faster-rcnn's nets for Caffe.
     """
     biases = [p for name, p in parameters.items() if twice and name.endswith(".bias")]
     weights = [p for name, p in parameters.items() if not (twice and name.endswith(".bias"))]

@@ -1,9 +1,9 @@
 """Batch norm re-estimation (precise BN): running statistics as plain means over N batches.
 
-The author of fb.resnet.torch advises it (its issue 43). In training, running statistics average
-over about ten batches while the weights change; these are of the final weights. Each replica slice
-is normalised by its own statistics, as in training. The new running mean and variance are the mean
-of the slices' means and of their unbiased variances, each slice of each replica counting once.
+The author of fb.resnet.torch advises this (its issue 43). In training, running statistics average
+over about ten batches while the weights change; here they are taken with the final weights. Each
+replica slice is normalised by its own statistics, as in training. The new running mean is the mean
+of the slices' means, the new running variance that of their unbiased variances.
 """
 
 import time
@@ -22,7 +22,7 @@ ADVICE = "a smaller -batchSize or -precision bfloat16"  # when out of memory
 
 
 def check_input(net, images, dataset):
-    """InputError if a net wants other input than the training images of a dataset are."""
+    """InputError if a net needs other input than a dataset's training images."""
     given = images.input_spec()
     own = net.input_spec or given
     for name in ("largest", "mean", "std"):
@@ -36,7 +36,7 @@ def check_input(net, images, dataset):
 def recompute(model, loader, epoch, count, precision, interrupts):
     """Re-estimate over the first `count` training batches of an epoch.
 
-    precision: of the forward pass. At an interrupt the model still has its old statistics.
+    An interrupt leaves the model with its old statistics.
     """
     estimate, count = Estimate(model), min(count, loader.size())
     loaded = iter(loader.run(epoch, 0, count))
@@ -64,9 +64,8 @@ def recompute(model, loader, epoch, count, precision, interrupts):
 class Estimate:
     """Sums the statistics of slices. `apply` sets the model's running statistics to their means.
 
-    The model does not change before. The result depends on weights and images only: a slice of one
-    image is left out, because training normalises it by the old running statistics. Batch norms in
-    evaluation mode, which -freeze holds, are left alone.
+    Until then the model does not change. A slice of one image is left out, because training
+    normalises it by the old running statistics. Frozen batch norms are left alone.
     """
 
     def __init__(self, model):
@@ -97,7 +96,7 @@ class Estimate:
                 norm.momentum = momentum
 
     def _add_slice(self, part):
-        # on copies of the buffers: an interrupt saves the model's own
+        # on copies of the buffers, because an interrupt saves the model's own
         buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
         buffers |= {name: torch.zeros_like(buffers[name]) for name in self.names}
         functional_call(self.model, buffers, (part,))
@@ -106,7 +105,7 @@ class Estimate:
 
     @torch.no_grad()
     def apply(self):
-        """Set the running statistics, equal in all processes. Every process must call this."""
+        """Set the running statistics, equal in all processes; every process must call this."""
         flat = torch.cat([*self.sums, self.sums[0].new_tensor([self.count])])
         *sums, count = group.all_reduce(flat).split([len(s) for s in self.sums] + [1])
         if not count:

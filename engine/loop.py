@@ -1,8 +1,8 @@
-"""The loop of every training and test, a classifier's and a detector's. Port of train.lua's loops.
+"""The loop of every training and test, for classifiers and detectors. Port of train.lua's loops.
 
-`run` is one pass over a loader, for training, test and evaluate.py alike. `Loop` trains by epochs
-and resumes inside one. A trainer derives from it and adds what is its own: `begin`, what an epoch
-is trained with, and `step`, the iteration.
+`run` is one pass over a loader, in training, in a test and in evaluate.py. `Loop` trains by epochs
+and can resume inside one. A trainer derives from `Loop` and adds `begin`, which prepares an epoch,
+and `step`, one iteration.
 """
 
 import dataclasses
@@ -22,31 +22,31 @@ OFTEN = 100  # iterations after which a run hears that it waits for its data
 
 @dataclasses.dataclass
 class Position:
-    """How far the run has come: the epoch, and what was trained and tested in it."""
+    """How far the run has come: the epoch, and the metrics of its training and test so far."""
 
     epoch: int | None = None
-    order: dict | list = dataclasses.field(default_factory=dict)  # what the batches depend on
+    order: dict | list = dataclasses.field(default_factory=dict)  # what decides the batches
     train: Metrics = dataclasses.field(default_factory=Metrics)
     test: Metrics = dataclasses.field(default_factory=Metrics)
     trained: bool = False  # the epoch's training is finished
 
 
 class Loop:
-    """Trains one model by epochs. A trainer derives from it, see above.
+    """Trains one model by epochs. A trainer derives from this class and adds two methods.
 
-    begin(epoch, loader): set the rate, and whatever else an epoch needs.
+    begin(epoch, loader): set the rate and whatever else the epoch needs.
     step(batch, n): train iteration n of the epoch; returns {field of METRICS: scalar tensor}, sums
     over this process's images.
     """
 
     METRICS = Metrics
-    step_name = ""  # of the epoch, where a training has several steps
+    step_name = ""  # names the epoch's step if the training has several
     rate = 0.0  # of the last iteration
 
     def __init__(self, model, device, precision="single", order=(), data=(), **outside):
-        """order: what the batches of an epoch depend on. data: dataloader.fingerprints.
+        """order: what decides the batches of an epoch. data: dataloader.fingerprints.
 
-        outside: a `reporter` and the `interrupts` of the run, else new ones.
+        outside: the `reporter` and the `interrupts` of the run, if there is one.
         """
         self.model, self.device, self.data = model, device, list(data)
         self.order = order or {}
@@ -58,7 +58,7 @@ class Loop:
         self.position = self._new_position()
 
     def train(self, epoch, loader):
-        """One epoch, or what is left of it; returns its metrics."""
+        """Train one epoch, or the rest of it; returns its metrics."""
         total, size = self.at(epoch).train, loader.size()
         self.begin(epoch, loader)
         if self.position.trained:
@@ -80,7 +80,7 @@ class Loop:
         return total
 
     def at(self, epoch):
-        """The position, in this epoch: a new one unless the run has begun it already."""
+        """The position in this epoch; a new one if the run has not begun the epoch."""
         if self.position.epoch != epoch:
             self.position = self._new_position(epoch)
         return self.position
@@ -89,7 +89,7 @@ class Loop:
         return Position(epoch, self.order, self.METRICS(), self.METRICS())
 
     def state(self):
-        """The trainer's part of optimState_N.pth: plain names and tensors."""
+        """The trainer's part of optimState_N.pth, in plain values and tensors."""
         return {
             "momentum": sgd.momentum(self.optimizer, self.parameters),
             "scaler": self.scaler.state_dict(),
@@ -98,50 +98,47 @@ class Loop:
         }
 
     def load_scaler(self, state):
-        """Take over the loss scale of -precision half."""
+        """Load the loss scale of -precision half."""
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
     def load_position(self, state, options=""):
-        """Go on inside an epoch, if the state is from there and still holds.
+        """Go on inside an epoch, if the state is from inside one and still holds.
 
-        options: those of an order that has no names. A change of these or of the images is named
-        in a line. Where the training images are the same and all were trained, only the test begins
-        again.
+        A line names a change of the images, or of the options in `order` (`options` if it has no
+        names). If the epoch's training was finished on the same images, only the test begins again.
         """
         position, before = state.get("position"), state.get("data", self.data)
         same_data = before == self.data
         if not same_data:
-            note(
-                "=> the images in -data are not those of the checkpoint: the run uses the new ones"
-            )
+            note("=> the images in -data have changed since the checkpoint: the new ones are used")
         if position is None or position["epoch"] in (None, state.get("epoch")):
-            return  # its epoch is finished, or there is none
+            return  # no epoch was interrupted
         epoch, trained, test = position["epoch"], position.get("trained") is True, position["test"]
         if position["order"] != self.order or not same_data:
             what = self._changed(position["order"], options) if same_data else "the images"
             if not trained or before[:1] != self.data[:1]:
-                note(f"=> {what} changed inside epoch {epoch}: it begins again")
+                note(f"=> epoch {epoch} begins again, because {what} changed")
                 return
-            note(f"=> {what} changed in the test of epoch {epoch}: it begins again")
+            note(f"=> the test of epoch {epoch} begins again, because {what} changed")
             test = {}
         file = state.get("file", "the optimState")
         sums = [self.METRICS.restored(each, file) for each in (position["train"], test)]
         self.position = Position(epoch, self.order, *sums, trained)
 
     def _changed(self, before, options):
-        """The options in which an order differs; all of `options` where it has no names."""
+        """The options that changed since the order `before`; `options` if it has no names."""
         if not isinstance(before, dict):
             return options
         return ", ".join(f"-{n}" for n, value in self.order.items() if before.get(n) != value)
 
 
 def run(what, epoch, loader, total, step, queue, report):
-    """Pass over the batches of a loader after the first `total.done`.
+    """Pass over a loader's batches after the first `total.done`.
 
     what: "training" or "validation". step(batch, n) returns {field of `total`: scalar tensor}, sums
-    over this process's images. queue: the MetricQueue. report(metrics) adds an iteration's metrics
-    to `total`, a Metrics, and prints them. InputError if no image could be read.
+    over this process's images. report(metrics) adds an iteration's metrics to `total`, a Metrics,
+    and prints them. InputError if no image could be read.
     """
     size, test = loader.size(), what == "validation"
 
@@ -164,7 +161,7 @@ def run(what, epoch, loader, total, step, queue, report):
 
 
 def test(epoch, loader, total, step, queue, reporter):
-    """Pass over validation images: `run`, which adds to `total` and prints each batch's line."""
+    """`run` over validation images: adds each batch to `total` and prints its line."""
 
     def report(metrics):
         total.add(metrics)
@@ -176,9 +173,8 @@ def test(epoch, loader, total, step, queue, reporter):
 def _batches(loader, epoch, done, queue, where):
     """(number, batch, seconds waited for it) for each batch of an epoch after the first `done`.
 
-    A batch whose images are all unreadable is left out. A signal interrupts the wait for a batch,
-    an error ends it; what was done before is saved, if it is more than nothing. `where(n)` says,
-    for the message, that n batches are done.
+    A batch without a readable image is left out. If a signal or an error ends the wait for a batch,
+    the batches done before are saved. where(n) says in messages that n batches are done.
     """
     loaded = iter(loader.run(epoch, done))
     for n in itertools.count(done + 1):

@@ -1,8 +1,8 @@
 """Asynchronous metrics: from the device to the line that reports them.
 
-The Lua waits for the loss of each iteration. Here a GPU gets its next iteration before the metrics
-of the last one are read, so printing, scoring and loading never make it wait. On the CPU metrics
-are reported at once.
+The Lua waits for the loss of each iteration. Here the GPU gets its next iteration before the
+metrics of the last one are read, so it never waits for printing, scoring or loading. On the CPU,
+metrics are reported at once.
 """
 
 import dataclasses
@@ -17,21 +17,23 @@ from parallel.signals import Interrupts
 from runtime.errors import InputError, shown
 from storage import schema
 
-LAG = 1  # iterations in flight on a GPU: one is enough if queuing it is faster than running it
+LAG = (
+    1  # iterations in flight on a GPU; one is enough, because queuing one is faster than running it
+)
 
 
 @dataclasses.dataclass
 class Metrics:
-    """Of one iteration or summed over several, over all processes."""
+    """Sums over the images of one or several iterations, on all processes."""
 
-    done: int = 0  # the iteration's number, from 1
+    done: int = 0  # number of the last iteration, from 1
     seen: int = 0  # images
     wrong1: int = 0  # of these, wrong in top-1
     wrong5: int = 0  # and in top-5
     loss: float = 0.0  # sum over the images
-    seconds: float = 0.0  # since the previous report
+    seconds: float = 0.0  # since the report before
     data_wait: float = 0.0  # of these, spent waiting for data
-    odd: int = 0  # images whose file is damaged, but not their pixels
+    odd: int = 0  # images whose file is damaged, but whose pixels are intact
 
     def add(self, other):
         """Add the metrics of a later iteration."""
@@ -41,9 +43,9 @@ class Metrics:
 
     @classmethod
     def restored(cls, sums, file):
-        """The metrics whose sums `file`, a checkpoint, has by name; one that it lacks begins at 0.
+        """The metrics with these sums from the checkpoint `file`; missing ones begin at 0.
 
-        InputError for what this program cannot have saved.
+        InputError for sums that this program cannot have saved.
         """
         counts = {field.name: type(field.default) is int for field in dataclasses.fields(cls)}
         strange = [name for name in sums if name not in counts]
@@ -56,35 +58,39 @@ class Metrics:
         return metrics
 
     def check_finite(self, epoch, size):
-        """InputError if the loss of this iteration, of `size` in the epoch, is not finite."""
+        """InputError if the loss is not finite; `size`: iterations in the epoch."""
         if not math.isfinite(self.mean_loss):
             raise InputError(
                 f"the loss is {self.mean_loss} at epoch {epoch}, iteration {self.done} of {size}:"
                 " try a lower -LR or another -precision; checkpoints of earlier epochs are intact"
             )
 
+    def scores(self):
+        """The errors of a test, as the log has them."""
+        return {"top1": self.top1, "top5": self.top5}
+
     def means(self):
-        """What the log says of an epoch's training."""
-        return {"top1": self.top1, "top5": self.top5, "loss": self.mean_loss}
+        """An epoch's training, as the log has it."""
+        return {**self.scores(), "loss": self.mean_loss}
 
     def train_text(self):
-        """What the line of a training iteration says beside the loss."""
+        """The text after the loss in the line of a training iteration."""
         return f"top1 {self.top1:7.3f}  top5 {self.top5:7.3f}"
 
     def test_text(self, total):
-        """What the line of a test batch says; `total`: the metrics of the test so far."""
+        """The text in the line of a test batch; `total`: the metrics of the test so far."""
         return (
             f"top1 {self.top1:7.3f} ({total.top1:7.3f})  top5 {self.top5:7.3f} ({total.top5:7.3f})"
         )
 
     @property
     def top1(self):
-        """Top-1 error in per cent."""
+        """Top-1 error in %."""
         return 100 * self.wrong1 / self.seen
 
     @property
     def top5(self):
-        """Top-5 error in per cent."""
+        """Top-5 error in %."""
         return 100 * self.wrong5 / self.seen
 
     @property
@@ -96,29 +102,28 @@ class Metrics:
 class MetricQueue:
     """Pending metrics, in the order of their iterations.
 
-    The lag is fixed. Every process must act on a signal in the same iteration, so none may report
-    metrics merely because they have arrived.
+    The lag is fixed, because every process must act on a signal in the same iteration. So no
+    process reports metrics as soon as they happen to arrive.
     """
 
     def __init__(self, device, interrupts=None):
         cuda = device.type == "cuda"
         self.device, self.lag = device, LAG if cuda else 0
         self.interrupts = interrupts or Interrupts()
-        # a stream of its own: the copy must not queue behind the next iteration
+        # a separate stream, so that the copy does not queue behind the next iteration
         self.stream = torch.cuda.Stream(device) if cuda else None
-        self.pending = deque()  # (sums in host memory, what the copy needs, metrics, names)
+        self.pending = deque()  # (sums on the host, what the copy needs, metrics, names)
         self.received = deque()  # signal counts of reported iterations, for the next `poll`
 
     def start(self, report):
-        """Send metrics to report(metrics) from now on; the first one's seconds begin now."""
+        """Send metrics to report(metrics) from now on; the clock of the first iteration starts."""
         self.report, self.last = report, time.perf_counter()
 
     def push(self, metrics, numbers):
         """Start summing `numbers` over all processes: one all-reduce, asynchronous on a GPU.
 
-        metrics: has done, seen and data_wait, and the `odd` of this process. numbers: {field of
-        metrics: scalar tensor on the device}. `odd` and the signal counts of this process are
-        summed with them.
+        metrics: with done, seen, data_wait, and this process's `odd`. numbers: {field of metrics:
+        scalar tensor on the device}. This process's `odd` and signal counts are summed as well.
         """
         values = torch.stack([number.double() for number in numbers.values()])
         own = torch.tensor([metrics.odd, *self.interrupts.received], dtype=torch.float64)
@@ -129,14 +134,14 @@ class MetricQueue:
         self.pending.append((sums, copy, metrics, [*numbers, "odd"]))
 
     def _to_host(self, values, own):
-        """Copy the sums to pinned memory: (sums, (event at the end, tensors it needs))."""
+        """Copy the sums to pinned memory: (sums, (event at its end, tensors that it needs))."""
         own = own.pin_memory().to(self.device, non_blocking=True)
         self.stream.wait_stream(torch.cuda.current_stream(self.device))
         with torch.cuda.stream(self.stream):
             sums = group.all_reduce(torch.cat([values, own]))
             host = torch.empty(sums.shape, dtype=sums.dtype, pin_memory=True)
             host.copy_(sums, non_blocking=True)
-            event = torch.cuda.Event(blocking=True)  # to spin would take a core from the workers
+            event = torch.cuda.Event(blocking=True)  # spinning would take a core from the workers
             event.record()
         return host, (event, values, own, sums)
 
@@ -152,10 +157,10 @@ class MetricQueue:
                 self._report()
             received = self.received.popleft()
         if received and self.interrupts.poll(received, where, self.flush):
-            self.last = time.perf_counter()  # the save does not count as time of an iteration
+            self.last = time.perf_counter()  # the next iteration's time does not include the save
 
     def flush(self):
-        """Report all pending metrics. A later `poll` acts on the signals that came with them."""
+        """Report all pending metrics; the next `poll` acts on the signals that came with them."""
         while self.pending:
             self._report()
 

@@ -5,15 +5,15 @@ from runtime.terminal import say
 
 
 class Reporter:
-    """Prints the metrics of `loop.run`, and updates the time left."""
+    """Prints the metrics of `loop.run` and updates the time left."""
 
     def __init__(self, clock=None):
         self.clock = clock or Clock()
 
     def train(self, epoch, size, m):
-        """The line of an iteration. Time: since the previous line. Data: wait for the batch.
+        """Print a training iteration. Time: since the line before. Data: the wait for the batch.
 
-        On a GPU lines come an iteration late, but their times still add up to the epoch's.
+        On a GPU, lines come one iteration late, but their times still add up to the epoch's.
         """
         say(
             f" | Epoch: [{epoch}][{m.done}/{size}]    Time {m.seconds:.3f}  Data {m.data_wait:.3f}"
@@ -22,7 +22,7 @@ class Reporter:
         self.clock.tick("train", epoch, m.done, m.seconds)
 
     def test(self, epoch, size, m, total):
-        """The line of a test batch, with the figures of the test so far in brackets."""
+        """Print a test batch, with the figures of the whole test so far in brackets."""
         say(
             f" | Test: [{epoch}][{m.done}/{size}]    Time {m.seconds:.3f}  Data {m.data_wait:.3f}  "
             f"{m.test_text(total)}"

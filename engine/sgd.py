@@ -1,4 +1,4 @@
-"""SGD with momentum as a run saves and resumes it."""
+"""SGD whose momentum is saved and resumed."""
 
 import torch
 
@@ -6,11 +6,11 @@ from runtime.errors import InputError
 
 
 def create(groups, **settings):
-    """torch.optim.SGD on these parameter groups; `settings` are its own.
+    """torch.optim.SGD with these parameter groups and settings.
 
-    The momentum begins at 0, in the parameters' memory layout: with dampening 0 the first step is
-    the same. Fused SGD would begin with uninitialised memory, leave it so where a first step with
-    -precision half overflows, and take equal layouts for granted.
+    The momentum begins at 0, in the parameters' memory layout; with dampening 0 the first step is
+    the same. Fused SGD itself would begin with uninitialised memory, keep it if the first step with
+    -precision half overflows, and assume equal layouts.
     """
     optimizer = torch.optim.SGD(groups, fused=True, **settings)  # one pass over each parameter
     for parameter in (p for group in optimizer.param_groups for p in group["params"]):
@@ -20,16 +20,15 @@ def create(groups, **settings):
 
 
 def momentum(optimizer, parameters):
-    """{name: momentum buffer} of the parameters that are trained, {name: parameter}."""
+    """{name: momentum buffer} of the trained {name: parameter}."""
     return {name: optimizer.state[p]["momentum_buffer"] for name, p in parameters.items()}
 
 
 def load_momentum(optimizer, parameters, state, known, before):
-    """Take over the momentum of a state.
+    """Load the momentum of a state; InputError for a buffer that is missing or does not fit.
 
-    parameters: {name: parameter} of those that are trained; known: of all that may be; before: the
-    names of those that the saved run trained. InputError for a buffer that is of another net, or
-    that lacks.
+    parameters: {name: parameter} that are trained. known: {name: parameter} that could be. before:
+    names of the parameters that the saved run trained.
     """
     own, file = momentum(optimizer, parameters), state.get("file", "the optimState")
     for name, buffer in state["momentum"].items():

@@ -66,8 +66,8 @@ def views(net, dataset, opt):
     own = dataset.input_spec()
     if own is None:
         raise InputError(
-            "no input spec describes this dataset's test transform, so other views cannot be made "
-            "of its images; main.py -testOnly true -retrain FILE tests with the transform"
+            "no input spec describes this dataset's test transform, so no other views can be made; "
+            "main.py -testOnly true -retrain FILE tests with the transform"
         )
     spec = dict(net.input_spec or own)
     InputTransform(spec).check()
@@ -91,7 +91,7 @@ def window(net, dataset, opt):
     if not (opt.dense or larger):
         return 0
     if not hasattr(net, "maps"):
-        raise InputError("-dense needs a net with last maps; this one has no function `maps`")
+        raise InputError("-dense needs the last feature maps, but this net has no function `maps`")
     # a smaller crop in the net's spec is the training size, a larger one is a test setting
     side = min(spec["crop"] for spec in (dataset.input_spec(), net.input_spec) if spec)
     side = side if opt.dense else own

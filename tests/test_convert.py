@@ -211,7 +211,7 @@ def test_what_cannot_be_converted(saved, tmp_path, capsys):
     assert "File not found: none.pth" in refused(capsys, 1, "none.pth", tmp_path / "out.t7")
     path = saved(NETS["resnet"]())
     problem = refused(capsys, 1, path, tmp_path / "out.t7", "-form", "resnext_B")
-    assert "-form resnext_B needs the blocks of a ResNeXt" in problem
+    assert "-form resnext_B is for the blocks of a ResNeXt" in problem
     for extension in convert.EXTENSIONS:
         problem = refused(capsys, 2, path, tmp_path / "none" / f"out{extension}")
         assert f"the folder '{tmp_path / 'none'}' does not exist" in problem

@@ -176,5 +176,5 @@ def test_what_does_not_fit_goes_on_slice_by_slice(capsys):
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     error = capsys.readouterr().err
-    assert re.search(r"=> out of memory on cuda:0 \(.*: going on as with -accumulate true", error)
+    assert re.search(r"=> out of memory on cuda:0 \(.*: going on with -accumulate true", error)
     assert loss == pytest.approx(together, rel=1e-3)

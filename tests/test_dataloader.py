@@ -153,7 +153,7 @@ def out_of_memory():
 
 
 @pytest.mark.parametrize(
-    "end, how", [(kill, "ended by SIGKILL at "), (out_of_memory, "memory at ")]
+    "end, how", [(kill, "was killed by SIGKILL while reading "), (out_of_memory, "memory at ")]
 )
 def test_a_worker_that_dies_is_told_with_its_image(photos, tmp_path, end, how):
     opt = options("-depth 50 -batchSize 4 -nThreads 2", photos, tmp_path)
@@ -170,7 +170,7 @@ def test_an_idle_worker_that_dies_is_told(photos, tmp_path):
     train, _ = dataloader.create(opt, CPU)
     list(train.run(1))
     os.kill(int(train.current[0, 0]), signal.SIGKILL)
-    with pytest.raises(InputError, match="was ended by SIGKILL between two batches"):
+    with pytest.raises(InputError, match="was killed by SIGKILL between two batches"):
         list(train.run(2))
 
 

@@ -85,7 +85,7 @@ def with_value(part, name, value):
         (with_value("config", "regions", 1.5), "its detector has regions 1.5"),
         (with_value("config", "classes", 10**12), "its detector has classes 1000000000000"),
         (with_value("config", "shared", 1), "its detector has shared 1"),
-        (lambda content: {**content, "preprocessing": None}, "how it wants its images"),
+        (lambda content: {**content, "preprocessing": None}, "has no input spec"),
         (lambda content: {**content, "model": None}, "holds no state dict"),
         (with_value("preprocessing", "std", (0, 1, 1)), "its preprocessing is"),
         (lambda content: {**content, "classes": ["a"]}, "does not name all its classes"),
@@ -105,7 +105,7 @@ def test_what_is_no_detector(tmp_path, content):
     with pytest.raises(InputError, match="holds no detector of this program"):
         files.load_detector(path)
     net.input_spec = None
-    with pytest.raises(InputError, match="how it wants its images"):
+    with pytest.raises(InputError, match="has no input spec"):
         detector(net=net)
 
 

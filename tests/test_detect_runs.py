@@ -291,13 +291,13 @@ def test_images_without_an_object(run, straight, folder):
     path = folder / "bare" / "annotations" / "instances_val2017.json"
     path.write_text(json.dumps(content))
     lines = run("one/model_2.pth -data bare -testOnly true -nThreads 0 -out bare.json")
-    assert " * Finished epoch # 0     no object to find" in lines
+    assert " * Finished epoch # 0     no objects" in lines
     assert isinstance(json.loads((folder / "bare.json").read_text()), list)
     own = f"-val {path} -valImages bare/val2017 -rpnIterations 1 -iterations 1 -save bare_run"
     lines = run(f"{TWO_STEPS} {own}{NEW}")
     assert [line["test"] for line in log(folder / "bare_run")] == [{}, {}]
     assert sum("recall   0.000 (  0.000)" in line for line in lines) == 2  # of batches of 2 and 1
-    assert sum("no object to find" in line for line in lines) == 2
+    assert sum("no objects" in line for line in lines) == 2
     assert not any("Best model" in line or "Finished AP" in line for line in lines)
 
 
@@ -319,17 +319,32 @@ def test_the_picture_shows_the_first_images_that_could_be_read(tmp_path):
     [
         ("classifier.pth -testOnly true -data data", "is a classifier: -testOnly needs a detector"),
         ("classifier.pth -show data/val2017/11.png", "holds no detector of this program"),
-        ("one/model_2.pth -data data", "the detector is of -shared true"),
+        ("one/model_2.pth -data data", "-shared false: the detector was trained with -shared true"),
         ("-retrain classifier.pth -data data -train train2014", "missing annotations"),
-        (f"one/model_2.pth {SHARED} -anchors 8,32", "-anchors 8,32: only a run that begins with"),
-        ("one -data data -shared true -recomputeBN 3", "-recomputeBN 3: only a run that begins"),
-        ("-resume one -anchors 8", "-anchors 8: only a run that begins with a classifier"),
-        ("-resume one -recomputeBN 3", "-recomputeBN 3: only a run that begins with a classifier"),
-        ("-resume two -batchSize 1", "the fast step has 1 images an iteration, but 2 in the check"),
-        ("-resume two -rpnBatchSize 2", "the rpn step has 2 images an iteration, but 4 in the ch"),
-        ("-resume two -epochSize 3", "the rpn step has 3 iterations an epoch, but 2 in the check"),
-        ("-resume two -rpnIterations 1,5", "the rpn step is done, after 3 iterations: these can"),
-        (SHARED + NEW + " -freeze 4", "-freeze 4: the net has 2 stages before its last: at most 3"),
+        (f"one/model_2.pth {SHARED} -anchors 8,32", "-anchors 8,32 is only for a run that starts"),
+        ("one -data data -shared true -recomputeBN 3", "-recomputeBN 3 is only for a run"),
+        ("-resume one -anchors 8", "-anchors 8 is only for a run that starts from a classifier"),
+        (
+            "-resume one -recomputeBN 3",
+            "-recomputeBN 3 is only for a run that starts from a classifier",
+        ),
+        (
+            "-resume two -batchSize 1",
+            "-batchSize 1, but the checkpoint has 2: a resumed run cannot",
+        ),
+        ("-resume two -rpnBatchSize 2", "-rpnBatchSize 2, but the checkpoint has 4: a resumed run"),
+        (
+            "-resume two -epochSize 3",
+            "an epoch has 3 iterations, but 2 in the checkpoint: a resumed",
+        ),
+        (
+            "-resume two -rpnIterations 1,5",
+            "the rpn step ended after 3 iterations: it can no longer",
+        ),
+        (
+            SHARED + NEW + " -freeze 4",
+            "-freeze 4: give at most 3, the first layers and 2 stages before",
+        ),
         ("one/model_2.pth -data data -testOnly true -val other.json", "missing annotations"),
     ],
 )
@@ -341,7 +356,7 @@ def test_what_is_refused(run, straight, command, words):
 @pytest.mark.parametrize(
     "command, words",
     [
-        ("", "give the classifier to begin with: -retrain"),
+        ("", "give the classifier to start from: -retrain"),
         ("-retrain nowhere.pth", "File not found: nowhere.pth"),
         ("-retrain classifier.pth -data nowhere", "missing data directory 'nowhere'"),
         ("classifier.pth -retrain classifier.pth", "not both"),
@@ -355,11 +370,11 @@ def test_what_is_refused(run, straight, command, words):
         ("-retrain classifier.pth -data data -regions 3", "-regions 3: give 4 or more"),
         ("-retrain classifier.pth -data data -anchors 1,8", "-anchors 1: give 2 or more"),
         ("-retrain classifier.pth -scale 20000", "-scale: should be 0 to 16384"),
-        ("-retrain classifier.pth -data data -momentum 0", "-momentum 0: a checkpoint holds"),
+        ("-retrain classifier.pth -data data -momentum 0", "-momentum 0: a run without momentum"),
         ("-retrain none.pth", "File not found: none.pth (-retrain)"),
         ("-retrain none:5", "File not found: none:5 (-retrain)"),
         ("-retrain classifier.pth -out a.json", "-out is for -testOnly true or -show"),
-        ("-retrain classifier.pth -bnData data", "-bnData is for -recomputeBN N"),
+        ("-retrain classifier.pth -bnData data", "-bnData only goes with -recomputeBN N"),
         (TEST + "-out r.csv", "-out r.csv should end in .json"),
         (TEST + "-out nowhere/r.json", "the folder 'nowhere' does not exist"),
         ("classifier.pth -show classifier.pth -out a.txt", "-out a.txt should end in .png or .jpg"),
@@ -385,7 +400,7 @@ def test_damaged_images(run, folder, monkeypatch):
     odd.write_bytes(jpeg.getvalue()[:20] + bytes(3) + jpeg.getvalue()[20:])
     command = SHARED.replace("-data data", "-data torn").replace("-epochSize 2", "-epochSize 3")
     command += NEW + " -save torn_run -iterations 3"
-    with pytest.raises(InputError, match="11.png.*mend or remove it, or give -skipCorrupt true"):
+    with pytest.raises(InputError, match="11.png.*repair or remove it, or give -skipCorrupt true"):
         run(command)
     tested, evaluate = [], scores.evaluate
 
@@ -397,7 +412,7 @@ def test_damaged_images(run, folder, monkeypatch):
     lines = run(command + " -skipCorrupt true")
     assert tested == [11, 12]  # the objects of the others do not count as missed
     assert sum("skipped" in line and "train2017/11.png" in line for line in lines) == 1
-    assert sum("odd but whole" in line and "12.png" in line for line in lines) == 1
+    assert sum("damaged, but all pixels" in line and "12.png" in line for line in lines) == 1
     (line,) = log(folder / "torn_run")
     assert (line["skipped"], line["odd"]) == (2, 1)
 
@@ -451,8 +466,8 @@ def test_an_image_that_goes_inside_an_epoch(run, folder):
     path = folder / "shrinks" / "annotations" / "instances_train2017.json"
     path.write_text(json.dumps(content))
     lines = run(command + " -resume shrinks_run")
-    assert "=> the images changed inside epoch 1: it begins again" in lines
-    assert any("=> the images in -data are not those of the checkpoint" in x for x in lines)
+    assert "=> epoch 1 begins again, because the images changed" in lines
+    assert any("=> the images in -data have changed since the checkpoint" in x for x in lines)
 
 
 def test_an_earlier_run_is_set_aside_and_a_removed_folder_made_again(run, straight, folder):

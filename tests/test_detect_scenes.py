@@ -75,8 +75,8 @@ def test_all_scenes_have_objects_that_do_not_overlap(source):
 
 def test_the_number_of_a_scene():
     assert scenes.scene("1") == 0 and scenes.scene("photo.jpg") is None
-    with pytest.raises(InputError, match="scenes 1 to 200"):
+    with pytest.raises(InputError, match="scenes are 1 to 200"):
         scenes.scene("201")
-    with pytest.raises(InputError, match="-show 99999.*scenes 1 to 200"):
+    with pytest.raises(InputError, match="-show 99999.*scenes are 1 to 200"):
         scenes.scene("9" * 5000)
     assert scenes.scene("\u00b2") is None  # a digit to str.isdigit, none to int

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.slow
 RUN = "-netType resnet -depth 18 -batchSize 6 -trainCrop 64 -LR 0.001 -nThreads 0 -nEpochs 2"
 RUN += " -manualSeed 4"
 REFUSED = "the data has other classes than the checkpoint: "
-OTHERS = "=> the images in -data are not those of the checkpoint: the run uses the new ones"
+OTHERS = "=> the images in -data have changed since the checkpoint: the new ones are used"
 
 
 class Cut(Exception):
@@ -132,7 +132,7 @@ def test_data_that_change_between_a_stop_and_its_resume(run, data, tmp_path):
                 counts["equal"] += 1
                 continue
             assert said.startswith(expected) or f"\n{expected}\n" in said, (name, said)
-            assert ("the images changed inside epoch 2: it begins again" in said) == (
+            assert ("epoch 2 begins again, because the images changed" in said) == (
                 stop == 6 and expected == OTHERS
             )
             if name == "a class vanishes":  # nothing is lost: with the old classes it goes on

@@ -196,7 +196,7 @@ def test_help_and_wrong_options(files, photos, tmp_path, capsys, monkeypatch):
         (f"{model} -dence 224", "unknown option -dence; did you mean -dense or"),
         (f"{model} -dense 256,224", "should be ascending numbers such as 150,225"),
         (f"{model} -dense 224 -testCrop 200", "-dense tests whole images"),
-        (f"{model} -tenCrop true -flip true", "mirror images already"),
+        (f"{model} -tenCrop true -flip true", "includes mirror images"),
         (f"{model} -classes gone.txt", "File not found: gone.txt (-classes)"),
         (f"{model} -recomputeBN 3 -batchSize 1", "at least two images"),
         (f"{model} -depth 50", "unknown option -depth"),

@@ -249,7 +249,10 @@ def test_damaged_and_odd_photos(run, photos, tmp_path):
         named = [line for line in lines if lost in line]
         assert len(named) == 2 and "(1 so far)" in named[0] and "(2 so far)" in named[1]
         (once,) = [line for line in lines if odd in line]
-        assert once.startswith(" | odd but whole: ") and "3 extraneous bytes" in once
+        assert (
+            once.startswith(" | damaged, but all pixels are intact: ")
+            and "3 extraneous bytes" in once
+        )
         with open(f"{threads}/log.jsonl") as file:
             logs.append([json.loads(line) for line in file][1:])
         assert [(line["skipped"], line["odd"]) for line in logs[-1]] == [(1, 1)] * 2

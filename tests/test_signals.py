@@ -217,7 +217,7 @@ def test_other_batches_inside_an_epoch_begin_it_again(run, capsys):
         run(RUN, stop_at(10))  # in the second epoch
     capsys.readouterr()
     lines = run(RUN + " -resume checkpoints -batchSize 10")
-    begins = "=> -batchSize changed inside epoch 2: it begins again"
+    begins = "=> epoch 2 begins again, because -batchSize changed"
     assert begins in lines
     assert sum(line.startswith(" | Epoch: [2]") for line in lines) == 4
     assert [line["epoch"] for line in results("checkpoints", 2)[2]] == [1, 2]

@@ -332,7 +332,7 @@ def test_a_test_of_other_sizes_begins_again(order, capsys):
         trainer = small(**sizes)
         trainer.load_state(inside(order))
         assert trainer.position.epoch is None
-        assert "changed inside epoch 2: it begins again" in capsys.readouterr().err
+        assert "=> epoch 2 begins again, because" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("data, keeps", [([1, 3], True), ([4, 2], False), ([4, 3], False)])
@@ -346,11 +346,11 @@ def test_other_test_images_do_not_undo_the_training(data, keeps, capsys):
         trainer.load_state(state)
         place, said = trainer.position, capsys.readouterr().err
         if keeps and trained:
-            assert "=> the images changed in the test of epoch 2: it begins again" in said
+            assert "=> the test of epoch 2 begins again, because the images changed" in said
             assert (place.epoch, place.train.seen, place.test.seen) == (2, 6, 0)
             assert trainer.train(2, Fixed(random_batch(6))).mean_loss == pytest.approx(2 / 6)
         else:
-            assert "=> the images changed inside epoch 2: it begins again" in said
+            assert "=> epoch 2 begins again, because the images changed" in said
             assert place.epoch is None
 
 
