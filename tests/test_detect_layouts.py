@@ -99,7 +99,7 @@ def test_one_file_is_divided(whole, layout, given, capsys, monkeypatch):
     notes = capsys.readouterr().err.splitlines()
     assert sum("every fifth image is for the test" in line for line in notes) == 1
     elsewhere = ONE[layout][2].startswith(("..", "/", "http"))
-    assert sum("is taken for '10.png', and so on" in line for line in notes) == 2 * elsewhere
+    assert sum("is read as '10.png', and so on" in line for line in notes) == 2 * elsewhere
 
 
 def test_a_last_part_that_two_images_share_is_not_taken(whole):
@@ -185,7 +185,7 @@ def corners(box):
     "change, words",
     [
         (corners, "boxes reach beyond their image"),
-        (lambda box: [v / 50 for v in box], "all boxes are below a pixel"),
+        (lambda box: [v / 50 for v in box], "all boxes are smaller than a pixel"),
         (lambda box: box, ""),
     ],
 )
