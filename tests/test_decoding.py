@@ -240,7 +240,10 @@ def test_12_bits_in_16_are_read_as_they_are_and_one_line_says_so(lines, format):
     for largest, count in ((4095, 1), (4095, 0), (65535, 0), (0, 0)):
         file = io.BytesIO()
         grey = np.minimum(GREY[:, :, 0] * np.uint16(16), largest)
-        Image.fromarray(grey).save(file, format)
+        if format == "PPM":  # old versions of Pillow write none of 16 bits
+            file.write(b"P5 10 6 65535 " + grey.astype(">u2").tobytes())
+        else:
+            Image.fromarray(grey).save(file, format)
         np.testing.assert_array_equal(decoded(file.getvalue())[:, :, 0], grey)
         assert [line[:28] for line in lines()] == ["=> some pictures are nearly "] * count
 

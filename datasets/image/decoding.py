@@ -32,16 +32,17 @@ FORMATS = tuple(name for name in FORMATS if name in Image.OPEN)
 LARGEST = Image.MAX_IMAGE_PIXELS = 1 << 28  # pixels
 LONGEST = 8 * LARGEST  # bytes of a file
 STRIP = 256  # rows that are converted at a time
-warnings.filterwarnings("ignore", module=r"PIL\.")  # else they go to stderr
-logging.getLogger("PIL").addHandler(logging.NullHandler())  # else its errors go to stderr
+# Pillow's warnings and errors would go to stderr
+warnings.filterwarnings("ignore", module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-# tags of EXIF and TIFF
+# Tags of EXIF and TIFF
 _ORIENTATION, _BITS, _PHOTOMETRIC, _BANDS, _SAMPLE_FORMAT = 274, 258, 262, 277, 339
-# in EXIF: the tag, its type, one value of 2 to 8; big-endian and little-endian
+# An orientation of 2 to 8 in EXIF: tag, type, one value; in big-endian and little-endian order
 _TURNED = re.compile(
     rb"\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0\0\0[\x02-\x08]\0"
 )
-# Pillow turns a TIFF that has the orientation 2, 3 and so on; these turn it back
+# Pillow turns a TIFF by its orientation of 2, 3 and so on; these turn the picture back
 _TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270"
 _UNTURN = {n: Image.Transpose[name] for n, name in enumerate(_TURNS.split(), start=2)}
 _UPRIGHT = {
@@ -70,8 +71,8 @@ class Photo:
 
     `shape` is (rows, columns). `buffer`: a uint8 array for the pixels, reused for every image,
     because fresh memory costs time. `decoder`: the result of turbojpeg.decoder().
-    `checked`: whether this file was read before and found whole. `odd`: a phrase that says what is
-    wrong with a file whose pixels are whole, else "".
+    `checked`: whether this file was read before without a fault. `odd`: what is wrong with a file
+    whose pixels are all intact, or "".
     """
 
     def __init__(self, path, buffer, decoder=None, checked=False):
@@ -96,7 +97,8 @@ class Photo:
         """
         if self.pixels is None:
             x, y, width, height = region
-            # a first reading goes on to the last row, because libjpeg reads no code below a region
+            # The first reading goes on to the last row: libjpeg stops below a region, and would
+            # not notice damage there
             rows = height if self.checked else self.shape[0] - y
             try:
                 pixels, (x, y, width, _) = self.decoder.decode_region(
@@ -121,8 +123,8 @@ def decode(source, report=None, upright_unless=None):
     `source` is a path (str, bytes, Path), an open file or a Pillow image. The format is known from
     the content, not the name. Grey and palette images become RGB. Transparency is dropped and the
     EXIF orientation ignored, as in the original. InputError if unreadable or damaged. If the file
-    is damaged but its pixels are whole, report(phrase) is called. upright_unless: (width, height);
-    a photo of another size is turned as its orientation says.
+    is damaged but all pixels are intact, report(what is wrong) is called. upright_unless: (width,
+    height); a photo of another size is turned as its orientation says.
     """
     with _naming(source):
         if isinstance(source, Image.Image):
@@ -149,7 +151,7 @@ def load_image(source, report=None, upright_unless=None):
     planes = _planes(decode(source, report, upright_unless))
     if planes.dtype == np.uint16:
         planes = np.rint(planes / 257)  # 65535 is 255 times 257
-    return np.array(planes, np.uint8, order="C")  # of one pixel, the view would be contiguous, too
+    return np.array(planes, np.uint8, order="C")  # always a copy: a view of one pixel is contiguous
 
 
 def floats(pixels, largest=1):
@@ -169,8 +171,8 @@ def _planes(pixels):
 def decode_jpeg(data, buffer=None):
     """A colour or grey JPEG decoded with simplejpeg, or None: then Pillow should decode it.
 
-    Pillow uses the same library and gives the same bytes, but copies them twice. Files that the
-    library warns of and rare kinds of JPEG are left to Pillow.
+    Pillow uses the same library and gives the same bytes, but copies them twice. Rare kinds of
+    JPEG, and files that the library warns about, are left to Pillow.
     """
     if simplejpeg is None or data[:2] != b"\xff\xd8" or damage.has_many_scans(data):
         return None
@@ -184,7 +186,7 @@ def decode_jpeg(data, buffer=None):
 
 
 def _decode_bytes(data, source, buffer=None):
-    """(pixels, what is odd about the file: a phrase or "")."""
+    """(pixels, what is wrong with the file although its pixels are intact, or "")."""
     pixels = decode_jpeg(data, buffer)
     if pixels is not None:
         return pixels, ""
@@ -204,9 +206,9 @@ def _decode_bytes(data, source, buffer=None):
 
 
 def _load_tiff(image, source):
-    """Load a TIFF without turning it by its orientation, and without a line of libtiff on stderr.
+    """Load a TIFF as it is stored: without turning the picture by its orientation.
 
-    libtiff's first line becomes the reason of the error, if there is one.
+    libtiff prints on stderr. Its first line becomes the reason of an error instead.
     """
     _note_orientation(image, source)
     orientation = image.getexif().get(_ORIENTATION)
@@ -266,15 +268,20 @@ def _grey_16(image, source):
 
 
 def _check_orientation(data, source):
-    """Note the orientation of a JPEG file. Of other formats Pillow knows it."""
-    is_photo = data[:2] == b"\xff\xd8" and b"Exif\0\0" in data[:4096]
-    if is_photo and not _printed[0] and _TURNED.search(data, 0, 65536):
+    """Note the orientation of a JPEG file. That of other formats is left to Pillow."""
+    if not _printed[0] and _is_turned(data):
         _note(0, source)
+
+
+def _is_turned(data):
+    """Whether a JPEG file carries an orientation that turns the picture."""
+    place = data.find(b"Exif\0\0", 0, 4096) if data[:2] == b"\xff\xd8" else -1
+    return place >= 0 and _TURNED.search(data, place, place + 1000)
 
 
 def _turn(data, size):
     """How the pixels of a photo are turned upright; None if it has this size, or is upright."""
-    if data[:2] != b"\xff\xd8" or not _TURNED.search(data, 0, 65536):
+    if not _is_turned(data):
         return None
     with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         return None if image.size == size else _UPRIGHT.get(image.getexif().get(_ORIENTATION))
@@ -294,7 +301,7 @@ def _note(which, source):
 
 
 def _unidentified(data):
-    """Why Pillow cannot open a file, as far as the header tells."""
+    """Why Pillow cannot open a file, according to its header."""
     brand, frame, kind = data[4:12], damage.frame(data), ""
     if brand in (b"ftypavif", b"ftypavis"):
         kind = "AVIF"
@@ -313,8 +320,8 @@ def _unidentified(data):
 
 
 def _tiff_kind(data):
-    """What is unusual about a TIFF, or ""."""
-    with contextlib.suppress(Exception):  # a broken header
+    """What is unusual about a TIFF; "" if its header is broken."""
+    with contextlib.suppress(Exception):
         tags = TiffImagePlugin.ImageFileDirectory_v2(data[: 16 if 43 in data[2:4] else 8])
         file = io.BytesIO(data)
         file.seek(tags.next)
@@ -333,20 +340,19 @@ def _naming(source):
     """Turn any exception into an InputError that names the image."""
     try:
         yield
-    except Exception as error:  # on broken files Pillow raises a dozen kinds
+    except Exception as error:  # Pillow raises a dozen kinds for broken files
         if isinstance(error, MemoryError) or getattr(error, "errno", 0) in _NOT_OF_THE_FILE:
-            raise  # -skipCorrupt must not leave out a good image
+            raise  # the image may be good: -skipCorrupt must not leave it out
         raise InputError(
             f"cannot read the image {_source_name(source)!r}: {_reason(error)}"
         ) from None
 
 
 def _source_name(source):
-    if not isinstance(
-        source, (str, bytes, os.PathLike)
-    ):  # an open file or a Pillow image may know it
+    kinds = (str, bytes, os.PathLike)
+    if not isinstance(source, kinds):  # an open file or a Pillow image
         source = getattr(source, "name", None) or getattr(source, "filename", None)
-    return os.fsdecode(source) if isinstance(source, (str, bytes, os.PathLike)) else "the data"
+    return os.fsdecode(source) if isinstance(source, kinds) else "the data"
 
 
 def _reason(error):

@@ -1,13 +1,13 @@
 """Whether the packages that make the input fast can be imported: numba and simplejpeg.
 
-Both are optional at run time, because a new Python or a rare machine may have no wheel of them.
-Without numba the plain transforms make the input. Without simplejpeg Pillow decodes, and libjpeg's
-warnings of damage are lost.
+Both are optional at run time, because a new Python or a rare machine may lack a wheel. Without
+numba the plain transforms run. Without simplejpeg Pillow decodes, and libjpeg's warnings about
+damage are lost.
 """
 
 try:
     import simplejpeg
-except ImportError:  # some systems have no wheel; Pillow gives the same bytes
+except ImportError:
     simplejpeg = None
 
 

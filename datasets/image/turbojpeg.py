@@ -1,8 +1,8 @@
 """Decodes one region of a JPEG image, with libturbojpeg 3 where it is installed.
 
 libjpeg-turbo skips the colour conversion and inverse DCT outside the region, and stops below it.
-simplejpeg and Pillow contain the same library but always decode whole images. The bytes are the
-same.
+simplejpeg and Pillow contain the same library and give the same bytes, but always decode whole
+images.
 """
 
 import contextlib
