@@ -28,18 +28,25 @@ transformed images (N, 3, crop, crop) to scores (N, classes), for any N.
 Options:"""
 OPTIONS = (
     ("form", "", str, ("", *FORMS), "Form of the paper's figure 3 for the blocks of a ResNeXt"),
+    (
+        "classes",
+        "",
+        str,
+        None,
+        "Names of the classes: a file with one a line, or the folder train/",
+    ),
 )
 
 
 def main(argv=None):
     """Convert as the command line says; an error is one sentence and exit status 1 or 2."""
-    source, target, form = parse(sys.argv[1:] if argv is None else list(argv))
+    source, target, form, classes = parse(sys.argv[1:] if argv is None else list(argv))
     with command.one_sentence("convert.py"):
-        convert(source, target, form)
+        convert(source, target, form, classes)
 
 
 def parse(argv):
-    """IN, OUT, and the form or None. -help and wrong options exit."""
+    """IN, OUT, the form or None, -classes or None. -help and wrong options exit."""
     words = []
     check = functools.partial(_checked, words)
     return options.parse(argv, "convert.py", HEAD, OPTIONS, check, words)
@@ -50,11 +57,14 @@ def _checked(words, given):
         raise InputError("give two files: convert.py IN OUT (-help says more)")
     source, target = regular_files.model_file(words[0]), words[1]
     output_files.check_outputs([("OUT", target, EXTENSIONS)], [source])
-    return source, target, given.get("form") or None
+    return source, target, given.get("form") or None, given.get("classes")
 
 
-def convert(source, target, form=None):
-    """Write the model `source` as `target`, in `form` if given, and print a summary."""
+def convert(source, target, form=None, classes=None):
+    """Write the model `source` as `target` and print a summary.
+
+    form: of a ResNeXt's blocks. classes: a list or a folder with the names of its classes.
+    """
     # after the command line: an error or the help need not wait for torch
     import models
     from formats import model_files
@@ -63,6 +73,10 @@ def convert(source, target, form=None):
     model = models.load_file(source).eval()
     if form is not None:
         model = _in_form(model, form)
+    if classes is not None:
+        from evaluation.classes import of_outputs
+
+        model.classes = of_outputs(classes, model.fc.out_features)
     content = models.pack(model)
     export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1].lower())
     if export is None:

@@ -1,8 +1,9 @@
 """One-time preparation of CIFAR-10. Port of datasets/cifar10-gen.lua; cifar100_gen.py shares it.
 
 Differs from the Lua: it downloads the authors' own archive, because the copy for Torch is gone.
--data may also name the dataset: the binary or the python version, as a folder or as an archive, or
-a folder that holds one of these.
+-data may also name the dataset: the binary or the python version, as a folder or as an archive; the
+cache that the Lua made of it, cifar10.t7; or a folder that holds one of these. The Lua's cache is
+found in -gen as well.
 
 An archive is unpacked, and a pickle read, only if its MD5 is the published one: a stranger's file
 can run nothing and fill no memory. torchvision's download is not used because it has no limit of
@@ -65,9 +66,10 @@ is_valid = in_memory.is_valid
 
 def signature(opt, source=SOURCE):
     """Where the images come from: the path with sizes and times, or the published archive."""
-    if not opt.data:
+    data = _data(source, opt)
+    if not data:
         return f"{source.name} as published, MD5 {source.versions[0].md5}"
-    place, paths = _find(source, opt.data)
+    place, paths = _find(source, data)
     stats = [os.stat(path) for path in paths]
     marks = ", ".join(f"{stat.st_size} bytes at {stat.st_mtime_ns} ns" for stat in stats)
     return f"{os.path.realpath(place)}: {marks}"
@@ -76,18 +78,18 @@ def signature(opt, source=SOURCE):
 def exec(opt, cache_file, source=SOURCE):
     """Find or download the dataset; save images and labels of both splits; returns the cache."""
     stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
-    place, paths = _find(source, opt.data) if opt.data else (opt.gen, [])
-    files = {os.path.basename(path): regular_files.read_bytes(path, LARGEST) for path in paths}
-    if not opt.data:
+    data = _data(source, opt)
+    place, paths = _find(source, data) if data else (opt.gen, [])
+    is_lua = place.endswith(".t7")
+    if not data:
         files = _published(source, opt.gen)
-    elif paths == [place]:
-        files = _unpack(source, files.popitem()[1], place, "; unpack your own, and give its folder")
+    elif not is_lua:
+        files = {os.path.basename(path): regular_files.read_bytes(path, LARGEST) for path in paths}
+        if paths == [place]:
+            advice = "; unpack your own, and give its folder"
+            files = _unpack(source, files.popitem()[1], place, advice)
     say(" | combining dataset into a single file")
-    ending, read = ("", _pickled) if source.val[0] in files else (".bin", _binary)
-    splits = []
-    for names in (source.train, source.val):
-        parts = [read(source, files[n + ending], f"{n}{ending} of {place}") for n in names]
-        splits.append([np.concatenate(arrays) for arrays in zip(*parts)])
+    splits = _torch7(source, place) if is_lua else _splits(source, files, place)
     found = len(np.unique(splits[0][1]))
     if found < source.classes:
         note(
@@ -96,6 +98,51 @@ def exec(opt, cache_file, source=SOURCE):
         )
     say(f" | saving {source.name} dataset to {cache_file}")
     return in_memory.save(cache_file, stamp, *splits)
+
+
+def _splits(source, files, place):
+    """(images, labels) of both splits from files, name -> bytes, that lie at `place`."""
+    ending, read = ("", _pickled) if source.val[0] in files else (".bin", _binary)
+    splits = []
+    for names in (source.train, source.val):
+        parts = [read(source, files[n + ending], f"{n}{ending} of {place}") for n in names]
+        splits.append([np.concatenate(arrays) for arrays in zip(*parts)])
+    return splits
+
+
+def _data(source, opt):
+    """Where the dataset lies: -data, else the Lua's cache in -gen, else "" (not here yet)."""
+    cache = os.path.join(opt.gen, _lua_cache(source))
+    return opt.data or (cache if os.path.isfile(cache) else "")
+
+
+def _lua_cache(source):
+    return source.name.replace("-", "").lower() + ".t7"
+
+
+def _torch7(source, path):
+    """(images, labels) of both splits from the cache of the Lua, whose labels begin at 1."""
+    from formats import model_files, t7  # not at the top: most runs need no torch here
+
+    tree, splits = model_files.load_t7(path), []
+    for name in ("train", "val"):
+        part = tree.get(name) if isinstance(tree, t7.Table) else None
+        found = [part.get(key) for key in ("data", "labels")] if isinstance(part, t7.Table) else []
+        arrays = [value.numpy() for value in found if hasattr(value, "numpy")]
+        sizes = [(array.dtype.name, array.shape[1:], len(array)) for array in arrays if array.ndim]
+        count = sizes[0][2] if sizes else 0
+        right = [("uint8", (3, 32, 32), count), ("uint8", (), count)]
+        if (
+            not count
+            or sizes != right
+            or not 1 <= arrays[1].min() <= arrays[1].max() <= source.classes
+        ):
+            raise InputError(
+                f"{path} is no cache of {source.name} that the Lua made: {name} should have bytes "
+                f"data (N, 3, 32, 32) and labels (N) in 1 to {source.classes}"
+            )
+        splits.append([arrays[0], arrays[1].astype(np.int64) - 1])
+    return splits
 
 
 def _binary(source, data, where):
@@ -155,8 +202,8 @@ def _find(source, data):
                 return place, [os.path.join(place, name) for name in wanted]
             if len(missing) < len(wanted) and not fault:
                 fault = f"{place} has only a part of {source.name}: {missing[0]} is missing"
-    for version in source.versions:
-        place = os.path.join(data, version.archive)
+    for name in (*(version.archive for version in source.versions), _lua_cache(source)):
+        place = os.path.join(data, name)
         if os.path.isfile(place):
             return place, [place]
     wanted = [name for version in source.versions for name in (version.folder, version.archive)]

@@ -6,12 +6,13 @@ classes can form an ensemble.
 """
 
 import io
+import os
 from collections import Counter
 
 import numpy as np
 import torch
 
-from datasets import class_names
+from datasets import class_names, imagenet_gen
 from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
@@ -32,6 +33,24 @@ def read_names(path):
     if not names or twice:
         what = f"names {twice} twice" if twice else "is empty"
         raise InputError(f"{path} {what}: it should have one class name in each line")
+    return names
+
+
+def of_outputs(path, count):
+    """The names of a model's outputs: from a list, or those of the class folders of train/."""
+    if os.path.isdir(path):
+        try:
+            with os.scandir(path) as entries:
+                folders = [
+                    e.name for e in entries if e.is_dir() and not imagenet_gen.is_hidden(e.name)
+                ]
+        except OSError as error:
+            raise InputError(f"cannot list {path}: {error.strerror}") from None
+        names = sorted(map(class_names.normalized, folders))
+    else:
+        names = read_names(path)
+    if len(names) != count:
+        raise InputError(f"-classes {path} has {len(names)} names, but the model {count} outputs")
     return names
 
 

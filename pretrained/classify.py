@@ -26,14 +26,23 @@ Prints the five most probable classes of each image. MODEL is a file (.pth, .t7,
 torchvision:NAME, or the folder of a run. FILE may be a folder of images.
 
 Options:"""
-OPTIONS = (("csv", "", str, None, "Write a table instead: FILE.csv"),)
+OPTIONS = (
+    ("csv", "", str, None, "Write a table instead: FILE.csv"),
+    (
+        "classes",
+        "",
+        str,
+        None,
+        "Names of the classes: a file with one a line, or the folder train/",
+    ),
+)
 TOP = 5
 AT_ONCE = 16
 
 
 def main(arguments):
     """Classify the files of the command line; returns the exit status."""
-    table, source, words = parse(arguments)
+    table, source, words, classes = parse(arguments)
     # after the check: the help need not wait for torch
     from pretrained import inference
 
@@ -41,6 +50,10 @@ def main(arguments):
     for error in errors:
         complain(f"classify.py: {error}")
     model = inference.load_folded(source)
+    if classes is not None:
+        from evaluation.classes import of_outputs
+
+        model.classes = of_outputs(classes, model.fc.out_features)
     names = class_names(model)
 
     def probabilities(images):
@@ -59,7 +72,10 @@ def main(arguments):
 
 
 def parse(arguments):
-    """(the file of -csv or None, the model, the files); -help or one sentence of error exits."""
+    """(the file of -csv or None, the model, the files, -classes or None).
+
+    -help or one sentence of error exits.
+    """
     words = []
 
     def settle(given):
@@ -70,7 +86,7 @@ def parse(arguments):
             output_files.check_outputs(
                 [("-csv", table, (".csv",))], [model_file(words[0]), *words[1:]]
             )
-        return table, words[0], words[1:]
+        return table, words[0], words[1:], given.get("classes")
 
     return options.parse(arguments, "classify.py", HEAD, OPTIONS, settle, words)
 

@@ -17,9 +17,11 @@ import torchvision
 
 import datasets
 from datasets import cifar10_gen, cifar100_gen, in_memory
+from formats import t7
 from runtime.errors import InputError
 
 HERE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference", "mainrun")
+PARTS = ("data", "labels")  # of a split in the Lua's cache
 TRAIN = [f"data_batch_{i}" for i in range(1, 6)]
 
 
@@ -339,4 +341,38 @@ def test_what_is_published(module):
     assert source.train == [name for name, _ in theirs.train_list]
     assert source.val == [name for name, _ in theirs.test_list]
     published = f"{source.name} as published, MD5 {checksums[0]}"
-    assert module.signature(types.SimpleNamespace(data="")) == published
+    assert module.signature(types.SimpleNamespace(data="", gen="gen")) == published
+
+
+def lua_cache(lua, path, change=lambda tree: tree):
+    """Write what cifar10-gen.lua leaves in gen/."""
+    tree = {
+        split: {name: torch.from_numpy(lua[f"{split}_{name}"].astype(np.uint8)) for name in PARTS}
+        for split in ("train", "val")
+    }
+    path.parent.mkdir(exist_ok=True)
+    t7.save(path, change(tree))
+
+
+@pytest.mark.parametrize("where", ["gen", "file", "folder"])
+def test_the_cache_of_the_lua_is_data(tmp_path, lua, where):
+    folder = tmp_path / ("gen" if where == "gen" else "old")
+    lua_cache(lua, folder / "cifar10.t7")
+    data = {"gen": "", "file": folder / "cifar10.t7", "folder": folder}[where]
+    assert_as_in_lua(*datasets.create(options(tmp_path, data)), lua)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tree: {"train": tree["train"]},
+        lambda tree: {**tree, "val": {**tree["val"], "labels": tree["val"]["labels"] - 1}},
+        lambda tree: {**tree, "val": {**tree["val"], "labels": tree["val"]["labels"][1:]}},
+        lambda tree: {**tree, "val": {**tree["val"], "data": tree["val"]["data"].float()}},
+        lambda tree: {**tree, "train": {**tree["train"], "labels": 3}},
+        lambda tree: tree["train"]["data"],
+    ],
+)
+def test_another_t7_is_no_cache(tmp_path, lua, change):
+    lua_cache(lua, tmp_path / "cifar10.t7", change)
+    assert "is no cache of CIFAR-10" in refused(options(tmp_path, tmp_path / "cifar10.t7"))

@@ -323,3 +323,19 @@ def test_a_table_that_cannot_be_written(tmp_path, monkeypatch, pictures, words, 
     with pytest.raises(SystemExit, match="2"):
         classify.main(["never-read.pth", pictures[0], *words])
     assert error in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", ["list", "folder"])
+def test_the_names_of_the_classes_are_given(tmp_path, capsys, pictures, form):
+    model, names = save(tmp_path / "net.pth", 3, plain=True), tmp_path / "names"
+    if form == "list":
+        names.write_text("ant\nbee\ncat\n")
+    else:
+        for name in ("cat", "ant", "bee", ".hidden"):
+            (names / name).mkdir(parents=True)
+    assert classify.main([model, pictures[0], "-classes", str(names)]) == 0
+    (_, results), *_ = parsed(capsys.readouterr().out)
+    assert sorted(name for _, name in results) == ["ant", "bee", "cat"]
+    model = save(tmp_path / "net.pth", 4)
+    with pytest.raises(InputError, match="names has 3 names, but the model 4 outputs"):
+        classify.main([model, pictures[0], "-classes", str(names)])

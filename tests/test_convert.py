@@ -247,3 +247,13 @@ def test_as_a_script(saved, tmp_path):
         [sys.executable, "-X", "importtime", *script[1:], "x"], capture_output=True, text=True
     )
     assert quick.returncode == 2 and "torch" not in quick.stderr  # an error does not wait for it
+
+
+def test_the_names_of_the_classes_are_given(saved, tmp_path, capsys):
+    (tmp_path / "names.txt").write_text("ant\nbee\ncow\n")
+    run(saved(NETS["resnet"]()), tmp_path / "out.pth", "-classes", tmp_path / "names.txt")
+    assert models.load_file(tmp_path / "out.pth").classes == ["ant", "bee", "cow"]
+    capsys.readouterr()
+    (tmp_path / "names.txt").write_text("ant\n")
+    words = tmp_path / "in.pth", tmp_path / "out.pth", "-classes", tmp_path / "names.txt"
+    assert "has 1 names, but the model 3 outputs" in refused(capsys, 1, *words)
