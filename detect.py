@@ -29,7 +29,7 @@ Options:"""
 _SHARED = (
     *("data", "manualSeed", "nGPU", "nProcs", "backend", "cudnn", "gen", "precision", "nThreads"),
     *("skipCorrupt", "testOnly", "resume", "saveEvery", "keep", "tensorboard", "progress"),
-    *("momentum", "weightDecay", "retrain", "optnet"),
+    *("momentum", "weightDecay", "retrain", "resetClassifier", "optnet"),
 )
 DATASETS = ("coco", "digits")
 SIDES = range(LONGEST + 1)  # 0: the recipe's
@@ -58,9 +58,12 @@ OPTIONS = (
     ("freeze",        -1,          whole,   -1,   "Stages to hold still; the first layers count as one (-1: the recipe's)"),
     ("recomputeBN",   0,           whole,   0,    "Batches of classification data to re-estimate batch norm over at first"),
     ("bnData",        "imagenet",  str,          None, "That data: a folder as for main.py's -data (digits need none)"),
-    ("show",          "",          str,          None, "Draw what is found in this photo, or in the digits' test scene of this number"),
+    ("maxBoxes",      100,         whole,   1,    "Boxes that a test finds in an image at most"),
+    ("leastScore",    0.05,        real,    0,    "Least score of a box in a test"),
+    ("nms",           0.0,         real,    0,    "IoU above which a test drops a box for a surer one (0: 0.5 if shared, else 0.3)"),
+    ("show",          "",          str,          None, "Draw what is found in this photo or folder, or in the digits' test scene of this number"),
     ("minScore",      0.5,         real,    0,    "Draw what scores this or more"),
-    ("out",           "",          str,          None, "File for the picture of -show, or the results (.json) of -testOnly"),
+    ("out",           "",          str,          None, "File or folder for what -show draws, or the results (.json) of -testOnly"),
 )
 
 # By dataset and -shared. The first is the paper's (appendix B). The second is detectron2's R50-C4 1x,
@@ -145,9 +148,9 @@ def settle(given, checkpoint=None):
     }
 
     if known.show:
-        photo = os.path.splitext(os.path.basename(known.show))[0]
+        photo = os.path.splitext(os.path.basename(os.path.normpath(known.show)))[0]
         name = f"scene{known.show.lstrip('0'):.9}" if _is_scene(known) else photo
-        recipe["out"] = f"{name}_detected.png"
+        recipe["out"] = f"{name}_detected" + ("" if os.path.isdir(known.show) else ".png")
 
     def decided(layer):  # without values such as 0, which leave it to the recipe
         blank = {name for name in recipe if name in layer and layer[name] == default.get(name)}
@@ -166,11 +169,22 @@ def _check_show(opt):
     if opt.retrain == "none":
         raise InputError("-show needs a detector: detect.py DETECTOR -show PHOTO")
     _check_retrain(opt)
+    _check_shares(opt)
+    if os.path.isdir(opt.show) and not _is_scene(opt):
+        if os.path.realpath(opt.out) == os.path.realpath(opt.show):
+            raise InputError(f"-out {opt.out}: give another folder than -show's")
+        return
     if not _is_scene(opt):
         regular_files.check_input(opt.show, " (-show)")
     output_files.check_outputs(
         [("-out", opt.out, (".png", ".jpg", ".jpeg"))], [opt.retrain, opt.show]
     )
+
+
+def _check_shares(opt):
+    for name in ("minScore", "leastScore", "nms"):
+        if getattr(opt, name) > 1:
+            raise InputError(f"-{name} {getattr(opt, name):g}: should be 0 to 1")
 
 
 def _check_retrain(opt):
@@ -181,6 +195,7 @@ def _check_retrain(opt):
 def check_options(opt):
     """Refuse what cannot work together."""
     _check_retrain(opt)
+    _check_shares(opt)
     if opt.retrain == "none" and "checkpoint" not in opt.layers:
         raise InputError("give the classifier to start from: -retrain model_best.pth")
     if opt.momentum == 0:
@@ -220,7 +235,7 @@ def run(start, argv, end):
     from storage import log
 
     if start.show:
-        show.photo(start)
+        show.photos(start)
         return
     scores.implementation()  # an error before the training if it is missing
     with opened(start) as (folder, checkpoint, given, device):
@@ -320,19 +335,22 @@ def setup(opt, checkpoint, images, device):
 
     names = images.source.names
     settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
+    caps = files.caps(opt)
     if opt.backend == "cunn":
         note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     # images differ in size, and cuDNN would time its algorithms again for each size
     models.set_backend(opt.given.get("cudnn", "default"), opt.precision)
     if checkpoint is not None:
         say(f"=> Resuming model from {checkpoint['modelFile']}")
-        saved, model = None, files.load_detector(checkpoint["modelFile"], **settings)
+        saved, model = None, files.load_detector(checkpoint["modelFile"], **settings, **caps)
     else:
         say(f"Loading model from file: {opt.retrain}")
         saved = files.is_detector(opt.retrain)
         if saved is not None:
             given = {name: value for name, value in settings.items() if name in opt.given}
-            model = files.load_detector(opt.retrain, saved, **given)
+            model = files.load_detector(opt.retrain, saved, **given, **caps)
+            if opt.resetClassifier and not opt.testOnly:
+                model.reset_classes(names)
         elif opt.testOnly:
             raise InputError(f"{opt.retrain} is a classifier: -testOnly needs a detector")
         else:
@@ -341,14 +359,16 @@ def setup(opt, checkpoint, images, device):
                 recompute(opt, net, device)
             settings |= {
                 **{"shared": opt.shared, "anchors": list(opt.anchors)},
-                **{"proposals": list(opt.proposals), "pool": opt.pool},
+                **{"proposals": list(opt.proposals), "pool": opt.pool, **caps},
             }
             model = files.from_classifier(net.float(), settings, names)
     if checkpoint is not None or saved is not None:
         refuse_fixed(opt, model, checkpoint["options"] if checkpoint else {})
     if model.classes != names:
+        other = next(iter({*names} ^ {*model.classes}), "another order")
         raise InputError(
-            f"the model has {len(model.classes)} classes, which are not those of the data"
+            f"the model has {len(model.classes)} classes, which are not the {len(names)} of the "
+            f"data: {other!r} is in one only; to train it for these, give -resetClassifier true"
         )
     if model.config["shared"] != opt.shared and not opt.testOnly:
         trained = value_text(model.config["shared"])

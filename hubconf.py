@@ -14,17 +14,31 @@ if _FOLDER not in sys.path[1:]:
     sys.path.insert(2, _FOLDER)
 
 try:
-    from models import load
+    import models
+    from detection import files
     from models.preresnet import preresnet
     from models.preresnext import preresnext
     from models.resnet import resnet
     from models.resnext import resnext
+    from runtime import regular_files
 except ImportError as error:
     # Python keeps one package per name: after Hugging Face's datasets, ours is not found
     raise ImportError(
         f"{error}; if a package called models or datasets was imported before from elsewhere, load"
         " the model in a process of its own"
     ) from error
+
+
+def load(source, device="cpu"):
+    """A trained model from a file: a classifier as of models.load, or a detector.
+
+    A detector's call takes an image file, an image of Pillow's or a tensor, and gives its boxes,
+    scores, labels and names.
+    """
+    path = regular_files.model_file(source)
+    detector = files.is_detector(path)
+    return files.load(path, detector, device) if detector else models.load(source, device)
+
 
 __all__ = ["load", "preresnet", "preresnext", "resnet", "resnext"]
 dependencies = ["torch", "torchvision", "numpy", "PIL"]

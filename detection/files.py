@@ -2,7 +2,7 @@
 
 import torch
 
-from detection.net import Detector
+from detection.net import CAPS, Detector
 from formats import model_files
 from runtime import regular_files
 from runtime.errors import InputError, shown
@@ -21,6 +21,11 @@ def is_detector(source):
     saved = atomic.load(path, foreign=True)
     config = saved.get("config") if isinstance(saved, dict) else None
     return saved if isinstance(config, dict) and config.get("net") == model_files.DETECTOR else None
+
+
+def load(source, saved=None, device="cpu"):
+    """A detector ready to use: `model(image)` gives boxes, scores, labels and names (net.find)."""
+    return load_detector(source, saved).to(device, torch.float32).eval()
 
 
 def load_detector(source, saved=None, **settings):
@@ -67,6 +72,9 @@ def _check(path, config, state):
         values = config.get(name)
         is_list = isinstance(values, (list, tuple)) and least <= len(values) <= longest
         fits[name] = is_list and all(_is_whole(value, EXACT) for value in values)
+    for name, value in ((name, config[name]) for name in CAPS if name in config):
+        is_share = type(value) is float and 0 <= value <= 1
+        fits[name] = _is_whole(value, EXACT) if name == "maxBoxes" else is_share
     for name, is_right in fits.items():
         if name not in config:
             raise InputError(f"{path} holds no detector of this program: its config lacks {name!r}")
@@ -76,6 +84,12 @@ def _check(path, config, state):
 
 def _is_whole(value, most):
     return type(value) is int and 1 <= value <= most
+
+
+def caps(opt):
+    """The CAPS that are given, which take the place of those of a detector."""
+    given = {name: getattr(opt, name) for name in CAPS if name in opt.given}
+    return {name: value for name, value in given.items() if (name, value) != ("nms", 0)}
 
 
 def from_classifier(net, config, classes):

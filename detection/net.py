@@ -13,10 +13,12 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
 import models
+from datasets.image import decoding
 from detection import parts
 from models.blocks import Net
 from runtime.errors import InputError
 
+CAPS = ("maxBoxes", "leastScore", "nms")  # of what a test finds; a config may lack them
 TRUNKS = ("backbone", "rpn_backbone")  # a shared Detector has only the first
 RPN_LOSSES = {"objectness": "loss_objectness", "proposal": "loss_rpn_box_reg"}  # torchvision's
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
@@ -75,7 +77,7 @@ class Detector(nn.Module):
     "shared": one trunk and both losses at once, "anchors": sides in pixels, "pool": a region's side
     before the last stage, which halves it, "regions": per image in training, "proposals": how many
     before and after NMS in training, then in a test, "scale": the image's shorter side, "largest":
-    its longer side at most}.
+    its longer side at most}, and CAPS.
     """
 
     def __init__(self, config):
@@ -94,8 +96,9 @@ class Detector(nn.Module):
             parts.predictor(head.out_channels, config["classes"]),
             **{"fg_iou_thresh": 0.5, "bg_iou_thresh": 0.5, "bbox_reg_weights": None},
             **{"batch_size_per_image": config["regions"], "positive_fraction": 0.25},
-            **{"score_thresh": 0.05, "nms_thresh": 0.5 if shared else 0.3},
-            detections_per_img=100,
+            score_thresh=config.get("leastScore", 0.05),
+            nms_thresh=config.get("nms", 0.5 if shared else 0.3),
+            detections_per_img=config.get("maxBoxes", 100),
         )
         if not shared:
             self.roi_heads.background, self.roi_heads.beta = 0.1, 1.0
@@ -132,8 +135,40 @@ class Detector(nn.Module):
             found |= losses
         return found
 
+    def reset_classes(self, names):
+        """Begin to find other classes: all weights but those of the two last layers stay."""
+        self.config = {**self.config, "classes": len(names)}
+        self.roi_heads.box_predictor = parts.predictor(
+            self.roi_heads.box_head.out_channels, len(names)
+        )
+        self.classes = list(names)
+
+    @torch.inference_mode()
+    def find(self, image):
+        """{"boxes", "scores", "labels", "names"} of what one image shows, in its pixels.
+
+        image: a file (a photo is turned upright), an image of Pillow's, or a tensor (3, H, W) of
+        bytes or of floats in 0..1.
+        """
+        weight = next(self.parameters())
+        if not isinstance(image, torch.Tensor):
+            image = torch.from_numpy(decoding.load_image(image, upright_unless=decoding.ALWAYS))
+        elif image.is_floating_point():
+            if image.min() < 0 or image.max() > 1:
+                raise InputError("a tensor of floats should lie in 0..1, one of bytes in 0..255")
+            image = image * 255
+        if image.dim() != 3 or len(image) != 3:
+            raise InputError(f"an image of shape {tuple(image.shape)}: (3, H, W) would be right")
+        (found,) = self.forward([image.to(weight)])
+        return {**found, "names": [self.classes[k - 1] for k in found["labels"].tolist()]}
+
     def forward(self, images):
-        """The detections {"boxes", "scores", "labels"} of each image, in its own pixels."""
+        """The detections {"boxes", "scores", "labels"} of each image, in its own pixels.
+
+        images: a list of floats (3, H, W) in 0..255; else one image, see `find`.
+        """
+        if not isinstance(images, list):
+            return self.find(images)
         sizes = [tuple(image.shape[-2:]) for image in images]
         images, _ = self._transformed(images)
         proposals, maps = self._propose(images)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from datasets.image import decoding
-from detection import files, scenes, sources
+from datasets.imagenet_gen import EXTENSIONS
+from detection import files, scenes, scores, sources
 from parallel import group
 from runtime.errors import InputError, cut
 from runtime.terminal import say
@@ -19,57 +20,104 @@ from storage import atomic
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
 LONGEST = 40  # characters of a name
 LEAST = 480  # pixels of the longer side: a smaller image is drawn larger
-SHEET = 6  # images
+SHEET, COLUMNS = 6, 3  # images
+LARGEST = 2000  # pixels of a side of the sheet
+PICTURES = (".png", ".jpg", ".jpeg")
 
 
-def photo(opt):
-    """Draw what the detector -retrain finds in -show, an image file or the number of a scene."""
-    model = files.load_detector(opt.retrain).eval()
+def photos(opt):
+    """Draw what the detector -retrain finds in -show: a photo, a folder, or the number of a scene.
+
+    Of a folder COCO's results are written as well, with the name of each photo's file.
+    """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = files.load_detector(opt.retrain, **files.caps(opt)).eval()
     model.to(device, torch.float32, memory_format=torch.channels_last)
     number = scenes.scene(opt.show) if opt.dataset == "digits" else None
-    if number is None:
-        pixels = decoding.load_image(opt.show)
-    else:
-        pixels = sources.source(opt, "val").pixels(number)
-    image = torch.from_numpy(pixels).to(device, torch.float32)
-    with torch.inference_mode():
-        (found,) = model([image])
-    found = {name: value.cpu().numpy() for name, value in found.items()}
-    save(opt.out, draw(pixels, found, model.classes, opt.minScore))
-    for box, score, label in zip(*(found[name].tolist() for name in ("boxes", "scores", "labels"))):
+    if number is not None:
+        _photo(sources.source(opt, "val").pixels(number), model, opt, opt.out)
+        return
+    if not os.path.isdir(opt.show):
+        _photo(_upright(opt.show), model, opt, opt.out)
+        return
+    names = sorted(name for name in os.listdir(opt.show) if name.lower().endswith(EXTENSIONS))
+    if not names:
+        raise InputError(f"{opt.show!r} has no photo: {' '.join(EXTENSIONS)} would be right")
+    try:
+        os.makedirs(opt.out, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"-out {opt.out}: cannot make this folder: {error.strerror}") from None
+    results, categories = [], range(1, 1 + len(model.classes))
+    for id, name in enumerate(names, 1):
+        try:
+            pixels = _upright(os.path.join(opt.show, name))
+        except InputError as error:
+            if not opt.skipCorrupt:
+                raise
+            say(f"=> skipped: {error}")
+            continue
+        picture = name if name.lower().endswith(PICTURES) else f"{name}.png"
+        found = _photo(pixels, model, opt, os.path.join(opt.out, picture))
+        for each in scores.results([(id, *found.values())], categories):
+            label = model.classes[each["category_id"] - 1]
+            results.append({**each, "file_name": name, "category": label})
+    path = os.path.join(opt.out, "results.json")
+    scores.write(path, results, needed=True)
+    say(f"=> {path}")
+
+
+def _upright(path):
+    return decoding.load_image(path, upright_unless=decoding.ALWAYS)
+
+
+def _photo(pixels, model, opt, out):
+    """Draw and print what is found in an image; returns that, {name: array}."""
+    found = model.find(torch.from_numpy(pixels))
+    found = {name: found[name].cpu().numpy() for name in ("boxes", "scores", "labels")}
+    save(out, draw(pixels, found, model.classes, opt.minScore))
+    for box, score, label in zip(*(values.tolist() for values in found.values())):
         if score >= opt.minScore:
             corners = " ".join(f"{value:7.1f}" for value in box)
-            say(f" {score:5.3f}  {corners}  {model.classes[label - 1]}")
-    say(f"=> {opt.out}")
+            say(f" {score:5.3f}  {corners}  {cut(model.classes[label - 1], LONGEST)}")
+    best = max(found["scores"].tolist(), default=0)
+    if best < opt.minScore or not len(found["scores"]):
+        text = f"nothing found with a score of {opt.minScore:g} or more (-minScore)"
+        say(f" {text}; the best has {best:.3f}")
+    say(f"=> {out}")
+    return found
 
 
 def sheet_of(found, images, model, opt):
-    """Draw the first images of the last test, with what was found, into detections.png."""
+    """Draw the first images of the last test, with found and true boxes, into detections.png."""
     if group.rank() or not found:
         return
     by_id = {id: dict(zip(("boxes", "scores", "labels"), parts)) for id, *parts in found}
     pictures = []
     readable = (code for code in range(0, 2 * images.size(), 2) if images.id(code) in by_id)
-    for code in itertools.islice(readable, SHEET):  # unreadable images were skipped (-skipCorrupt)
-        pixels, parts = images.source.pixels(images.places[code // 2]), by_id[images.id(code)]
-        pictures.append(draw(pixels, parts, model.classes, opt.minScore))
+    for code in itertools.islice(readable, SHEET):  # the others were skipped (-skipCorrupt)
+        place, parts = images.places[code // 2], by_id[images.id(code)]
+        pixels, truth = images.source.pixels(place), images.source.objects(place).boxes
+        picture = draw(pixels, parts, model.classes, opt.minScore, truth)
+        picture.thumbnail((LARGEST // COLUMNS, LARGEST // COLUMNS))
+        pictures.append(picture)
     path = os.path.join(opt.save, "detections.png")
     save(path, sheet(pictures))
     say(f"=> {path}")
 
 
-def draw(pixels, found, names, least):
+def draw(pixels, found, names, least, truth=()):
     """A picture of an image, uint8 (3, H, W), with what was found with a score of at least `least`.
 
-    found: {"boxes" (n, 4), "scores" (n,), "labels" (n,) from 1} as arrays.
+    found: {"boxes" (n, 4), "scores" (n,), "labels" (n,) from 1} as arrays. truth: boxes (n, 4).
     """
     image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     times = max(1, -(-LEAST // max(image.size)))
     image = image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
     pen, size = ImageDraw.Draw(image), max(12, max(image.size) // 48)
     font = ImageFont.load_default(size)
-    order = np.argsort(found["scores"])  # the highest score on top
+    for box in np.asarray(truth, float).reshape(-1, 4) * times:
+        pen.rectangle(box.tolist(), outline="white", width=max(4, size // 3))
+    order = np.argsort(found["scores"])  # the surest on top
     for i in order[found["scores"][order] >= least]:
         box = [float(v) * times for v in found["boxes"][i]]
         label = int(found["labels"][i])
@@ -82,7 +130,7 @@ def draw(pixels, found, names, least):
     return image
 
 
-def sheet(pictures, columns=3):
+def sheet(pictures, columns=COLUMNS):
     """Several pictures on one, in rows."""
     width, height = (max(p.size[i] for p in pictures) for i in (0, 1))
     columns = min(columns, len(pictures))

@@ -173,7 +173,9 @@ def _own_content(path, saved):
     check_state(path, state)
     net = config.get("net") if isinstance(config, dict) else None
     if net == DETECTOR:
-        raise InputError(f"{path} holds a detector: detect.py trains, tests and shows it")
+        raise InputError(
+            f"{path} holds a detector: detect.py trains, tests and shows it, hubconf.load loads it"
+        )
     if not isinstance(net, str) or "fc.weight" not in state:
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
     check_config(path, config, state)

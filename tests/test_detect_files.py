@@ -1,11 +1,17 @@
 """Files of detectors: what is written is read again; what is wrong in one is named."""
 
+import json
+import os
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.detectors import classifier, detector, images
 
 import datasets
 import detect
+import hubconf
 import models
 from detection import files
 from runtime.errors import InputError
@@ -37,6 +43,86 @@ def test_a_file_holds_the_detector(tmp_path, content):
     assert model.classes == ["cat", "dog", "fox", "owl"]
     model.train()
     assert not any(name.endswith("bn1.weight") for name, _ in model.named_parameters())
+
+
+def test_a_detector_in_python(tmp_path, content):
+    """A call on a file, an image of Pillow's or a tensor gives the same, with names."""
+    path = str(tmp_path / "photo.png")
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    Image.fromarray(pixels).save(path)
+    model = hubconf.load(saved(tmp_path, content))
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    with torch.no_grad():
+        (plain,) = model([tensor.float()])
+    assert len(plain["boxes"])
+    for image in (path, Image.open(path), tensor, tensor.double() / 255):
+        found = model(image)
+        assert found.pop("names") == [["cat", "dog", "fox", "owl"][k - 1] for k in plain["labels"]]
+        assert all(torch.allclose(found[name], plain[name], atol=1e-3) for name in plain)
+    for wrong, words in ((tensor.float(), "should lie in 0..1"), (tensor[:1], "of shape")):
+        with pytest.raises(InputError, match=words):
+            model(wrong)
+    torch.save(models.pack(classifier(8, 2, "cifar", "A")), tmp_path / "classifier.pth")
+    assert hubconf.load(str(tmp_path / "classifier.pth")).classes == ["a", "b"]
+
+
+def test_caps_of_what_is_found(tmp_path, content):
+    path = saved(tmp_path, content)
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (3, 64, 96), np.uint8))
+
+    def found(**caps):
+        return files.load_detector(path, **caps).eval()(image)
+
+    many = found(leastScore=0.0, nms=1.0)
+    assert len(many["boxes"]) == 100 > len(found(leastScore=0.0, nms=0.01)["boxes"])
+    assert torch.equal(found(leastScore=0.0, nms=1.0, maxBoxes=7)["boxes"], many["boxes"][:7])
+    least = float(many["scores"][50])
+    assert found(leastScore=least, nms=1.0)["scores"].min() >= least
+    for caps in ({"maxBoxes": 2.5}, {"maxBoxes": 0}, {"nms": 1.5}, {"leastScore": "a"}):
+        with pytest.raises(InputError, match="is damaged: its detector has " + next(iter(caps))):
+            found(**caps)
+
+
+def test_other_classes(tmp_path, content):
+    """All but the two last layers stay, and the file is that of a detector of the new classes."""
+    model = files.load_detector(saved(tmp_path, content))
+    model.reset_classes(["nut", "bolt"])
+    atomic.save(str(tmp_path / "other.pth"), models.pack(model))
+    other = files.load_detector(str(tmp_path / "other.pth"))
+    assert other.classes == ["nut", "bolt"]
+    for name, tensor in other.state_dict().items():
+        if "box_predictor" not in name:
+            assert torch.equal(tensor, content["model"][name])
+    assert len(other.roi_heads.box_predictor.cls_score.weight) == 3
+
+
+def test_a_folder_of_photos_is_shown(tmp_path, content, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    saved(tmp_path, content)
+    (tmp_path / "photos").mkdir()
+    exif = Image.Exif()
+    exif[274] = 6
+    for name in ("b.jpg", "a.png", "c.webp"):
+        pixels = np.random.default_rng(len(name)).integers(0, 255, (500, 600, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "photos" / name, exif=exif)
+    (tmp_path / "photos" / "d.jpg").write_bytes(b"no photo")
+    (tmp_path / "photos" / "notes.txt").write_text("no photo")
+    command = ["detector.pth", "-show", "photos/", "-maxBoxes", "5", "-leastScore", "0"]
+    with pytest.raises(InputError, match="d.jpg"):
+        detect.main(command)
+    capsys.readouterr()
+    detect.main([*command, "-skipCorrupt", "true"])
+    out, notes = capsys.readouterr()
+    names = ["a.png", "b.jpg", "c.webp.png"]
+    assert sorted(os.listdir("photos_detected")) == [*names, "results.json"]
+    assert out.count("nothing found with a score of 0.5 or more (-minScore)") == 3
+    results = json.loads((tmp_path / "photos_detected" / "results.json").read_text())
+    assert [each["file_name"] for each in results] == ["a.png"] * 5 + ["b.jpg"] * 5 + ["c.webp"] * 5
+    for each in results:
+        assert each["category"] == ["cat", "dog", "fox", "owl"][each["category_id"] - 1]
+    assert Image.open("photos_detected/b.jpg").size == (500, 600)  # upright
+    detect.main([*command, "-skipCorrupt", "true", "-out", "pictures", "-minScore", "0"])
+    assert capsys.readouterr().out.count("=> pictures/") == 4
 
 
 def test_weights_that_share_memory_in_a_file_are_trained_apart(tmp_path, content):

@@ -311,7 +311,29 @@ def test_the_picture_shows_the_first_images_that_could_be_read(tmp_path):
     page = np.asarray(Image.open(tmp_path / "detections.png"))
     for place, i in enumerate((7, 8)):
         expected = images.source.pixels(i).transpose(1, 2, 0).repeat(10, 0).repeat(10, 1)
-        assert (page[:, 480 * place : 480 * (place + 1)] == expected).all()
+        part = page[:, 480 * place : 480 * (place + 1)]
+        changed = (part != expected).any(2)
+        left, top, right, bottom = images.source.objects(i).boxes[0].astype(int) * 10
+        assert (
+            changed[top + 1, left : right + 1].all() and changed[top : bottom + 1, left + 1].all()
+        )
+        assert (part[changed] == 255).all()  # the true boxes
+
+
+@pytest.mark.parametrize("size", [(6000, 4000), (300, 5000), (64, 48)])
+@pytest.mark.parametrize("count", [1, 2, 6])
+def test_a_sheet_is_no_larger_than_a_screen(tmp_path, size, count):
+    source = types.SimpleNamespace(
+        ids=list(range(count)),
+        pixels=lambda i: np.zeros((3, size[1] // 4, size[0] // 4), np.uint8),
+        objects=lambda i: coco.Objects(np.ones((1, 4)), np.ones(1, int), np.zeros((0, 4))),
+    )
+    nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
+    opt = types.SimpleNamespace(save=str(tmp_path), minScore=0.5)
+    model = types.SimpleNamespace(classes=["square"])
+    found = [(i, *nothing) for i in range(count)]
+    show.sheet_of(found, Images(source, False, False), model, opt)
+    assert max(Image.open(tmp_path / "detections.png").size) <= 2000
 
 
 @pytest.mark.parametrize(
@@ -378,6 +400,10 @@ def test_what_is_refused(run, straight, command, words):
         (TEST + "-out r.csv", "-out r.csv should end in .json"),
         (TEST + "-out nowhere/r.json", "the folder 'nowhere' does not exist"),
         ("classifier.pth -show classifier.pth -out a.txt", "-out a.txt should end in .png or .jpg"),
+        ("classifier.pth -show data/val2017/11.png -minScore 50", "-minScore 50: should be 0 to 1"),
+        ("-retrain classifier.pth -data data -nms 1.5", "-nms 1.5: should be 0 to 1"),
+        ("-retrain classifier.pth -data data -leastScore 5", "-leastScore 5: should be 0 to 1"),
+        ("classifier.pth -show data/val2017 -out data/val2017", "give another folder than -show's"),
         ("classifier.pth -dataset digits -show \u00b2", "File not found: \u00b2 (-show)"),
     ],
 )

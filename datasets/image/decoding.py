@@ -36,6 +36,7 @@ STRIP = 256  # rows that are converted at a time
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
+ALWAYS = (0, 0)  # no photo has this size: see upright_unless
 # Tags of EXIF and TIFF
 _ORIENTATION, _BITS, _PHOTOMETRIC, _BANDS, _SAMPLE_FORMAT = 274, 258, 262, 277, 339
 # An orientation of 2 to 8 in EXIF: tag, type, one value; in big-endian and little-endian order
