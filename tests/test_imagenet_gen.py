@@ -142,7 +142,7 @@ def test_the_order_of_numbers(names, tmp_path):
 def test_what_is_no_file_is_named_before_the_training(tmp_path, split, kind):
     make(tmp_path, "train/a/1.png", "val/a/1.png", "val/a/3.png")
     kind(tmp_path / split / "a" / "2.png")
-    words = f"{split}/a/2.png' is not a file, or is a broken link; mend"
+    words = f"{split}/a/2.png' is not a file, or is a broken link; repair"
     with pytest.raises(InputError, match=words):
         index(tmp_path, tmp_path / "list.npz")
     imagenet_gen.exec(options(tmp_path, skip=True), str(tmp_path / "list.npz"))
