@@ -178,7 +178,7 @@ class Trainer(loop.Loop):
 def optimizer(parameters, twice, **settings):
     """SGD with plain momentum; `settings`: momentum and weight_decay.
 
-    twice: biases learn at twice the rate, without decay, as in py-faster-rcnn's nets for Caffe.
+    twice: biases learn at twice the rate, as in py-faster-rcnn's nets for Caffe, and without decay.
     """
     biases = [p for name, p in parameters.items() if twice and name.endswith(".bias")]
     weights = [p for name, p in parameters.items() if not (twice and name.endswith(".bias"))]
