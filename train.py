@@ -13,10 +13,10 @@ from torch import nn
 
 from engine import batchnorm, loop, sgd
 from evaluation import scores
-from models.blocks import set_slices
 from models.compiled import compiled
 from models.fold import folded
 from models.freezing import held
+from models.slices import set_slices
 from parallel import group
 from runtime import memory
 from runtime.errors import InputError

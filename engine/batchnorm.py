@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from models.blocks import set_slices
+from models.slices import set_slices
 from parallel import group
 from runtime.errors import InputError
 from runtime.memory import out_of_memory

@@ -58,49 +58,6 @@ def initialise(net):
             init_linear(module)
 
 
-def set_slices(model, sizes):
-    """Let every batch norm of the model normalise the slices of a batch, of these sizes, by itself.
-
-    None, or one slice of several samples, is plain batch norm. A net has plain batch norms except
-    where a run asks for slices: they change their class, and nothing else.
-    """
-    plain = sizes is None or (len(sizes) == 1 and sizes[0] > 1)
-    for module in model.modules():
-        if type(module) in (nn.BatchNorm2d, SlicedBatchNorm2d):
-            module.__class__ = nn.BatchNorm2d if plain else SlicedBatchNorm2d
-            module.slices = None if plain else list(sizes)
-
-
-class SlicedBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm as nn.SpatialBatchNormalization does it under nn.DataParallelTable.
-
-    In training each replica slice of the batch (`slices`, see `set_slices`) is normalised by its
-    own statistics. Only the first slice, the first replica's, updates the running statistics.
-
-    As in Torch7, a slice of one sample is normalised by the running statistics and updates nothing,
-    even if its feature map has many pixels. It uses the running statistics from before the batch,
-    as it would on a replica of its own.
-    """
-
-    def forward(self, x):  # (N, C, H, W)
-        if not self.training:
-            return super().forward(x)
-        first, *others = x.split(self.slices)
-        # before the first slice updates the running statistics
-        others = [self._without_update(other) for other in others]
-        first = super().forward(first) if first.shape[0] > 1 else self._without_update(first)
-        return torch.cat([first, *others])
-
-    def _without_update(self, x):
-        """Normalise a slice and leave the running statistics as they are."""
-        single = x.shape[0] == 1
-        mean = var = None
-        if single:
-            # copies: backward reads them after the first slice has updated the originals
-            mean, var = self.running_mean.clone(), self.running_var.clone()
-        return F.batch_norm(x, mean, var, self.weight, self.bias, not single, 0.0, self.eps)
-
-
 class StridedIdentity(nn.Module):
     """Shortcut A: takes every stride-th pixel and pads with zero channels up to `channels`."""
 

@@ -12,7 +12,7 @@ from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from models import forms
-from models.blocks import set_slices
+from models.slices import set_slices
 
 
 def folded(model, dtype=None):

@@ -13,8 +13,8 @@ import main
 import opts
 import train
 from engine import batchnorm, reporter
-from models.blocks import set_slices
 from models.resnet import resnet
+from models.slices import set_slices
 from parallel.signals import Interrupted
 from runtime import terminal
 from runtime.errors import InputError

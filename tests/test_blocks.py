@@ -9,15 +9,24 @@ import torch.nn.functional as F
 from support import torch7
 from torch import nn
 
-from models.blocks import StridedIdentity, set_recompute, set_slices
+from models import slices
+from models.blocks import StridedIdentity, set_recompute
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
+from models.slices import set_slices
 from parallel.group import split_sizes
 
 SINGLE = {"rtol": 1e-5, "atol": 1e-6}  # stored in float32
 DOUBLE = {"rtol": 1e-9, "atol": 1e-12}  # order of summation only
+
+
+@pytest.fixture(params=["each", "together"])
+def together(request, monkeypatch):
+    """Replica slices one by one, as on a CPU, and together, as on a GPU."""
+    if request.param == "together":
+        monkeypatch.setattr(slices, "TOGETHER", {"cpu": 2})
 
 
 def close(ours, theirs, tolerance):
@@ -116,6 +125,7 @@ def test_shortcuts_of_type_b_and_c():
     assert projected("A") == set()
 
 
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize(("replicas", "batch"), [(1, 8), (2, 8), (3, 8), (3, 7), (3, 2)])
 def test_replicas_are_data_parallel_tables(replicas, batch):
     """Two steps of the original's Trainer under nn.DataParallelTable with 1, 2 or 3 replicas."""
@@ -160,7 +170,8 @@ def randomise(net):
     return net
 
 
-@pytest.mark.parametrize("sizes", [[3, 2, 1], [1, 3, 2], [2, 1, 1, 2]])
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize("sizes", [[3, 3], [3, 2, 1], [1, 1, 2, 2], [2, 2, 1, 1]])
 def test_slices_are_copies_of_the_net(sizes):
     """Independent restatement: a copy of the net for each slice, gradients summed."""
     torch.manual_seed(1)
@@ -182,6 +193,34 @@ def test_slices_are_copies_of_the_net(sizes):
         close(value, copies[0].state_dict()[name], DOUBLE)
 
 
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 4e-6), ("float16", 2**-10), ("bfloat16", 2**-7)]
+)
+def test_slices_round_as_their_precision_does(dtype, tolerance):
+    """Against float64: output and gradients, of maps whose mean is far from 0."""
+
+    def run(dtype):
+        torch.manual_seed(3)
+        norm = randomise(nn.Sequential(nn.BatchNorm2d(5)))
+        x = (torch.randn(8, 5, 9, 7) + 3).to(memory_format=torch.channels_last)
+        grad = torch.randn_like(x)
+        if dtype == torch.float64:
+            norm.double()
+        x = rounded(x).to(dtype).requires_grad_()
+        set_slices(norm.train(), [3, 3, 2])
+        y = norm(x)
+        y.backward(rounded(grad).to(dtype))
+        return y, x.grad, *(p.grad for p in norm.parameters()), *norm.buffers()
+
+    def rounded(x):
+        return x.to(getattr(torch, dtype))
+
+    for ours, exact in zip(run(getattr(torch, dtype)), run(torch.float64)):
+        assert (ours - exact).abs().max() <= tolerance * exact.abs().max()
+
+
+@pytest.mark.usefixtures("together")
 def test_slices_that_do_not_make_up_the_batch_are_refused():
     norm = nn.BatchNorm2d(3)
     set_slices(norm, [2, 2])
@@ -201,6 +240,7 @@ def test_slices_leave_evaluation_alone():
         assert {type(norm) for norm in torch7.norms(net)} == {nn.BatchNorm2d}
 
 
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("sizes", [None, [2, 2], [3, 1]])
 def test_channels_last_passes_through(sizes):
     net = resnext(11, 2, 8, 5, "cifar", "A").to(memory_format=torch.channels_last).train()
@@ -216,6 +256,7 @@ RECOMPUTED = [
 ]
 
 
+@pytest.mark.usefixtures("together")
 @pytest.mark.parametrize("sizes", [None, [3, 3], [3, 2, 1]])
 @pytest.mark.parametrize("make", RECOMPUTED)
 def test_recomputation_changes_no_bit(make, sizes):
@@ -256,14 +297,15 @@ def test_recomputation_keeps_less():
     assert kept(net) < everything / 2
 
 
+@pytest.mark.usefixtures("together")
 def test_the_forward_pass_compiles_into_one_graph():
     # the eager backend runs what was captured, so that equal bits mean that nothing was missed
     torch.manual_seed(7)
-    net = randomise(resnext(11, 2, 4, 5, "cifar", "A", "resnext_B")).train()
+    net = randomise(resnet(8, 5, "cifar", "A")).train()
     plain = copy.deepcopy(net)
     input = torch.randn(6, 3, 16, 16)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
-    for sizes in (None, [3, 2, 1], [3, 3], None):  # as the last batch of an epoch differs
+    for sizes in (None, [2, 2, 1, 1], None):  # as the last batch of an epoch differs
         for each in (net, plain):
             set_slices(each, sizes)
         assert torch.equal(compiled(input), plain(input))

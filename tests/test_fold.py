@@ -10,12 +10,13 @@ from torch import nn
 
 import models
 from models import forms
-from models.blocks import conv, set_slices
+from models.blocks import conv
 from models.fold import folded
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
+from models.slices import set_slices
 
 REFERENCE = os.path.join(os.path.dirname(os.path.abspath(__file__)), "reference")
 
