@@ -2,15 +2,14 @@
 
 `python complexity.py OPTIONS` takes main.py's options and measures the net that they build, without
 data and without memory for its weights. Without options it prints the sizes in the paper's Tables
-1, 2, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5 has the nets of Table 4), and
-ours for Table 8's detectors.
+1, 2, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5 has the nets of Table 4), and our
+sizes of Table 8's detectors.
 
 - Parameters: weights and biases of all layers, batch norm included, without running statistics.
-- Multiply-adds, for one image, of convolutions and classifier; batch norm, ReLU, pooling and sums
-  are not counted. They are half of the FLOPs of torch.utils.flop_counter.FlopCounterMode, which
-  counts a multiply-add as two, plus one for each bias added, which it omits. The paper's "FLOPs"
-  are multiply-adds.
-- Activations: all outputs of convolutions and classifier (as in pycls).
+- Multiply-adds: those of convolutions and classifier for one image, not of batch norm, ReLU,
+  pooling and sums. That is half of the FLOPs of torch.utils.flop_counter, which counts a
+  multiply-add as two, plus one for each bias, which it omits. The paper's "FLOPs" are these.
+- Activations: all outputs of convolutions and classifier, as in pycls.
 """
 
 import contextlib
@@ -38,7 +37,7 @@ Options:"""
 
 
 def _row(depth, c, d, parameters="", flops=""):
-    """A table row, the net `c`x`d`d: name, options, and the paper's figures if it gives them.
+    """The table row of a net `c`x`d`d: name, options, and the paper's figures if it gives any.
 
     `parameters` are millions, `flops` billions. Depth 29 is the paper's net for CIFAR.
     """
@@ -48,7 +47,7 @@ def _row(depth, c, d, parameters="", flops=""):
 
 
 WIDTHS = ((1, 64), (2, 40), (4, 24), (8, 14), (32, 4))  # Table 2: cardinality C, width d
-# The table's last two rows; the paper's footnote 5 says why they differ.
+# the table's last two rows; the paper's footnote 5 says why they differ
 TABLE_1 = (_row(50, 1, 64, "25.5", "4.1"), _row(50, 32, 4, "25.0", "4.2"))
 # Figure 5 and Table 3: "~4.1 billion FLOPs, ~25 million parameters" and "~7.8 billion FLOPs, ~44
 # million parameters".
@@ -68,8 +67,8 @@ TABLE_4 = (
 )
 TABLE_7 = (_row(29, 8, 64, "34.4"), _row(29, 16, 64, "68.1"))
 # Section 5.3: "(i) increase cardinality and fix all widths, or (ii) increase width of the
-# bottleneck and fix cardinality = 1". The points themselves are only in the picture; our widths for
-# (ii) give about the sizes of (i).
+# bottleneck and fix cardinality = 1". Only the picture has the points; our widths for (ii) give
+# about the sizes of (i).
 FIGURE_7 = (
     *(_row(29, c, 64) for c in (1, 2, 4)),
     *TABLE_7,
@@ -143,7 +142,7 @@ def build(start):
 
 
 def classes(opt):
-    """The number of classes: -nClasses, or that of the data, or 1000 for ImageNet without data."""
+    """The number of classes: -nClasses, else the data's, or 1000 for ImageNet without data."""
     import datasets
 
     if opt.nClasses or (opt.dataset == "imagenet" and opt.source("data") == "recipe"):
@@ -154,8 +153,7 @@ def classes(opt):
 def side(opt, net=None):
     """The width and height of an image in pixels.
 
-    net: the one to measure. If it is from a file, and no option says which images it is for, they
-    are those that the file says.
+    net: the one to measure. Its file gives the size unless an option does.
     """
     import datasets
 
@@ -243,15 +241,15 @@ def total(rows):
 def width(cardinality):
     """The bottleneck width d at which a block of cardinality C is as complex as that of ResNet.
 
-    Section 3.4, equation 4: C (256 d + 3 3 d d + d 256) parameters, equal to those of C = 1 and
-    d = 64. The result is the positive root, rounded.
+    Section 3.4, equation 4: C (256 d + 3 3 d d + d 256) parameters, as many as with C = 1 and
+    d = 64. Returns the positive root, rounded.
     """
     each = (256 * 64 + 9 * 64 * 64 + 64 * 256) / cardinality
     return round((math.sqrt(512**2 + 4 * 9 * each) - 512) / (2 * 9))
 
 
 def print_net(title, rows, wide=8):
-    """Print a net by stage: output shapes and exact counts; the names take `wide` columns."""
+    """Print a net by stage: output shapes and exact counts. wide: columns of the names."""
     heads = f"{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
     print(f"{title}\n\n{'':{wide}}{heads}")
     for row in rows:
@@ -262,7 +260,7 @@ def print_net(title, rows, wide=8):
 
 
 def print_detector(source):
-    """Print the parts of a detector, if `source` holds one; returns whether it does."""
+    """Print the parts of the detector in `source`; returns whether there is one."""
     from detection import files
 
     saved = files.is_detector(source) if source != "none" else None
@@ -322,7 +320,7 @@ def print_paper():
 
 
 def print_table_2():
-    """Print Table 2: widths by equation 4, sizes measured in the second block of layer1."""
+    """Print Table 2: widths by equation 4, sizes as measured in the second block of layer1."""
     print("Table 2: cardinality C and width d, for a block with 256 inputs and outputs (conv2)\n")
     print(f"{'':4}{'d':>14}{'C d':>14}{'parameters':>16}{'multiply-adds':>17}")
     print(f"{'C':>4}{'paper':>8}{'ours':>6}" + f"{'paper':>8}{'ours':>6}", end="")
@@ -365,7 +363,7 @@ def print_table_8():
     print()
 
 
-@functools.cache  # some nets are in several tables
+@functools.cache  # because some nets are in several tables
 def _measured(options):
     """(layers, stages) of the net that a string of options asks for."""
     opt = opts.parse(options.split(), "complexity.py", HEAD, data=False)

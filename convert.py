@@ -1,6 +1,6 @@
 """Converts a model file into another kind: python convert.py IN OUT.
 
-IN is what formats/model_files.py reads. OUT is a model file of another kind; or, for other
+IN is any file that formats/model_files.py reads. OUT is a model file of another kind or, for other
 programs, the net alone in evaluation mode: .onnx, or .pt2 of torch.export.
 """
 
@@ -39,14 +39,14 @@ OPTIONS = (
 
 
 def main(argv=None):
-    """Convert as the command line says; an error is one sentence and exit status 1 or 2."""
+    """Convert as the command line says."""
     source, target, form, classes = parse(sys.argv[1:] if argv is None else list(argv))
     with command.one_sentence("convert.py"):
         convert(source, target, form, classes)
 
 
 def parse(argv):
-    """IN, OUT, the form or None, -classes or None. -help and wrong options exit."""
+    """(IN, OUT, the form or None, -classes or None); -help and wrong options exit."""
     words = []
     check = functools.partial(_checked, words)
     return options.parse(argv, "convert.py", HEAD, OPTIONS, check, words)
@@ -65,7 +65,7 @@ def convert(source, target, form=None, classes=None):
 
     form: of a ResNeXt's blocks. classes: a list or a folder with the names of its classes.
     """
-    # after the command line: an error or the help need not wait for torch
+    # imported here, so that -help and option errors do not wait for torch
     import models
     from formats import model_files
     from runtime.terminal import say
@@ -107,7 +107,7 @@ def _write(target, data):
 
 
 def _example(model):
-    """An example input for the export: two images, since it would take a batch of 1 as constant."""
+    """An example input for the export: two images, because it would take a batch of 1 as fixed."""
     import torch
 
     if model.input_spec is not None:

@@ -4,7 +4,7 @@ Port of dataloader.lua. Differs from the Lua:
 
 - The order and each image's augmentation are pure functions of (manualSeed, epoch, index). They do
   not depend on nThreads, and they continue after a resume.
-- Batches always come in order. The validation images are not shuffled: their sums are the same.
+- Batches always come in order. Validation images are not shuffled, because their sums are the same.
 - A small dataset stays on the device and is augmented there, a batch at a time.
 - Each rank loads the slices of its own replicas. A test batch is split evenly over the ranks.
 """
@@ -41,7 +41,7 @@ from runtime.errors import InputError
 from runtime.precision import Precision
 from runtime.terminal import note
 
-# the published recipes ask for 8 workers on any machine; torch would warn twice a run
+# the published recipes ask for 8 workers on any machine, and torch would warn twice per run
 warnings.filterwarnings("ignore", "This DataLoader will create")
 
 LAYOUT = torch.channels_last  # the model's too (models/__init__.py)
@@ -59,7 +59,7 @@ def create(opt, device):
 
 
 def settings(opt, device):
-    """The arguments of DataLoader that are the same for all loaders of a run."""
+    """The arguments that all DataLoaders of a run share."""
     return {
         **{"seed": opt.manualSeed, "replicas": opt.nGPU, "workers": opt.nThreads},
         **{"dtype": Precision(opt.precision, device).dtype, "skip_corrupt": opt.skipCorrupt},
@@ -67,7 +67,7 @@ def settings(opt, device):
 
 
 def fingerprints(loaders):
-    """A number for each split that changes with its list of images, as far as the dataset tells."""
+    """A number for each split that changes with its images, as far as the dataset can tell."""
     sets = [loader.dataset for loader in loaders]
     return [s.fingerprint() if hasattr(s, "fingerprint") else s.size() for s in sets]
 
@@ -75,14 +75,14 @@ def fingerprints(loaders):
 class Batch(NamedTuple):
     """One rank's part of a batch, on its device.
 
-    A rank without samples gets an empty target and one black image as input, because it still takes
-    part in exchanging gradients.
+    A rank without samples gets an empty target and one black image, because it still takes part in
+    the exchange of gradients.
     """
 
     input: torch.Tensor  # (N, 3, H, W), with ten crops (10 N, 3, H, W)
     target: torch.Tensor  # (N,)
-    slices: list  # of every rank: the sizes of its replica slices; they sum to the batch
-    odd: int = 0  # images of this rank whose file is damaged, but not their pixels
+    slices: list  # for each rank, the sizes of its replica slices; all sum to the batch
+    odd: int = 0  # this rank's images whose file is damaged, but whose pixels are intact
 
     @property
     def count(self):
@@ -109,8 +109,8 @@ class DataLoader:
     ):
         """training: shuffle, and cut each batch into `replicas` slices.
 
-        batch_size: in crops, `crops` of each image. workers: on this machine, as -nThreads.
-        skip_corrupt: leave out images that cannot be read, which are an error otherwise.
+        batch_size: in crops; each image has `crops`. workers: on this machine, as -nThreads.
+        skip_corrupt: leave out images that cannot be read; otherwise they are an error.
         """
         self.dataset, self.device, self.training = dataset, device, training
         self.seed, self.replicas, self.dtype = seed, replicas, dtype
@@ -124,15 +124,15 @@ class DataLoader:
         # a GPU copies the next batch in a stream of its own, beside the iteration at hand
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
-        self.advised = None  # the line on -nThreads, once it was printed
-        self.odd, self.named = [], set()  # sentences on odd files: of this epoch, and all printed
+        self.advised = None  # the advice on -nThreads, once printed
+        self.odd, self.named = [], set()  # sentences on damaged files: this epoch's, all printed
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
             self.sampler, self.processes, self.mapped = EpochSampler(), [], {}
-            # workers are counted by machine, as in the Lua, which had one process
+            # -nThreads counts workers per machine, as in the Lua, which had one process
             count = math.ceil(workers / group.local_world_size())
-            # of each worker: its process id, and the index of the image that it is reading or -1
+            # for each worker: its process id, and the index of the image that it is reading, or -1
             with passing():
                 self.current = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
@@ -147,7 +147,7 @@ class DataLoader:
             )
 
     def size(self):
-        """The number of batches in an epoch, with the last one, which may be smaller."""
+        """The number of batches in an epoch; the last one may be smaller."""
         return math.ceil(self.dataset.size() / self.batch_size)
 
     def run(self, epoch, start=0, stop=None):
@@ -171,7 +171,7 @@ class DataLoader:
         return indices[start : start + sum(slices[group.rank()])], slices
 
     def _from_memory(self, epoch, shards):
-        """Batches of a dataset that lies on the device."""
+        """Batches of a dataset that is on the device."""
         for indices, slices in shards:
             on_device = self._array_to_device(indices)
             target = self.labels[on_device]
@@ -188,7 +188,7 @@ class DataLoader:
             yield Batch(input.contiguous(memory_format=LAYOUT), target, slices)
 
     def _array_to_device(self, array):
-        """The array as a tensor on the device. Pinned memory lets a GPU copy it asynchronously."""
+        """The array as a tensor on the device; pinned memory makes the copy asynchronous."""
         tensor = torch.as_tensor(array)
         if self.device.type == "cuda":
             tensor = tensor.pin_memory()
@@ -206,7 +206,7 @@ class DataLoader:
         return copied
 
     def _from_workers(self, epoch, shards):
-        """Batches of a dataset whose images the workers read one by one."""
+        """Batches of a dataset that the workers read image by image."""
         self.sampler.batches = [(epoch, indices) for indices, _ in shards]
         for (input, target, unreadable, odd), (_, slices) in zip(self._worker_results(), shards):
             for place, reason in unreadable:
@@ -223,10 +223,10 @@ class DataLoader:
         self._report_odd()
 
     def _keep_mapped(self, input):
-        """A worker's batch; a shared buffer that is reused stays mapped in this process.
+        """A worker's batch. Its shared buffer stays mapped in this process.
 
-        torch maps a shared buffer again for each batch unless it is still in use. The page faults
-        of mapping take longer than a copy.
+        Otherwise torch maps the buffer again for each batch, and the page faults take longer than a
+        copy.
         """
         if not isinstance(input, SharedBatch):
             return input
@@ -235,33 +235,34 @@ class DataLoader:
         return input.tensors()
 
     def _to_device(self, input):
-        """Images on the device, in the run's dtype. Lists, as a dataset's `stack` may give, too."""
+        """Images, or lists of them from a dataset's `stack`, on the device, in the run's dtype."""
         if isinstance(input, list):
             return nested(input, self._to_device)
         if input.dtype == torch.int64:
             return self._copy_to_device(input)
         input = self._copy_to_device(input)
-        # always a copy: the worker reuses its buffer
+        # always a copy, because the worker reuses its buffer
         return input.to(self.dtype, copy=True, memory_format=LAYOUT)
 
     def _worker_results(self):
-        """The workers' results in order. If a worker dies, InputError names the image it read."""
+        """The workers' results in order. InputError if a worker dies, naming the image it read."""
         try:
-            # workers inherit the mask; those that idle may not answer, and then a signal must come
+            # New workers inherit the signal mask. Later, idle workers may not answer, and then a
+            # signal must get through.
             blocked = contextlib.nullcontext() if self.processes else signals.blocked()
             with blocked, passing():
                 results = self._started()
             self.processes = self.processes or multiprocessing.active_children()
-            with contextlib.suppress(ValueError):  # not in the main thread
-                # torch's handler would raise wherever the main thread is; without it, `next`
-                # raises within 5 s
+            with contextlib.suppress(ValueError):  # outside the main thread
+                # torch's handler would raise anywhere in the main thread; without it, `next` raises
+                # within 5 s
                 if hasattr(signal, "SIGCHLD"):  # not on Windows
                     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             with passing():
                 yield from results
         except RuntimeError as error:
             ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}
-            # on CUDA it can be the thread between workers and this process that notices
+            # on CUDA, the thread that pins memory may be the first to notice
             if not re.search("DataLoader worker|Pin memory thread", str(error)) or not ended:
                 raise
             raise InputError(self._death_message(ended)) from None
@@ -271,7 +272,7 @@ class DataLoader:
         try:
             return iter(self.workers)
         except (OSError, RuntimeError) as error:
-            # the iterator was half made: it goes now, and without the traceback of its __del__
+            # drop the half-built iterator here and silence the traceback of its __del__
             before, sys.unraisablehook = sys.unraisablehook, lambda _: None
             try:
                 traceback.clear_frames(error.__traceback__)
@@ -280,7 +281,7 @@ class DataLoader:
             raise
 
     def _death_message(self, ended):
-        """One sentence about workers that died. `ended`: process id -> exit code."""
+        """One sentence about the workers that died; ended: {process id: exit code}."""
         images = [
             image_name(self.dataset, index)
             for pid, index in self.current.tolist()
@@ -309,7 +310,7 @@ class DataLoader:
         return left
 
     def _report_odd(self):
-        """Print a line for each odd file of this epoch that no line has named yet."""
+        """Print a line for each damaged file of this epoch that no line has named yet."""
         for sentences in group.all_gather(self.odd):
             for sentence in sentences:
                 if sentence not in self.named:
@@ -319,7 +320,7 @@ class DataLoader:
         self.odd = []
 
     def report_wait(self, epoch, seconds, waited):
-        """Print a line if the epoch waited for data and more workers would help; once a run."""
+        """Once in a run, print a line if the epoch waited for data and more workers would help."""
         if self.in_memory or self.advised:
             return
         idle = process.cores() - self.threads - group.local_world_size()

@@ -1,7 +1,7 @@
 """Tests trained models: larger images, ten crops, dense at several scales, ensembles.
 
-The tests of the paper's Tables 5 and 6, for model files of any kind. Every image counts once, for
-any number of processes.
+These are the tests of the paper's Tables 5 and 6, for model files of any kind. Every image counts
+once, with any number of processes.
 """
 
 import os
@@ -27,7 +27,7 @@ weights.
 
 Options:"""
 
-# options that mean what they mean in opts.py
+# options that mean the same as in opts.py
 _SHARED = (
     *("data", "dataset", "classOrder", "nProcs", "cudnn", "gen", "precision"),
     *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
@@ -36,7 +36,7 @@ LENGTHS = range(LONGEST + 1)
 
 
 def files(text):
-    """The kind of an option with several files, separated by commas."""
+    """File names separated by commas."""
     return tuple(text.split(","))
 
 
@@ -58,7 +58,7 @@ OPTIONS = (
 
 
 def main(argv=None):
-    """Test what the command line asks for; returns the errors of ensemble.test."""
+    """Test as the command line says; returns the errors of ensemble.test."""
     argv = sys.argv[1:] if argv is None else list(argv)
     opt = parse(argv)
     process.spin_briefly()
@@ -66,7 +66,7 @@ def main(argv=None):
     if count > 1:
         sys.exit(launch.run("evaluate.py", argv, count))
 
-    # after the options: -help and option errors do not wait for torch
+    # imported here, so that -help and option errors do not wait for torch
     import dataloader
     import models
     from evaluation import classes, ensemble, predictions
@@ -79,7 +79,7 @@ def main(argv=None):
     device = group.join()
     if device.type == "cpu":
         memory.keep_freed()
-    # -dense: many sizes, for each of which cuDNN would time its algorithms again
+    # with -dense, images differ in size, and cuDNN would time its algorithms again for each size
     cudnn = opt.given.get("cudnn", "default") if opt.dense else opt.cudnn
     models.set_backend(cudnn, opt.precision)
     precision = Precision(opt.precision, device)
@@ -91,7 +91,7 @@ def main(argv=None):
     names = [classes.outputs(source, net, data) for source, net in zip(opt.models, nets)]
     listed = opt.classes or None
     tested = classes.read_names(listed) if listed else names[0]
-    if len(nets) > 1:  # without the outputs that -nClasses adds
+    if len(nets) > 1:  # leave out outputs without a name, which -nClasses adds
         tested = [name for name in tested if name is not None]
     columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]
     indices, targets = classes.targets(val, data, tested, listed, opt.skipCorrupt)
@@ -146,7 +146,7 @@ def parse(argv):
 
 
 def as_trained(opt):
-    """The options of a dataset as in training: -testScale, -testCrop, -tenCrop are of the test."""
+    """The options that the dataset had in training, before -testScale, -testCrop and -tenCrop."""
     return opt.replaced(trainCrop=224, testScale=256, testCrop=224, tenCrop=False, testOnly=True)
 
 
@@ -168,7 +168,7 @@ def check_options(opt):
 
 
 def _check_outputs(opt):
-    """Refuse files that cannot be written, or that are read, before the test."""
+    """Before the test, refuse files that cannot be written or that the test reads."""
     tables = [("-predictions", opt.predictions), ("-classErrors", opt.classErrors)]
     files = [(option, path, (".csv",)) for option, path in tables if path]
     files += [("-confusion", path, (".csv", ".png", ".svg")) for path in opt.confusion]

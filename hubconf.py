@@ -1,4 +1,4 @@
-"""Entry points for torch.hub: `load`, a trained model from a file; and the nets with new weights.
+"""Entry points for torch.hub: `load` for a trained model from a file, and nets with new weights.
 
 >>> torch.hub.load("path/to/this/folder", "load", "model_best.pth", source="local")
 >>> torch.hub.load("path/to/this/folder", "resnext", depth=101, cardinality=32, source="local")
@@ -24,8 +24,8 @@ try:
 except ImportError as error:
     # Python keeps one package per name: after Hugging Face's datasets, ours is not found
     raise ImportError(
-        f"{error}; if a package called models or datasets was imported before from elsewhere, load"
-        " the model in a process of its own"
+        f"{error}; if another package called models or datasets was imported before, load the model"
+        " in a separate process"
     ) from error
 
 

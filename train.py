@@ -24,13 +24,7 @@ from runtime.terminal import note, say
 
 # options that decide the batches of an epoch and the images of its test
 ORDER = ("batchSize", "manualSeed", "trainCrop", "tenCrop", "testScale", "testCrop", "testPool")
-_OLD = (
-    "batchSize",
-    "manualSeed",
-    "tenCrop",
-    "testScale",
-    "testCrop",
-)  # in checkpoints from before it had names
+_OLD = ("batchSize", "manualSeed", "tenCrop", "testScale", "testCrop")  # before it had names
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
 ONE_BY_ONE = "-accumulate true"  # comes first where replicas share a process
 

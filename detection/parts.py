@@ -64,9 +64,7 @@ class ProposalNet(RegionProposalNetwork):
             objects = [{"boxes": target["boxes"][met]}]
             own, matched = super().assign_targets_to_anchors([all_anchors[allowed]], objects)
             label = own[0].new_full((len(all_anchors),), -1.0)  # -1: takes no part in the loss
-            box = all_anchors.to(
-                matched[0].dtype, copy=True
-            )  # a copy, so that the anchors do not change
+            box = all_anchors.to(matched[0].dtype, copy=True)  # so that the anchors do not change
             label[allowed], box[allowed] = own[0], matched[0]
             labels.append(label)
             boxes.append(box)

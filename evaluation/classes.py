@@ -1,8 +1,8 @@
 """Matches a net's outputs to the classes of the data by the names of the classes.
 
-The Lua matches them by index only. By name, a net of 5,000 classes can be tested on images of 1,000
-of them, against all outputs or these 1,000 (the paper's Table 6), and nets with different orders of
-classes can form an ensemble.
+The Lua matches them by index only. By name, a net with 5,000 classes can be tested on images of
+1,000 of them, against all outputs or only these 1,000 (the paper's Table 6), and nets whose classes
+are in different orders can form an ensemble.
 """
 
 import io
@@ -21,7 +21,7 @@ LARGEST = 1 << 26  # bytes of a file with class names
 
 
 def read_names(path):
-    """The class names in a file, one for each line."""
+    """The class names in a file, one per line."""
     try:
         with io.TextIOWrapper(regular_files.opened(path, LARGEST), "utf-8-sig") as file:
             names = [class_names.normalized(line.strip()) for line in file]
@@ -32,7 +32,7 @@ def read_names(path):
     twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if not names or twice:
         what = f"names {twice} twice" if twice else "is empty"
-        raise InputError(f"{path} {what}: it should have one class name in each line")
+        raise InputError(f"{path} {what}: it should have one class name per line")
     return names
 
 
@@ -55,9 +55,9 @@ def of_outputs(path, count):
 
 
 def outputs(source, model, data):
-    """The class name of each output of a model from `source`; `data`: the data's class names.
+    """The class name of each output of a model from `source`. data: the data's class names.
 
-    A model whose names are all unknown to the data, or that has none, gets the data's, in order.
+    A model without names, or with none that the data knows, gets the data's names in order.
     """
     count = model.fc.out_features
     names = class_names.known(source, model.classes, count, data)
@@ -69,12 +69,12 @@ def outputs(source, model, data):
             )
         class_names.note_order(source, names, count, data)
         names = list(data)
-    # -nClasses may have added outputs that no class of its data had
+    # -nClasses may have added outputs for which its data had no class
     return names + [None] * (count - len(names))
 
 
 def columns(source, names, tested, listed=None):
-    """The output index of each tested class, in a model whose outputs have these names."""
+    """The output index of each tested class in a model whose outputs have these names."""
     columns = {name: column for column, name in enumerate(names) if name is not None}
     if listed is None and names == tested:
         return torch.arange(len(names))
@@ -90,9 +90,9 @@ def columns(source, names, tested, listed=None):
 def targets(dataset, data, tested, listed=None, skip=False):
     """The indices of the images of tested classes, and their targets as indices into `tested`.
 
-    data: the dataset's class names. Images of other classes are left out if the tested classes are
-    `listed` in a file, and an error otherwise. skip: of a dataset without labels, leave out images
-    that cannot be read.
+    data: the dataset's class names. listed: the file of the tested classes; with one, images of
+    other classes are left out, without one they are an error. skip: leave out unreadable images if
+    the dataset has no labels.
     """
     labels = next((getattr(dataset, n) for n in ("targets", "labels") if hasattr(dataset, n)), None)
     places, labels = _read_labels(dataset, skip) if labels is None else (None, labels)

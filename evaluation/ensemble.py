@@ -1,7 +1,7 @@
 """The test of one net or of an ensemble, each net in several views of an image.
 
-An image's score is the mean over the nets of the mean over each net's views. There are two scores,
-by the two averages of scores.py.
+An image's score is the mean over the nets of the mean over each net's views. There are two such
+scores, by the two averages of scores.py.
 """
 
 import dataclasses
@@ -29,14 +29,14 @@ class Member(NamedTuple):
     """One net of an ensemble."""
 
     net: nn.Module
-    views: list  # its own ones of an image's views
+    views: list  # those views of an image that are its own
     columns: torch.Tensor  # the output index of each tested class
     window: int  # side of the last maps in training; 0: one global mean
 
 
 @dataclasses.dataclass
 class EnsembleMetrics(Metrics):
-    """wrong1, wrong5: by the mean of the outputs; soft1, soft5: by the mean of their softmax."""
+    """wrong1, wrong5: by the mean of the outputs. soft1, soft5: by the mean of their softmax."""
 
     soft1: int = 0
     soft5: int = 0
@@ -45,12 +45,12 @@ class EnsembleMetrics(Metrics):
 def load_net(source, precision):
     """A model from a file or by name, in the precision and memory format of the test."""
     net = models.load(source, precision.device)
-    # as in training, whatever dtype the file has
+    # the dtype of training, whatever the file has
     return net.to(precision.dtype, memory_format=torch.channels_last)
 
 
 def recompute(nets, loader, opt, precision):
-    """Re-estimate batch norm in each net (-recomputeBN); `loader`: of training images."""
+    """Re-estimate batch norm in each net (-recomputeBN) over training images."""
     for net in nets:
         batchnorm.check_input(net, loader.dataset, opt.dataset)
         net.train()
@@ -59,9 +59,9 @@ def recompute(nets, loader, opt, precision):
 
 
 def views(net, dataset, opt):
-    """A net's views of an image, by the input spec in its file or else the dataset's.
+    """A net's views of an image, by the input spec in its file or else by the dataset's.
 
-    Options change the sizes only.
+    Options only change the sizes.
     """
     own = dataset.input_spec()
     if own is None:
@@ -92,16 +92,16 @@ def window(net, dataset, opt):
         return 0
     if not hasattr(net, "maps"):
         raise InputError("-dense needs the last feature maps, but this net has no function `maps`")
-    # a smaller crop in the net's spec is the training size, a larger one is a test setting
+    # a smaller crop in the net's spec is its training size, a larger one a setting for tests
     side = min(spec["crop"] for spec in (dataset.input_spec(), net.input_spec) if spec)
     side = side if opt.dense else own
     return scores.window_side(net, side)
 
 
 def test(members, loader, opt, precision, predictions=None):
-    """Test and print the errors; returns [(top-1 error %, top-5 error %)] by each average.
+    """Test and print the errors; returns [(top-1 error %, top-5 error %)], one for each average.
 
-    loader: of Views. predictions: a Predictions to fill, if they are wanted.
+    loader: of Views. predictions: a Predictions to fill, or None.
     """
     total, queue = EnsembleMetrics(), MetricQueue(precision.device)
     targets = torch.from_numpy(loader.dataset.targets).to(precision.device)
@@ -110,7 +110,7 @@ def test(members, loader, opt, precision, predictions=None):
 
     @torch.inference_mode()
     def count_errors(batch, n):
-        if not len(batch.target):  # of the image that stands for none
+        if not len(batch.target):  # only the placeholder image
             return _count_errors(targets.new_zeros(2, 0, 1), targets[:0])
         parts = (_score(member, batch, opt, precision) for member in members)
         average = sum(parts) / len(members)
@@ -120,7 +120,7 @@ def test(members, loader, opt, precision, predictions=None):
 
     loop.test(0, loader, total, count_errors, queue, Reporter(Clock(test=loader.size())))
     counts = [("mean of outputs", total.wrong1, total.wrong5)]
-    if several:  # of a single output both averages rank the classes alike
+    if several:  # with one output per image both averages rank the classes alike
         counts += [("mean of softmax", total.soft1, total.soft5)]
     results = []
     for name, wrong1, wrong5 in counts:
@@ -135,13 +135,13 @@ def test(members, loader, opt, precision, predictions=None):
 
 
 def _count_errors(averages, target):
-    """How many images are wrong, by each of the averages (2, N, K)."""
+    """The number of wrong images by each of the averages (2, N, K)."""
     counts, soft = (scores.count_errors(average, target) for average in averages)
     return {**counts, "soft1": soft["wrong1"], "soft5": soft["wrong5"]}
 
 
 def _score(member, batch, opt, precision):
-    """A member's score, the mean over its views: (2, N, classes), by outputs and by softmax."""
+    """A member's score (2, N, classes), by outputs and by softmax: the mean over its views."""
     shape = (2, len(batch.target), len(member.columns))
     total = torch.zeros(shape, dtype=precision.dtype, device=precision.device)
     for view in member.views:
@@ -153,7 +153,7 @@ def _score(member, batch, opt, precision):
 
 
 def _outputs(member, x, count, precision):
-    """The net's outputs for views x of `count` images of one size: (count, n, its classes)."""
+    """The net's outputs (count, n, its classes) for views x of `count` images of one size."""
     net = member.net
     with out_of_memory(x.shape, precision.device, ADVICE), precision.autocast():
         if member.window:

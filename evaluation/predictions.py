@@ -1,8 +1,8 @@
-"""The predictions of a test, image by image: gathered from all processes, written as CSV.
+"""The predictions of a test, image by image, gathered from all processes and written as CSV.
 
-The best classes are ranked by the score that the errors are counted by; with several outputs of an
-image, by the mean of their softmax, which is a probability. Errors by class and the confusion
-matrix are in confusion.py.
+The score by which errors are counted also ranks the best classes; with several outputs per image,
+the mean of their softmax does, which is a probability. confusion.py has the errors by class and the
+confusion matrix.
 """
 
 from typing import NamedTuple
@@ -21,9 +21,9 @@ TOP = 5
 class Table(NamedTuple):
     """The predictions of N images, in the dataset's order."""
 
-    indices: np.ndarray  # (N,) of the images; unreadable ones are left out
+    indices: np.ndarray  # (N,) of the images, without unreadable ones
     best: np.ndarray  # (N, k) classes, best first, k = min(5, classes); -1 without a ranking
-    probabilities: np.ndarray  # (N, k) of these; NaN where the outputs have a NaN
+    probabilities: np.ndarray  # (N, k) of these classes; NaN where the outputs have a NaN
 
 
 class Predictions:
@@ -33,15 +33,15 @@ class Predictions:
         self.batches = []
 
     def add(self, indices, average, several):
-        """Add a batch. indices (n,) of the images; average (2, n, K): see scores.averages."""
+        """Add a batch. indices: (n,) of the images. average: (2, n, K), see scores.averages."""
         score = average[1] if several else average[0]
         probabilities = score.double() if several else score.double().softmax(1)
         best = score.float().topk(min(TOP, score.shape[1]), dim=1).indices  # as count_errors
-        # the copies to the CPU come at the end: here they would wait for the device
+        # copied to the CPU at the end, because a copy here would wait for the device
         self.batches.append((indices, best, probabilities.gather(1, best)))
 
     def gathered(self):
-        """The Table of all processes' images, on every process."""
+        """The Table of the images of all processes, on every process."""
         own = [torch.cat(part).cpu().numpy() for part in zip(*self.batches)]
         parts = [part for part in group.all_gather(own) if part]
         indices, best, probabilities = (np.concatenate(part) for part in zip(*parts))

@@ -1,8 +1,8 @@
 """From outputs and targets to error counts, and from several outputs to one score of an image.
 
 Port of Trainer:computeScore in train.lua. Differs from the Lua: errors are counts instead of
-percentages, so that sums over batches and processes are exact; top-5 means top-min(5, classes),
-where the Lua fails below five classes. The dense classifier and the averages are new.
+percentages, so sums over batches and processes are exact; top-5 means top-min(5, classes), where
+the Lua fails below five classes. The dense classifier and the averages are new.
 """
 
 import torch
@@ -19,7 +19,7 @@ def dense(maps, fc, window):
 
     The Lua's nets end in Avg(window, window, 1, 1) and a linear layer. On larger images the pooling
     has many output positions, and the linear layer acts as a 1x1 convolution (VGG's dense
-    evaluation). Where a side of the maps is shorter than the window, the window is that long.
+    evaluation). The window is never longer than the side of the maps.
     """
     size = [min(window, side) for side in maps.shape[2:]]
     pooled = F.avg_pool2d(maps, size, stride=1)  # (N, C, H - window + 1, W - window + 1)
@@ -40,7 +40,7 @@ def window_side(net, side):
 def averages(outputs):
     """Two averages of the n outputs of each image: (N, n, K) -> (2, N, K).
 
-    The first is the mean of the outputs, which ranks classes as their sum does, the Lua's score of
+    The first is the mean of the outputs, which ranks classes like their sum, the Lua's score for
     ten crops. The second is the mean of their softmax.
     """
     return torch.stack([outputs.mean(1), outputs.softmax(2).mean(1)])
@@ -49,7 +49,7 @@ def averages(outputs):
 def count_errors(output, target):
     """The wrong images of a batch: {"wrong1", "wrong5": count as a tensor}.
 
-    output (N, K), target (N,). A row with a NaN counts as wrong, since it has no ranking.
+    output (N, K), target (N,). A row with a NaN counts as wrong, because it has no ranking.
     """
     best = output.float().topk(min(5, output.shape[1]), dim=1).indices  # (N, 5), descending
     right = best.eq(target.view(-1, 1)) & ~output.isnan().any(dim=1, keepdim=True)

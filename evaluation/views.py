@@ -1,7 +1,7 @@
 """The test images of a dataset in the views of evaluate.py.
 
-A view is an input that is made from an image: scaled and cropped, ten crops, or, for dense testing,
-the whole image at one scale. Each net may need views of its own, by its own input spec. Images of a
+A view is an input made from an image: scaled and cropped, as ten crops or, for dense testing, as
+the whole image at one scale. Each net may need its own views, by its own input spec. Images in a
 batch that have the same size share a tensor.
 """
 
@@ -15,11 +15,11 @@ from datasets.transforms import TenCrop
 
 
 class View(NamedTuple):
-    """One way to make an input from an image; equal views are computed once."""
+    """One way to make an input from an image. Equal views are computed once."""
 
     spec: tuple  # the net's input spec without scale and crop, as sorted items
-    scale: int  # of the image's shorter side, in pixels
-    crop: int  # side of the crop, 0 for the whole image
+    scale: int  # the image's shorter side in pixels
+    crop: int  # side of the crop; 0 for the whole image
     ten: bool = False  # ten crops instead of the center crop
 
 
@@ -31,14 +31,15 @@ class Views:
         self.odd = getattr(dataset, "odd", [])  # see image_folder.py
 
     def get(self, i):
-        """Image i as the dataset reads it, and i, by which `targets` has its class.
+        """Image i as the dataset reads it, and i in place of its class.
 
-        So the loader's batches say which images they hold, where unreadable ones are left out too.
+        The loader's batches then say which images they hold, even where unreadable ones are left
+        out. `targets` has the classes.
         """
         return self.dataset.get(self.indices[i])[0], int(i)
 
     def name(self, i):
-        """The name of image i for messages."""
+        """The name of image i in messages."""
         index = int(self.indices[i])
         return self.dataset.name(index) if hasattr(self.dataset, "name") else f"image {index}"
 
@@ -47,11 +48,11 @@ class Views:
         return len(self.indices)
 
     def crops(self):
-        """The number of inputs from an image."""
+        """The number of inputs made from an image."""
         return sum(10 if view.ten else 1 for view in self.views)
 
     def view_indices(self, views):
-        """The indices of these views among all."""
+        """The indices of these views in `views`."""
         return [self.views.index(view) for view in views]
 
     def input_spec(self):
@@ -70,7 +71,7 @@ class Views:
     def stack(self, images):
         """For each view a list of (indices in the batch, tensor), one for each image size.
 
-        A tensor is (n, 3, H, W), or for ten crops (10 n, 3, H, W).
+        A tensor is (n, 3, H, W), with ten crops (10 n, 3, H, W).
         """
         return [_by_size([image[v] for image in images]) for v in range(len(self.views))]
 
