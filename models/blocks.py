@@ -1,7 +1,7 @@
-"""What the nets share: convolution, batch norm by replica, shortcut, block, whole net, init.
+"""What the nets share: convolution, initialisation, shortcut, block, whole net.
 
 Port of the parts that models/resnet.lua, models/preresnet.lua and models/resnext.lua have in
-common, and of batch norm under nn.DataParallelTable. Differs from the Lua on purpose:
+common. Differs from the Lua on purpose:
 
 - The head is a global average pooling, so a net takes images of any size. At 224 and 32 pixels this
   equals the Lua's Avg(7) and Avg(8).
@@ -73,7 +73,7 @@ class StridedIdentity(nn.Module):
 
 
 def check_word(what, word, words):
-    """InputError for a word that is none of `words`, which would else act as one of these."""
+    """InputError for a word that is none of `words`; unchecked, it would act as one of them."""
     if word not in words:
         raise InputError(f"invalid {what}: {word}; it is one of {', '.join(words)}")
 

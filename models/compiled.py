@@ -9,8 +9,8 @@ import torch
 
 from runtime.errors import InputError
 
-# What torch says of itself while it compiles, on stderr: {logger: how the line begins}. Our steps
-# change nothing of it, and other lines of these loggers are printed.
+# Lines that torch prints on stderr while it compiles, and that no user can act on: {logger: how the
+# line begins}. All other lines of these loggers are printed.
 NOISE = {
     "torch._dynamo.variables.ctx_manager": "Profiler record function ",
     "torch.utils.cpp_extension": "No CUDA runtime is found",
@@ -20,7 +20,7 @@ NOISE = {
 def compiled(model, device):
     """The model under torch.compile. The first batch of each size compiles it for that size.
 
-    InputError if there is no compiler for what it writes: C++ for the CPU, C for Triton on CUDA.
+    InputError without a compiler for the generated code: C++ on the CPU, C (for Triton) on CUDA.
     """
     if device.type == "cpu":
         _need("C++", "on the CPU", "CXX", ["clang++" if sys.platform == "darwin" else "g++"])
@@ -32,7 +32,7 @@ def compiled(model, device):
 
 
 def _need(language, place, variable, usual):
-    """InputError unless one of the `usual` compilers, or that of a variable, is there."""
+    """InputError unless the compiler that a variable names, or else a `usual` one, is installed."""
     named = os.environ.get(variable)
     wanted = [named] if named else usual
     if not any(map(shutil.which, wanted)):
@@ -43,14 +43,14 @@ def _need(language, place, variable, usual):
 
 
 def _leave_out(name, beginning):
-    """Drop a logger's lines that begin so; a second call changes nothing."""
+    """Drop the lines of a logger that begin in one way; a second call changes nothing."""
     logger = logging.getLogger(name)
     if not any(isinstance(known, _Without) for known in logger.filters):
         logger.addFilter(_Without(beginning))
 
 
 class _Without(logging.Filter):
-    """Passes all lines but those with a beginning."""
+    """Passes all lines except those that begin in one way."""
 
     def __init__(self, beginning):
         super().__init__()

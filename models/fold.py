@@ -18,17 +18,17 @@ from models.slices import set_slices
 def folded(model, dtype=None):
     """A copy of `model` in evaluation mode, for inference only; it keeps attributes and methods.
 
-    A net that torch.fx cannot trace, such as one whose control flow depends on values, is copied
-    without folding. `dtype`, such as torch.bfloat16, is for the weights of convolutions and linear
-    layers; run the net under autocast then, which casts their inputs to it.
+    A net that torch.fx cannot trace, for example because its control flow depends on values, is
+    copied without folding. `dtype`, such as torch.bfloat16, is for the weights of convolutions and
+    linear layers; run the net under autocast then, which casts their inputs to it.
     """
     model = _as_form_c(model).eval().requires_grad_(False)
     set_slices(model, None)
     for names in pairs(model):
         conv, norm = map(model.get_submodule, names)
         own = conv.weight.dtype  # folded in float64, then rounded
-        folded = fuse_conv_bn_eval(conv.double(), norm.double()).to(own)
-        for name, module in zip(names, (folded, nn.Identity())):
+        fused = fuse_conv_bn_eval(conv.double(), norm.double()).to(own)
+        for name, module in zip(names, (fused, nn.Identity())):
             model.set_submodule(name, module)
     for module in model.modules():
         if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear):

@@ -1,4 +1,4 @@
-"""-freeze N: holds the stem and the first N stages of a net still while the rest is trained.
+"""-freeze N: the stem and the first N stages of a net stay as they are while the rest is trained.
 
 Their parameters need no gradient, so autograd keeps none of their activations, and the optimizer
 has no state for them. Their batch norms are in evaluation mode: they normalise by the running
@@ -12,9 +12,9 @@ from runtime.terminal import note
 def freeze(model, count, recomputes=False):
     """Freeze the stem and the first `count` stages; 0 freezes nothing.
 
-    With all stages, the batch norm of a pre-activated net after the last stage is frozen too, so
-    that only the classifier is trained. InputError if the net has fewer stages, or with all of them
-    if it `recomputes` its batch norms (-recomputeBN), of which none is left.
+    With all stages, the batch norm after the last stage of a pre-activated net is frozen too, so
+    that only the classifier is trained. InputError if the net has fewer stages, or if all are
+    frozen although batch norms are to be re-estimated (`recomputes`, -recomputeBN).
     """
     if not count:
         return
@@ -32,7 +32,7 @@ def freeze(model, count, recomputes=False):
 
 
 def held(model, count):
-    """The names of the parts of a net that -freeze `count` holds still."""
+    """The names of the parts of a net that -freeze `count` freezes."""
     if not count:
         return ()
     stages = model.stages

@@ -66,7 +66,7 @@ def setup(opt, model, checkpoint, classes, device):
     if opt.backend == "cunn":
         note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     set_backend(opt.cudnn, opt.precision)
-    # channels_last is at least as fast for every net of ours, on the CPU up to 1.7 times as fast
+    # channels_last is at least as fast for all our nets, and up to 1.7 times as fast on the CPU
     dtype = Precision(opt.precision, device).dtype
     return model.to(device, dtype, memory_format=torch.channels_last)
 
@@ -93,7 +93,8 @@ def load(source, device="cpu", classifier=True):
 def load_file(source, classifier=True):
     """A net from a file, with its weights, class names and input spec.
 
-    classifier: whether it needs one; if not, a net of another program may have one output of zeros.
+    classifier: whether the file must have one; if not, a net of another program that has none gets
+    one output of zeros.
 
     The net is built on the meta device and then uses the file's tensors themselves. So only tensors
     that share memory are copied, and a configuration that claims more weights than the file has
@@ -118,7 +119,7 @@ def load_file(source, classifier=True):
 
 
 def _check_fits(model, state):
-    """Raise InputError for the first entry that does not fit the net, or that is missing."""
+    """InputError for the first entry that does not fit the net or is missing."""
     config, own = model.config, model.state_dict()
     net = f"{config['net']} of depth {config.get('depth')} with shortcut {config.get('shortcut')}"
     for name, tensor in state.items():
@@ -135,7 +136,7 @@ def _check_fits(model, state):
 def _match_classes(model, opt, checkpoint, classes, count):
     """InputError if the net's outputs are not those of the data's classes.
 
-    A test takes them by name, in any order and with others between.
+    A test finds the classes by name, in any order and among others.
     """
     outputs, names = model.fc.out_features, []
     is_old = opt.retrain != "none" and not opt.resetClassifier
@@ -151,7 +152,7 @@ def _match_classes(model, opt, checkpoint, classes, count):
         _check_same_classes(names, classes)
     if outputs != count:
         found = f"the model has {outputs} classes, the data {len(classes)}"
-        # In order, the outputs of a tested net are other classes, and so are those with names
+        # More outputs than classes may stay, except in a test or if names show another order
         may_keep = not opt.testOnly and not set(names) & set(classes) or checkpoint is not None
         keep = (
             f"; to leave it so, -nClasses {outputs}" if may_keep and outputs >= len(classes) else ""
@@ -184,7 +185,7 @@ def _check_same_classes(saved, found):
 
 
 def _check_order(names, classes, source):
-    """InputError if an output stands for one class of the data and bears the name of another."""
+    """InputError if an output stands for one class of the data but has the name of another."""
     places = {name: k for k, name in enumerate(names)}
     for k, name in enumerate(classes):
         if places.get(name, k) != k:
@@ -219,7 +220,7 @@ def pack(model):
         "model": model.state_dict(),
         "config": model.config,
         "classes": model.classes,
-        "preprocessing": model.input_spec,  # the name in all files so far
+        "preprocessing": model.input_spec,  # its name in existing files
     }
 
 

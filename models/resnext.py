@@ -129,7 +129,7 @@ def aggregated(config, preactivation=False):
 
 def create(opt, classes, net=resnext):
     """The net that the options ask for, with the Lua's lines of output."""
-    # a wrong depth or block is refused before anything is printed
+    # refuse a wrong depth or block before anything is printed
     depths.stages(net.__name__, opt.stem, opt.depth, opt.bottleneckType)
     say(DEPLOYING[opt.bottleneckType])
     model = net(

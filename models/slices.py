@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-# From how many slices on equal ones are normalised together, by device: a GPU then starts few
-# kernels for any number of them. On a CPU that takes 1.3 to 1.8 times as long as slice by slice.
+# The fewest slices that are normalised together, by device. A GPU then starts few kernels for any
+# number of slices. A CPU would take 1.3 to 1.8 times as long as slice by slice.
 TOGETHER = {"cuda": 4}
 
 
