@@ -29,7 +29,7 @@ Options:"""
 _SHARED = (
     *("data", "manualSeed", "nGPU", "nProcs", "backend", "cudnn", "gen", "precision", "nThreads"),
     *("skipCorrupt", "testOnly", "resume", "saveEvery", "keep", "tensorboard", "progress"),
-    *("momentum", "weightDecay", "retrain", "resetClassifier", "optnet"),
+    *("momentum", "weightDecay", "retrain", "resetClassifier", "optnet", "printEvery"),
 )
 DATASETS = ("coco", "digits")
 SIDES = range(LONGEST + 1)  # 0: the recipe's
@@ -133,12 +133,7 @@ def parse(argv):
 
 def settle(given, checkpoint=None):
     """The options of a run, read-only, in layers as in opts.settle."""
-    if "retrain" in given:
-        given = {**given, "retrain": regular_files.model_file(given["retrain"])}
-    if given.get("save") == "none":
-        raise InputError(
-            "-save none is reserved; to save to a folder called none, give -save ./none"
-        )
+    given = opts.with_places(given)
     default, saved = options.defaults(OPTIONS), opts.saved_options(checkpoint, OPTIONS)
     known = Options(given=given, checkpoint=saved, default=default)
     recipe = {
@@ -188,16 +183,17 @@ def _check_shares(opt):
 
 
 def _check_retrain(opt):
-    if opt.retrain != "none" and not opt.retrain.startswith("torchvision:"):
+    if opt.retrain == "none":
+        raise InputError("give the classifier to start from: -retrain model_best.pth")
+    if not opt.retrain.startswith("torchvision:"):
         regular_files.check_input(opt.retrain, " (-retrain)")
 
 
 def check_options(opt):
     """Refuse what cannot work together."""
-    _check_retrain(opt)
+    if "checkpoint" not in opt.layers:
+        _check_retrain(opt)
     _check_shares(opt)
-    if opt.retrain == "none" and "checkpoint" not in opt.layers:
-        raise InputError("give the classifier to start from: -retrain model_best.pth")
     if opt.momentum == 0:
         raise InputError("-momentum 0: a run without momentum cannot be resumed; give e.g. 0.9")
     if opt.regions < 4:
@@ -255,7 +251,7 @@ def run(start, argv, end):
             **{"seed": opt.manualSeed, "momentum": opt.momentum, "decay": opt.weightDecay},
             precision=opt.precision,
             data=dataloader.fingerprints([*(s.loader for s in streams[-1:]), val_loader]),
-            reporter=Reporter(Clock(last, every, val_loader.size())),
+            reporter=Reporter(Clock(last, every, val_loader.size()), opt.printEvery),
             interrupts=Interrupts(opt.saveEvery, opt.save, command, end),
         )
         if opt.testOnly:

@@ -30,7 +30,7 @@ Options:"""
 # options that mean the same as in opts.py
 _SHARED = (
     *("data", "dataset", "classOrder", "nProcs", "cudnn", "gen", "precision"),
-    *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
+    *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress", "printEvery"),
 )
 LENGTHS = range(LONGEST + 1)
 

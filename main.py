@@ -74,13 +74,14 @@ def run(start, argv, end):
 
         # The trainer handles the training loop and evaluation on validation set
         clock = Clock(opt.nEpochs, train_loader.size(), val_loader.size())
+        reporter = Reporter(clock, opt.printEvery)
         interrupts = Interrupts(opt.saveEvery, opt.save, opts.resume_command(argv, opt.save), end)
         trainer = train.setup(
             opt,
             model,
             device,
             data=dataloader.fingerprints(loaders),
-            reporter=Reporter(clock),
+            reporter=reporter,
             interrupts=interrupts,
         )
         resume(trainer, checkpoint, opt)
@@ -105,7 +106,10 @@ def run(start, argv, end):
         if device.type == "cuda":
             advise_on_cuda(opt)
         folder.begin(opt, checkpoint, model, device)
-        first = checkpoint["epoch"] + 1 if checkpoint else opt.epochNumber
+        first = opt.epochNumber
+        if checkpoint:
+            first = checkpoint["epoch"] + 1
+            train.note_rise(opt, first, checkpoint.get("log", []))
         epochs = range(first, opt.nEpochs + 1)
         train_epochs(epochs, trainer, lambda epoch: train_loader, test, line, folder)
         best1, best5 = folder.best
@@ -163,10 +167,13 @@ def train_epochs(epochs, trainer, loader, test, line, folder):
     """
     import models
     from parallel import group
-    from runtime.terminal import say
+    from runtime.terminal import note, say
 
     model, interrupts = trainer.model, trainer.interrupts
     interrupts.save = lambda final: folder.save_inside(models.pack(model), trainer.state(), final)
+    if not epochs:
+        done = f"{epochs.start - 1} epochs are done"
+        note(f"=> {done}, the last one is to be epoch {epochs.stop - 1}: nothing is left to train")
     with interrupts:
         group.barrier()  # from here on every process handles signals
         for epoch in epochs:

@@ -68,6 +68,7 @@ OPTIONS = (
     ("keep",            0,             whole,   0,    "Keep the files of the last N epochs (0: all)"),
     ("tensorboard",     False,         boolean, None, "Also write the log for TensorBoard"),
     ("progress",        "auto",        str,     ("auto", "lines"), "auto: show the time left on a terminal"),
+    ("printEvery",      1,             whole,   1,    "Print every so many iterations, and the last"),
     # ---------- Optimization options ----------
     ("LR",              0.1,           real,    0,    "initial learning rate"),
     ("warmup",          0,             whole,   0,    "Epochs at a tenth of the rate before the recipe's"),
@@ -111,11 +112,13 @@ LIKE = {"preresnet": "resnet"}  # all others: resnext
 OF_RESNEXT = {"cardinality", "baseWidth", "bottleneckType"}
 # Options that a resumed run does not take from its checkpoint
 OF_A_START = {
-    *("gen", "nThreads", "nProcs", "save", "resume", "progress", "testOnly", "epochNumber"),
-    *("retrain", "optimState", "resetClassifier", "backend", "shareGradInput"),
+    *("gen", "nThreads", "nProcs", "save", "resume", "progress", "printEvery", "testOnly"),
+    *("epochNumber", "retrain", "optimState", "resetClassifier", "backend", "shareGradInput"),
 }
 # Of these, the ones that the command that resumes a run leaves out
 NOT_AGAIN = {"save", "resume", "testOnly", "epochNumber", "retrain", "optimState", "resetClassifier"}
+# Files of a run that stand for its folder
+OF_A_RUN = ("latest.pth", "model_best.pth", "inside_epoch.pth", "log.jsonl", "latest.t7")
 # What a net's configuration says, under the names of the options
 OF_THE_NET = {
     **{"depth": "depth", "cardinality": "cardinality", "base_width": "baseWidth"},
@@ -176,13 +179,8 @@ def settle(given, checkpoint=None, config=None):
     before what is given. The recipe is that of the net and the dataset; -netType chooses another.
     """
     facts = {option: config[key] for key, option in OF_THE_NET.items() if config and key in config}
-    if "retrain" in given:
-        given = {**given, "retrain": regular_files.model_file(given["retrain"])}
+    given = with_places(given)
     given = {name: value for name, value in given.items() if value or name not in BLANK}
-    if given.get("save") == "none":
-        raise InputError(
-            "-save none is reserved; to save to a folder called none, give -save ./none"
-        )
     saved, default = saved_options(checkpoint), options.defaults(OPTIONS)
     known = Options(net=facts, given=given, checkpoint=saved, default=default)
     net = known.netType or (config["net"] if config else "")
@@ -203,6 +201,24 @@ def settle(given, checkpoint=None, config=None):
         "save": known.save if known.resume == "none" else known.resume,
     }
     return Options(net=facts, given=given, checkpoint=saved, recipe=derived, default=default)
+
+
+def with_places(given):
+    """The given options, with a run's best model for its folder, and its folder for its files."""
+    given, resumed = dict(given), given.get("resume", "none")
+    if given.get("save") == "none":
+        raise InputError(
+            "-save none is reserved; to save to a folder called none, give -save ./none"
+        )
+    if "retrain" in given:
+        given["retrain"] = regular_files.model_file(given["retrain"])
+    folder, name = os.path.split(resumed)
+    if name in OF_A_RUN and not os.path.isdir(resumed):
+        given["resume"] = folder or "."
+    elif os.path.isfile(resumed):
+        back = "docs/files.md says how to go back to an earlier epoch"
+        raise InputError(f"-resume {resumed} is a file: give its folder, {folder or '.'}; {back}")
+    return given
 
 
 def saved_options(checkpoint, table=OPTIONS):
@@ -249,7 +265,7 @@ def check(opt, data=True):
         raise InputError(f"{first}: no epoch would be trained")
     if not from_file and not resumed and opt.netType in depths.NETS:
         depths.stages(opt.netType, opt.stem, opt.depth)
-    for name in ("retrain", "optimState"):
+    for name in () if resumed else ("retrain", "optimState"):
         path = getattr(opt, name)
         if path != "none" and not path.startswith("torchvision:"):  # formats/ knows these names
             regular_files.check_input(path, f" (-{name})")
@@ -301,6 +317,8 @@ def _unused(opt, config):
     if config.get("bottleneck") == "resnet":
         one_path = "-bottleneckType resnet is ResNet's block, of one path"
         unused |= dict.fromkeys(("cardinality", "baseWidth"), one_path)
+    if opt.dataset == "digits":
+        unused["data"] = "the digits come with scikit-learn"
     if opt.dataset != "imagenet":
         unused["classOrder"] = f"{opt.dataset} has no class folders"
     if opt.stem != "imagenet":

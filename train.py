@@ -25,12 +25,15 @@ from runtime.terminal import note, say
 # options that decide the batches of an epoch and the images of its test
 ORDER = ("batchSize", "manualSeed", "trainCrop", "tenCrop", "testScale", "testCrop", "testPool")
 _OLD = ("batchSize", "manualSeed", "tenCrop", "testScale", "testCrop")  # before it had names
+FEW = 8  # images of a replica slice: fewer make batch norm noisy
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
 ONE_BY_ONE = "-accumulate true"  # comes first where replicas share a process
 
 
 def setup(opt, model, device, **outside):
     """The trainer that the options ask for; `outside`: see Trainer."""
+    if not opt.testOnly:
+        _report_slices(opt)
     return Trainer(
         model,
         criterion(),
@@ -224,6 +227,25 @@ def _outputs(model, input, window):
     if not window:
         return model(input)
     return scores.dense(model.maps(input), model.fc, window).mean(1)
+
+
+def _report_slices(opt):
+    world, sizes = group.world_size(), group.split_sizes(opt.batchSize, opt.nGPU)
+    each = " or ".join(map(str, sorted(set(sizes))))
+    if opt.nGPU > world:
+        processes = f"{world} process{'es' * (world > 1)}"
+        note(f"=> {opt.nGPU} replicas in {processes}, {each} images each")
+    if sizes[-1] < FEW and opt.source("LR") == "recipe":
+        why = f"batch norm over {each} images a replica is noisy, and -LR {opt.LR:g} may diverge"
+        note(f"=> {why}: give a larger -batchSize, a smaller -nGPU or a lower -LR")
+
+
+def note_rise(opt, epoch, log):
+    """Say if the rate of the next epoch is above that of the last line of the log."""
+    before, rate = log[-1].get("rate") if log else None, learning_rate(opt, epoch)
+    if epoch <= opt.nEpochs and type(before) is float and rate > 1.01 * before:
+        cause = f"-nEpochs {opt.nEpochs}, -LR {opt.LR:g} and the schedule"
+        note(f"=> the rate rises from {before:g} to {rate:g} in epoch {epoch}, by {cause}")
 
 
 def criterion():

@@ -3,7 +3,7 @@
 Port of datasets/imagenet-gen.lua. Differs from the Lua: the list is sorted, where the Lua had the
 file system's order; hidden files and folders are left out; an image in the wrong place is an error
 that names the image; names may hold any byte; .pgm, .tif, .tiff, .webp, .avif and .jp2 are images
-too; -testOnly needs no train folder.
+too; -testOnly needs no training images.
 
 torchvision's make_dataset takes 3 to 4 times as long, and its list of tuples 3 times the memory.
 """
@@ -30,7 +30,7 @@ _SYSTEM = {b"__MACOSX", b"@eaDir", b"lost+found", b"$RECYCLE.BIN", b"System Volu
 def classes(opt):
     """Names of the class folders in order. The target of an image is the index of its class here.
 
-    The folders are those of train, or of val for -testOnly without a train folder.
+    The folders are those of train, or of val for -testOnly where train has none.
     """
     folder = _split(opt, _splits(opt)[0])
     names = sorted(name for name, is_folder in _entries(folder) if is_folder)
@@ -82,11 +82,12 @@ def exec(opt, cache_file):
     say(" | finding all validation images")
     val_paths, val_targets = _images(opt, "val", numbers)
     _note_empty(names, val_targets, "validation")
-    train_paths, train_targets = np.zeros(0, "S1"), np.zeros(0, np.int64)
+    train_paths, train_targets = val_paths[:0], val_targets[:0]
     if "train" in _splits(opt):
         say(" | finding all training images")
         train_paths, train_targets = _images(opt, "train", numbers)
-        _note_empty(names, train_targets, "training")
+        if not opt.testOnly:
+            _note_empty(names, train_targets, "training")
     say(f" | saving list of images to {cache_file}")
     info = {
         "signature": np.array(stamp),
@@ -109,7 +110,7 @@ def is_valid(info, facts, opt):
     names = [os.fsencode(name) for name in facts.classes(opt)]
     return info["classes"].tolist() == names and all(
         _is_list(info[f"{split}_paths"], info[f"{split}_targets"], names)
-        and (len(info[f"{split}_paths"]) > 0) == (split in _splits(opt))
+        and (len(info[f"{split}_paths"]) > 0 or _may_be_empty(opt, split))
         for split in ("train", "val")
     )
 
@@ -154,8 +155,13 @@ def _few(names):
 
 def _splits(opt):
     """The splits to list."""
-    alone = opt.testOnly and opt.data and not os.path.isdir(os.path.join(opt.data, "train"))
-    return ("val",) if alone else ("train", "val")
+    train = _split(opt, "train")
+    has_classes = os.path.isdir(train) and any(is_folder for _, is_folder in _entries(train))
+    return ("train", "val") if has_classes or not opt.testOnly else ("val",)
+
+
+def _may_be_empty(opt, split):
+    return opt.testOnly and split == "train"
 
 
 def _split(opt, split):
@@ -198,7 +204,8 @@ def _is_image(name):
 
 def _images(opt, split, numbers):
     """Paths and targets of a split, sorted by path: bytes (N,) and int64 (N,)."""
-    folder, paths, targets, count, others = _split(opt, split), [], [], 0, []
+    folder, count, others = _split(opt, split), 0, []
+    paths, targets = [np.zeros(0, "S1")], [np.zeros(0, np.int64)]
     entries = sorted(_entries(folder))
     for n, (name, is_folder) in enumerate(entries):
         show(f" {count} images in {n} of {len(entries)} folders")
@@ -225,7 +232,7 @@ def _images(opt, split, numbers):
         count = f"{len(others)} file" + "s" * (len(others) > 1)
         left = f"left out {count} without an image ending ({endings}): {_few(others)}"
         note(f"=> {left}; export HEIC and others as JPEG")
-    if not paths:
+    if len(paths) == 1 and not _may_be_empty(opt, split):
         raise InputError(f"no images ({endings}) in {os.fsdecode(folder)!r}: {LAYOUT}")
     return np.concatenate(paths), np.concatenate(targets)
 

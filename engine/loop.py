@@ -115,6 +115,10 @@ class Loop:
         if position is None or position["epoch"] in (None, state.get("epoch")):
             return  # no epoch was interrupted
         epoch, trained, test = position["epoch"], position.get("trained") is True, position["test"]
+        file = state.get("file", "the optimState")
+        if epoch != state.get("epoch", epoch - 1) + 1:
+            fault = f"its position is in epoch {epoch}, but {state['epoch']} epochs are done"
+            raise InputError(f"{file} is no checkpoint of this program: {fault}")
         if position["order"] != self.order or not same_data:
             what = self._changed(position["order"], options) if same_data else "the images"
             if not trained or before[:1] != self.data[:1]:
@@ -122,7 +126,6 @@ class Loop:
                 return
             note(f"=> the test of epoch {epoch} begins again, because {what} changed")
             test = {}
-        file = state.get("file", "the optimState")
         sums = [self.METRICS.restored(each, file) for each in (position["train"], test)]
         self.position = Position(epoch, self.order, *sums, trained)
 
@@ -150,6 +153,9 @@ def run(what, epoch, loader, total, step, queue, report):
         )
         return f"{place} {n} of {size}"
 
+    if total.done > size:
+        place = f"the checkpoint is {total.done} batches into the {what} of epoch {epoch}"
+        raise InputError(f"{place}, which has {size}")
     queue.start(report)
     for n, batch, data_wait in _batches(loader, epoch, total.done, queue, where):
         metrics = type(total)(done=n, seen=batch.count, data_wait=data_wait, odd=batch.odd)

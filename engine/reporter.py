@@ -7,24 +7,23 @@ from runtime.terminal import say
 class Reporter:
     """Prints the metrics of `loop.run` and updates the time left."""
 
-    def __init__(self, clock=None):
-        self.clock = clock or Clock()
+    def __init__(self, clock=None, every=1):
+        """every: iterations from one line to the next; the last of a pass has a line as well."""
+        self.clock, self.every = clock or Clock(), every
 
     def train(self, epoch, size, m):
         """Print a training iteration. Time: since the line before. Data: the wait for the batch.
 
         On a GPU, lines come one iteration late, but their times still add up to the epoch's.
         """
-        say(
-            f" | Epoch: [{epoch}][{m.done}/{size}]    Time {m.seconds:.3f}  Data {m.data_wait:.3f}"
-            f"  Err {m.mean_loss:1.4f}  {m.train_text()}"
-        )
-        self.clock.tick("train", epoch, m.done, m.seconds)
+        self._line("train", "Epoch", epoch, size, m, f"Err {m.mean_loss:1.4f}  {m.train_text()}")
 
     def test(self, epoch, size, m, total):
         """Print a test batch, with the figures of the whole test so far in brackets."""
-        say(
-            f" | Test: [{epoch}][{m.done}/{size}]    Time {m.seconds:.3f}  Data {m.data_wait:.3f}  "
-            f"{m.test_text(total)}"
-        )
-        self.clock.tick("test", epoch, m.done, m.seconds)
+        self._line("test", "Test", epoch, size, m, m.test_text(total))
+
+    def _line(self, split, name, epoch, size, m, text):
+        if m.done % self.every == 0 or m.done == size:
+            times = f"Time {m.seconds:.3f}  Data {m.data_wait:.3f}"
+            say(f" | {name}: [{epoch}][{m.done}/{size}]    {times}  {text}")
+        self.clock.tick(split, epoch, m.done, m.seconds)

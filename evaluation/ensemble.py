@@ -118,7 +118,9 @@ def test(members, loader, opt, precision, predictions=None):
             predictions.add(batch.target, average, several)
         return _count_errors(average, targets[batch.target])
 
-    loop.test(0, loader, total, count_errors, queue, Reporter(Clock(test=loader.size())))
+    loop.test(
+        0, loader, total, count_errors, queue, Reporter(Clock(test=loader.size()), opt.printEvery)
+    )
     counts = [("mean of outputs", total.wrong1, total.wrong5)]
     if several:  # with one output per image both averages rank the classes alike
         counts += [("mean of softmax", total.soft1, total.soft5)]

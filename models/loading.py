@@ -235,6 +235,8 @@ def _save_memory(opt, model):
     if opt.optnet:
         set_recompute(model)
     if opt.shareGradInput:
+        if "resnext" in model.config["net"]:  # as ResNeXt's models/init.lua
+            say("shareGradInput function")
         note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
     if opt.accumulate and opt.nGPU == 1:
         note("accumulate: -nGPU 1 is one replica, whose slice is the whole batch")

@@ -12,14 +12,13 @@ from parallel.signals import Interrupted
 from runtime.command import missing
 from runtime.errors import InputError
 from runtime.memory import lacking
-from runtime.process import leave, open_standard_streams, print_anything, script
+from runtime.process import begin, leave, script
 from runtime.terminal import complain, is_rank_0
 
 
 def guard(main):
     """Call main, then exit with its status."""
-    open_standard_streams()
-    print_anything()
+    begin()
     end_with_parent()
     try:
         launch.check_environment()

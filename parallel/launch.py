@@ -16,7 +16,7 @@ import sys
 import time
 
 from parallel import interface
-from parallel.signals import PARENT, SIGNALS, Copies, announcement, ended_at_once, handle
+from parallel.signals import PARENT, Copies, announcement, ended_at_once, handle
 from runtime import process, terminal
 from runtime.errors import InputError
 from runtime.terminal import complain, note
@@ -153,7 +153,7 @@ def _watch(children, received, folder):
 
 def _saved_and_ended(state):
     """Whether a process ended in order, after a signal and the save."""
-    return state in [128 + signum for signum in SIGNALS]
+    return state in [128 + signum for signum in process.SIGNALS]
 
 
 def _failed(rank, state, received, folder):

@@ -14,13 +14,10 @@ import threading
 import time
 
 from runtime import terminal
-from runtime.process import leave, script
+from runtime.process import SIGNALS, leave, script
 from runtime.terminal import complain, note
 
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
-# Windows has only the first two
-NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
-SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 LONGEST_WAIT = 10  # seconds for one batch after a signal, in one of several processes
 COPY = 0.5  # seconds in which a further SIGINT is a copy of the first
 

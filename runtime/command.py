@@ -9,7 +9,7 @@ import sys
 
 from runtime.errors import InputError
 from runtime.memory import lacking
-from runtime.process import open_standard_streams, print_anything
+from runtime.process import begin
 from runtime.terminal import complain
 
 # packages as they are imported; requirements.txt has their names for pip
@@ -22,8 +22,7 @@ def run(main):
     If the reader of stdout has gone, as in `| head`, the status is 141, as of SIGPIPE.
     """
     name = os.path.basename(sys.argv[0])
-    open_standard_streams()
-    print_anything()
+    begin()
     try:
         with one_sentence(name):
             status = main()

@@ -10,6 +10,9 @@ _HIDDEN = re.compile(
 )
 
 
+MOST = 2000  # characters of a message: a name in it may have any length
+
+
 class InputError(Exception):
     """Bad input. The message is one sentence: what is wrong, where, and what would be right.
 
@@ -19,7 +22,8 @@ class InputError(Exception):
     """
 
     def __str__(self):
-        return visible(super().__str__())
+        text = visible(super().__str__())
+        return text if len(text) <= MOST else f"{text[: MOST // 2]} … {text[-MOST // 2 :]}"
 
 
 def named(error, name):

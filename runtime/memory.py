@@ -25,10 +25,11 @@ LITTLE = 2**29  # bytes: cuDNN's workspaces take up to some hundred MiB
 # what Python, the dynamic linker, PyTorch and oneDNN say where they get no memory
 _SIGNS = re.compile(
     r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc|out of memory"
-    r"|not enough memory|can't start new thread|could not create a (primitive|memory)"
+    r"|not enough memory|could not create a (primitive|memory)"
 )
 # what the system, PyTorch and multiprocessing say at the limit of open files
 _OPEN_FILES = re.compile("[Tt]oo many open files|received 0 items of ancdata")
+_NO_THREAD = "can't start new thread"
 
 
 def keep_freed():
@@ -96,12 +97,15 @@ def lacking(error):
     while error is not None:
         text = str(error)
         if _OPEN_FILES.search(text):
-            return f"too many open files{_most_files()}: raise the limit, or lower -nThreads"
+            return f"too many open files{_most('n')}: raise the limit, or lower -nThreads"
+        if isinstance(error, BlockingIOError) or _NO_THREAD in text and not limit:
+            return f"too many processes or threads{_most('u')}: raise the limit, or lower -nThreads"
         if found := _CUDA.search(text):
             return f"out of memory on the GPU: {found[0]}"
         if (
             isinstance(error, (MemoryError, *strange))
             or _SIGNS.search(text)
+            or _NO_THREAD in text
             or (limit and "can only be initialized once" in text)
         ):
             allowed = f"this process may use {limit / 2**30:.1f} GiB (ulimit -v)"
@@ -110,8 +114,13 @@ def lacking(error):
     return None
 
 
-def _most_files():
-    return f" (ulimit -n {resource.getrlimit(resource.RLIMIT_NOFILE)[0]})" if resource else ""
+def _most(letter):
+    """The limit of open files (n) or of processes and threads (u), as `ulimit` shows it."""
+    if resource is None:
+        return ""
+    kind = {"n": resource.RLIMIT_NOFILE, "u": resource.RLIMIT_NPROC}[letter]
+    limit = resource.getrlimit(kind)[0]
+    return f" (ulimit -{letter} {'unlimited' if limit == resource.RLIM_INFINITY else limit})"
 
 
 def _limit():

@@ -15,6 +15,7 @@ from runtime.terminal import complain, is_rank_0
 
 LONGEST = 1 << 14  # pixels, the side of an image after scaling
 EXACT = 2**53  # a double, the only number of Lua and of JSON, has every whole number up to here
+UNSET = "is a variable of the shell not set?"
 HELP = {"-h", "-help", "--help"}
 
 
@@ -133,6 +134,8 @@ def read_words(argv, table, others=None):
     given = {}
     words = iter(argv)
     for word in words:
+        if not word:
+            raise InputError(f"an argument is empty: {UNSET}")
         if not word.startswith("-"):
             if others is None:
                 raise InputError(f"unexpected word {word!r}: an option starts with a dash (-help)")
@@ -151,6 +154,8 @@ def read_words(argv, table, others=None):
             raise InputError(f"missing argument for option -{name}")
         if kind is str:  # a shell leaves the ~ of -data=~/photos
             text = os.path.expanduser(text)
+        if not text and kind is not series and not isinstance(allowed, tuple):
+            raise InputError(f"the value of -{name} is empty: {UNSET}")
         given[name] = _value(name, text, kind, allowed)
     return given
 

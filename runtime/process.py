@@ -7,6 +7,9 @@ import os
 import signal
 import sys
 
+# Windows has only the first two
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(getattr(signal, name) for name in NAMES if hasattr(signal, name))
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -32,6 +35,21 @@ def spin_briefly():
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for an OpenMP other than GNU's: sleep at once
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
+
+
+def begin():
+    """Prepare the process of a command: its signals and its standard streams."""
+    if os.getpid() == 1:  # of a container: the kernel drops a signal that has no handler
+        for signum in SIGNALS:
+            if signal.getsignal(signum) == signal.SIG_DFL:
+                signal.signal(signum, _end)
+    open_standard_streams()
+    print_anything()
+
+
+def _end(signum, _):
+    os.write(2, f"{script()}: ended by {signal.Signals(signum).name}\n".encode())
+    leave(128 + signum)
 
 
 def open_standard_streams():

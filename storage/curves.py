@@ -14,6 +14,7 @@ LARGEST = 1 << 28  # bytes of a log; one of 100,000 epochs has 30 million
 # Options that do not decide the result, and the seed
 IGNORED = {
     *("manualSeed", "save", "gen", "resume", "nThreads", "nProcs", "saveEvery", "keep", "progress"),
+    "printEvery",
     *("tensorboard", "testOnly", "backend", "cudnn", "shareGradInput", "optnet", "epochNumber"),
     *("accumulate", "stem", "drops"),
 }

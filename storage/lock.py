@@ -29,6 +29,8 @@ def held(folder, seconds, advice="give another -save"):
     owner = os.path.join(folder, "lock.owner")
     # No soft lock, filelock's substitute: it would outlive a killed process on another machine.
     # Not bound to a thread: the writer's thread may release the lock and take a new one.
+    if os.path.islink(path):
+        raise InputError(f"{path} is a link, not a lock: remove it, or {advice}")
     lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
     try:
         lock.acquire(timeout=seconds, poll_interval=0.1)

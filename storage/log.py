@@ -46,6 +46,20 @@ def header(opt, model, device):
     return {**line, "device": device.type, "threads": torch.get_num_threads()}
 
 
+def resumed(header, earlier, done):
+    """The header of a start that resumes after `done` epochs, from the header before.
+
+    "earlier" lists for each older start what differed from the next, and the epochs done by then.
+    """
+    options, before = header["options"], earlier.get("options", {})
+    differ = {name: value for name, value in earlier.items() if header.get(name) != value}
+    differ["options"] = {n: v for n, v in before.items() if options.get(n) != v and n != "resume"}
+    starts = differ.pop("earlier", [])
+    if not differ["options"]:
+        del differ["options"]
+    return {**header, "earlier": [*starts, *([{"epochs": done, **differ}] if differ else [])]}
+
+
 def entry(trainer, scores, best, images):
     """The line of an epoch, without its number.
 

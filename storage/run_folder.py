@@ -43,7 +43,7 @@ class RunFolder:
         self.path = path
         self.writes = writes and group.rank() == 0
         self.best = (math.inf, math.inf)  # (top-1, top-5) error of the best model so far
-        self.lines, self.logged = [], 0  # of log.jsonl, and how many of them are in the file
+        self.lines, self.logged = [], None  # of log.jsonl, and those that are in the file
         self.tensorboard = None
         self.writer = Writer()
         self.saved = "nothing"  # the latest state on disk, in words
@@ -92,9 +92,11 @@ class RunFolder:
             return
         if self.opt.tensorboard:
             self.tensorboard = tensorboard.TensorBoardLog(self.path)
-        self.lines = [log.header(self.opt, model, device)]
-        if checkpoint is not None:
-            self.lines = [*map(curves.named, checkpoint.get("log", []))] or self.lines
+        self.header = log.header(self.opt, model, device)
+        self.lines = [self.header]
+        if checkpoint is not None and checkpoint.get("log"):
+            self.lines = [*map(curves.named, checkpoint["log"])]
+            self.header = log.resumed(self.header, self.lines[0], checkpoint["epoch"])
         try:
             resumed = self.opt.resume
             here = os.path.isdir(resumed) and os.path.samefile(resumed, self.path)
@@ -132,7 +134,9 @@ class RunFolder:
         with contextlib.suppress(OSError, atomic.Damaged):
             if name == "log.jsonl":
                 with regular_files.opened(path) as file:
-                    return _log_bytes(self.lines).startswith(file.read())
+                    # a start that saved nothing more left its header
+                    first = 0 if checkpoint is None else len(file.readline()[:1])
+                    return _log_bytes(self.lines[first:]).startswith(file.read())
             if name == "model_best.pth" and checkpoint is not None:
                 return atomic.digest(path) == checkpoint.get("bestDigest")
         if checkpoint is None:
@@ -211,6 +215,7 @@ class RunFolder:
 
     def _run_state(self):
         """What a checkpoint holds beside the model and the trainer's state."""
+        self.lines = [self.header, *self.lines[1:]]
         state = {"best": self.best, "options": dict(self.opt.values), "log": self.lines}
         return {**state, "agents": self.agents}
 
@@ -242,7 +247,7 @@ class RunFolder:
             return
         self.stack.close()
         self._open()
-        self.logged = 0
+        self.logged = None
         if self.tensorboard:
             self.tensorboard.writer = None  # its next write begins a new file with the whole log
         note(f"=> {self.path} was removed: made again")
@@ -296,10 +301,10 @@ class RunFolder:
         atomic.save(self._file("latest.pth"), latest)
 
     def _write_log(self, lines):
-        if self.logged != len(lines):
+        if self.logged != lines:
             with atomic.replacing(self._file("log.jsonl")) as file:
                 file.write(_log_bytes(lines))
-            self.logged = len(lines)
+            self.logged = lines
         if self.tensorboard:
             self.tensorboard.write(lines)
 
@@ -331,4 +336,7 @@ def _log_bytes(lines):
 
 
 def _cannot_begin(path, error):
-    return InputError(f"unable to create checkpoint directory {path}: {error.strerror or error}")
+    reason = error.strerror or error
+    if not os.path.isdir(path):
+        return InputError(f"unable to create checkpoint directory {path}: {reason}")
+    return InputError(f"cannot save to {path}: {reason}: {error.filename or path}")

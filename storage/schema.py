@@ -91,7 +91,8 @@ def _is_scaler(scaler):
 def _is_log(log):
     if not isinstance(log, list) or not log or not all(isinstance(line, dict) for line in log):
         return False
-    if not is_plain(log):
+    about = log[0].get("options", {}), log[0].get("earlier", [])
+    if not is_plain(log) or not isinstance(about[0], dict) or not isinstance(about[1], list):
         return False
     return all(is_count(line.get("epoch")) for line in log[1:])
 

@@ -313,7 +313,7 @@ def test_names_of_any_bytes_in_the_table(tmp_path, pictures):
     "words, error",
     [
         (["-csv"], "missing argument for option -csv"),
-        (["-csv", ""], "-csv  should end in .csv"),
+        (["-csv", ""], "the value of -csv is empty"),
         (["-csv", "x.txt"], "-csv x.txt should end in .csv"),
         (["--csv", "no/x.csv"], "the folder 'no' does not exist"),
     ],

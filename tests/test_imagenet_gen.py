@@ -288,3 +288,37 @@ def test_another_layout_is_named_with_what_would_be_right(tmp_path, files, split
         assert "-data must hold train/<class>/<image> and val/<class>/<image>" in str(error)
     else:
         assert not message
+
+
+@pytest.mark.parametrize(
+    "train, classes",
+    [
+        ([], ["a", "b"]),  # no train/ at all
+        (["notes.txt"], ["a", "b"]),
+        (["stray.png"], ["a", "b"]),
+        ([".hidden/x.png"], ["a", "b"]),
+        (["a/", "b/", "c/"], ["a", "b", "c"]),
+        (["a/notes.txt", "b/", "c/.x.png"], ["a", "b", "c"]),
+        (["a/x.png", "b/"], ["a", "b"]),
+    ],
+)
+def test_a_test_alone_needs_no_training_images(train, classes, tmp_path):
+    """The class folders of train count where it has any, because their order is the net's."""
+    data, cache = tmp_path / "data", tmp_path / "list.npz"
+    make(data / "val", "a/1.png", "b/2.png")
+    for name in train:
+        (data / "train" / os.path.dirname(name)).mkdir(parents=True, exist_ok=True)
+        if not name.endswith("/"):
+            make(data / "train", name)
+    opt = options(data, test_only=True)
+    info = imagenet_gen.exec(opt, str(cache))
+    assert [name.decode() for name in info["classes"]] == classes
+    assert info["val_targets"].tolist() == [0, 1]
+    assert info["train_paths"].tolist() == [b"a/x.png"] * ("a/x.png" in train)
+    assert imagenet_gen.is_valid(dict(np.load(cache)), imagenet, opt)
+    if "a/x.png" not in train:
+        training = options(data)
+        with pytest.raises((InputError, OSError)):
+            imagenet_gen.exec(training, str(cache))
+        if "b/" in train:
+            assert not imagenet_gen.is_valid(info, imagenet, training)

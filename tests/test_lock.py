@@ -76,3 +76,14 @@ def test_an_unwritable_folder_is_an_error(tmp_path):
     with lock.held(tmp_path, 0), pytest.raises(InputError, match="it just started"):  # noqa: SIM117
         with lock.held(tmp_path, 0):
             pass
+
+
+@pytest.mark.parametrize("target", ["file", "nothing", "/nowhere/at/all", "lock"])
+def test_a_link_is_no_lock(tmp_path, target):
+    """Another run may hold a lock on what the link leads to, or nobody could."""
+    (tmp_path / "file").touch()
+    os.symlink(target, tmp_path / "lock")
+    with pytest.raises(InputError, match="lock is a link, not a lock: remove it"):  # noqa: SIM117
+        with lock.held(tmp_path, 0):
+            pass
+    assert os.readlink(tmp_path / "lock") == target

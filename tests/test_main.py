@@ -16,6 +16,8 @@ from support.runs import NET, ROOT, errors, results, same, start
 import evaluate
 import main
 import models
+import opts
+import train
 from formats import model_files
 from models.resnet import resnet
 from runtime.errors import InputError
@@ -343,3 +345,74 @@ def test_a_net_is_added_by_adding_a_file(cifar, tmp_path):
     out, error = process.communicate(timeout=120)
     error = errors(error)
     assert process.returncode == 0 and "=> Training epoch # 2" in out, error
+
+
+def test_going_on_with_a_repeated_command(run):
+    """Though the file of its -retrain is gone; what changes is said, and the log keeps both."""
+    run(f"{NET} -nEpochs 1 -save old")
+    os.rename("old/model_best.pth", "weights.pth")
+    first = f"{NET} -nEpochs 1 -retrain weights.pth -save run -resume run/latest.pth"
+    run(first)
+    os.remove("weights.pth")
+    line = "=> 1 epochs are done, the last one is to be epoch 1: nothing is left to train"
+    assert line in run(first + " -optimState gone.pth")
+
+    lines = run("-resume run/log.jsonl -nEpochs 2 -LR 0.02 -printEvery 3")
+    assert any("=> the rate rises from 0.01 to 0.02 in epoch 2, by -nEpochs 2" in n for n in lines)
+    shown = [line.split()[2:4] for line in lines if line.startswith((" | Epoch", " | Test"))]
+    assert [place for place, _ in shown] == ["[2][3/5]", "[2][5/5]", "[2][3/3]"]
+    run("-resume run -nEpochs 3 -LR 0.03")
+    with open("run/log.jsonl") as file:
+        header = json.loads(file.readline())
+    assert header["options"]["LR"] == 0.03
+    starts = [(start["epochs"], start["options"]["LR"]) for start in header["earlier"]]
+    assert starts == [(1, 0.01), (2, 0.02)]
+    assert any(line.startswith("=> 3 epochs are done") for line in run("-resume run -nEpochs 1"))
+    assert not any(name.startswith("earlier") for name in os.listdir("run"))
+
+
+def test_a_position_beyond_the_end_is_refused(run):
+    """So is one of an epoch that is not the next."""
+    run(f"{NET} -nEpochs 1 -save run")
+    path = "run/optimState_1.pth"
+    state = atomic.load(path)
+    sums = {"done": 0, "seen": 8, "wrong1": 0, "wrong5": 0, "loss": 0.0}
+    begun = {**state["position"], "epoch": 2, "train": sums, "test": sums, "trained": False}
+    for position, sentence in (
+        ({**begun, "epoch": 3}, "position is in epoch 3, but 1 epochs are done"),
+        ({**begun, "train": {**sums, "done": 6}}, "is 6 batches into the training of epoch 2"),
+        ({**begun, "test": {**sums, "done": 4}, "trained": True}, "is 4 batches into the valid"),
+    ):
+        atomic.save(path, {**state, "position": position})
+        with pytest.raises(InputError, match=sentence):
+            run("-resume run -nEpochs 2")
+
+
+@pytest.mark.parametrize("net, said", [("resnext", 1), ("preresnext", 1), ("resnet", 0)])
+def test_share_grad_input_as_the_lua_prints_it(net, said, capsys):
+    depth = 11 if "resnext" in net else 8
+    words = f"-dataset cifar10 -netType {net} -depth {depth} -cardinality 2 -baseWidth 4"
+    opt = opts.parse(f"{words} -shareGradInput true".split())
+    models.setup(opt, None, None, [*"0123456789"], torch.device("cpu"))
+    assert capsys.readouterr().out.splitlines().count("shareGradInput function") == said
+
+
+@pytest.mark.parametrize(
+    "words, each, few",
+    [
+        ("-nGPU 8 -batchSize 32", "8 replicas in 1 process, 4 images each", True),
+        ("-nGPU 5 -batchSize 32", "5 replicas in 1 process, 6 or 7 images each", True),
+        ("-nGPU 2 -batchSize 32", "2 replicas in 1 process, 16 images each", False),
+        ("-nGPU 8 -batchSize 32 -LR 0.01", "8 replicas in 1 process, 4 images each", False),
+        ("-batchSize 4", None, True),
+        ("-batchSize 8", None, False),
+        ("-batchSize 2 -testOnly true", None, False),
+    ],
+)
+def test_replicas_of_few_images_are_named(words, each, few, capsys):
+    opt = opts.parse(f"-dataset cifar10 -depth 8 {words}".split())
+    net = models.build(opt, 10)
+    train.setup(opt, net, torch.device("cpu"))
+    lines = capsys.readouterr().err.splitlines()
+    assert (each is not None) == any(line == f"=> {each}" for line in lines)
+    assert few == any("may diverge: give a larger -batchSize" in line for line in lines)

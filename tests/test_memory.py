@@ -100,6 +100,20 @@ def test_too_many_open_files(error):
     assert memory.lacking(outer) == memory.lacking(error)
 
 
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("can't start new thread"), BlockingIOError(errno.EAGAIN, "Resource temporarily")],
+    ids=str,
+)
+def test_too_many_processes(error, monkeypatch):
+    """Not a lack of memory, unless that is limited."""
+    monkeypatch.setattr(memory, "_limit", lambda: 0)
+    assert memory.lacking(error).startswith("too many processes or threads (ulimit -u ")
+    monkeypatch.setattr(memory, "_limit", lambda: 1 << 30)
+    if isinstance(error, RuntimeError):
+        assert memory.lacking(error).startswith("out of memory: ")
+
+
 def test_an_image_is_not_broken_because_of_too_many_open_files(tmp_path):
     """-skipCorrupt would leave a good image out."""
     Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")

@@ -18,6 +18,7 @@ import train
 from datasets import prepare_imagenet
 from pretrained import classify, extract_features
 from runtime import options
+from runtime.errors import InputError
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
@@ -332,3 +333,41 @@ def test_warm_up(capsys):
     with pytest.raises(SystemExit):
         opts.parse("-dataset cifar10 -depth 110 -netType resnet -warmup 5 -nEpochs 5".split())
     assert "-warmup 5 should be less than -nEpochs 5" in capsys.readouterr().err
+
+
+PROGRAMS = (opts, detect, evaluate, convert, plot, classify, extract_features)
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.__name__)
+def test_an_empty_value_is_named(program):
+    """As of a variable of the shell that is not set."""
+    table = program.OPTIONS
+    for name, _, kind, allowed, _ in table:
+        if kind in (options.series, options.flag) or isinstance(allowed, tuple):
+            continue
+        for words in ([f"-{name}", ""], [f"--{name}="]):
+            with pytest.raises(InputError, match=f"the value of -{name} is empty"):
+                options.read_words(words, table)
+    with pytest.raises(InputError, match="an argument is empty"):
+        options.read_words([""], table, [])
+
+
+@pytest.mark.parametrize("program", (opts, detect), ids=lambda program: program.__name__)
+def test_the_files_of_a_run_stand_for_its_folder(program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("run")
+    for name in opts.OF_A_RUN:
+        for there in (False, True):
+            for folder in ("run", "."):
+                opt = program.settle({"resume": os.path.join(folder, name)})
+                assert opt.resume == folder and opt.save == folder
+                if there:
+                    os.remove(os.path.join(folder, name))
+                else:
+                    open(os.path.join(folder, name), "w").close()
+    assert program.settle({"resume": "latest.pth"}).resume == "."
+    os.mkdir("latest.pth")  # a strange name of a folder
+    assert program.settle({"resume": "latest.pth"}).resume == "latest.pth"
+    open("run/model_7.pth", "w").close()
+    with pytest.raises(InputError, match="run/model_7.pth is a file: give its folder, run"):
+        program.settle({"resume": "run/model_7.pth"})

@@ -525,3 +525,17 @@ def test_what_only_pytorchs_zip_reader_sees(tmp_path, place, value, word):
     path.write_bytes(changed)
     with pytest.raises(atomic.Damaged, match=word):
         atomic.load(path)
+
+
+def test_what_prevents_the_beginning_is_named(tmp_path):
+    """The folder only where it is the fault, else the file in it."""
+    (tmp_path / "file").touch()
+    for path in (tmp_path / "file", tmp_path / "file" / "run"):
+        with pytest.raises(InputError, match=f"unable to create checkpoint directory {path}: "):
+            RunFolder(str(path)).__enter__()
+    folder = tmp_path / "run"
+    (folder / "lock").mkdir(parents=True)
+    with pytest.raises(
+        InputError, match=f"cannot save to {folder}: Is a directory: {folder}/lock$"
+    ):
+        RunFolder(str(folder)).__enter__()
