@@ -55,7 +55,7 @@ SPLIT = {
         (f"annotations/instances_{s}.json", f"images/{s}", s + "/{}") for s in ("train", "val")
     ],
     "labelme2coco": [
-        (f"{s}.json", "photos", "C:\\Users\\me\\photos\\{}") for s in ("train", "val")
+        (f"{s}.json", "images", "C:\\Users\\me\\photos\\{}") for s in ("train", "val")
     ],
     "COCO": [(f"annotations/instances_{s}2017.json", f"{s}2017", "{}") for s in ("train", "val")],
     "2014": [(f"annotations/instances_{s}2014.json", f"{s}2014", "{}") for s in ("train", "val")],
@@ -108,7 +108,7 @@ def test_a_last_part_that_two_images_share_is_not_taken(whole):
     for image, folder in zip(content["images"], "xy" * 5):
         image["file_name"] = f"/gone/{folder}/1{image['id'] // 2}.png"
     (root / "data" / "a.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="has no file name in its folder: '/gone/x/15.png'"):
+    with pytest.raises(InputError, match="image 10 has an invalid file_name: '/gone/x/15.png'"):
         sources.create(options(data))
 
 

@@ -263,6 +263,8 @@ def test_two_processes_train_the_same_detector(straight, folder):
     one, other = results(folder / "two", 4), results(folder / "processes", 4)
     assert difference(one, other) < 1e-9
     for mine, theirs in zip(one[2], other[2]):
+        classes = [line["test"].pop("classes", {}) for line in (mine, theirs)]
+        assert classes[0] == pytest.approx(classes[1], abs=1e-6)
         assert mine["test"] == pytest.approx(theirs["test"], abs=1e-6)
         assert mine["train"] == pytest.approx(theirs["train"], rel=1e-9)
 
