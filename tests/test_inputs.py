@@ -341,6 +341,7 @@ def test_numbers_that_no_machine_holds(value, capsys):
         "keep",
         "freeze",
         "manualSeed",
+        "printEvery",
     }
     for name, _, kind, _, _ in opts.OPTIONS:
         if kind is whole and not (value == "1e9" and name in harmless):
