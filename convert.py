@@ -69,6 +69,7 @@ def convert(source, target, form=None, classes=None):
     import models
     from formats import model_files
     from runtime.terminal import say
+    from storage import atomic
 
     model = models.load_file(source).eval()
     if form is not None:
@@ -82,7 +83,7 @@ def convert(source, target, form=None, classes=None):
     if export is None:
         model_files.write(target, content)
     else:
-        _write(target, export(target, model, model_files.describe(content)))
+        atomic.write(target, export(target, model, model_files.describe(content)))
     say(f"=> {target}: {_summary(model)}, {os.path.getsize(target) / 1e6:.1f} MB")
     if _of_facebook(source, content["config"]):
         say("   If Facebook released these weights: CC BY-NC 4.0, not for commercial use")
@@ -94,16 +95,6 @@ def _in_form(model, form):
     if model.config.get("bottleneck") not in FORMS:
         raise InputError(f"-form {form} is for the blocks of a ResNeXt; this net has others")
     return forms.converted(model, form).eval()
-
-
-def _write(target, data):
-    from storage import atomic
-
-    try:
-        with atomic.replacing(target) as file:
-            file.write(data)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error.strerror or error}") from None
 
 
 def _example(model):

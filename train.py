@@ -286,8 +286,6 @@ def decay(schedule, epochs, epoch, warmup=0):
     tenth of the rate, as the ResNet paper trains ResNet-110.
     """
     how, where = schedule
-    if epoch <= warmup:
-        return 0.1
     if how == "every":
         drops = (epoch - 1) // where
     elif how == "after":
@@ -297,4 +295,4 @@ def decay(schedule, epochs, epoch, warmup=0):
     else:
         known = "every, after or at"
         raise InputError(f"unknown schedule {how!r} in opts.RECIPES: should be {known}")
-    return math.pow(0.1, drops)
+    return 0.1 if epoch <= warmup else math.pow(0.1, drops)

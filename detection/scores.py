@@ -33,13 +33,11 @@ def results(found, categories):
 def write(path, found, needed):
     """Write COCO's results. If that fails: an InputError if they are `needed`, else a line."""
     try:
-        with atomic.replacing(path) as file:
-            file.write(json.dumps(found).encode())
-    except OSError as error:
-        text = f"cannot write {path}: {error.strerror or error}"
+        atomic.write(path, json.dumps(found).encode())
+    except InputError as error:
         if needed:
-            raise InputError(text) from None
-        note(f"=> {text}")
+            raise
+        note(f"=> {error}")
 
 
 def evaluate(truth, detections, ids=None):

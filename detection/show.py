@@ -146,9 +146,8 @@ def save(path, image):
     buffer = io.BytesIO()
     try:
         image.save(buffer, format=Image.registered_extensions()[path[path.rindex(".") :].lower()])
-        with atomic.replacing(path) as file:
-            file.write(buffer.getvalue())
     except (KeyError, ValueError):
         raise InputError(f"{path} should end in .png or .jpg") from None
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    except OSError as error:  # a side too long for JPEG
+        raise InputError(f"cannot write {path}: {error}") from None
+    atomic.write(path, buffer.getvalue())

@@ -43,7 +43,7 @@ class Loop:
     step_name = ""  # names the epoch's step if the training has several
     rate = 0.0  # of the last iteration
 
-    def __init__(self, model, device, precision="single", order=(), data=(), **outside):
+    def __init__(self, model, device, precision="single", order=None, data=(), **outside):
         """order: what decides the batches of an epoch. data: dataloader.fingerprints.
 
         outside: the `reporter` and the `interrupts` of the run, if there is one.
@@ -144,14 +144,10 @@ def run(what, epoch, loader, total, step, queue, report):
     and prints them. InputError if no image could be read.
     """
     size, test = loader.size(), what == "validation"
+    unit = "batch" if test else "iteration"
 
     def where(n):
-        place = (
-            f"in the test of epoch {epoch} after batch"
-            if test
-            else f"in epoch {epoch} after iteration"
-        )
-        return f"{place} {n} of {size}"
+        return f"in {'the test of ' * test}epoch {epoch} after {unit} {n} of {size}"
 
     if total.done > size:
         place = f"the checkpoint is {total.done} batches into the {what} of epoch {epoch}"

@@ -17,9 +17,8 @@ from parallel.signals import Interrupts
 from runtime.errors import InputError, shown
 from storage import schema
 
-LAG = (
-    1  # iterations in flight on a GPU; one is enough, because queuing one is faster than running it
-)
+# Iterations in flight on a GPU. One is enough, because queuing it is faster than running it.
+LAG = 1
 
 
 @dataclasses.dataclass

@@ -78,6 +78,15 @@ def save(path, value):
             raise
 
 
+def write(path, data):
+    """Write bytes for a user, atomically; InputError if that fails."""
+    try:
+        with replacing(path) as file:
+            file.write(data)
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+
+
 def copy(source, target):
     """Copy a file with an atomic write."""
     with replacing(target) as file, regular_files.opened(source) as original:

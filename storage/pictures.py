@@ -60,11 +60,7 @@ def drawing(path, size, style=()):
         picture = _picture(figure, path)
     for warning in caught[:1]:  # one for each character that the font does not have
         note(f"=> {path}: {warning.message}")
-    try:
-        with atomic.replacing(path) as file:
-            file.write(picture)
-    except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+    atomic.write(path, picture)
 
 
 def _figure(size):

@@ -377,8 +377,9 @@ def test_out_of_memory_is_one_sentence():
         assert words in str(stop.value)
 
 
+@pytest.mark.parametrize("warmup", [0, 3])
 @pytest.mark.parametrize("word", ["cosine", "At", "", "step"])
-def test_an_unknown_schedule_is_refused(word):
+def test_an_unknown_schedule_is_refused(word, warmup):
     """Before the run writes a file: in the first epoch, the trainer's folder is begun."""
     with pytest.raises(InputError, match=f"unknown schedule '{word}' .* every, after or at"):
-        small(drops=(word, (1, 2)))
+        small(drops=(word, (1, 2)), warmup=warmup)

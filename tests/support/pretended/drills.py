@@ -28,7 +28,7 @@ NETS = {
     "resnext_A": lambda: resnext(11, 2, 4, 10, "cifar", "B", "resnext_A"),
     "preresnext": lambda: preresnext(11, 2, 4, 10, "cifar", "C"),
 }
-LOOP = "-netType resnet -dataset cifar10 -depth 8 -batchSize 4 -nGPU 2 -LR 0.01 -precision "
+LOOP = "-netType resnet -dataset cifar10 -depth 8 -LR 0.01 "
 
 
 @pytest.fixture
@@ -53,9 +53,10 @@ def images():
     return info
 
 
-def run(precision, device):
-    """A trainer and the loaders of both splits."""
-    opt = opts.parse(f"{LOOP}{precision}".split())
+def run(precision, device, replicas=2):
+    """A trainer and the loaders of both splits; two images a replica."""
+    words = f"-precision {precision} -nGPU {replicas} -batchSize {2 * replicas}"
+    opt = opts.parse((LOOP + words).split())
     torch.manual_seed(1)
     dtype = torch.float64 if precision == "double" else torch.float32
     model = resnet(8, 10, "cifar", "A").to(device, dtype, memory_format=LAYOUT)
@@ -93,10 +94,11 @@ def test_a_second_wait_is_found(waits):
     assert waits("curious") == train.size()
 
 
-def test_what_the_cpu_trains_and_tests():
+@pytest.mark.parametrize("replicas", [2, 4])  # from 4 on, a GPU normalises slices together
+def test_what_the_cpu_trains_and_tests(replicas):
     numbers = []
     for device in (GPU, CPU):
-        trainer, train, val = run("double", device)
+        trainer, train, val = run("double", device, replicas)
         done, tested = trainer.train(1, train), trainer.test(1, val)
         numbers.append([done.top1, done.mean_loss, tested.top1, tested.top5])
         numbers.append([*trainer.model.state_dict().values()])
@@ -146,7 +148,7 @@ def test_no_memory_as_cudnn_says_it(precision, capsys):
 def test_photos(photos):
     """Workers, pinned memory and a stream of its own: the batches are the CPU's."""
     opt = opts.parse(["-data", photos, "-batchSize", "5", "-nThreads", "2"])
-    written = gpu.library().pretended_overwritten()
+    written = gpu.runtime().pretended_overwritten()
     found = []
     for device in (CPU, GPU):
         loaders = dataloader.create(opt, device)
@@ -155,7 +157,7 @@ def test_photos(photos):
     for one, other in zip(*found):
         assert torch.equal(one.input, other.input.cpu())
         assert torch.equal(one.target, other.target.cpu())
-    assert gpu.library().pretended_overwritten() == written
+    assert gpu.runtime().pretended_overwritten() == written
 
 
 @pytest.mark.parametrize("name", NETS)
@@ -179,12 +181,12 @@ def test_nets(name):
 
 
 def test_pinned_memory_that_is_written_during_a_copy_is_found():
-    before = gpu.library().pretended_overwritten()
+    before = gpu.runtime().pretended_overwritten()
     pinned = torch.zeros(1000).pin_memory()
     pinned.to(GPU, non_blocking=True)
     pinned.fill_(1)
     torch.cuda.synchronize()
-    assert gpu.library().pretended_overwritten() == before + 1
+    assert gpu.runtime().pretended_overwritten() == before + 1
 
 
 class Scenes:

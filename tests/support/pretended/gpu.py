@@ -76,7 +76,7 @@ def environment(folder, gpus=1):
     }
 
 
-def library():
+def runtime():
     """The runtime that this process was started with."""
     found = ctypes.CDLL(os.environ["LD_PRELOAD"])
     found.pretended_overwritten.restype = ctypes.c_uint64
@@ -252,13 +252,13 @@ def report():
     """Print every wait with its place."""
     for (kind, place), count in WAITS.most_common(40):
         print(f"{count:6d} waits ({kind}) at {place}", file=sys.stderr)
-    written = library().pretended_overwritten()
+    written = runtime().pretended_overwritten()
     print(f"{written} times pinned memory was written during a copy", file=sys.stderr)
 
 
 def run(words):
     """Run a script, or -m and a module, with its arguments."""
-    library().pretended_on_wait(_callback)
+    runtime().pretended_on_wait(_callback)
     torch.cuda.init()
     script, *sys.argv[1:] = words
     with PretendedGPU():
