@@ -82,7 +82,8 @@ def folder(monkeypatch, tmp_path):
     for place in ("imagenet", "imagenet5k", "photos", "IMAGENET"):
         for split in ("train", "val"):
             (tmp_path / place / split).mkdir(parents=True)
-    (tmp_path / "coco").mkdir()
+    for data in ("coco", "boxes"):
+        (tmp_path / data).mkdir()
     for run in ("checkpoints", "finetuned", "detector", "digits20"):
         (tmp_path / run).mkdir()
         (tmp_path / run / "model_best.pth").touch()
