@@ -121,7 +121,7 @@ def experiment(data=None, folder=None):
     return found
 
 
-@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("count", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_equal_to_one_pass(tmp_path, count):
     """Two epochs, batches that do not divide, slices of one sample, tests in between.
 

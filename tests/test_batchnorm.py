@@ -83,6 +83,7 @@ def test_means_over_slices(cifar, tmp_path, case):
         assert name in expected or int(value) == 0, name  # no batch has been trained on
 
 
+@pytest.mark.slow
 def test_any_number_of_processes(cifar, tmp_path):
     alone = experiment(cifar, tmp_path)
     several = processes.together(3, cifar, str(tmp_path), experiment)

@@ -198,7 +198,7 @@ def test_an_encoding_that_lacks_the_names(tmp_path, pictures):
     assert {line.split(b"\t")[1] for line in lines[1:3]} == {rb"\u732b", b"b\xeate"}
 
 
-@pytest.mark.parametrize("closed", [(1,), (2,)])
+@pytest.mark.parametrize("closed", [(1,), pytest.param((2,), marks=pytest.mark.slow)])
 def test_closed_outputs(tmp_path, pictures, closed):
     """What is for one of them is lost, and not printed on the other."""
     save(tmp_path / "net.pth", 2, ["cat", "dog"])

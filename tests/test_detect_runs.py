@@ -129,7 +129,7 @@ def test_the_shared_net(straight, folder):
     assert set(found[0]["train"]) == {"loss", "objectness", "proposal", "classifier", "box"}
 
 
-@pytest.mark.parametrize("place", (1, 4, 5, 8, 12))  # of the 15 batches of training and test
+@pytest.mark.parametrize("place", (1, 5, 12))  # of the 15 batches of training and test
 def test_stopped_and_resumed(run, straight, folder, place):
     name = f"stopped{place}"
     with pytest.raises(signals.Interrupted) as stop:

@@ -64,6 +64,7 @@ def until(process, beginning):
     raise AssertionError(process.stderr.read())
 
 
+@pytest.mark.slow  # test_metrics.py has the stop of two processes, test_detect_runs.py a run
 def test_stopped_in_two_processes_resumed_in_two(one, cifar, tmp_path):
     """The parent alone is told to stop, as some schedulers do; only the first process speaks."""
     process = start(RUN + " -nProcs 2 -save two", cifar, tmp_path)

@@ -90,6 +90,7 @@ def test_batches_without_optional_packages(absent, photos, cifar, tmp_path):
         np.testing.assert_allclose(full[name], plain[name], rtol=0, atol=close)
 
 
+@pytest.mark.slow
 def test_a_run_without_what_only_unix_has(tmp_path):
     words = "-dataset digits -depth 11 -cardinality 2 -baseWidth 4 -nEpochs 1 -batchSize 64".split()
     folders = ("-save", str(tmp_path / "run"), "-gen", str(tmp_path / "gen"))

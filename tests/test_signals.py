@@ -261,6 +261,7 @@ def stop_and_resume(command, photos, folder, delay, signum=signal.SIGTERM):
 PHOTOS = "-netType resnet -depth 18 -batchSize 4 -trainCrop 64 -LR 0.001 -nGPU 2 -nThreads 2"
 
 
+@pytest.mark.slow
 def test_the_scheduler_signals_the_whole_group(photos, tmp_path, monkeypatch):
     """The workers get the signal, too: nothing of theirs is lost, and they are gone at the end."""
     monkeypatch.chdir(tmp_path)

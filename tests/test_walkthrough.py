@@ -43,7 +43,7 @@ def test_from_trained_weights_to_a_classified_photo(photos, tmp_path):
     (commands,) = blocks("bash")
     output = []
     for line in commands.splitlines():
-        line = line.replace("-nEpochs 15 -LRSteps 11,14", "-nEpochs 1")
+        line = line.replace("-nEpochs 15 -LRSteps 11,14", "-nEpochs 1 -trainCrop 64")
         program, script, *words = line.replace("torchvision:resnet18", "resnet-18.t7").split()
         assert program == "python"
         output.append(run([sys.executable, os.path.join(ROOT, script), *words], tmp_path))
