@@ -48,14 +48,12 @@ LAYOUT = torch.channels_last  # the model's too (models/__init__.py)
 
 
 def create(opt, device):
-    """The loaders of both splits, (train, val)."""
-    train, val = group.rank_0_first(lambda: datasets.create(opt))
+    """The loaders, (train, val), or with -valShare or -fold (train, val, test): create_split."""
+    train, *others = group.rank_0_first(lambda: datasets.create_split(opt))
     both = {"batch_size": opt.batchSize, **settings(opt, device)}
     crops = 10 if opt.tenCrop else 1
-    return (
-        DataLoader(train, device, training=True, **both),
-        DataLoader(val, device, training=False, crops=crops, **both),
-    )
+    loaders = [DataLoader(each, device, training=False, crops=crops, **both) for each in others]
+    return DataLoader(train, device, training=True, **both), *loaders
 
 
 def settings(opt, device):

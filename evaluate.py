@@ -29,8 +29,9 @@ Options:"""
 
 # options that mean the same as in opts.py
 _SHARED = (
-    *("data", "dataset", "classOrder", "nProcs", "cudnn", "gen", "precision"),
-    *("nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress", "printEvery"),
+    *("data", "dataset", "valShare", "fold", "manualSeed", "classOrder", "nProcs", "cudnn"),
+    *("gen", "precision", "nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
+    "printEvery",
 )
 LENGTHS = range(LONGEST + 1)
 
@@ -86,7 +87,7 @@ def main(argv=None):
     nets = [ensemble.load_net(source, precision) for source in opt.models]
 
     trained = as_trained(opt)
-    train, val = group.rank_0_first(lambda: datasets.create(trained))
+    train, val, *_ = group.rank_0_first(lambda: datasets.create_split(trained))
     data = list(datasets.module(opt.dataset).classes(trained))
     names = [classes.outputs(source, net, data) for source, net in zip(opt.models, nets)]
     listed = opt.classes or None
@@ -98,7 +99,7 @@ def main(argv=None):
 
     settings = {
         **{"workers": opt.nThreads, "dtype": precision.dtype, "skip_corrupt": opt.skipCorrupt},
-        **{"seed": 0, "replicas": 1},
+        **{"seed": opt.manualSeed, "replicas": 1},
     }
     views = [ensemble.views(net, val, opt) for net in nets]
     if opt.recomputeBN:
@@ -153,6 +154,7 @@ def as_trained(opt):
 def check_options(opt):
     """Refuse what cannot work together."""
     datasets.module(opt.dataset)
+    opts.check_split(opt)
     if opt.dense and (opt.tenCrop or opt.testScale or opt.testCrop):
         raise InputError("-dense tests whole images: leave out -tenCrop, -testScale and -testCrop")
     if opt.dense and opt.dense[-1] not in LENGTHS:  # the scales ascend
@@ -172,8 +174,11 @@ def _check_outputs(opt):
     tables = [("-predictions", opt.predictions), ("-classErrors", opt.classErrors)]
     files = [(option, path, (".csv",)) for option, path in tables if path]
     files += [("-confusion", path, (".csv", ".png", ".svg")) for path in opt.confusion]
-    splits = ("train", "val") if opt.dataset == "imagenet" else ()
-    images = [os.path.join(opt.data, split) for split in splits]
+    images = []
+    if opt.dataset == "imagenet":
+        from datasets.imagenet_gen import folder_of  # not at the top: it imports NumPy
+
+        images = [os.fsdecode(folder_of(opt, split)) for split in ("train", "val")]
     output_files.check_outputs(files, [*opt.models, opt.classes, *images])
     for path in opt.confusion:
         if not path.lower().endswith(".csv"):

@@ -6,6 +6,7 @@ import sys
 import opts
 from parallel import guard, launch
 from runtime import memory, process
+from runtime.errors import InputError
 
 
 def main(argv=None):
@@ -64,7 +65,8 @@ def run(start, argv, end):
         opts.report(opt, model.config)
 
         # Data loading
-        train_loader, val_loader = loaders = dataloader.create(opt, device)
+        train_loader, val_loader, *test_loader = loaders = dataloader.create(opt, device)
+        report_split(opt, loaders)
         # the size in the model's file, which a new net lacks; training has its own size
         spec = getattr(model, "input_spec", None) if opt.testOnly else None
         own = spec["crop"] if spec else opt.trainCrop
@@ -114,6 +116,8 @@ def run(start, argv, end):
         train_epochs(epochs, trainer, lambda epoch: train_loader, test, line, folder)
         best1, best5 = folder.best
         say(f" * Finished top1: {best1:6.3f}  top5: {best5:6.3f}")
+        for loader in test_loader:
+            test_best(trainer, loader, window, folder)
 
 
 def advise_on_cuda(opt):
@@ -129,10 +133,48 @@ def advise_on_cuda(opt):
         )
 
 
+def report_split(opt, loaders):
+    """Say how many images -valShare or -fold holds out, and what is tested."""
+    import datasets
+    from runtime.terminal import note
+
+    if datasets.holds_out(opt):
+        sizes = [loader.dataset.size() for loader in loaders]
+        rest = f"; {sizes[2]} test images for the best model" if len(sizes) > 2 else ""
+        note(f"=> {sizes[1]} of {sizes[0] + sizes[1]} training images are held out for val{rest}")
+
+
+def test_best(trainer, loader, window, folder):
+    """Test the best model on the test images, which had no part in its choice; print and log it."""
+    import models
+    from parallel import group
+    from runtime.terminal import note, say
+
+    if folder.best[0] > 100:  # no epoch had an error that is a number
+        return
+    model = trainer.model
+    if group.rank() == 0:
+        model.load_state_dict(models.load_file(folder.best_model()).state_dict())
+    group.broadcast([*model.parameters(), *model.buffers()])
+    note(f"=> testing the best model on the {loader.dataset.size()} test images")
+    found = trainer.test(0, loader, window)
+    folder.log_test({"top1": found.top1, "top5": found.top5, "images": found.seen})
+    say(f" * Results top1: {found.top1:6.3f}  top5: {found.top5:6.3f}")
+
+
 def resume(trainer, checkpoint, opt):
     """Load the checkpoint's state into the trainer, or that of -optimState."""
     import checkpoints
+    import datasets
 
+    saved = opt.layers.get("checkpoint", {})
+    if datasets.holds_out(opt) or saved.get("valShare") or saved.get("fold"):
+        before = checkpoint.get("data") if checkpoint else None
+        if before and before[:2] != trainer.data[:2]:
+            raise InputError(
+                "the images, -valShare, -fold or -manualSeed are not those of the checkpoint: val "
+                "would have images that it was trained on; begin a new run in place of -resume"
+            )
     new = ("fc",) if opt.resetClassifier else ()
     state = checkpoint or checkpoints.optim_state(opt.optimState, opt.retrain, new)
     if state:

@@ -17,7 +17,7 @@ from datasets import imagenet
 from models import depths
 from runtime import options, regular_files
 from runtime.errors import InputError, shown
-from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
+from runtime.options import LONGEST, Options, boolean, part, real, series, value_text, whole
 from runtime.terminal import note
 
 HEAD = """Usage: main.py [options]
@@ -49,6 +49,8 @@ OPTIONS = (
     # ---------- Data options ----------
     ("nThreads",        2,             whole,   range(0, 2**12 + 1),    "number of data loading workers"),
     ("skipCorrupt",     False,         boolean, None, "Count and leave out unreadable images"),
+    ("valShare",        0.0,           real,    0,    "Validate on a share of each class's training images (0: no)"),
+    ("fold",            "",            part,    None, "Or validate on one of equal parts of them, such as 3/5"),
     ("classOrder",      "text",        str,     ("text", "number"), "Order of the class folders, as text or as whole numbers"),
     # ---------- Training options ----------
     ("nEpochs",         0,             whole,   0,    "Number of total epochs to run (0: the recipe's)"),
@@ -241,6 +243,7 @@ def check(opt, data=True):
     resumed, from_file = "checkpoint" in opt.layers, opt.retrain != "none"
     if opt.momentum == 0:
         raise InputError("-momentum 0: Nesterov momentum requires a momentum; give e.g. 0.9")
+    check_split(opt)
     if opt.cardinality * opt.baseWidth > WIDEST:
         paths = f"-cardinality {opt.cardinality} paths of -baseWidth {opt.baseWidth} channels"
         raise InputError(f"{paths}: together they should have at most {WIDEST}")
@@ -336,8 +339,17 @@ def recipe(net, dataset, stem):
     raise InputError(f"opts.RECIPES has no line for {net} on {dataset}")
 
 
+def check_split(opt):
+    """Refuse a share of images that cannot be held out."""
+    if opt.valShare >= 1:
+        raise InputError(f"-valShare {opt.valShare}: should be a share below 1, such as 0.2")
+    if opt.valShare and opt.fold:
+        raise InputError("-valShare and -fold both hold images out: leave one out")
+
+
 def check_folder(opt):
     """Refuse a folder that is not laid out as ImageNet's; a test alone needs no train/."""
     if opt.dataset == "imagenet":
-        alone = opt.testOnly and not opt.recomputeBN
-        imagenet.check_folders(opt.data, ("val",) if alone else ("train", "val"))
+        held_out = datasets.holds_out(opt)
+        alone = opt.testOnly and not opt.recomputeBN and not held_out
+        imagenet.check_folders(opt.data, ("val",) if alone else ("train", "val"), held_out)

@@ -22,7 +22,8 @@ RUN  a folder that main.py or detect.py saved to (-save), or its log.jsonl
 
 curves: top-1 error against epoch, train dashed, val solid; of detectors AP50 dashed, AP solid.
 parameters: top-1 error on val, or AP, after the last epoch against the net's parameters. Runs whose
-options and code are equal but for -manualSeed are drawn and printed as mean and standard error.
+options and code are equal but for -manualSeed and -fold are drawn and printed as mean and standard
+error.
 Needs matplotlib: pip install matplotlib
 
 Options:"""
@@ -85,13 +86,15 @@ def table(drawn):
     The line below a curve has the options that differ from other curves'.
     """
     measure = ("val AP %", "highest") if drawn[0].runs[0].detects else ("val top-1 %", "lowest")
+    tested = any(curve.final()[0] == curve.final()[0] for curve in drawn)
+    measure += ("best on test",) * tested
     rows, below = [("", "runs", "epochs", "parameters", *measure)], [""]
     for curve in drawn:
         count, epochs = curve.runs[0].parameters, curve.mean("val")[0]
         error = "{:.2f} +- {:.2f}" if len(curve.runs) > 1 else "{:.2f}"
         numbers = str(len(curve.runs)), str(epochs[-1]), f"{count:,}" if count else "not logged"
-        errors = [error.format(*pair) for pair in (curve.last(), curve.best())]
-        rows.append((cut(curve.label, LONGEST), *numbers, *errors))
+        errors = [error.format(*pair) for pair in (curve.last(), curve.best(), curve.final())]
+        rows.append((cut(curve.label, LONGEST), *numbers, *errors[: len(measure)]))
         below.append(f"\n    {cut(curve.differing, 1000)}" if curve.differing else "")
     first, *widths = (max(map(len, column)) for column in zip(*rows))
     lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows]

@@ -32,3 +32,31 @@ def create(opt):
 
     info, dataset = cache.info(opt), module(opt.dataset)
     return dataset.create(info, opt, "train"), dataset.create(info, opt, "val")
+
+
+def holds_out(opt):
+    """Whether the val images are a part of the training images."""
+    return bool(opt.valShare or opt.fold)
+
+
+def create_split(opt):
+    """(train, val); with -valShare or -fold (train, val, test), or without test if there is none.
+
+    Then val is a part of the training images, and test what is val otherwise.
+    """
+    train, val = create(opt)
+    if not holds_out(opt):
+        return train, val
+    import numpy as np
+
+    from datasets.draws import held_out
+
+    labels = next((getattr(train, n) for n in ("targets", "labels") if hasattr(train, n)), None)
+    if labels is None or not hasattr(train, "subset"):
+        needed = "its splits need `subset` and `targets` (datasets/README.md)"
+        raise InputError(f"-dataset {opt.dataset} cannot hold images out: {needed}")
+    held = held_out(np.asarray(labels), opt.valShare, opt.fold, opt.manualSeed)
+    if not held.any() or held.all():
+        raise InputError(f"too few images to hold some out: {train.size()} in all")
+    parts = [train.subset(np.flatnonzero(h), s) for h, s in ((~held, "train"), (held, "val"))]
+    return (*parts, val) if val.size() else tuple(parts)

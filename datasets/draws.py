@@ -12,6 +12,7 @@ import numpy as np
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 _ORDER = -1  # the "index" of the stream that shuffles the epoch; images count from 0
+_NO_EPOCH = -1  # the "epoch" of what stays the same all the run
 
 
 def _mix(z):
@@ -87,3 +88,24 @@ def permutation(seed, epoch, size):
         steps = (np.arange(size, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
         keys = _mix_array(np.uint64(stream) + steps)
     return np.argsort(keys, kind="stable")
+
+
+def held_out(targets, share, fold, seed):
+    """Which images a run holds out of its training images: bool (N,).
+
+    targets (N,): their classes. share: of each class, at least one image of two or more. fold, if
+    it is not empty, takes the place of the share: "3/5" is the third of five equal parts. A
+    function of these alone, so any machine and any number of processes hold out the same images.
+    """
+    order = permutation(seed, _NO_EPOCH, len(targets))
+    order = order[np.argsort(targets[order], kind="stable")]  # shuffled within each class
+    place, counts = np.arange(len(order)), np.bincount(targets)
+    if fold:
+        part, parts = map(int, fold.split("/"))
+        chosen = place % parts == part - 1
+    else:
+        place -= np.repeat(np.cumsum(counts) - counts, counts)  # within the class
+        chosen = place < np.repeat(np.clip(np.rint(share * counts), 1, counts - 1), counts)
+    held = np.zeros(len(order), bool)
+    held[order[chosen]] = True
+    return held

@@ -11,6 +11,7 @@ import zlib
 
 import numpy as np
 
+from datasets import imagenet_gen
 from datasets import transforms as t
 from datasets.image import decoding, optional, turbojpeg
 from runtime.terminal import note
@@ -34,15 +35,25 @@ class ImageFolder:
         if split not in ("train", "val"):
             raise ValueError(f"invalid split: {split}")
         self.opt, self.split, self.mean, self.std = opt, split, mean, std
-        self.folder = os.fsencode(os.path.join(opt.data, split))
+        self.folder = imagenet_gen.folder_of(opt, split)
         # arrays, not lists: forked workers share their pages, while reference counts copy a list's
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
-        # which images were checked and found whole, in memory that forked workers share
-        self.checked = np.frombuffer(mmap.mmap(-1, max(1, len(self.targets))), np.uint8)
-        self.odd = []  # sentences about damaged files with intact pixels; BatchReader empties it
+        self._begin()
         if split == "train":  # once a run, because both splits are always made
             for line in optional.missing():
                 note(line)
+
+    def _begin(self):
+        # which images were checked and found whole, in memory that forked workers share
+        self.checked = np.frombuffer(mmap.mmap(-1, max(1, len(self.targets))), np.uint8)
+        self.odd = []  # sentences about damaged files with intact pixels; BatchReader empties it
+
+    def subset(self, indices, split):
+        """These images alone, with the transform of `split`."""
+        part = copy.copy(self)
+        part.split, part.paths, part.targets = split, self.paths[indices], self.targets[indices]
+        part._begin()
+        return part
 
     def get(self, i):
         """Image i as float32 (3, H, W) in 0..1, and its class from 0; InputError if unreadable."""

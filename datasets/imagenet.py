@@ -32,8 +32,12 @@ _ALIKE = {
 }
 
 
-def check_folders(data, splits):
-    """InputError unless the data folder has these splits; it says what is there instead."""
+def check_folders(data, splits, holds_out=False):
+    """InputError unless the data folder has these splits; it says what is there instead.
+
+    holds_out: val images are held out of the training images, so train/ alone will do, or one
+    folder of classes.
+    """
     held = "must hold train/<class>/<image> and val/<class>/<image>"
     if not os.path.isdir(data):
         raise InputError(f"missing ImageNet data directory {data!r}: give -data DIR; it {held}")
@@ -41,21 +45,25 @@ def check_folders(data, splits):
         path = os.path.join(data, split)
         if not os.path.isdir(path):
             missing = f"ImageNet missing `{split}` directory: {path}; -data {held}"
-            raise InputError(f"{missing}: {_instead(data, split)}")
+            instead, is_layout = _instead(data, split)
+            if not (holds_out and is_layout):
+                raise InputError(f"{missing}: {instead}")
 
 
 def _instead(data, split):
-    """What a data folder has in place of a split, and what would be right."""
+    """What a data folder has in place of a split and what would be right; whether -valShare is."""
     found = []
     with contextlib.suppress(OSError):
         found = sorted(entry.name for entry in os.scandir(data) if entry.is_dir())
     for name in found:
         if name.lower() in _ALIKE[split]:
-            return f"rename {os.path.join(data, name)} to {split}"
+            return f"rename {os.path.join(data, name)} to {split}", False
     for folder in (os.path.dirname(os.path.abspath(data)), *(os.path.join(data, f) for f in found)):
         if os.path.isdir(os.path.join(folder, split)):
-            return f"-data {folder} has it"
+            return f"-data {folder} has it", False
     if split == "val" and "train" in found:
-        return "docs/data.md has the lines that move a fifth of train/ there"
+        return "or give -valShare 0.2, which holds out a fifth of train/", True
     few = ", ".join(map(repr, found[:3])) + ", ..." * (len(found) > 3)
-    return f"it has {few or 'no folders'}"
+    if not found or "val" in found:
+        return f"it has {few or 'no folders'}", False
+    return f"it has {few}; if these are the classes, give -valShare 0.2 to hold out a fifth", True

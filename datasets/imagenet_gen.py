@@ -32,7 +32,7 @@ def classes(opt):
 
     The folders are those of train, or of val for -testOnly where train has none.
     """
-    folder = _split(opt, _splits(opt)[0])
+    folder = folder_of(opt, _splits(opt)[0])
     names = sorted(name for name, is_folder in _entries(folder) if is_folder)
     if not names:
         raise InputError(f"no class folders in {os.fsdecode(folder)!r}: {LAYOUT}")
@@ -58,7 +58,7 @@ def signature(opt):
     """
     digest, count = hashlib.sha256(), 0
     for split in _splits(opt):
-        folder = _split(opt, split)
+        folder = folder_of(opt, split)
         for name, is_folder in sorted(_entries(folder)):
             if is_folder:
                 path = os.path.join(folder, name)
@@ -79,24 +79,21 @@ def exec(opt, cache_file):
     say("=> Generating list of images")
     names = classes(opt)
     numbers = {name: number for number, name in enumerate(names)}
-    say(" | finding all validation images")
-    val_paths, val_targets = _images(opt, "val", numbers)
-    _note_empty(names, val_targets, "validation")
-    train_paths, train_targets = val_paths[:0], val_targets[:0]
-    if "train" in _splits(opt):
-        say(" | finding all training images")
-        train_paths, train_targets = _images(opt, "train", numbers)
-        if not opt.testOnly:
-            _note_empty(names, train_targets, "training")
+    found = {}
+    for split, kind in (("val", "validation"), ("train", "training")):
+        found[split] = np.zeros(0, "S1"), np.zeros(0, np.int64)
+        if split in _splits(opt):
+            say(f" | finding all {kind} images")
+            found[split] = _images(opt, split, numbers)
+            if not _may_be_empty(opt, split):
+                _note_empty(names, found[split][1], kind)
     say(f" | saving list of images to {cache_file}")
     info = {
         "signature": np.array(stamp),
         "classes": np.array([os.fsencode(name) for name in names]),
-        "train_paths": train_paths,
-        "train_targets": train_targets,
-        "val_paths": val_paths,
-        "val_targets": val_targets,
     }
+    for split, (paths, targets) in found.items():
+        info |= {f"{split}_paths": paths, f"{split}_targets": targets}
     with atomic.replacing(cache_file) as file:
         np.savez(file, **info)  # 40 bytes an image; compressing takes as long as the search
     return info
@@ -110,7 +107,11 @@ def is_valid(info, facts, opt):
     names = [os.fsencode(name) for name in facts.classes(opt)]
     return info["classes"].tolist() == names and all(
         _is_list(info[f"{split}_paths"], info[f"{split}_targets"], names)
-        and (len(info[f"{split}_paths"]) > 0 or _may_be_empty(opt, split))
+        and (
+            len(info[f"{split}_paths"]) > 0
+            or _may_be_empty(opt, split)
+            or split not in _splits(opt)
+        )
         for split in ("train", "val")
     )
 
@@ -154,8 +155,10 @@ def _few(names):
 
 
 def _splits(opt):
-    """The splits to list."""
-    train = _split(opt, "train")
+    """The splits to list. Where there is no val, -valShare or -fold makes it of train."""
+    train, val = (folder_of(opt, split) for split in ("train", "val"))
+    if not os.path.isdir(val):
+        return ("train",)
     has_classes = os.path.isdir(train) and any(is_folder for _, is_folder in _entries(train))
     return ("train", "val") if has_classes or not opt.testOnly else ("val",)
 
@@ -164,9 +167,14 @@ def _may_be_empty(opt, split):
     return opt.testOnly and split == "train"
 
 
-def _split(opt, split):
-    """The path of a split, as bytes: file names need not be valid text."""
-    return os.fsencode(os.path.join(opt.data, split))
+def folder_of(opt, split):
+    """The path of a split, as bytes: file names need not be valid text.
+
+    A folder without train/ and val/ is one folder of classes, of training images.
+    """
+    paths = {name: os.path.join(opt.data, name) for name in ("train", "val")}
+    flat = split == "train" and not any(map(os.path.isdir, paths.values()))
+    return os.fsencode(opt.data if flat else paths[split])
 
 
 def _entries(folder):
@@ -204,7 +212,7 @@ def _is_image(name):
 
 def _images(opt, split, numbers):
     """Paths and targets of a split, sorted by path: bytes (N,) and int64 (N,)."""
-    folder, count, others = _split(opt, split), 0, []
+    folder, count, others = folder_of(opt, split), 0, []
     paths, targets = [np.zeros(0, "S1")], [np.zeros(0, np.int64)]
     entries = sorted(_entries(folder))
     for n, (name, is_folder) in enumerate(entries):

@@ -6,6 +6,7 @@ from 0, and a whole batch of images can be augmented at once, on any device.
 
 import copy
 import functools
+import zlib
 
 import numpy as np
 import torch
@@ -60,6 +61,18 @@ class Images:
         self.images = torch.from_numpy(info[f"{split}_images"])  # uint8 (N, 3, H, W)
         self.labels = torch.from_numpy(info[f"{split}_labels"])  # int64 (N,)
         self.mean, self.std, self.padding, self.mirror = mean, std, padding, mirror
+        self.chosen = 0  # of a subset, a checksum of the indices
+
+    def subset(self, indices, split):
+        """These images alone, with the transform of `split`."""
+        part = copy.copy(self)
+        part.split, part.images, part.labels = split, self.images[indices], self.labels[indices]
+        part.chosen = zlib.crc32(indices)
+        return part
+
+    def fingerprint(self):
+        """The number of images; of a subset, a checksum of which they are."""
+        return self.chosen or self.size()
 
     def get(self, i):
         """Image i, float32 (3, H, W) in 0..255, and its target."""

@@ -4,6 +4,7 @@ Every command has a table of options. Imports nothing heavy, so that -help and a
 at once. An error in the options is one sentence, and exit status 2.
 """
 
+import contextlib
 import difflib
 import math
 import os
@@ -48,6 +49,14 @@ def series(text):
     return steps
 
 
+def part(text):
+    """One of two equal parts or more: 3/5."""
+    which, parts = map(whole, text.split("/"))
+    if not 1 <= which <= parts or parts < 2:
+        raise ValueError
+    return f"{which}/{parts}"
+
+
 def flag():
     """The kind of an option that takes no word: it is true where it is given."""
 
@@ -57,6 +66,7 @@ WANTED = {
     real: "a number",
     boolean: "true or false",
     series: "ascending numbers such as 150,225",
+    part: "one of equal parts, such as 3/5",
 }
 
 
@@ -191,6 +201,10 @@ def fits(name, value, table):
     if kind is series:
         return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
     if type(value) is not type(default):
+        return False
+    if kind is part and value:
+        with contextlib.suppress(ValueError):
+            return part(value) == value
         return False
     if isinstance(allowed, (tuple, range)):
         return value in allowed

@@ -11,10 +11,10 @@ from runtime.options import EXACT, value_text
 from runtime.terminal import note
 
 LARGEST = 1 << 28  # bytes of a log; one of 100,000 epochs has 30 million
-# Options that do not decide the result, and the seed
+# Options that do not decide the result, and those over which a mean is taken
 IGNORED = {
-    *("manualSeed", "save", "gen", "resume", "nThreads", "nProcs", "saveEvery", "keep", "progress"),
-    "printEvery",
+    *("manualSeed", "fold", "save", "gen", "resume", "nThreads", "nProcs", "saveEvery", "keep"),
+    *("progress", "printEvery"),
     *("tensorboard", "testOnly", "backend", "cudnn", "shareGradInput", "optnet", "epochNumber"),
     *("accumulate", "stem", "drops"),
 }
@@ -37,16 +37,17 @@ class Run(NamedTuple):
     size: str  # 29 8x64d
     name: str  # ResNeXt-29 8x64d
     options: dict  # what decides the result, as text: {"-netType": "resnet", "-LR": "0.1", ...}
-    seed: str
+    seed: str  # and the fold
     code: tuple
     parameters: int | None
     detects: bool
     train: dict  # {epoch: error}
     val: dict
+    final: float  # the best model's error on the test images of -valShare or -fold; else NaN
 
 
 class Curve(NamedTuple):
-    """Runs whose net, options and code are equal: their mean over the seeds."""
+    """Runs whose net, options and code are equal: their mean over the seeds and folds."""
 
     runs: list
     label: str  # the net's name, and what tells it from other curves of that name
@@ -69,6 +70,10 @@ class Curve(NamedTuple):
         best = max if self.runs[0].detects else min
         known = ([e for e in run.val.values() if e == e] for run in self.runs)
         return _mean_and_error([best(errors, default=math.nan) for errors in known])
+
+    def final(self):
+        """(mean, standard error) of the best models' errors on the test images."""
+        return _mean_and_error([run.final for run in self.runs])
 
 
 def _mean_and_error(values):
@@ -94,6 +99,8 @@ def read_log(path):
     if lines and not lines[-1]:
         note(f"=> {file}: its last line is cut short and left out")
         lines.pop()
+    final = lines.pop()["final"] if lines and "final" in lines[-1] else {}
+    final = _percent(final.get("top1")) if isinstance(final, dict) else None
     if not isinstance(header.get("options"), dict):
         raise InputError(f"{foreign}: its first line holds no options")
     train, val = {}, {}
@@ -117,9 +124,11 @@ def read_log(path):
     if header.get("changed"):  # the log does not say how: only copies of a run have equal code
         code += train[min(train)], val[min(val)]
     detects = any("top1" not in line["test"] for line in lines)
-    count, seed = header.get("parameters"), shown(header["options"].get("manualSeed"))
+    seed = " ".join(shown(header["options"].get(name)) for name in ("manualSeed", "fold"))
+    count = header.get("parameters")
     count = count if type(count) is int and 0 < count <= EXACT else None
-    return Run(path, data, *_names(options), options, seed, code, count, detects, train, val)
+    final = math.nan if final is None else final
+    return Run(path, data, *_names(options), options, seed, code, count, detects, train, val, final)
 
 
 def _parse(text):
@@ -201,7 +210,7 @@ def group(runs):
         if other is not run:  # one is a copy of the other, or goes on from it elsewhere
             short, long = sorted((run, other), key=lambda one: (max(one.val), one is other))
             seeds[run.seed] = long
-            reason = f"its options, -manualSeed and code are those of {long.path}"
+            reason = f"its options, -manualSeed, -fold and code are those of {long.path}"
             note(f"=> {short.path} is left out as the same run: {reason}")
     groups = [list(seeds.values()) for seeds in groups.values()]
     firsts = [members[0] for members in groups]

@@ -136,7 +136,8 @@ class RunFolder:
                 with regular_files.opened(path) as file:
                     # a start that saved nothing more left its header
                     first = 0 if checkpoint is None else len(file.readline()[:1])
-                    return _log_bytes(self.lines[first:]).startswith(file.read())
+                    found = re.sub(rb'\{"final".*\n\Z', b"", file.read())
+                    return _log_bytes(self.lines[first:]).startswith(found)
             if name == "model_best.pth" and checkpoint is not None:
                 return atomic.digest(path) == checkpoint.get("bestDigest")
         if checkpoint is None:
@@ -212,6 +213,22 @@ class RunFolder:
             self.save_inside(content, state)
             self.wait()
             group.barrier()
+
+    def best_model(self):
+        """The path of the best model; InputError if it is not on disk."""
+        if self.unsaved_best:
+            self._raise_unsaved("the best model")
+        return self._file("model_best.pth")
+
+    def log_test(self, scores):
+        """Add the test of the best model to the log, as its last line."""
+        if not self.writes:
+            return
+        try:
+            with atomic.replacing(self._file("log.jsonl")) as file:
+                file.write(_log_bytes([*self.lines, {"final": scores}]))
+        except OSError as error:
+            self.failure = error.strerror or str(error)
 
     def _run_state(self):
         """What a checkpoint holds beside the model and the trainer's state."""

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 
 import datasets
+import opts
 from datasets import cache, cifar10_gen, in_memory
+from datasets.draws import held_out
 from runtime.errors import InputError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -264,3 +266,39 @@ def test_a_preparation_that_saves_nothing(package):
     opt = types.SimpleNamespace(dataset="idle", data="", gen=str(package / "gen"))
     with pytest.raises(RuntimeError, match="datasets.idle_gen.exec left no .npz"):
         datasets.create(opt)
+
+
+SPLITS = [("digits", "-valShare 0.1"), ("cifar10", "-fold 2/3"), ("imagenet", "-valShare 0.3")]
+
+
+@pytest.mark.parametrize("dataset, words", SPLITS)
+def test_held_out_images_are_those_of_train_with_the_test_transform(
+    dataset, words, cifar, photos, tmp_path
+):
+    data = {"digits": "", "cifar10": cifar, "imagenet": photos}[dataset]
+    words = f"-dataset {dataset} -depth {18 if dataset == 'imagenet' else 20} {words}".split()
+    opt = opts.parse([*words, *(["-data", data] if data else []), "-gen", str(tmp_path)])
+    whole, test = datasets.create(opt)
+    train, val, again = datasets.create_split(opt)
+    labels = np.asarray(getattr(whole, "targets", getattr(whole, "labels", None)))
+    held = np.flatnonzero(held_out(labels, opt.valShare, opt.fold, opt.manualSeed))
+    rest = np.setdiff1d(np.arange(whole.size()), held)
+    assert again.size() == test.size() and val.input_spec() == test.input_spec()
+    for part, indices in ((train, rest), (val, held)):
+        assert part.size() == len(indices)
+        for i in (0, len(indices) - 1):
+            image, target = part.get(i)
+            theirs, label = whole.get(indices[i])
+            assert np.array_equal(image, theirs) and target == label
+    ours, theirs = (s.transform()(whole.get(held[0])[0], None) for s in (val, test))
+    assert np.array_equal(ours, theirs)
+    other = datasets.create_split(opt.replaced(manualSeed=1))
+    assert other[0].fingerprint() != train.fingerprint() != whole.fingerprint()
+    assert other[1].fingerprint() != val.fingerprint()
+
+
+def test_a_dataset_of_ones_own_that_cannot_hold_images_out(opt, monkeypatch):
+    monkeypatch.delattr(in_memory.Images, "subset")
+    ours = types.SimpleNamespace(**vars(opt), valShare=0.1, fold="", manualSeed=0)
+    with pytest.raises(InputError, match="-dataset cifar10 cannot hold images out: .*`subset`"):
+        datasets.create_split(ours)

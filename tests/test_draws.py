@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets import draws
-from datasets.draws import Draws, permutation, table
+from datasets.draws import Draws, held_out, permutation, table
 
 
 def test_the_hash_is_splitmix64():
@@ -62,3 +62,30 @@ def test_distributions():
     orders = [tuple(one.randperm(3)) for _ in range(6000)]
     assert min(orders.count(order) for order in set(orders)) > 1000 - 6 * np.sqrt(6000 * 5 / 36)
     assert len(set(orders)) == 6
+
+
+@pytest.mark.parametrize("share", [0.01, 0.1, 0.25, 0.5, 0.99])
+def test_a_share_of_each_class_is_held_out(share):
+    counts = [1, 2, 3, 10, 500, 0, 77]
+    targets = np.random.default_rng(0).permutation(np.repeat(np.arange(7), counts))
+    held = held_out(targets, share, "", 3)
+    for number, count in enumerate(counts):
+        wanted = min(max(1, round(share * count)), count - 1) if count else 0
+        assert (held & (targets == number)).sum() == wanted
+    assert (held == held_out(targets, share, "", 3)).all()
+    assert (held != held_out(targets, share, "", 4)).any()
+
+
+def test_the_held_out_images_are_a_random_part_of_their_class():
+    targets = np.zeros(1000, np.int64)
+    times = sum(held_out(targets, 0.2, "", seed).astype(int) for seed in range(400))
+    assert abs(times.mean() - 80) < 1e-9 and abs(times.std() - 8) < 1  # binomial: sqrt(400 * .16)
+
+
+@pytest.mark.parametrize("parts", [2, 3, 5, 10])
+def test_folds_hold_each_image_out_once(parts):
+    targets = np.random.default_rng(1).integers(0, 6, 137)
+    folds = np.array([held_out(targets, 0, f"{k}/{parts}", 0) for k in range(1, parts + 1)])
+    assert (folds.sum(0) == 1).all() and np.ptp(folds.sum(1)) <= 1
+    for number in range(6):
+        assert np.ptp(folds[:, targets == number].sum(1)) <= 1

@@ -187,8 +187,7 @@ def test_the_signature_follows_the_folders(tmp_path):
 @pytest.mark.parametrize(
     "files, message",
     [
-        ([], "cannot list '.*/train': No such file"),
-        (["train/a/1.png"], "cannot list '.*/val': No such file"),
+        ([], "cannot list '.*/data': No such file"),
         (["train/a/1.png", "val/readme"], "no images .*in .*val'"),
         (["train/a/readme", "val/a/1.png"], "no images .*in .*train'"),
         (["train/readme", "val/a/1.png"], "no class folders in .*train'"),
@@ -271,9 +270,14 @@ def test_classes_without_images_are_noted(tmp_path, capsys, extra, kind):
         ("photos/train/a photos/val/a", "train val", "-data DIR/photos has it"),
         ("photos/train/a photos/val/a", "val", "-data DIR/photos has it"),
         ("../train/a ../val/a a/b", "train val", "-data .* has it"),
-        ("train/a", "train val", "docs/data.md has the lines that move a fifth of train/ there"),
-        ("cat/a dog/a", "train val", "it has 'cat', 'dog'$"),
-        ("a/a b/a c/a d/a", "train val", "it has 'a', 'b', 'c', ...$"),
+        ("train/a", "train val", "-valShare 0.2, which holds out a fifth of train/$"),
+        (
+            "cat/a dog/a",
+            "train val",
+            "it has 'cat', 'dog'; if these are the classes, give -valShare",
+        ),
+        ("a/a b/a c/a d/a", "train val", "it has 'a', 'b', 'c', ...; if these are"),
+        ("val/a", "train val", "it has 'val'$"),
         ("", "train val", "it has no folders$"),
     ],
 )
@@ -322,3 +326,31 @@ def test_a_test_alone_needs_no_training_images(train, classes, tmp_path):
             imagenet_gen.exec(training, str(cache))
         if "b/" in train:
             assert not imagenet_gen.is_valid(info, imagenet, training)
+
+
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        ("train/a val/a", ""),
+        ("train/a", ""),
+        ("cat dog", ""),
+        ("train/a test/a", "rename DIR/test to val"),
+        ("training/a", "rename DIR/training to train"),
+        ("photos/train/a photos/val/a", "-data DIR/photos has it"),
+        ("val/a", "it has 'val'$"),
+        ("", "it has no folders$"),
+    ],
+)
+def test_layouts_of_which_images_can_be_held_out(tmp_path, files, message):
+    data = tmp_path / "up" / "data"
+    data.mkdir(parents=True)
+    make(data, *(f"{name}/1.png" for name in files.split()))
+    if message:
+        with pytest.raises(InputError, match=message.replace("DIR", re.escape(str(data)))):
+            imagenet.check_folders(str(data), ["train", "val"], True)
+        return
+    imagenet.check_folders(str(data), ["train", "val"], True)
+    info = index(data, tmp_path / "list.npz")
+    assert imagenet_gen.is_valid(info, imagenet, options(data))
+    assert len(info["train_paths"]) == len(info["classes"])
+    assert len(info["val_paths"]) == files.count("val")

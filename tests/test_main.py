@@ -78,6 +78,40 @@ def test_a_resumed_run_is_the_straight_run(run):
     same(results("straight", 4), results("stopped", 4))
 
 
+def test_the_best_model_of_the_held_out_images_is_tested_once_at_the_end(run):
+    """Bit for bit over a resume, whatever the threads; the test is that of -testOnly."""
+    words = NET + " -LRSteps 2,3 -nGPU 2 -valShare 0.3 "
+    straight = run(words + "-nEpochs 3 -save straight -nThreads 2")
+    run(words + "-nEpochs 3 -save stopped -nThreads 0")
+    for name in ("model_3.pth", "optimState_3.pth", "latest.pth"):
+        os.remove(os.path.join("stopped", name))
+    lines = run("-dataset cifar10 -resume stopped")
+    one, other = results("straight", 3), results("stopped", 3)
+    assert one[2].pop() == other[2].pop() == {"final": {"images": 21, **score(straight[-1])}}
+    same(one, other)
+    assert lines[-1] == straight[-1] and "=> testing the best model on the 21 test images" in lines
+    again = "-dataset cifar10 -testOnly true -retrain straight/model_best.pth"
+    assert run(again)[-1] == straight[-1]
+    best = min(line["test"]["top1"] for line in one[2])
+    assert score(run(again + " -valShare 0.3")[-1])["top1"] == pytest.approx(best, abs=1e-3)
+    # a finished run has its test measured again and nothing moved
+    before = sorted(os.listdir("straight"))
+    assert run("-dataset cifar10 -resume straight")[-1] == straight[-1]
+    assert sorted(os.listdir("straight")) == before
+    for changed in ("-valShare 0", "-valShare 0.2", "-manualSeed 4", "-valShare 0 -fold 1/3"):
+        with pytest.raises(InputError, match="not those of the checkpoint: val would have images"):
+            run(f"-dataset cifar10 -resume straight -nEpochs 4 {changed}")
+
+
+def score(line):
+    """The errors in the last line of a test."""
+    top1, top5 = re.fullmatch(r" \* Results top1: +([\d.]+)  top5: +([\d.]+)", line).groups()
+    return {
+        "top1": pytest.approx(float(top1), abs=6e-4),
+        "top5": pytest.approx(float(top5), abs=6e-4),
+    }
+
+
 def test_the_best_error_survives_a_resume(run):
     run(NET + " -nEpochs 1")
     state = atomic.load("checkpoints/optimState_1.pth")

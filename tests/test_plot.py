@@ -26,7 +26,7 @@ WORDS = "-dataset cifar10 -depth 29 -cardinality 8 -baseWidth 64 -nEpochs 4"
 def log(tmp_path):
     """log(name, options, val errors...) writes a log in today's form; returns its folder."""
 
-    def write(name, words, *val, parameters=1000, train=None, first=None, lists=False):
+    def write(name, words, *val, parameters=1000, train=None, first=None, lists=False, final=None):
         (tmp_path / name).mkdir()
         opt = dict(opts.parse(f"{WORDS} {words} -save {name}".split()).values)
         lines = [first or {"options": opt, "parameters": parameters}]
@@ -36,6 +36,7 @@ def log(tmp_path):
             if lists:  # as earlier versions wrote them
                 line = {"train": [ours, 1.0, 0.1], "test": [error, 1.0]}
             lines.append({"epoch": epoch, **line})
+        lines += [{"final": {"top1": final, "top5": 0.0, "images": 9}}] if final else []
         text = "".join(json.dumps(line) + "\n" for line in lines)
         (tmp_path / name / "log.jsonl").write_text(text)
         return str(tmp_path / name)
@@ -51,6 +52,21 @@ def draw(how, drawn):
     axes = Figure().subplots()
     how(axes, drawn)
     return axes
+
+
+def test_folds_become_their_mean_and_the_best_models_test_a_column(log):
+    finals = [9.0, 10.0, 14.0]
+    folds = [
+        log(f"{k}", f"-fold {k}/3", 20.0, 8.0 + k, final=final) for k, final in enumerate(finals, 1)
+    ]
+    [curve] = together(*folds)
+    error = math.sqrt(np.var(finals, ddof=1) / 3)
+    assert curve.final() == pytest.approx((11, error)) and curve.last()[0] == 10
+    head, row = plot.table([curve]).splitlines()
+    assert head.endswith("lowest   best on test") and row.endswith(f"11.00 +- {error:.2f}")
+    alone = together(log("alone", "-valShare 0.2", 20.0))
+    assert len(together(*folds, log("share", "-valShare 0.2", 20.0))) == 2
+    assert "test" not in plot.table(alone).splitlines()[0]
 
 
 def test_logs_with_names_and_with_lists_are_read_alike(log):

@@ -31,11 +31,9 @@ def run(words, folder):
 
 
 def test_from_trained_weights_to_a_classified_photo(photos, tmp_path):
-    data = tmp_path / "photos"
-    shutil.copytree(photos, data)
-    for split in ("train", "val"):
-        os.rename(data / split / "plain", data / split / "cat")
-    shutil.copy(data / "val" / "cat" / "0.jpg", data / "val" / "cat" / "7.jpg")
+    data = tmp_path / "photos"  # one folder of classes
+    shutil.copytree(os.path.join(photos, "train"), data)
+    os.rename(data / "plain", data / "cat")
     model = resnet(18)
     model.classes, model.input_spec = None, None
     model_files.write(str(tmp_path / "resnet-18.t7"), models.pack(model))
@@ -48,7 +46,7 @@ def test_from_trained_weights_to_a_classified_photo(photos, tmp_path):
         assert program == "python"
         output.append(run([sys.executable, os.path.join(ROOT, script), *words], tmp_path))
     assert " => Replacing classifier with 2-way classifier" in output[0]
-    assert output[1].startswith("Classes for\tphotos/val/cat/7.jpg\n")
+    assert output[1].startswith("Classes for\tphotos/cat/1.jpg\n")
     assert output[1].count("\n") == 1 + 2 + 1  # two classes
     assert output[2] == "saved features to features.npz\n"
     probability, best = re.search(r"^([\d.]+)\t(.*)$", output[1], re.M).groups()
