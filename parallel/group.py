@@ -149,6 +149,7 @@ def all_gather(value):
     return values
 
 
+@torch.no_grad()
 def broadcast(tensors):
     """Overwrite tensors with those of rank 0, in one collective for each dtype."""
     if world_size() == 1:

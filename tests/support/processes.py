@@ -92,7 +92,7 @@ def data_parallel_table(replicas, n, accumulate):
         found[f"loss{step}"] = group.all_reduce(loss) / n
         found[f"grad{step}"] = torch7.flat([p.grad for p in net.parameters()])[::75]
         found[f"params{step}"] = torch7.flat(net.parameters())[::75]
-    group.broadcast(net.buffers())
+    group.broadcast([*net.parameters(), *net.buffers()])
     norms = torch7.norms(net)
     found["bn_running_mean_gpu1"] = torch.cat([norm.running_mean for norm in norms])
     found["bn_running_var_gpu1"] = torch.cat([norm.running_var for norm in norms])
