@@ -36,6 +36,9 @@ Without options: the paper's tables of sizes, ours beside them.
 Options:"""
 
 
+MOST = 2000  # paths of a net in form A or B, each with up to three layers
+
+
 def _row(depth, c, d, parameters="", flops=""):
     """The table row of a net `c`x`d`d: name, options, and the paper's figures if it gives any.
 
@@ -134,11 +137,24 @@ def build(start):
         opt = opts.settle(start.given, checkpoint, net and net.config)
         opts.check(opt, data=False)
         if net is None:
+            _check_size(opt)
             with torch.device("meta"):
                 return models.build(opt, classes(opt)), opt
         if opt.resetClassifier and not checkpoint:
             models.reset_classifier(net, classes(opt))
         return net.to("meta"), opt
+
+
+def _check_size(opt):
+    """Refuse a net of so many layers that its measurement would take minutes."""
+    from models import depths
+
+    if "resnext" not in opt.netType or opt.bottleneckType not in ("resnext_A", "resnext_B"):
+        return
+    blocks = sum(depths.stages(opt.netType, opt.stem, opt.depth)[1])
+    if blocks * opt.cardinality > MOST:
+        paths = f"{blocks * opt.cardinality:,} paths"
+        raise InputError(f"{paths} take minutes: resnext_C is the same net with the same numbers")
 
 
 def classes(opt):

@@ -206,7 +206,9 @@ def check_options(opt):
         raise InputError("-out is for -testOnly true or -show; training writes detections.json")
     if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):
         raise InputError("-bnData only goes with -recomputeBN N and -dataset coco: leave it out")
-    if opt.dataset == "coco" and not os.path.isdir(opt.data):
+    places = (*(() if opt.testOnly else ("train", "trainImages")), "val", "valImages")
+    elsewhere = all(opt.source(name) not in ("recipe", "default") for name in places)
+    if opt.dataset == "coco" and not os.path.isdir(opt.data) and not elsewhere:
         raise InputError(f"missing data directory {opt.data!r}: give -data DIR, in COCO's layout")
     if opt.out and opt.testOnly:
         places = [opt.val, os.path.join("annotations", f"instances_{opt.val}.json")]

@@ -49,7 +49,7 @@ OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] == "testPool"),
     ("dense",       (),    series,  None, "Test whole images at these scales: 224,256,288,320,352"),
     ("flip",        False, boolean, None, "Test the mirror images as well"),
-    ("classes",     "",    str,          None, "File of class names, one per line: test among these"),
+    ("classes",     "",    str,          None, "Class names, one per line, or a folder of class folders: test among these"),
     ("recomputeBN", 0,     whole,   0,    "Batches to re-estimate batch norm over at first (0: no)"),
     ("predictions", "",    str,          None, "Write each image's five best classes: FILE.csv"),
     ("classErrors", "",    str,          None, "Write the errors by class: FILE.csv"),
@@ -163,7 +163,7 @@ def check_options(opt):
         raise InputError("-tenCrop true includes mirror images: leave out -flip")
     if opt.recomputeBN and opt.batchSize < 2:
         raise InputError("-recomputeBN needs a -batchSize of at least two images")
-    if opt.classes:
+    if opt.classes and not os.path.isdir(opt.classes):
         regular_files.check_input(opt.classes, " (-classes)")
     opts.check_folder(as_trained(opt))
     _check_outputs(opt)

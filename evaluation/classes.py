@@ -21,7 +21,9 @@ LARGEST = 1 << 26  # bytes of a file with class names
 
 
 def read_names(path):
-    """The class names in a file, one per line."""
+    """The class names in a file, one per line, or those of the class folders of a train/."""
+    if os.path.isdir(path):
+        return _folders(path)
     try:
         with io.TextIOWrapper(regular_files.opened(path, LARGEST), "utf-8-sig") as file:
             names = [class_names.normalized(line.strip()) for line in file]
@@ -36,19 +38,20 @@ def read_names(path):
     return names
 
 
+def _folders(path):
+    try:
+        with os.scandir(path) as entries:
+            found = [e.name for e in entries if e.is_dir() and not imagenet_gen.is_hidden(e.name)]
+    except OSError as error:
+        raise InputError(f"cannot list {path}: {error.strerror}") from None
+    if not found:
+        raise InputError(f"{path} has no class folders: give a train/, or a list of class names")
+    return sorted(map(class_names.normalized, found))
+
+
 def of_outputs(path, count):
-    """The names of a model's outputs: from a list, or those of the class folders of train/."""
-    if os.path.isdir(path):
-        try:
-            with os.scandir(path) as entries:
-                folders = [
-                    e.name for e in entries if e.is_dir() and not imagenet_gen.is_hidden(e.name)
-                ]
-        except OSError as error:
-            raise InputError(f"cannot list {path}: {error.strerror}") from None
-        names = sorted(map(class_names.normalized, folders))
-    else:
-        names = read_names(path)
+    """The names of a model's outputs, from a list or a folder."""
+    names = read_names(path)
     if len(names) != count:
         raise InputError(f"-classes {path} has {len(names)} names, but the model {count} outputs")
     return names
@@ -80,10 +83,12 @@ def columns(source, names, tested, listed=None):
         return torch.arange(len(names))
     missing = [name for name in tested if name not in columns]
     if missing:
-        where = f"are not among those of {source}"
+        where, form = f"are not among those of {source}", ""
         if listed:
             where = f"in {listed} are unknown to {source}"
-        raise InputError(f"{len(missing)} classes {where}: the first is {missing[0]}")
+            known = next(name for name in names if name is not None)
+            form = f"; each line should be a name of the model alone, such as {known}"
+        raise InputError(f"{len(missing)} classes {where}: the first is {missing[0]:.80}{form}")
     return torch.tensor([columns[name] for name in tested])
 
 

@@ -281,7 +281,8 @@ def _build(node, state, package):
         fields[field] = made(value) if made else value
     for field, shape in node.shapes.items():
         tensor = state[f"{node.name}.{field}"].detach().to("cpu", dtype).contiguous()
-        assert tensor.shape == shape, f"{node.name}.{field}: {tuple(tensor.shape)}, not {shape}"
+        if tensor.shape != shape:
+            raise InputError(f"{node.name}.{field} is {tuple(tensor.shape)}, should be {shape}")
         fields[field] = tensor
         if not field.startswith("running"):
             fields[f"grad{field.capitalize()}"] = torch.zeros(shape, dtype=dtype)

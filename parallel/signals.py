@@ -14,7 +14,7 @@ import threading
 import time
 
 from runtime import terminal
-from runtime.process import SIGNALS, leave, script
+from runtime.process import SIGNALS, script
 from runtime.terminal import complain, note
 
 PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
@@ -166,9 +166,7 @@ class Interrupts:
                 if speaks:
                     complain(announcement(signum))
             if speaks and seen.count(signal.SIGINT) == 2:
-                terminal.clear()
-                complain(ended_at_once(self.folder))
-                leave(128 + signal.SIGINT)
+                terminal.end(ended_at_once(self.folder), 128 + signal.SIGINT)
         self.read_end.close()
 
     def _end_long_wait(self, signum, came):
@@ -189,8 +187,7 @@ class Interrupts:
                     self.end(error)
             elif time.monotonic() - max(since, came) > LONGEST_WAIT:
                 what = f"no batch came within {LONGEST_WAIT} s after {signal.Signals(signum).name}"
-                complain(f"{script()}: {what}: the run ends{_hint(self.folder)}")
-                leave(1)
+                terminal.end(f"{script()}: {what}: the run ends{_hint(self.folder)}", 1)
 
 
 class Copies:

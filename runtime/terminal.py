@@ -12,7 +12,7 @@ import threading
 import time
 
 from runtime.errors import visible
-from runtime.process import script
+from runtime.process import leave, script
 
 ERASE = "\r\x1b[K"  # go to the start of the line, erase it
 MIN_INTERVAL = 0.1  # seconds between two redraws of the status line by `show`
@@ -69,6 +69,15 @@ def clear():
     if _can_erase(sys.stdout):
         sys.stdout.write(ERASE)
         sys.stdout.flush()
+
+
+def end(text, status):
+    """Print an error as the last thing of this process: no other thread prints after it."""
+    lock = sys.stdout.terminal.lock if isinstance(sys.stdout, _Stream) else contextlib.nullcontext()
+    with lock:
+        show("")
+        complain(text)
+        leave(status)
 
 
 class Output:

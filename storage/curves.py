@@ -10,7 +10,7 @@ from runtime.errors import InputError, shown, visible
 from runtime.options import EXACT, value_text
 from runtime.terminal import note
 
-LARGEST = 1 << 28  # bytes of a log; one of 100,000 epochs has 30 million
+LARGEST = 1 << 25  # bytes of a log; one of 100,000 epochs has 30 million
 # Options that do not decide the result, and those over which a mean is taken
 IGNORED = {
     *("manualSeed", "fold", "save", "gen", "resume", "nThreads", "nProcs", "saveEvery", "keep"),

@@ -211,3 +211,30 @@ def test_lists(tmp_path):
     many = [f"n{k:08d}" for k in range(100_000)]  # ImageNet has 21,841
     path.write_text("\n".join(many))
     assert classes.read_names(path) == many
+
+
+def test_the_classes_of_a_folder(tmp_path):
+    for name in ("b", "a", ".hidden", "__MACOSX"):
+        (tmp_path / "train" / name).mkdir(parents=True)
+    assert classes.read_names(str(tmp_path / "train")) == ["a", "b"]
+    with pytest.raises(InputError, match="a has no class folders: give a train/, or a list"):
+        classes.read_names(str(tmp_path / "train" / "a"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["cat", "dog"]',
+        '{"0": ["n01", "cat"]}',
+        "0,cat\n1,dog",
+        "- cat\n- dog",
+        "0: cat",
+        "n01 cat",
+    ],
+)
+def test_a_list_in_another_form_is_led_on(text, tmp_path):
+    path = tmp_path / "list"
+    path.write_text(text)
+    with pytest.raises(InputError, match="a name of the model alone, such as cat") as caught:
+        classes.columns("a.pth", ["cat", "dog"], classes.read_names(str(path)), str(path))
+    assert text.split("\n")[0] in str(caught.value)

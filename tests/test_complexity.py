@@ -228,3 +228,12 @@ def test_the_sides_are_those_of_the_images(cifar, tmp_path):
         opt = opts.parse(f"-dataset {dataset} -depth 20 -data {cifar} -gen {tmp_path}".split())
         assert datasets.create(opt)[0].images.shape[2:] == (side, side)
         assert complexity.side(opt) == side
+
+
+@pytest.mark.parametrize("form", ["resnext_A", "resnext_B"])
+@pytest.mark.parametrize("net", ["resnext", "preresnext"])
+def test_what_would_take_minutes_is_refused_at_once(net, form, capsys):
+    words = f"-netType {net} -depth 101 -baseWidth 1 -bottleneckType {form} -cardinality"
+    with pytest.raises(SystemExit):
+        complexity.main([*words.split(), "1024"])
+    assert "33,792 paths take minutes: resnext_C is the same net" in capsys.readouterr().err

@@ -229,3 +229,20 @@ def test_batch_norm_is_re_estimated_on_the_classification_data(tmp_path, monkeyp
     mean, std = maps.mean((0, 2, 3)), maps.std((0, 2, 3))
     assert ((net.bn1.running_mean - mean).abs() < 0.1 * std).all()
     assert (net.bn1.running_var.sqrt() / std - 1).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("missing", [None, "train", "trainImages", "val", "valImages"])
+@pytest.mark.parametrize("alone", ["true", "false"])
+def test_no_data_folder_is_asked_for_where_all_paths_are_given(missing, alone, tmp_path, capsys):
+    paths = {"train": "t.json", "trainImages": "t", "val": "v.json", "valImages": "v"}
+    file = tmp_path / "model.pth"
+    file.touch()
+    words = f"-retrain {file} -testOnly {alone}".split()
+    words += [w for n, path in paths.items() if n != missing for w in (f"-{n}", path)]
+    needed = ("val", "valImages") if alone == "true" else paths
+    if missing in needed:
+        with pytest.raises(SystemExit):
+            detect.parse(words)
+        assert "missing data directory 'coco'" in capsys.readouterr().err
+    else:
+        assert detect.parse(words).valImages in ("v", "")

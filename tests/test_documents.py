@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 
+import convert
+import detect
+import evaluate
+import opts
+import plot
+
 ROOT = Path(__file__).parents[1]
 # the examples of datasets/README.md and models/README.md, and what stands for any name
 EXAMPLES = {"plain.py", "stripes.py", "stripes_gen.py", "NAME.py", "NAME_gen.py", "X_gen.py"}
@@ -85,6 +91,13 @@ def test_the_architecture_has_every_file_of_the_program():
         assert {name for name in there if not name.endswith("_gen.py")} == names, folder
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests"}
     assert packages < set(said)
+
+
+@pytest.mark.parametrize("program", [opts, detect, evaluate, convert, plot])
+def test_every_option_stands_on_a_page(program):
+    text = "".join((ROOT / name).read_text(encoding="utf-8") for name in documents())
+    for name, *_ in program.OPTIONS:
+        assert re.search(rf"-{name}(?!\w)", text), name
 
 
 def test_the_way_to_backward():

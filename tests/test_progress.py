@@ -279,3 +279,21 @@ def test_killed_processes_leave_no_last_line(cifar, tmp_path):
     assert process.wait() == 137
     assert not any(row.startswith(" epoch") for row in screen.rows)
     assert any(row.startswith("main.py: process 0 was ended by SIGKILL") for row in screen.rows)
+
+
+def test_nothing_follows_the_last_line(tty, monkeypatch):
+    """After a second Ctrl-C, say: another thread prints and shows until the process has ended."""
+    came, screen, ended = tty(), Screen(40), []
+    with Terminal():
+        show("a status line")
+        thread = threading.Thread(target=lambda: [show(f"status {i}") for i in range(20)])
+
+        def leave(status):
+            thread.start()
+            thread.join(0.2)
+            ended.append((status, screen.feed(came()).rows))
+
+        monkeypatch.setattr(terminal, "leave", leave)
+        terminal.end("main.py: interrupted", 130)
+        thread.join()
+    assert ended == [(130, ["main.py: interrupted", ""])]

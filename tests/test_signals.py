@@ -21,7 +21,8 @@ import train
 from datasets import workers
 from engine import batchnorm, metrics
 from models import fold
-from parallel import signals
+from parallel import guard, signals
+from runtime import command, process
 from runtime.errors import InputError
 from storage import atomic
 
@@ -444,3 +445,24 @@ def test_a_worker_that_starts_after_its_parent_has_ended():
     os.waitpid(parent, 0)
     assert os.read(read, 9) == b""
     os.close(read)
+
+
+@pytest.mark.parametrize("name", [n for n in STATUSES if n != "INT"])
+@pytest.mark.parametrize("begin", [guard.guard, command.run])
+def test_process_1_ends_on_a_signal(name, begin, monkeypatch, capfd):
+    """In a container: the kernel drops what has no handler. A test alone has no other one."""
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    child = os.fork()
+    if not child:
+        signum = getattr(signal, f"SIG{name}")
+        signal.signal(signum, signal.SIG_DFL)
+        begin(lambda: signal.raise_signal(signum) or time.sleep(9))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == STATUSES[name]
+    assert capfd.readouterr().err == f"main.py: ended by SIG{name}\n"
+
+
+def test_what_process_1_ignores_stays_ignored(monkeypatch):
+    monkeypatch.setattr(os, "getpid", lambda: 1)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    process.begin()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
