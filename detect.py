@@ -8,6 +8,7 @@ import re
 import sys
 
 import opts
+from datasets import imagenet
 from main import opened, replicas, train_epochs
 from parallel import guard, launch
 from runtime import options, output_files, process, regular_files
@@ -206,6 +207,8 @@ def check_options(opt):
         raise InputError("-out is for -testOnly true or -show; training writes detections.json")
     if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):
         raise InputError("-bnData only goes with -recomputeBN N and -dataset coco: leave it out")
+    if opt.recomputeBN and opt.dataset == "coco" and "checkpoint" not in opt.layers:
+        imagenet.check_folders(opt.bnData, ["train"], True, "-bnData")
     places = (*(() if opt.testOnly else ("train", "trainImages")), "val", "valImages")
     elsewhere = all(opt.source(name) not in ("recipe", "default") for name in places)
     if opt.dataset == "coco" and not os.path.isdir(opt.data) and not elsewhere:
@@ -408,7 +411,6 @@ def recompute(opt, net, device):
 
     given = {"dataset": "digits"} if opt.dataset == "digits" else {"data": opt.bnData}
     own = opts.settle({**given, "gen": opt.gen, "manualSeed": opt.manualSeed})
-    opts.check_folder(own)
     train, _ = group.rank_0_first(lambda: datasets.create(own))
     batchnorm.check_input(net, train, own.dataset)
     precision = Precision(opt.precision, device)

@@ -32,25 +32,25 @@ _ALIKE = {
 }
 
 
-def check_folders(data, splits, holds_out=False):
-    """InputError unless the data folder has these splits; it says what is there instead.
+def check_folders(data, splits, holds_out=False, option="-data"):
+    """InputError unless the folder of an option has these splits; it says what is there instead.
 
     holds_out: val images are held out of the training images, so train/ alone will do, or one
     folder of classes.
     """
     held = "must hold train/<class>/<image> and val/<class>/<image>"
     if not os.path.isdir(data):
-        raise InputError(f"missing ImageNet data directory {data!r}: give -data DIR; it {held}")
+        raise InputError(f"missing ImageNet data directory {data!r}: give {option} DIR; it {held}")
     for split in splits:
         path = os.path.join(data, split)
         if not os.path.isdir(path):
-            missing = f"ImageNet missing `{split}` directory: {path}; -data {held}"
-            instead, is_layout = _instead(data, split)
+            missing = f"ImageNet missing `{split}` directory: {path}; {option} {held}"
+            instead, is_layout = _instead(data, split, option)
             if not (holds_out and is_layout):
                 raise InputError(f"{missing}: {instead}")
 
 
-def _instead(data, split):
+def _instead(data, split, option):
     """What a data folder has in place of a split and what would be right; whether -valShare is."""
     found = []
     with contextlib.suppress(OSError):
@@ -60,7 +60,7 @@ def _instead(data, split):
             return f"rename {os.path.join(data, name)} to {split}", False
     for folder in (os.path.dirname(os.path.abspath(data)), *(os.path.join(data, f) for f in found)):
         if os.path.isdir(os.path.join(folder, split)):
-            return f"-data {folder} has it", False
+            return f"{option} {folder} has it", False
     if split == "val" and "train" in found:
         return "or give -valShare 0.2, which holds out a fifth of train/", True
     few = ", ".join(map(repr, found[:3])) + ", ..." * (len(found) > 3)

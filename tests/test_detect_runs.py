@@ -398,6 +398,12 @@ def test_what_is_refused(run, straight, command, words):
         ("-retrain none.pth", "File not found: none.pth (-retrain)"),
         ("-retrain none:5", "File not found: none:5 (-retrain)"),
         ("-retrain classifier.pth -out a.json", "-out is for -testOnly true or -show"),
+        ("-retrain classifier.pth -data data -recomputeBN 3", "missing ImageNet data directory"),
+        ("-retrain classifier.pth -data data -recomputeBN 3", "'imagenet': give -bnData DIR; it"),
+        (
+            "-retrain classifier.pth -data data -recomputeBN 3 -bnData data/annotations",
+            "`train` directory: data/annotations/train; -bnData must hold",
+        ),
         ("-retrain classifier.pth -bnData data", "-bnData only goes with -recomputeBN N"),
         (TEST + "-out r.csv", "-out r.csv should end in .json"),
         (TEST + "-out nowhere/r.json", "the folder 'nowhere' does not exist"),
