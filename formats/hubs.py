@@ -108,8 +108,11 @@ def download(name):
         )
     except Exception as error:  # network, disk, hash or damaged file
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        damaged = os.path.exists(os.path.join(folder, os.path.basename(weights.url)))
+        place = f"in place of the damaged one in {folder}" if damaged else f"into {folder}"
         raise InputError(
-            f"cannot get {name}: neither a good copy in {folder} nor {weights.url} ({reason})"
+            f"cannot get {name} ({reason}): download {weights.url} where there is a network, and"
+            f" put the file {place}"
         ) from None
     transform = weights.transforms()
     spec = {

@@ -4,7 +4,7 @@ import argparse
 import hashlib
 import json
 import os
-from urllib.error import URLError
+import socket
 
 import numpy as np
 import pytest
@@ -243,12 +243,12 @@ def test_a_download_that_is_not_what_it_should_be(served, hub):
 
 
 def test_offline(hub, monkeypatch, net18):
-    def fail(*_, **__):
-        raise URLError("Name or service not known")
-
-    monkeypatch.setattr(torch.hub, "urlopen", fail)
-    text = refused("torchvision:resnext50_32x4d", "Name or service not known", str(hub))
-    assert "https://download.pytorch.org/models/resnext50_32x4d-1a0047aa.pth" in text
+    with socket.socket() as refusing, monkeypatch.context() as patched:
+        refusing.bind(("127.0.0.1", 0))  # without listening
+        url = f"http://127.0.0.1:{refusing.getsockname()[1]}/resnet18-f37072fd.pth"
+        patched.setattr(torchvision.models, "get_model_weights", lambda name: weights(url))
+        way_out = f"download {url} where there is a network, and put the file into {hub}"
+        refused("torchvision:resnet18", "Connection refused", way_out)
     # with a copy, which the address of the default names, no network is needed
     url = torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url
     torch.save(net18.state_dict(), hub / os.path.basename(url))
@@ -256,7 +256,8 @@ def test_offline(hub, monkeypatch, net18):
     assert torch.equal(model.fc.weight, net18.fc.weight)
     assert len(model.classes) == 1000 and model.input_spec == V1
     (hub / os.path.basename(url)).write_bytes(b"broken")
-    refused("torchvision:resnet18", "cannot get")
+    damaged = f"in place of the damaged one in {hub}"
+    refused("torchvision:resnet18", "cannot get", f"download {url} where", damaged)
 
 
 def test_every_name_has_weights():
