@@ -51,7 +51,7 @@ def create_split(opt):
 
     from datasets.draws import held_out
 
-    labels = next((getattr(train, n) for n in ("targets", "labels") if hasattr(train, n)), None)
+    labels = getattr(train, "targets", getattr(train, "labels", None))
     if labels is None or not hasattr(train, "subset"):
         needed = "its splits need `subset` and `targets` (datasets/README.md)"
         raise InputError(f"-dataset {opt.dataset} cannot hold images out: {needed}")
