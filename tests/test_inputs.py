@@ -178,8 +178,8 @@ def is_right(before, kind, place):
         return True
     if place[0] == "log" and len(place) > 1 and place[-1] != "epoch":
         return True  # for people
-    if place[:2] == ("position", "order") and len(place) == 3:
-        return True  # only compared
+    if place[:2] == ("position", "order") and (len(place) == 3 or isinstance(value, dict)):
+        return True  # only compared; values that have no name there are those of the options
     if type(value) is not type(before) and not {type(value), type(before)} <= NUMBERS:
         return False
     if place[0] == "position" and place[-1] == "loss":
