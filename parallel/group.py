@@ -48,6 +48,8 @@ def _connect(device):
     """Make the process group; InputError names host, address and variables if that fails."""
     options = {"device_id": device} if device.type == "cuda" else {}
     try:
+        if os.environ["RANK"] != "0":
+            interface.wait(TIMEOUT.total_seconds())
         store, *place = next(dist.rendezvous("env://", timeout=TIMEOUT))  # rank, world size
         if several_machines():
             interface.choose(store, *place)
@@ -186,12 +188,12 @@ def no_sync(model):
 def rank_0_first(action):
     """Call `action` on rank 0, then on local rank 0 of each machine, then on all other ranks.
 
-    Ranks wait for days if need be: `action` may prepare a whole dataset. Without LOCAL_RANK, as
-    under srun, all but rank 0 are taken for such a first one of a machine.
+    Ranks wait for days if need be: `action` may prepare a whole dataset. Without LOCAL_RANK, every
+    rank but 0 counts as the first of its machine.
     """
     if world_size() == 1:
         return action()
-    machine, local_rank = os.environ.get("GROUP_RANK", "0"), _local_rank()
+    machine, local_rank = os.environ.get("GROUP_RANK", socket.gethostname()), _local_rank()
     store, days = _store(), datetime.timedelta(days=7)
     call = next(_calls)  # the same on all ranks
     everywhere, here = f"prepared everywhere {call}", f"prepared on {machine} {call}"
@@ -225,7 +227,9 @@ def barrier():
 
 
 def _store():
-    """The key-value store of the process group."""
+    """The key-value store of the process group; an error of torch's at once if it is gone."""
+    if error := interface.refused():
+        raise dist.DistNetworkError(str(error))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=5))
 

@@ -1,4 +1,4 @@
-"""The network interface by which the machines of a run reach each other, for gloo and nccl.
+"""Waiting for the master, and the interface by which machines reach each other (gloo, nccl).
 
 gloo offers the others the address of the host name. On Debian and Ubuntu that is a loopback address
 by default, which no other machine can reach. So the interface is taken from the route to the master
@@ -11,8 +11,10 @@ import os
 import socket
 import struct
 import sys
+import time
 
 from runtime.errors import InputError
+from runtime.terminal import complain, is_rank_0
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
 SIOCGIFCONF, ENTRY, ENTRIES = 0x8912, 40, 1024  # linux/sockios.h; bytes of a struct ifreq
@@ -36,6 +38,35 @@ def route(host, port):
     except UnicodeError:  # it cannot be a name
         reason = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     raise InputError(unreachable(reason.strerror or reason))
+
+
+def wait(seconds):
+    """Wait until the master accepts connections; InputError if it does not in so many seconds.
+
+    Even its name may come later than this process, where both are containers. torch gives up an
+    unknown name after 5 s, and prints frames of its C++ at each attempt.
+    """
+    began, silent = time.monotonic(), True
+    while reason := refused():
+        waited = time.monotonic() - began
+        if waited > seconds or isinstance(reason, ValueError):
+            raise InputError(unreachable(getattr(reason, "strerror", None) or reason))
+        if waited > 5 and silent and is_rank_0("LOCAL_RANK"):
+            silent = False
+            complain(f"=> waiting for rank 0 for {seconds / 60:.0f} minutes: {reason}")
+        time.sleep(0.5)
+
+
+def refused():
+    """The error of a connection to the master, or None; a ValueError if no connection can be."""
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    try:
+        socket.create_connection(place, timeout=5).close()
+    except OSError as error:
+        return error
+    except (UnicodeError, OverflowError):
+        return ValueError("not a host name and a port")
+    return None
 
 
 def choose(store, rank, world_size):

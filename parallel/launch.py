@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 
-from parallel import interface
+from parallel import starters
 from parallel.signals import PARENT, Copies, announcement, ended_at_once, handle
 from runtime import process, terminal
 from runtime.errors import InputError
@@ -40,6 +40,7 @@ def processes(asked, replicas):
 
 def available(asked):
     """-nProcs if it was asked for; else one process a visible CUDA device, one on the CPU."""
+    check_environment()  # again: a caller in Python comes without parallel/guard.py
     if joined():
         return 1
     import torch
@@ -52,12 +53,16 @@ def available(asked):
 
 
 def joined():
-    """Whether main.py or torchrun started this process as one of several."""
+    """Whether this process was started as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def check_environment():
-    """InputError unless the variables that make a process one of several are right, or not set."""
+    """InputError unless the variables that make a process one of several are right, or not set.
+
+    Those of srun and mpirun become torch's, which the rest of the program reads.
+    """
+    os.environ.update(starters.ranks(os.environ))
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
         return
     missing = [name for name in VARIABLES if not os.environ.get(name)]
@@ -83,8 +88,6 @@ def check_environment():
     if int(local) > int(world):
         places = f"LOCAL_WORLD_SIZE={local} WORLD_SIZE={world}"
         raise InputError(f"{places}: the processes of one machine are among those of the run")
-    # torch would wait minutes for an unknown name
-    interface.route(os.environ["MASTER_ADDR"], given["MASTER_PORT"])
 
 
 def run(script, argv, count, folder=None):

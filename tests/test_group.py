@@ -1,7 +1,6 @@
 """Replicas on one, two, three and four processes: Torch7's numbers, and the same in each."""
 
 import functools
-import os
 import time
 from pathlib import Path
 
@@ -75,16 +74,9 @@ def in_turn(_, folder):
     return torch.tensor(group.all_gather(found))
 
 
-def in_turn_under_srun(_, folder):
-    """As `in_turn`, with what srun exports as a rule: none of these variables."""
-    for name in ("LOCAL_RANK", "GROUP_RANK", "LOCAL_WORLD_SIZE"):
-        os.environ.pop(name, None)
-    return in_turn(_, folder)
-
-
-@pytest.mark.parametrize("experiment", [in_turn, in_turn_under_srun])
-def test_every_call_waits_for_rank_0(tmp_path, experiment):
-    assert processes.together(2, "", str(tmp_path), experiment).all()
+@pytest.mark.parametrize("starter", [processes.srun, processes.bare])
+def test_every_call_waits_for_rank_0(tmp_path, starter):
+    assert processes.together(2, "", str(tmp_path), in_turn, starter).all()
 
 
 def test_without_local_rank_a_process_that_lost_the_store_says_so(monkeypatch):

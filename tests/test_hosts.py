@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import time
 
 import pytest
@@ -71,6 +72,66 @@ def test_no_way_to_the_master(monkeypatch):
     assert text.startswith(f"{os.uname().nodename} cannot connect") and "\n" not in text
     assert "MASTER_ADDR=no.such.host.invalid MASTER_PORT=29500" in text
     assert "GLOO_SOCKET_IFNAME=eth7" in text
+
+
+@pytest.fixture
+def patient(monkeypatch):
+    """Time that passes in sleep only; MASTER_ADDR and MASTER_PORT."""
+    clock = [0.0]
+    monkeypatch.setattr(interface.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(interface.time, "sleep", lambda s: clock.__setitem__(0, clock[0] + s))
+    monkeypatch.setenv("MASTER_ADDR", "master-0")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    return clock
+
+
+LATE = [
+    socket.gaierror(socket.EAI_NONAME, "Name or service not known"),
+    socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution"),
+    ConnectionRefusedError(111, "Connection refused"),
+    OSError(113, "No route to host"),
+    TimeoutError("timed out"),
+]
+
+
+@pytest.mark.parametrize("error", LATE, ids=str)
+def test_a_master_that_comes_later_is_waited_for(patient, monkeypatch, capsys, error):
+    """Before its name exists, and before it listens."""
+    calls = []
+
+    def connect(place, timeout):
+        calls.append(place)
+        if patient[0] < 400:
+            raise error
+        return socket.socket()
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    interface.wait(600)
+    assert set(calls) == {("master-0", 29500)} and 400 <= patient[0] < 410
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == f"=> waiting for rank 0 for 10 minutes: {error}"
+
+
+@pytest.mark.parametrize("error", LATE, ids=str)
+def test_a_master_that_never_comes(patient, monkeypatch, capsys, error):
+    def connect(place, timeout):
+        raise error
+
+    monkeypatch.setattr(socket, "create_connection", connect)
+    with pytest.raises(InputError, match="MASTER_ADDR=master-0 MASTER_PORT=29500: [A-Z]|timed"):
+        interface.wait(600)
+    assert 600 < patient[0] < 610
+    monkeypatch.setenv("RANK", "1")
+    group.first_to_fail()  # which asks the store: no frames of torch's C++
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["a..b", "x" * 70])
+def test_what_cannot_be_a_name_is_not_waited_for(patient, monkeypatch, name):
+    monkeypatch.setenv("MASTER_ADDR", name)
+    with pytest.raises(InputError, match=f"MASTER_ADDR={name} MASTER_PORT=29500: not a host name"):
+        interface.wait(600)
+    assert not patient[0]
 
 
 def test_rank_0_is_gone_before_its_sentence_was_read(monkeypatch, capsys):

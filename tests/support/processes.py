@@ -22,16 +22,38 @@ DPT = [(1, 8), (2, 8), (3, 8), (3, 7), (3, 2)]  # replicas, batch
 RUNS = [(15, "false"), (15, "true"), (16, "false")]  # last batches of 5, 5, 3 for 8 replicas
 
 
-def together(count, data, folder, experiment=None):
-    """Rank 0's result of experiment(data, folder) in `count` processes; default: `experiments`."""
+def torchrun(rank, count, port):
+    """The variables that torchrun sets for a process, all on this machine."""
+    here = {"RANK": rank, "WORLD_SIZE": count, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": count}
+    return here | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+
+
+def srun(rank, count, port):
+    """The same of srun, which has no address and port; the job's number makes the port differ."""
+    step = {"SLURM_JOB_ID": port, "SLURM_STEP_ID": 0, "SLURM_STEP_TASKS_PER_NODE": count}
+    return step | {"SLURM_PROCID": rank, "SLURM_STEP_NUM_TASKS": count, "SLURM_LOCALID": rank}
+
+
+def bare(rank, count, port):
+    """The four that have to be; each process counts as the first of a machine."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    return {name: torchrun(rank, count, port)[name] for name in names}
+
+
+def together(count, data, folder, experiment=None, starter=torchrun):
+    """Rank 0's result of experiment(data, folder) in `count` processes; default: `experiments`.
+
+    starter: gives the environment of each.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     spawn = multiprocessing.get_context("spawn")
     answer = os.path.join(folder, f"{count}.pth")
-    words = (count, port, data, answer, experiment)
+    words = (data, answer, experiment)
+    environments = [starter(rank, count, port) for rank in range(count)]
     processes = [
-        spawn.Process(target=_process, args=(rank, *words), daemon=True) for rank in range(count)
+        spawn.Process(target=_process, args=(each, *words), daemon=True) for each in environments
     ]
     for process in processes:
         process.start()
@@ -41,13 +63,12 @@ def together(count, data, folder, experiment=None):
     return torch.load(answer)
 
 
-def _process(rank, count, port, data, answer, experiment):
+def _process(environment, data, answer, experiment):
     torch.set_num_threads(1)
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port), LOCAL_WORLD_SIZE=str(count))
+    os.environ.update({name: str(value) for name, value in environment.items()})
     group.join()
     result = (experiment or experiments)(data, os.path.dirname(answer))
-    if rank == 0:
+    if group.rank() == 0:
         torch.save(result, answer)
     leave(0)  # as main.py's processes do: the group's threads may not outlast the interpreter
 
