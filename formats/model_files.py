@@ -30,7 +30,7 @@ EXTENSIONS = (".pth", ".safetensors", ".t7")  # that `write` knows
 DETECTOR = "faster_rcnn"  # the net of a detector's config (detection/files.py)
 TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
-_LARGEST_HEADER = 100_000_000  # bytes, of a safetensors file
+_LARGEST_HEADER = 1 << 24  # bytes, of a safetensors file; a net's is below a million
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
 # Numbers of a configuration
 _WHOLE = ("depth", "cardinality", "base_width", "classes", "expansion")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 import types
 
 import numpy as np
@@ -188,6 +189,25 @@ def test_what_is_refused(tmp_path, content, change, words):
     with pytest.raises(InputError, match=words) as error:
         opened(tmp_path, content)
     assert "instances_train2017.json" in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"a":1}', "[[0]]"])
+def test_a_file_does_not_take_many_times_its_size(tmp_path, content, text):
+    with pytest.raises(InputError, match="more lists than values"):
+        opened(tmp_path, '{"images": [' + f"{text}," * 400_000 + "0]}")
+
+
+def test_polygons_take_no_memory(tmp_path, content):
+    entry = {**content["annotations"][0], "segmentation": [[0.5] * 5_000]}
+    content["annotations"] = [{**entry, "id": id} for id in range(10)]
+    text = json.dumps(content)
+    (tmp_path / "annotations" / "instances_train2017.json").write_text(text)
+    tracemalloc.start()
+    try:
+        assert len(opened(tmp_path).annotations) == 10
+        assert tracemalloc.get_traced_memory()[1] < 3.5 * len(text)
+    finally:
+        tracemalloc.stop()
 
 
 def test_files_that_are_missing_or_broken(tmp_path, content):
