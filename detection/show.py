@@ -79,8 +79,11 @@ def _photo(pixels, model, opt, out):
         if score >= opt.minScore:
             corners = " ".join(f"{value:7.1f}" for value in box)
             say(f" {score:5.3f}  {corners}  {cut(model.classes[label - 1], LONGEST)}")
-    best = max(found["scores"].tolist(), default=0)
-    if best < opt.minScore or not len(found["scores"]):
+    best = max(found["scores"].tolist(), default=None)
+    if best is None:
+        least = model.roi_heads.score_thresh
+        say(f" nothing found with a score above {least:g} (-leastScore)")
+    elif best < opt.minScore:
         text = f"nothing found with a score of {opt.minScore:g} or more (-minScore)"
         say(f" {text}; the best has {best:.3f}")
     say(f"=> {out}")

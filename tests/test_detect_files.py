@@ -121,8 +121,11 @@ def test_a_folder_of_photos_is_shown(tmp_path, content, monkeypatch, capsys):
     for each in results:
         assert each["category"] == ["cat", "dog", "fox", "owl"][each["category_id"] - 1]
     assert Image.open("photos_detected/b.jpg").size == (500, 600)  # upright
+    command[-1] = "1"
     detect.main([*command, "-skipCorrupt", "true", "-out", "pictures", "-minScore", "0"])
-    assert capsys.readouterr().out.count("=> pictures/") == 4
+    out = capsys.readouterr().out
+    assert out.count("=> pictures/") == 4
+    assert out.count("nothing found with a score above 1 (-leastScore)") == 3
 
 
 def test_weights_that_share_memory_in_a_file_are_trained_apart(tmp_path, content):
