@@ -153,12 +153,12 @@ class Detector(nn.Module):
         weight = next(self.parameters())
         if not isinstance(image, torch.Tensor):
             image = torch.from_numpy(decoding.load_image(image, upright_unless=decoding.ALWAYS))
-        elif image.is_floating_point():
-            if image.min() < 0 or image.max() > 1:
+        if image.dim() != 3 or len(image) != 3 or not image.numel():
+            raise InputError(f"an image of shape {tuple(image.shape)}: (3, H, W) would be right")
+        if image.is_floating_point():
+            if not (image.min() >= 0 and image.max() <= 1):
                 raise InputError("a tensor of floats should lie in 0..1, one of bytes in 0..255")
             image = image * 255
-        if image.dim() != 3 or len(image) != 3:
-            raise InputError(f"an image of shape {tuple(image.shape)}: (3, H, W) would be right")
         (found,) = self.forward([image.to(weight)])
         return {**found, "names": [self.classes[k - 1] for k in found["labels"].tolist()]}
 

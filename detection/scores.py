@@ -3,6 +3,7 @@
 This program computes none itself.
 """
 
+import collections
 import contextlib
 import io
 import json
@@ -43,7 +44,7 @@ def write(path, found, needed):
 def evaluate(truth, detections, ids=None):
     """COCO's twelve numbers in %, {name of NAMES: value}, except for sizes that no object has.
 
-    "classes" holds the AP of each class that has an object, by name.
+    "classes" holds the AP of each class that has an object, by name (and id, if a name repeats).
     truth: COCO's dictionary of images and annotations. detections: a list of COCO's results. ids:
     of the tested images, None for all. Objects in other images do not count as missed.
     """
@@ -85,7 +86,11 @@ def evaluate(truth, detections, ids=None):
         found.summarize()
     # of each class, at all thresholds and recalls, for all sizes and the most detections
     curves = found.eval["precision"][:, :, :, 0, -1].transpose(2, 0, 1).reshape(len(categories), -1)
-    names = [entry["name"] for entry in truth["categories"]]
+    count = collections.Counter(entry["name"] for entry in truth["categories"])
+    names = [  # two categories may have one name
+        entry["name"] if count[entry["name"]] == 1 else f"{entry['name']} ({entry['id']})"
+        for entry in truth["categories"]
+    ]
     classes = zip(names, curves.mean(1).tolist())
     values = zip(NAMES, np.asarray(found.stats[:12], np.float64).tolist())
     values, classes = (

@@ -59,7 +59,12 @@ def test_a_detector_in_python(tmp_path, content):
         found = model(image)
         assert found.pop("names") == [["cat", "dog", "fox", "owl"][k - 1] for k in plain["labels"]]
         assert all(torch.allclose(found[name], plain[name], atol=1e-3) for name in plain)
-    for wrong, words in ((tensor.float(), "should lie in 0..1"), (tensor[:1], "of shape")):
+    for wrong, words in (
+        (tensor.float(), "should lie in 0..1"),
+        (tensor * float("nan"), "should lie in 0..1"),
+        (tensor[:1], "of shape"),
+        (tensor[:, :0] / 255, "of shape"),
+    ):
         with pytest.raises(InputError, match=words):
             model(wrong)
     torch.save(models.pack(classifier(8, 2, "cifar", "A")), tmp_path / "classifier.pth")

@@ -104,6 +104,14 @@ def test_nothing_found(truth, monkeypatch, library):
     assert scores.evaluate({**truth[0], "annotations": []}, []) == {}
 
 
+def test_classes_of_one_name_are_told_apart(truth):
+    """Only one of them is found."""
+    same = {**truth[0], "categories": [{"id": id, "name": "ball"} for id in (3, 90)]}
+    one = [entry for entry in same["annotations"] if entry["category_id"] == 90]
+    found = scores.evaluate(same, detections({"annotations": one}))
+    assert found["classes"] == {"ball (3)": 0, "ball (90)": 100}
+
+
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_the_truth_stays_as_it_is(truth, monkeypatch, library):
     monkeypatch.setattr(scores, "implementation", lambda: LIBRARIES[library])
