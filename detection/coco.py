@@ -88,7 +88,7 @@ class Coco:
 
     def pixels(self, i):
         path, image = self.name(i), self.images[self.ids[i]]
-        size = image["width"], image["height"]
+        size = tuple(_size(image).values())
         odd = []
         pixels = decoding.load_image(path, odd.append, upright_unless=size)
         self.odd += [f"{path!r}: {phrase}" for phrase in odd]
@@ -122,7 +122,7 @@ class Coco:
 
     def _id(self, entry, place, what):
         """The id of an entry: a whole number, or text that is not a number."""
-        id = _as_id(entry.get("id"))
+        id = _as_whole(entry.get("id"))
         if id is None:
             raise InputError(
                 f"{self.path}: entry {place} of its {what} has no valid id: {entry.get('id')!r:.60}"
@@ -184,12 +184,12 @@ class Coco:
         }
         entries = _entries(content, "annotations", self.path) if "annotations" in content else []
         for place, entry in enumerate(entries):
-            id = _as_id(entry.get("id", place + 1))
+            id = _as_whole(entry.get("id", place + 1))
             if id is None or id in seen:
                 what = "an annotation has the invalid" if id is None else "two annotations have the"
                 raise InputError(f"{self.path}: {what} id {entry.get('id')!r:.60}")
             seen.add(id)
-            about = {name: ids.get(str(_as_id(entry.get(name)))) for name, ids in known.items()}
+            about = {name: ids.get(str(_as_whole(entry.get(name)))) for name, ids in known.items()}
             for name, value in about.items():
                 if value is None:
                     value = f"{entry.get(name)!r:.60}"
@@ -342,7 +342,7 @@ def _files(root, folder):
 
 
 def _size(image):
-    return {"width": image.get("width"), "height": image.get("height")}
+    return {name: _as_whole(image.get(name)) for name in ("width", "height")}
 
 
 def _read(path):
@@ -374,7 +374,7 @@ def _entries(content, name, path):
     return found
 
 
-def _as_id(value):
+def _as_whole(value):
     """A whole number, also of "7" or 7.0; other text as it is; None for anything else."""
     if isinstance(value, str):
         return int(value) if re.fullmatch("0|-?[1-9][0-9]{0,14}", value) else value or None

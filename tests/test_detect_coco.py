@@ -46,6 +46,15 @@ def test_boxes_labels_and_pixels(tmp_path, content):
     assert found.truth()["annotations"] == content["annotations"]
 
 
+@pytest.mark.parametrize("kind", [str, float])
+def test_sizes_that_are_text_or_floats(tmp_path, content, kind):
+    for image in content["images"]:
+        image.update(width=kind(image["width"]), height=kind(image["height"]))
+    found = opened(tmp_path, content)
+    assert found.pixels(0).shape == (3, 40, 48)
+    assert found.truth()["images"][0] == {"id": 10, "width": 48, "height": 40}
+
+
 def test_odd_boxes(tmp_path, content, capsys):
     width = content["images"][0]["width"]
     odd = [
@@ -162,6 +171,7 @@ def twice(name):
         (changed("images", 1, width=10**400), "image 11 has no width and height"),
         (changed("images", 1, id=10**400), "entry 1 of its images has no valid id: 10000"),
         (changed("annotations", 1, iscrowd=2), "annotation 2 has an invalid iscrowd: 2"),
+        (changed("images", 1, width="48.5"), "image 11 has no width and height"),
         (changed("images", 1, width=0), "image 11 has no width and height"),
         (
             changed("images", 1, file_name="../x.png"),
