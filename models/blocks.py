@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from models import depths
-from runtime.errors import InputError
+from models.depths import STEMS, check_word
 
 ACTIVATIONS = ("postact", "preact", "both_preact", "no_preact")
 NORMS = ("each", "branch", "sum")
@@ -70,12 +69,6 @@ class StridedIdentity(nn.Module):
         missing = self.channels - x.shape[1]
         x = x[:, :, :: self.stride, :: self.stride]
         return F.pad(x, (0, 0, 0, 0, 0, missing))  # (N, channels, ceil(H / s), ceil(W / s))
-
-
-def check_word(what, word, words):
-    """InputError for a word that is none of `words`; unchecked, it would act as one of them."""
-    if word not in words:
-        raise InputError(f"invalid {what}: {word}; it is one of {', '.join(words)}")
 
 
 def shortcut(kind, inputs, outputs, stride, norm):
@@ -262,7 +255,7 @@ class Net(nn.Module):
         super().__init__()
         self.config = config
         self.frozen = ()  # names of the parts that -freeze holds, see freezing.py
-        check_word("stem", stem, depths.STEMS)
+        check_word("stem", stem, STEMS)
         large = stem == "imagenet"
         self.conv1 = conv(3, width, 7, 2) if large else conv(3, width, 3)
         # preresnet.lua: on CIFAR the stem's batch norm and ReLU are those of the first block

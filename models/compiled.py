@@ -26,8 +26,8 @@ def compiled(model, device):
         _need("C++", "on the CPU", "CXX", ["clang++" if sys.platform == "darwin" else "g++"])
     elif device.type == "cuda" and sys.platform != "win32":  # there Triton brings one
         _need("C", "on CUDA", "CC", ["gcc", "clang"])
-    for name, beginning in NOISE.items():
-        _leave_out(name, beginning)
+    for name in NOISE:
+        logging.getLogger(name).addFilter(_is_heard)  # once, however often it is added
     return torch.compile(model, dynamic=False)  # code for dynamic shapes is slower
 
 
@@ -42,19 +42,5 @@ def _need(language, place, variable, usual):
         )
 
 
-def _leave_out(name, beginning):
-    """Drop the lines of a logger that begin in one way; a second call changes nothing."""
-    logger = logging.getLogger(name)
-    if not any(isinstance(known, _Without) for known in logger.filters):
-        logger.addFilter(_Without(beginning))
-
-
-class _Without(logging.Filter):
-    """Passes all lines except those that begin in one way."""
-
-    def __init__(self, beginning):
-        super().__init__()
-        self.beginning = beginning
-
-    def filter(self, record):
-        return not str(record.msg).startswith(self.beginning)
+def _is_heard(record):
+    return not str(record.msg).startswith(NOISE[record.name])

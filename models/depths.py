@@ -46,6 +46,12 @@ def is_own(net):
     return exists and hasattr(importlib.import_module(f"models.{net}"), "create")
 
 
+def check_word(what, word, words):
+    """InputError for a word that is none of `words`; unchecked, it would act as one of them."""
+    if word not in words:
+        raise InputError(f"invalid {what}: {word}; it is one of {', '.join(words)}")
+
+
 def stages(net, stem, depth, bottleneck=None):
     """The kind of block, "basic" or "bottleneck", and a tuple: the number of blocks in each stage.
 
@@ -55,11 +61,9 @@ def stages(net, stem, depth, bottleneck=None):
     if net not in NETS:
         known = ", ".join(NETS)
         raise InputError(f"no depths are known for the net {net}; models/depths.py lists {known}")
-    if stem not in STEMS:
-        raise InputError(f"invalid stem: {stem}; it is one of {', '.join(STEMS)}")
-    if bottleneck is not None and bottleneck not in BOTTLENECKS:
-        known = ", ".join(BOTTLENECKS)
-        raise InputError(f"invalid bottleneck type: {bottleneck}; it is one of {known}")
+    check_word("stem", stem, STEMS)
+    if bottleneck is not None:
+        check_word("bottleneck type", bottleneck, BOTTLENECKS)
     if stem == "imagenet":
         return _imagenet_stages(net, depth)
     return _cifar_stages(net, depth)

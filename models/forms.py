@@ -13,16 +13,14 @@ import models
 
 # The dimension along which form C concatenates the paths: a path is a range of output channels of
 # conv1, conv2 and their batch norms, and of input channels of conv3.
-_PATH_AXIS = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0, "conv3": 1}
+_AXIS = {"conv1": 0, "bn1": 0, "conv2": 0, "bn2": 0, "conv3": 1}
 # The layers that each path has of its own
 _PER_PATH = {
     "resnext_A": ("conv1", "bn1", "conv2", "bn2", "conv3"),
     "resnext_B": ("conv1", "bn1", "conv2", "bn2"),
     "resnext_C": (),
 }
-
-_BLOCK = re.compile(r"(.*layer\d+\.\d+\.)(.*)")
-_PATH = re.compile(r"paths\.(\d+)\.(.*)")
+_ENTRY = re.compile(r"(.*layer\d+\.\d+\.)(conv[123]|bn[12])(\..*)")  # of a block in form C
 
 
 def convert(state, form, cardinality):
@@ -30,19 +28,22 @@ def convert(state, form, cardinality):
 
     `state` is the state dict of a resnext or preresnext in any form, or a dict of other tensors
     under its parameters' names, such as gradients or momentum. The result shares no memory with
-    `state` and has the entries in the order of the net in `form`. Entries outside the blocks are
-    copied unchanged.
+    `state`. Entries outside the blocks are copied unchanged.
     """
-    assert form in _PER_PATH, f"form {form} is none of {', '.join(_PER_PATH)}"
-    result, blocks = {}, {}
+    wide, result = {}, {}  # wide: name in form C -> the tensors of all paths, or the only one
     for name, tensor in state.items():
-        match = _BLOCK.fullmatch(name)
-        block, rest = match.groups() if match else (name, "")
-        blocks.setdefault(block, {})[rest] = tensor.detach()
-    for block, entries in blocks.items():
-        wide = _to_form_c(block, entries, cardinality)
-        for rest, tensor in _from_form_c(wide, _PER_PATH[form], cardinality).items():
-            result[block + rest] = tensor.clone()
+        wide.setdefault(re.sub(r"paths\.\d+\.", "", name), []).append(tensor.detach())
+    for name, tensors in wide.items():
+        block, layer, entry = match.groups() if (match := _ENTRY.fullmatch(name)) else ("", "", "")
+        # num_batches_tracked has no dimension and is the same in each path
+        axis = _AXIS[layer] if layer and tensors[0].dim() else None
+        tensor = tensors[0] if axis is None else torch.cat(tensors, axis)
+        if layer in _PER_PATH[form]:
+            paths = [tensor] * cardinality if axis is None else tensor.chunk(cardinality, axis)
+            for i, path in enumerate(paths):
+                result[f"{block}paths.{i}.{layer}{entry}"] = path.clone()
+        else:
+            result[name] = tensor.clone()
     return result
 
 
@@ -57,57 +58,3 @@ def converted(model, form):
         if name not in vars(other):
             setattr(other, name, value)
     return other
-
-
-def _layer(name):
-    return name.split(".")[0]
-
-
-def _to_form_c(block, entries, cardinality):
-    """One block's entries in form C, from any form."""
-    wide = {}
-    for name, tensor in entries.items():
-        match = _PATH.fullmatch(name)
-        if match is None:
-            wide[name] = tensor
-        elif match[1] == "0":
-            paths = [entries.get(f"paths.{i}.{match[2]}") for i in range(cardinality)]
-            shapes = {None if path is None else path.shape for path in paths}
-            assert shapes == {tensor.shape}, (
-                f"{block}{name}: {cardinality} of one shape are expected"
-            )
-            wide[match[2]] = _concatenate(paths, _PATH_AXIS[_layer(match[2])])
-        else:
-            assert int(match[1]) < cardinality, f"{block}{name}: the net has more paths"
-    if "conv2.weight" in wide:
-        outputs, inputs = wide["conv2.weight"].shape[:2]
-        assert outputs == inputs * cardinality, f"{block}conv2 has {outputs // inputs} groups"
-    return wide
-
-
-def _concatenate(paths, axis):
-    # num_batches_tracked has no dimension and is the same in each path
-    return torch.cat(paths, axis) if paths[0].dim() else paths[0]
-
-
-def _from_form_c(wide, per_path, cardinality):
-    """One block's entries, from form C to the form whose paths have the layers `per_path`."""
-    split = [name for name in wide if _layer(name) in per_path]
-    entries = {}
-    for name, tensor in wide.items():
-        if name not in split:
-            entries[name] = tensor
-        elif name == split[0]:
-            for i in range(cardinality):
-                for own in split:
-                    entries[f"paths.{i}.{own}"] = _path(wide[own], own, i, cardinality)
-    return entries
-
-
-def _path(tensor, name, i, cardinality):
-    if not tensor.dim():
-        return tensor
-    axis = _PATH_AXIS[_layer(name)]
-    size, rest = divmod(tensor.shape[axis], cardinality)
-    assert not rest, f"{name}: {tensor.shape[axis]} channels are not {cardinality} paths"
-    return tensor.narrow(axis, i * size, size)

@@ -6,7 +6,6 @@ classes, any image size, and shortcut A with bottlenecks (see blocks.py).
 
 from models import depths
 from models.blocks import NORMS, Basic, Bottleneck, Net
-from runtime.errors import InputError
 from runtime.terminal import say
 
 TITLES = {"imagenet": "ImageNet", "cifar10": "CIFAR-10", "cifar100": "CIFAR-100"}
@@ -25,8 +24,8 @@ def residual(config, preactivation=False):
     """A ResNet from its configuration, or with `preactivation` a pre-activated one."""
     kind, counts = depths.stages(config["net"], config["stem"], config["depth"])
     shortcut, norm = config["shortcut"], config["norm"]
-    if norm not in NORMS or (preactivation and norm == "sum"):
-        raise InputError(f"invalid place of batch norm: {norm}; it is one of {', '.join(NORMS)}")
+    known = [name for name in NORMS if name != "sum" or not preactivation]
+    depths.check_word("place of batch norm", norm, known)
 
     def block(inputs, planes, stride, activation):
         if kind == "basic":

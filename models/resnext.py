@@ -4,6 +4,8 @@ Port of models/resnext.lua. Added: form A of the paper's figure 3, pre-activated
 preresnext.py), any number of classes, and any image size.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 
@@ -13,27 +15,19 @@ from runtime.errors import InputError
 from runtime.terminal import say
 
 
-class Path(nn.Module):
+def path(inputs, d, stride, outputs=None):
     """One path of form A or B: from `inputs` to d to d channels, and in form A to `outputs`."""
-
-    def __init__(self, inputs, d, stride, outputs=None):
-        super().__init__()
-        self.conv1 = conv(inputs, d, 1)
-        self.bn1 = nn.BatchNorm2d(d)
-        self.relu1 = nn.ReLU(inplace=True)
-        self.conv2 = conv(d, d, 3, stride)
-        self.bn2 = nn.BatchNorm2d(d)
-        self.relu2 = nn.ReLU(inplace=True)
-        self.conv3 = conv(d, outputs, 1) if outputs else nn.Identity()
-
-    def forward(self, x):
-        x = self.conv1(x)
-        x = self.bn1(x)
-        x = self.relu1(x)
-        x = self.conv2(x)
-        x = self.bn2(x)
-        x = self.relu2(x)
-        return self.conv3(x)
+    layers = {
+        "conv1": conv(inputs, d, 1),
+        "bn1": nn.BatchNorm2d(d),
+        "relu1": nn.ReLU(inplace=True),
+        "conv2": conv(d, d, 3, stride),
+        "bn2": nn.BatchNorm2d(d),
+        "relu2": nn.ReLU(inplace=True),
+    }
+    if outputs is not None:
+        layers["conv3"] = conv(d, outputs, 1)
+    return nn.Sequential(OrderedDict(layers))
 
 
 # The branch of a block in the three forms of figure 3: c paths of d channels each. All three
@@ -44,7 +38,7 @@ class FormA(Block):
     """Figure 3(a): c separate paths, summed."""
 
     def build(self, inputs, outputs, stride, d, c):
-        self.paths = nn.ModuleList(Path(inputs, d, stride, outputs) for _ in range(c))
+        self.paths = nn.ModuleList(path(inputs, d, stride, outputs) for _ in range(c))
         self.bn3 = self.last_norm(outputs)
 
     def branch(self, x):
@@ -56,7 +50,7 @@ class FormB(Block):
     """Figure 3(b): c separate paths, concatenated, then one 1x1 convolution."""
 
     def build(self, inputs, outputs, stride, d, c):
-        self.paths = nn.ModuleList(Path(inputs, d, stride) for _ in range(c))
+        self.paths = nn.ModuleList(path(inputs, d, stride) for _ in range(c))
         self.conv3 = conv(c * d, outputs, 1)
         self.bn3 = self.last_norm(outputs)
 
