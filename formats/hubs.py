@@ -20,10 +20,8 @@ NETS = (
 )
 
 # The input spec of torchvision's V1 weights ("resize": Pillow's kernel instead of Torch's)
-V1 = {
-    **{"scale": 256, "crop": 224, "largest": 1},
-    **{"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "resize": "bilinear"},
-}
+V1 = {"scale": 256, "crop": 224, "largest": 1, "resize": "bilinear"}
+V1 |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # timm's nets that blur before they subsample: their weights have a plain ResNet's names and shapes
 _BLURRED = re.compile(r"(?:resnetaa50|resnetblur18|resnetblur50)(?![a-z0-9])")

@@ -155,7 +155,7 @@ def load_t7(path):
     try:
         if _is_gzip(path):
             return t7.loads(_unpacked(path), str(path))
-        return t7.load(path, mapped=False)  # the file may change while the model lives
+        return t7.load(path)
     except ValueError as error:
         raise InputError(str(error)) from None
     except OSError as error:
@@ -347,5 +347,4 @@ def _write_t7(path, content):
     tree = torch7.to_t7(config, content["model"])
     # two fields more than the original's nets have; Lua ignores and keeps them
     tree |= {name: content[name] for name in ("classes", "preprocessing") if content[name]}
-    with atomic.replacing(path) as file:
-        t7.dump(file, tree)
+    t7.save(path, tree)

@@ -1,6 +1,6 @@
 """Torch7 files: `load(path)` reads one as a tree of plain values, `save(path, value)` writes one.
 
-Port of torch7's File.lua and of what Tensor, Storage and tds write, binary and ascii. The tree has
+Port of torch7's File.lua and of what Tensor and Storage write; reads binary and ascii. The tree has
 None, bool, int (whole Lua numbers up to 2^53), float, str (surrogates for bytes that are not
 UTF-8), `Table`, `Object` (of a torch class), `Function`, `Storage` and torch tensors. Sharing is
 kept: a table that occurs twice is one object, tensors of one storage share memory. A tensor of a
@@ -16,6 +16,7 @@ import itertools
 import math
 import mmap
 import re
+import struct
 from types import GeneratorType
 
 import torch
@@ -88,53 +89,39 @@ class Function:
         self.code, self.upvalues, self.kind = code, upvalues, kind
 
 
-def load(path, mapped=True):
-    """The value in a Torch7 file; ValueError if it cannot be read.
-
-    With `mapped`, tensors are memory-mapped copy-on-write where alignment allows: changing them
-    does not change the file. While they live the file must not be overwritten in place (replacing
-    it by a rename is harmless). Without `mapped`, tensors are read into memory.
-    """
+def load(path):
+    """The value in a Torch7 file; ValueError if it cannot be read."""
     with regular_files.opened(path) as file:
         size = file.seek(0, 2)
-        buffer = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_COPY) if size else b""
-        return _parse(str(path), buffer, file, mapped)
+        data = mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) if size else b""
+        return loads(data, str(path))
 
 
 def loads(data, name="<bytes>"):
-    """The value in the bytes of a Torch7 file."""
-    return _parse(name, data, None)
-
-
-def save(path, value, ascii=False):
-    """Write a tree as Torch7's torch.save does; dict, list, tuple and bytes may be in it too.
-
-    A tensor is written with its whole storage; a storage that tensors share is written once.
-    """
-    with atomic.replacing(path) as file:  # tensors may be mapped from the file at `path`
-        dump(file, value, ascii)
-
-
-def dump(file, value, ascii=False):
-    """Like `save`, into a file open for writing bytes."""
-    _Writer(t7_bytes.AsciiOut(file.write) if ascii else t7_bytes.BinaryOut(file.write)).tree(value)
-
-
-def _parse(name, buffer, file, mapped=False):
-    if not len(buffer):
+    """The value in the bytes of a Torch7 file; its tensors do not share memory with the bytes."""
+    if not data:
         raise ValueError(f"{name}: byte 0: the file is empty")
-    if buffer[0] >= ord("0"):  # a binary file begins with a type tag, 0 to 8
-        return _Reader(t7_bytes.Ascii(name, buffer, file)).tree()
+    if data[0] >= ord("0"):  # a binary file begins with a type tag, 0 to 8
+        return _Reader(t7_bytes.Ascii(name, data)).tree()
     # A C long has 8 bytes, or 4 on Windows and 32-bit systems; the file does not say which.
     failures = []
     for long in "qi":
-        source = t7_bytes.Binary(name, buffer, file)
-        source.long_format, source.mapped = long, mapped
+        source = t7_bytes.Binary(name, data)
+        source.long_format = long
         try:
             return _Reader(source).tree()
         except ValueError as error:
             failures.append((source.position, error))
     raise max(failures, key=lambda failure: failure[0])[1]
+
+
+def save(path, value):
+    """Write a tree as Torch7's torch.save does, in binary; it may have dict, list, tuple and bytes.
+
+    A tensor is written with its whole storage; a storage that tensors share is written once.
+    """
+    with atomic.replacing(path) as file:
+        Writer(file.write).tree(value)
 
 
 class _Reader:
@@ -158,7 +145,7 @@ class _Reader:
             except StopIteration as stop:
                 stack.pop()
                 value = stop.value
-        if bytes(source.buffer[source.position : source.position + 64]).strip():
+        if source.buffer[source.position : source.position + 64].strip():
             source.fail(f"the value ends here, but {source.size - source.position} bytes follow")
         return value
 
@@ -230,21 +217,13 @@ class _Reader:
 
     def _fields(self, value, at):
         source = self.source
-        if value.typename == "tds.Hash":
-            yield from self._pairs(value, source.long())
-        elif value.typename == "tds.Vec":
-            count = source.long()
-            source.expect(count, source.least, "values in a tds.Vec")
-            for i in range(count):
-                value[i + 1] = yield
-        else:
-            if value.version >= _HEADER_SINCE.get(value.typename, math.inf):
-                value.header = yield
-            kind, index = source.int(), source.int()
-            if kind != TABLE or index in self.objects:  # a table, not seen before
-                source.fail(f"the fields of {value.typename:.50} are in an unknown form", at)
-            self.objects[index] = kind, value
-            yield from self._pairs(value, source.int())
+        if value.version >= _HEADER_SINCE.get(value.typename, math.inf):
+            value.header = yield
+        kind, index = source.int(), source.int()
+        if kind != TABLE or index in self.objects:  # a table, not seen before
+            source.fail(f"the fields of {value.typename:.50} are in an unknown form", at)
+        self.objects[index] = kind, value
+        yield from self._pairs(value, source.int())
 
     def _tensor(self, name):
         source, at, ndim = self.source, self.source.position, self.source.int()
@@ -274,12 +253,21 @@ class _Reader:
         return tensor
 
 
-class _Writer:
+class Writer:
     """Writes the tree depth first, with a stack of iterators over the values still to write."""
 
-    def __init__(self, out):
-        self.out = out
+    def __init__(self, write):
+        self.write = write
         self.seen = {}  # id -> (index, type name, the thing; alive, so that no other gets its id)
+
+    def numbers(self, kind, values):
+        self.write(struct.pack(f"<{len(values)}{kind}", *values))
+
+    def chars(self, chars):
+        self.write(chars)
+
+    def data(self, flat):
+        self.write(flat.numpy())
 
     def tree(self, value):
         stack = [iter([value])]
@@ -301,7 +289,7 @@ class _Writer:
             if abs(value) > EXACT and value != float(value):
                 raise ValueError(f"{value} is no Lua number: those are doubles")
             self._int(NUMBER)
-            self.out.numbers("d", [value])
+            self.numbers("d", [value])
         elif isinstance(value, (str, bytes)):
             self._int(STRING)
             self._text(value)
@@ -321,12 +309,12 @@ class _Writer:
 
     def _int(self, *values):
         for value in values:
-            self.out.numbers("i", [value])
+            self.numbers("i", [value])
 
     def _text(self, text):
         chars = text.encode("utf-8", "surrogateescape") if isinstance(text, str) else text
         self._int(len(chars))
-        self.out.chars(chars)
+        self.chars(chars)
 
     def _new(self, kind, key, name, thing):
         """Write type tag and index; True if the thing is new, so that its content must follow."""
@@ -350,16 +338,11 @@ class _Writer:
     def _object(self, value):
         if not self._new(TORCH, id(value), value.typename, value):
             return
-        if value.typename in ("tds.Hash", "tds.Vec"):
-            self.out.numbers("q", [len(value)])
-            hashed = value.typename == "tds.Hash"
-            yield from itertools.chain(*value.items()) if hashed else value.array()
-        else:
-            if value.version >= _HEADER_SINCE.get(value.typename, math.inf):
-                yield value.header
-            fields = Table(value)
-            self._new(TABLE, id(fields), "table", fields)
-            yield from self._pairs(fields)
+        if value.version >= _HEADER_SINCE.get(value.typename, math.inf):
+            yield value.header
+        fields = Table(value)
+        self._new(TABLE, id(fields), "table", fields)
+        yield from self._pairs(fields)
 
     def _function(self, value):
         if value.kind == FUNCTION:
@@ -367,7 +350,7 @@ class _Writer:
         elif not self._new(value.kind, id(value), "function", value):
             return
         self._int(len(value.code))
-        self.out.chars(value.code)
+        self.chars(value.code)
         yield value.upvalues
 
     def _tensor(self, value):
@@ -379,8 +362,8 @@ class _Writer:
         empty = value.shape == (0,)
         self._int(0 if empty else value.ndim)
         for numbers in ((), ()) if empty else (value.shape, value.stride()):
-            self.out.numbers("q", numbers)
-        self.out.numbers("q", [value.storage_offset() + 1])
+            self.numbers("q", numbers)
+        self.numbers("q", [value.storage_offset() + 1])
         flat = torch.empty(0, dtype=value.dtype, device=value.device)
         flat.set_(value.untyped_storage())
         yield Storage(storage_name(name), flat) if len(flat) else None
@@ -388,5 +371,5 @@ class _Writer:
     def _storage(self, value):
         key = (value.data.data_ptr(), len(value.data)) if len(value.data) else id(value)
         if self._new(TORCH, key, value.typename, value):
-            self.out.numbers("q", [len(value.data)])
-            self.out.data(value.data.detach().cpu())
+            self.numbers("q", [len(value.data)])
+            self.data(value.data.detach().cpu())

@@ -1,7 +1,7 @@
-"""The two encodings of Torch7 files, binary and ascii: numbers, characters, tensor elements.
+"""Reads the two encodings of Torch7 files, binary and ascii: numbers, characters, tensor elements.
 
-Port of torch7's DiskFile. t7.py knows what the numbers mean. Reading compares every count with the
-bytes left before it allocates anything; ValueError names the file and the byte.
+Port of torch7's DiskFile. t7.py knows what the numbers mean. Each count is compared with the bytes
+left before anything is allocated; ValueError names the file and the byte.
 """
 
 import re
@@ -41,8 +41,8 @@ def storage_name(name):
 class Source:
     """A cursor over the bytes of a file; it checks that bytes are there before it reads them."""
 
-    def __init__(self, name, buffer, file):
-        self.name, self.buffer, self.file = name, buffer, file
+    def __init__(self, name, buffer):
+        self.name, self.buffer = name, buffer
         self.position, self.size = 0, len(buffer)
 
     def fail(self, problem, at=None):
@@ -74,7 +74,7 @@ class Source:
 
 
 class Binary(Source):
-    least, long_format, mapped = 4, "q", False  # the smallest value, nil, has 4 bytes
+    least, long_format = 4, "q"  # the smallest value, nil, has 4 bytes
 
     def numbers(self, kind, count):
         kind = self.long_format if kind == "q" else kind
@@ -91,22 +91,16 @@ class Binary(Source):
     def chars(self, count):
         self.expect(count, 1, "characters")
         self.position += count
-        return bytes(self.buffer[self.position - count : self.position])
+        return self.buffer[self.position - count : self.position]
 
     def data(self, dtype, count):
         if dtype == torch.int64 and self.long_format == "i":
             return self.data(torch.int32, count).long()
         self.expect(count, dtype.itemsize, "elements")
-        start, size = self.position, count * dtype.itemsize
-        self.position += size
-        if self.mapped and count and start % dtype.itemsize == 0:
-            return torch.frombuffer(self.buffer, dtype=dtype, count=count, offset=start)
         data = torch.empty(count, dtype=dtype)  # a copy: kernels may rely on alignment
         raw = data.view(torch.uint8).numpy()
-        if not self.file:
-            raw[:] = np.frombuffer(self.buffer, np.uint8, size, start)
-        elif self.file.seek(start) != start or self.file.readinto(raw) != size:
-            self.fail("the file became shorter", start)
+        raw[:] = np.frombuffer(self.buffer, np.uint8, len(raw), self.position)
+        self.position += len(raw)
         return data
 
 
@@ -151,36 +145,3 @@ class Ascii(Source):
         if not real and not torch.equal(values.to(dtype).long(), values):
             self.fail(f"a storage with elements too large for {dtype}", start)
         return values.to(dtype)
-
-
-class BinaryOut:
-    def __init__(self, write):
-        self.chars = write
-
-    def numbers(self, kind, values):
-        self.chars(struct.pack(f"<{len(values)}{kind}", *values))
-
-    def data(self, flat):
-        self.chars(flat.numpy())
-
-
-class AsciiOut:
-    def __init__(self, write):
-        self.write = write
-
-    def chars(self, chars):
-        self.write(chars + b"\n" if chars else b"")
-
-    def numbers(self, kind, values):
-        form = "%.17g" if kind == "d" else "%d"
-        self.chars(" ".join(form % value for value in values).encode())
-
-    def data(self, flat):
-        if flat.element_size() == 1:
-            self.chars(flat.numpy().tobytes())
-            return
-        form = "%d" if not flat.is_floating_point() else "%.9g"  # 9 and 17 digits are exact
-        form = "%.17g" if flat.dtype == torch.float64 else form
-        for i, part in enumerate(flat.split(1 << 16)):  # in parts, to save memory
-            self.write(b" " * (i > 0) + " ".join(form % value for value in part.tolist()).encode())
-        self.write(b"\n" * (len(flat) > 0))

@@ -259,18 +259,17 @@ def _positive(path, module, field):
     return value
 
 
-def to_t7(config, state, package="cudnn"):
+def to_t7(config, state):
     """The tree that Torch7 would save for a net, for t7.save; double if the state is, else float.
 
-    `package` is that of the convolutions, ReLU and pooling. The original's nets use cudnn; nn runs
-    without a GPU but has no grouped convolution.
+    As in the original's nets, convolutions, ReLU and average pooling are cudnn's.
     """
-    tree = _build(layout(config, *counts(state)), state, package)
+    tree = _build(layout(config, *counts(state)), state)
     tree["modules"][1].pop("gradInput")  # as models/*.lua do: the image needs no gradient
     return tree
 
 
-def _build(node, state, package):
+def _build(node, state):
     dtype = torch.float64 if state["fc.weight"].dtype == torch.float64 else torch.float32
     name = t7.NAMES[dtype]
     # each module gets its own tables, tensors and storages: shared ones would be shared in Lua too
@@ -280,33 +279,18 @@ def _build(node, state, package):
         made = {dict: t7.Table, tuple: _sizes}.get(type(value))
         fields[field] = made(value) if made else value
     for field, shape in node.shapes.items():
-        tensor = state[f"{node.name}.{field}"].detach().to("cpu", dtype).contiguous()
-        if tensor.shape != shape:
-            raise InputError(f"{node.name}.{field} is {tuple(tensor.shape)}, should be {shape}")
-        fields[field] = tensor
+        fields[field] = state[f"{node.name}.{field}"].detach().to("cpu", dtype).contiguous()
         if not field.startswith("running"):
             fields[f"grad{field.capitalize()}"] = torch.zeros(shape, dtype=dtype)
     if node.children:
-        parts = [_build(child, state, package) for child in node.children]
+        parts = [_build(child, state) for child in node.children]
         fields["modules"] = t7.Table(enumerate(parts, 1))
-    typename = f"{package if node.cudnn else 'nn'}.{node.class_name}"
-    fields |= _class_fields(typename, fields)
+    if node.class_name == "SpatialMaxPooling":
+        fields["indices"] = torch.empty(0, dtype=torch.int64)
+    typename = f"{'cudnn' if node.cudnn else 'nn'}.{node.class_name}"
     version = 2 if node.class_name == "SpatialBatchNormalization" else 1
     return t7.Object(typename, fields, version)
 
 
 def _sizes(sizes):
     return t7.Storage("torch.LongStorage", torch.tensor(sizes, dtype=torch.int64))
-
-
-def _class_fields(typename, fields):
-    """The fields of a class that are not in the layout."""
-    if typename == "nn.SpatialConvolution" and fields.pop("groups") > 1:
-        raise InputError("nn.SpatialConvolution has no groups: write form B, or cudnn's classes")
-    if typename == "nn.ReLU":
-        return {"threshold": 0, "val": 0}
-    if typename == "nn.SpatialAveragePooling":
-        return {"divide": True}  # without it, the module sums instead
-    if typename == "nn.SpatialMaxPooling":
-        return {"indices": torch.empty(0, dtype=torch.int64)}
-    return {"size": _sizes([fields["numElements"]])} if typename == "nn.View" else {}

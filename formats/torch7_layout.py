@@ -22,7 +22,7 @@ class Node(NamedTuple):
     name: str = ""  # of the layer in our state dict
     shapes: dict = {}  # fields that are tensors, with their shapes
     bias_into: str = ""  # of a convolution: the entry of our state dict that can absorb its bias
-    fields: dict = {}  # more fields, written but not compared; () stands for an empty LongStorage
+    fields: dict = {}  # others, written but not compared; a tuple is a LongStorage, {} a table
     cudnn: bool = False  # whether the Lua files take the class from the package cudnn
 
 
@@ -109,7 +109,8 @@ def layout(config, kind, counts):
     modules += [_bn("bn_last", channels, "last"), RELU] if pre else []
     pool = _window("SpatialAveragePooling", 7 if large else 8, 1, count_include_pad=True)
     modules.append(pool._replace(cudnn=True))
-    modules.append(Node("View", numbers={"numElements": channels}, fields={"numInputDims": 3}))
+    fields = {"numInputDims": 3, "size": (channels,)}
+    modules.append(Node("View", numbers={"numElements": channels}, fields=fields))
     shapes = {"weight": (config["classes"], channels), "bias": (config["classes"],)}
     modules.append(Node("Linear", name="fc", shapes=shapes))
     return _sequential(*modules)
@@ -157,12 +158,9 @@ def _branch(name, inputs, planes, outputs, stride, kind, config, bias_into):
     for i in range(c):
         path = f"{name}paths.{i}."
         layers = [*_layer(path, 1, inputs, d, 1), *_layer(path, 2, d, d, 3, stride)]
-        last = (
-            [_conv(f"{path}conv3", d, outputs, 1, bias_into=bias_into)]
-            if form == "resnext_A"
-            else []
-        )
-        paths.append(_sequential(*layers, *last))
+        if form == "resnext_A":
+            layers.append(_conv(f"{path}conv3", d, outputs, 1, bias_into=bias_into))
+        paths.append(_sequential(*layers))
     if form == "resnext_A":
         return [_parallel(*paths), SUM]
     join = Node("JoinTable", numbers={"dimension": 2}, fields={"gradInput": {}, "size": ()})
@@ -183,16 +181,14 @@ def _shortcut(name, inputs, outputs, stride, norm, kind, bias_into):
         if norm:
             conv = _conv(f"{name}0", inputs, outputs, 1, stride, bias_into=f"{name}1.running_mean")
             return _sequential(conv, _bn(f"{name}1", outputs))
-        # The batch norm after the sum absorbs this bias. Without one, the bias is added to that of
-        # the branch's last batch norm, which reaches the sum too.
-        bias_into = (
-            bias_into if "bn_sum" in bias_into else bias_into.replace("running_mean", "bias")
-        )
+        if "bn_sum" not in bias_into:
+            # no batch norm absorbs this bias: the branch's last one adds it to the sum
+            bias_into = bias_into.replace("running_mean", "bias")
         return _sequential(_conv(f"{name}0", inputs, outputs, 1, stride, bias_into=bias_into))
     if inputs == outputs:
         return Node("Identity")
-    pool = _window("SpatialAveragePooling", 1, stride, count_include_pad=True)
+    # without `divide`, nn's class sums instead
+    pool = _window("SpatialAveragePooling", 1, stride, count_include_pad=True, divide=True)
     parts = [Node("Identity")] + [ZEROS] * (outputs // inputs - 1)  # in the Lua only one of zeros
-    return _sequential(
-        pool, Node("Concat", tuple(parts), {"dimension": 2}, fields={"outputSize": ()})
-    )
+    concat = Node("Concat", tuple(parts), {"dimension": 2}, fields={"outputSize": ()})
+    return _sequential(pool, concat)

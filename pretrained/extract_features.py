@@ -90,8 +90,7 @@ def save(names, features, as_t7=False):
 
             from formats import t7
 
-            with atomic.replacing("features.t7") as file:
-                t7.dump(file, {"features": torch.from_numpy(features), "image_list": names})
+            t7.save("features.t7", {"features": torch.from_numpy(features), "image_list": names})
             print("saved features to features.t7")
     except OSError as error:
         raise InputError(f"cannot save features: {error}") from None

@@ -1,7 +1,6 @@
 """formats/torch7.py against trees that Torch7 wrote, a small interpreter of nn, and our nets."""
 
 import gzip
-import io
 import itertools
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import torch
 from support import torch7 as support
 from support.lua_nn import at, build, modules, random_net, read, resnet8, same_output, whole
+from support.t7_parts import written
 
 from formats import t7, torch7
 from formats.torch7_layout import layout
@@ -216,9 +216,7 @@ def test_trees_compute_what_our_nets_do(config):
     net = random_net(whole(config))
     tree = torch7.to_t7(net.config, net.state_dict())
     assert same_output(net, tree)
-    file = io.BytesIO()
-    t7.dump(file, tree)
-    tree = t7.loads(file.getvalue())
+    tree = t7.loads(written(tree))
     places = [value for _, module in modules(tree) for value in module.values()]
     mutable = [value for value in places if isinstance(value, (torch.Tensor, t7.Table, t7.Storage))]
     assert len({id(value) for value in mutable}) == len(mutable)  # nothing is shared by accident
@@ -251,9 +249,7 @@ def test_data_parallel_table_around_a_net():
     net, tree = resnet8()
     parallel = t7.Object("nn.DataParallelTable", {"modules": t7.Table({1: tree})}, 3)
     parallel.header = t7.Table({1: 1, 2: 2})
-    file = io.BytesIO()
-    t7.dump(file, parallel)
-    assert same_output(read(t7.loads(file.getvalue())), tree)
+    assert same_output(read(t7.loads(written(parallel))), tree)
 
 
 @pytest.mark.parametrize("norm", ["each", "branch", "sum"])
@@ -276,19 +272,6 @@ def test_the_released_resnet_200_has_a_copy_before_its_last_batch_norm():
     parts.insert(8, t7.Object("nn.Copy", {"dontCast": True}))
     tree["modules"] = t7.Table(enumerate(parts, 1))
     assert read(tree).config["norm"] == "each" and same_output(read(tree), tree)
-
-
-def test_nn_can_be_written_where_it_has_the_layers():
-    net, _ = resnet8()
-    tree = torch7.to_t7(net.config, net.state_dict(), "nn")
-    assert {module.typename.split(".")[0] for _, module in modules(tree)} == {"nn"}
-    assert same_output(read(tree), tree)
-    assert all("groups" not in module for _, module in modules(tree))
-    grouped = random_net(
-        whole({"net": "resnext", "depth": 11, "form": ("resnext_C", 2, 8), "stem": "cifar"})
-    )
-    with pytest.raises(InputError, match="no groups"):
-        torch7.to_t7(grouped.config, grouped.state_dict(), "nn")
 
 
 def test_momentum_is_split_by_parameter():
