@@ -14,7 +14,7 @@ from itertools import zip_longest
 
 import torch
 
-from formats import t7
+from formats import state_dicts, t7
 from formats.torch7_layout import EPS, counts, layout
 from runtime.errors import InputError
 
@@ -41,8 +41,7 @@ def from_t7(tree, source="the file"):
     for entry, bias in biases:  # batch norm: weight (x - mean) / sqrt(var + eps) + bias
         state[entry] = state[entry] + (bias if entry.endswith("bias") else -bias)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
-    for name in [name for name in state if name.endswith("running_var")]:
-        state[name.replace("running_var", "num_batches_tracked")] = torch.tensor(0)
+    state_dicts.count_batches(state)
     return config, state
 
 

@@ -22,7 +22,12 @@ def folded(model, dtype=None):
     copied without folding. `dtype`, such as torch.bfloat16, is for the weights of convolutions and
     linear layers; run the net under autocast then, which casts their inputs to it.
     """
-    model = _as_form_c(model).eval().requires_grad_(False)
+    if getattr(model, "config", {}).get("bottleneck") in ("resnext_A", "resnext_B"):
+        model = forms.converted(model, "resnext_C")
+        model.to(memory_format=torch.channels_last)  # concatenated weights are contiguous
+    else:
+        model = copy.deepcopy(model)
+    model.eval().requires_grad_(False)
     set_slices(model, None)
     for names in pairs(model):
         conv, norm = map(model.get_submodule, names)
@@ -34,16 +39,6 @@ def folded(model, dtype=None):
         if dtype is not None and isinstance(module, nn.Conv2d | nn.Linear):
             module.to(dtype)
     return model
-
-
-def _as_form_c(model):
-    """A copy of the model; a ResNeXt in form A or B becomes form C."""
-    config = getattr(model, "config", {})
-    form = config.get("bottleneck")
-    if config.get("net") not in ("resnext", "preresnext") or form not in ("resnext_A", "resnext_B"):
-        return copy.deepcopy(model)
-    wide = forms.converted(model, "resnext_C")
-    return wide.to(memory_format=torch.channels_last)  # concatenated weights are contiguous
 
 
 def pairs(model):
