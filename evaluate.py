@@ -54,6 +54,8 @@ OPTIONS = (
     ("predictions", "",    str,          None, "Write each image's five best classes: FILE.csv"),
     ("classErrors", "",    str,          None, "Write the errors by class: FILE.csv"),
     ("confusion",   (),    files,        None, "Write the confusion matrix: FILE.csv, .png, .svg, or several: a.csv,a.png"),
+    ("scores",      "",    str,          None, "Write every class's logit of each image: FILE.npy, or .csv"),
+    ("temperature", False, boolean,      None, "Fit a temperature to -scores; print the calibration error"),
 )
 # fmt: on
 
@@ -70,7 +72,7 @@ def main(argv=None):
     # imported here, so that -help and option errors do not wait for torch
     import dataloader
     import models
-    from evaluation import classes, ensemble, predictions
+    from evaluation import classes, ensemble, logits, predictions
     from evaluation.views import Views
     from models.fold import folded
     from parallel import group
@@ -119,12 +121,12 @@ def main(argv=None):
         )
         for net, own, outputs in zip(nets, views, columns)
     ]
-    wanted = opt.predictions or opt.classErrors or opt.confusion
-    found = predictions.Predictions() if wanted else None
-    with Terminal(opt.progress):
+    wanted = opt.predictions or opt.classErrors or opt.confusion or opt.scores
+    with Terminal(opt.progress), logits.opened(opt.scores, (images.size(), len(tested))) as scores:
+        found = predictions.Predictions(scores) if wanted else None
         results = ensemble.test(members, loader, opt, precision, found)
-    if wanted:
-        predictions.write(found, images, tested, opt)
+        if wanted:
+            predictions.write(found, images, tested, opt)
     return results
 
 
@@ -165,6 +167,8 @@ def check_options(opt):
         raise InputError("-recomputeBN needs a -batchSize of at least two images")
     if opt.classes and not os.path.isdir(opt.classes):
         regular_files.check_input(opt.classes, " (-classes)")
+    if opt.temperature and not opt.scores:
+        raise InputError("-temperature is fitted to the scores: give -scores FILE.npy as well")
     opts.check_folder(as_trained(opt))
     _check_outputs(opt)
 
@@ -174,6 +178,11 @@ def _check_outputs(opt):
     tables = [("-predictions", opt.predictions), ("-classErrors", opt.classErrors)]
     files = [(option, path, (".csv",)) for option, path in tables if path]
     files += [("-confusion", path, (".csv", ".png", ".svg")) for path in opt.confusion]
+    if opt.scores:
+        stem, ending = os.path.splitext(opt.scores)
+        files.append(("-scores", opt.scores, (".npy", ".csv")))
+        if ending.lower() == ".npy":
+            files += [("-scores", stem + e, (e[-4:],)) for e in (".images.csv", ".classes.txt")]
     images = []
     if opt.dataset == "imagenet":
         from datasets.imagenet_gen import folder_of  # not at the top: it imports NumPy

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from evaluation import confusion
+from evaluation import confusion, logits
 from parallel import group
 from runtime.terminal import say
 from storage import atomic
@@ -27,16 +27,18 @@ class Table(NamedTuple):
 
 
 class Predictions:
-    """Collects this process's predictions, batch by batch."""
+    """Collects this process's predictions, batch by batch; logits: a Logits to write, or None."""
 
-    def __init__(self):
-        self.batches = []
+    def __init__(self, logits=None):
+        self.batches, self.logits = [], logits
 
     def add(self, indices, average, several):
         """Add a batch. indices: (n,) of the images. average: (2, n, K), see scores.averages."""
         score = average[1] if several else average[0]
         probabilities = score.double() if several else score.double().softmax(1)
         best = score.float().topk(min(TOP, score.shape[1]), dim=1).indices  # as count_errors
+        if self.logits:
+            self.logits.write(indices, average[0].float().cpu().numpy())
         # copied to the CPU at the end, because a copy here would wait for the device
         self.batches.append((indices, best, probabilities.gather(1, best)))
 
@@ -51,7 +53,7 @@ class Predictions:
 
 
 def write(found, images, names, opt):
-    """Write what -predictions, -classErrors and -confusion ask for, on rank 0.
+    """Write what -predictions, -classErrors, -confusion and -scores ask for, on rank 0.
 
     found: Predictions. images: the tested Views. names: of the tested classes.
     """
@@ -70,6 +72,12 @@ def write(found, images, names, opt):
         matrix = confusion.matrix(targets, table.best[:, 0], len(names))
         confusion.write(path, matrix, names)
         say(f"=> {path}")
+    if opt.scores:
+        logits.finish(found.logits, table.indices, images, names)
+        say(f"=> {opt.scores}")
+    if opt.temperature:
+        known = table.best[:, 0] >= 0
+        logits.calibrate(found.logits.array(), table.indices[known], targets[known])
 
 
 def _write_rows(path, table, images, targets, names):
