@@ -107,14 +107,14 @@ def _read_pointer(path):
     for name in names:
         _check_name(path, name)
     if not names or not schema.is_count(pointer.get("epoch")):
-        raise InputError(f"{path} names no checkpoint of this program")
+        raise InputError(f"{path} does not name a checkpoint of this program")
     return pointer
 
 
 def _check_name(path, name):
     """InputError for a name that leads out of the folder of the file that names it."""
     if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-        raise InputError(f"{path} names {shown(name)}: should be a file of the same folder")
+        raise InputError(f"{path} names {shown(name)}: should be a file in the same folder")
 
 
 def _finished(folder):
@@ -193,7 +193,7 @@ def _torch7(path):
     for name in ("modelFile", "optimFile"):
         _check_name(path, fields.get(name))
     if not schema.is_count(fields.get("epoch")):
-        raise InputError(f"{path} is no checkpoint of the original program: it lacks the epoch")
+        raise InputError(f"{path} is not a checkpoint of the original program: it lacks the epoch")
     model = os.path.join(folder, newest["modelFile"])
     checkpoint = _torch7_state(os.path.join(folder, newest["optimFile"]), model)
     return {**checkpoint, "epoch": newest["epoch"], "modelFile": model}
@@ -205,7 +205,7 @@ def _torch7_state(path, model):
     fields = found if isinstance(found, dict) else {}
     fault = tensors.fault(fields.get("dfdx"))
     if fault:
-        raise InputError(f"{path} is no checkpoint of the original program: its dfdx {fault}")
+        raise InputError(f"{path} is not a checkpoint of the original program: its dfdx {fault}")
     options = {name: fields.get(name) for name in ("momentum", "weightDecay")}
     options = {n: float(v) if type(v) is int else v for n, v in options.items()}
     # the order of the net's parameters is Torch7's; that of the entries of a file may be any

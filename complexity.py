@@ -154,7 +154,9 @@ def _check_size(opt):
     blocks = sum(depths.stages(opt.netType, opt.stem, opt.depth)[1])
     if blocks * opt.cardinality > MOST:
         paths = f"{blocks * opt.cardinality:,} paths"
-        raise InputError(f"{paths} take minutes: resnext_C is the same net with the same numbers")
+        raise InputError(
+            f"{paths} take minutes to measure; resnext_C is the same net with the same numbers"
+        )
 
 
 def classes(opt):

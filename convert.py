@@ -93,7 +93,7 @@ def _in_form(model, form):
     from models import forms
 
     if model.config.get("bottleneck") not in FORMS:
-        raise InputError(f"-form {form} is for the blocks of a ResNeXt; this net has others")
+        raise InputError(f"-form {form} is for the blocks of a ResNeXt; this net has other blocks")
     return forms.converted(model, form).eval()
 
 

@@ -40,7 +40,7 @@ OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),
     ("save",          "detector",  str,          None, "Directory in which to save checkpoints"),
     ("train",         "train2017", str,          None, "Training images: NAME of annotations/instances_NAME.json, or a .json below -data or here"),
-    ("val",           "val2017",   str,          None, "Validation images, likewise"),
+    ("val",           "val2017",   str,          None, "Validation images, in the same way"),
     ("trainImages",   "",          str,          None, "Folder of the training images, below -data or here (empty: as -train says)"),
     ("valImages",     "",          str,          None, "Folder of the validation images (empty: as -val says)"),
     ("shared",        False,       boolean, None, "Train one net with both losses (false: the paper's two steps)"),
@@ -50,20 +50,20 @@ OPTIONS = (
     ("batchSize",     0,           whole,   0,    "Images in an iteration of Fast R-CNN, or with -shared"),
     ("LR",            0.0,         real,    0,    "Learning rate of Fast R-CNN, or with -shared"),
     ("iterations",    (),          series,  None, "Iterations where its rate drops x0.1; the last one ends it"),
-    ("warmup",        -1,          whole,   -1,   "Iterations over which a step's rate rises at first (-1: the recipe's)"),
-    ("epochSize",     0,           whole,   0,    "Iterations from one test to the next (0: a pass over the images)"),
+    ("warmup",        -1,          whole,   -1,   "Iterations over which the rate of a step rises at its start (-1: the recipe's)"),
+    ("epochSize",     0,           whole,   0,    "Iterations between two tests (0: a pass over the images)"),
     ("regions",       0,           whole,   0,    "Regions per image in training"),
     ("anchors",       (),          series,  None, "Sides of the anchors in pixels"),
     ("scale",         0,           whole,   SIDES, "Shorter side of an image in pixels"),
-    ("largest",       0,           whole,   SIDES, "Longer side at most, in pixels"),
-    ("freeze",        -1,          whole,   -1,   "Stages to hold still; the first layers count as one (-1: the recipe's)"),
-    ("recomputeBN",   0,           whole,   0,    "Batches of classification data to re-estimate batch norm over at first"),
-    ("bnData",        "imagenet",  str,          None, "That data: a folder as for main.py's -data (digits need none)"),
-    ("maxBoxes",      100,         whole,   1,    "Boxes that a test finds in an image at most"),
+    ("largest",       0,           whole,   SIDES, "Limit of the longer side in pixels"),
+    ("freeze",        -1,          whole,   -1,   "Stages to freeze; the first layers count as one (-1: the recipe's)"),
+    ("recomputeBN",   0,           whole,   0,    "Batches of classification data to re-estimate batch norm over first"),
+    ("bnData",        "imagenet",  str,          None, "Folder of this data, as for main.py's -data (digits need none)"),
+    ("maxBoxes",      100,         whole,   1,    "Most boxes that a test finds in an image"),
     ("leastScore",    0.05,        real,    0,    "Least score of a box in a test"),
-    ("nms",           0.0,         real,    0,    "IoU above which a test drops a box for a surer one (0: 0.5 if shared, else 0.3)"),
-    ("show",          "",          str,          None, "Draw what is found in this photo or folder, or in the digits' test scene of this number"),
-    ("minScore",      0.5,         real,    0,    "Draw what scores this or more"),
+    ("nms",           0.0,         real,    0,    "IoU above which a test drops the box of lower score (0: 0.5 if shared, else 0.3)"),
+    ("show",          "",          str,          None, "Draw what is found in this photo or folder, or in this test scene of the digits (a number)"),
+    ("minScore",      0.5,         real,    0,    "Draw boxes with this score or more"),
     ("out",           "",          str,          None, "File or folder for what -show draws, or the results (.json) of -testOnly"),
 )
 
@@ -199,7 +199,7 @@ def check_options(opt):
         raise InputError("-momentum 0: a run without momentum cannot be resumed; give e.g. 0.9")
     if opt.regions < 4:
         raise InputError(
-            f"-regions {opt.regions}: give 4 or more, because a quarter of them are objects"
+            f"-regions {opt.regions}: give 4 or more, because a quarter of the regions are objects"
         )
     if opt.anchors[0] < 2:
         raise InputError("-anchors 1: give 2 or more, because half of 1 is rounded to 0")

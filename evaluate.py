@@ -50,7 +50,7 @@ OPTIONS = (
     ("dense",       (),    series,  None, "Test whole images at these scales: 224,256,288,320,352"),
     ("flip",        False, boolean, None, "Test the mirror images as well"),
     ("classes",     "",    str,          None, "Class names, one per line, or a folder of class folders: test among these"),
-    ("recomputeBN", 0,     whole,   0,    "Batches to re-estimate batch norm over at first (0: no)"),
+    ("recomputeBN", 0,     whole,   0,    "Batches to re-estimate batch norm over first (0: none)"),
     ("predictions", "",    str,          None, "Write each image's five best classes: FILE.csv"),
     ("classErrors", "",    str,          None, "Write the errors by class: FILE.csv"),
     ("confusion",   (),    files,        None, "Write the confusion matrix: FILE.csv, .png, .svg, or several: a.csv,a.png"),

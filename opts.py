@@ -234,7 +234,7 @@ def saved_options(checkpoint, table=OPTIONS):
     for name, value in saved.items():
         if not fits(name, value, table):
             fault = f"its -{name} is {shown(value)}"
-            raise InputError(f"{checkpoint['file']} is no checkpoint of this program: {fault}")
+            raise InputError(f"{checkpoint['file']} is not a checkpoint of this program: {fault}")
     return {name: value for name, value in saved.items() if value or name not in BLANK}
 
 

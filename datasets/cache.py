@@ -28,7 +28,7 @@ def info(opt):
         if found is not None and not stale and _is_valid(gen, found, opt):
             return found
         if os.path.exists(path):
-            fault = "describes data that have changed since" if stale else "is damaged"
+            fault = "describes data that has changed since" if stale else "is damaged"
             note(f"=> {path} {fault}: making it again")
         os.makedirs(opt.gen, exist_ok=True)
         found = gen.exec(opt, path)  # do not read it back: another run may have replaced the file
@@ -37,7 +37,7 @@ def info(opt):
     if found is None:  # a user's own dataset may return nothing
         found = _read(path)
     if found is None:
-        raise RuntimeError(f"{gen.__name__}.exec left no .npz with a signature at {path}")
+        raise RuntimeError(f"{gen.__name__}.exec did not write an .npz with a signature to {path}")
     return found
 
 

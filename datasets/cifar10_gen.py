@@ -138,8 +138,8 @@ def _torch7(source, path):
             or not 1 <= arrays[1].min() <= arrays[1].max() <= source.classes
         ):
             raise InputError(
-                f"{path} is no cache of {source.name} that the Lua made: {name} should have bytes "
-                f"data (N, 3, 32, 32) and labels (N) in 1 to {source.classes}"
+                f"{path} is not a cache of {source.name} from the Lua program: {name} should "
+                f"have bytes data (N, 3, 32, 32) and labels (N) in 1 to {source.classes}"
             )
         splits.append([arrays[0], arrays[1].astype(np.int64) - 1])
     return splits
@@ -154,15 +154,19 @@ def _binary(source, data, where):
     """
     record = source.label_bytes + PIXELS
     if not data:
-        raise InputError(f"{where} is empty: should have records of {record} bytes, one an image")
+        raise InputError(
+            f"{where} is empty: it should have records of {record} bytes, one per image"
+        )
     if len(data) % record:
         raise InputError(
-            f"{where} has {len(data)} bytes: should be a whole number of records of {record}"
+            f"{where} has {len(data)} bytes, not a whole number of records of {record} bytes"
         )
     records = np.frombuffer(data, np.uint8).reshape(-1, record)
     labels = records[:, source.label_bytes - 1].astype(np.int64)
     if labels.max() >= source.classes:
-        raise InputError(f"{where} has a label {labels.max()}: should be 0 to {source.classes - 1}")
+        raise InputError(
+            f"{where} has a label {labels.max()}: labels are 0 to {source.classes - 1}"
+        )
     return records[:, source.label_bytes :].reshape(-1, 3, 32, 32), labels
 
 
@@ -179,7 +183,7 @@ def _pickled(source, data, where):
     if _md5(data) != published:
         raise InputError(
             f"{where} is not the published file (its MD5 is {_md5(data)}, should be {published}); "
-            "changed or own images should be in the binary version"
+            "put changed images, or your own, into the binary version"
         )
     content = pickle.loads(data, encoding="latin1")  # the files were written by Python 2
     return content["data"].reshape(-1, 3, 32, 32), np.array(content[source.label_key], np.int64)
@@ -201,14 +205,14 @@ def _find(source, data):
             if not missing:
                 return place, [os.path.join(place, name) for name in wanted]
             if len(missing) < len(wanted) and not fault:
-                fault = f"{place} has only a part of {source.name}: {missing[0]} is missing"
+                fault = f"{place} has only part of {source.name}: {missing[0]} is missing"
     for name in (*(version.archive for version in source.versions), _lua_cache(source)):
         place = os.path.join(data, name)
         if os.path.isfile(place):
             return place, [place]
     wanted = [name for version in source.versions for name in (version.folder, version.archive)]
     raise InputError(
-        fault or f"no {source.name} in -data {data}: should hold one of {', '.join(wanted)}"
+        fault or f"no {source.name} in -data {data}, which should have one of {', '.join(wanted)}"
     )
 
 
@@ -264,9 +268,9 @@ def _download(url):
             share = f"{100 * len(data) // size} %, " if size else ""
             show(f" {name}: {share}{len(data) / 1e6:.1f} MB")
             if max(len(data), size or 0) > LARGEST:
-                raise InputError(f"it has more than {LARGEST} bytes")
+                raise InputError(f"the file has more than {LARGEST} bytes")
             if time.monotonic() - began > TIMEOUT + len(data) / SLOWEST:
-                raise TimeoutError(f"it comes at less than {SLOWEST} bytes per second")
+                raise TimeoutError(f"fewer than {SLOWEST} bytes per second arrive")
     show("")
     if size and len(data) < size:  # read1 takes the end of a lost connection for the body's end
         raise ConnectionError(f"the connection ended after {len(data)} of {size} bytes")

@@ -50,10 +50,10 @@ def note_order(source, names, count, data):
     if names == data:
         return
     if names:
-        note(f"=> the class names of {source} are not those of the data: matching them by order")
+        note(f"=> the class names of {source} are not those of the data: they are matched by order")
     elif count > len(data):
         note(
-            f"=> {source} has no class names: its first {len(data)} outputs are taken for the "
+            f"=> {source} has no class names: its first {len(data)} outputs count as the "
             "classes of the data"
         )
     if all(name.isascii() and name.isdecimal() for name in data):

@@ -149,7 +149,7 @@ class Images:
         found = optional.kernels()
         if found is None:
             note(
-                "=> numba cannot be imported: making training images takes 7 times as long"
+                "=> numba cannot be imported, so training images take 7 times as long"
                 " (pip install numba)"
             )
         return found

@@ -35,7 +35,7 @@ def main(argv=None):
     def check(_):
         if len(words) not in (1, 2):
             raise InputError(
-                f"give ARCHIVES, a folder, and DATA or nothing, not {len(words)} words"
+                f"give the folder ARCHIVES, and DATA if you like, not {len(words)} words"
             )
         if not os.path.isdir(words[0]):
             raise InputError(f"there is no folder {words[0]}")
@@ -60,9 +60,9 @@ def prepare(archives, target):
     splits = [split for split in ("train", "val") if os.path.isfile(paths[split])]
     if not splits:
         names = " or ".join(os.path.basename(paths[split]) for split in ("train", "val"))
-        raise InputError(f"{archives} holds no {names}")
+        raise InputError(f"{archives} has no {names}")
     if "val" in splits and not os.path.isfile(paths["devkit"]):
-        raise InputError(f"{paths['devkit']} is missing: it has the classes of val's images")
+        raise InputError(f"{paths['devkit']} is missing: it has the classes of the val images")
     # no member of an archive may be written outside (Python's default from 3.14 on)
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
@@ -74,7 +74,7 @@ def prepare(archives, target):
                 _unpack(split, paths, target)
     except ModuleNotFoundError as error:  # scipy, which scikit-learn brings
         raise InputError(
-            f"{paths['devkit']} is read by {error.name}: pip install {error.name}"
+            f"{paths['devkit']} needs the package {error.name}: pip install {error.name}"
         ) from None
     except (tarfile.TarError, OSError) as error:
         raise InputError(f"cannot unpack to {target}: {error}") from None
@@ -85,7 +85,7 @@ def _unpack(split, paths, target):
 
     folder, archive = os.path.join(target, split), paths[split]
     if os.path.isdir(folder):
-        say(f"=> {folder} is there: left as it is")
+        say(f"=> {folder} exists already and stays as it is")
         return
     free, needed = shutil.disk_usage(target).free, os.path.getsize(archive)
     if needed > free:
@@ -102,7 +102,7 @@ def _unpack(split, paths, target):
                 imagenet.parse_val_archive(temporary, archive, folder=split)
         except RuntimeError:  # its MD5 is another
             used = archive if split == "train" else f"{archive} or {paths['devkit']}"
-            raise InputError(f"{used} is not the published archive: get it again") from None
+            raise InputError(f"{used} is not the published archive: download it again") from None
         os.rename(os.path.join(temporary, split), folder)
     say(f" | {sum(len(files) for *_, files in os.walk(folder))} images in {folder}")
 

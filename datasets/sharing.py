@@ -44,7 +44,7 @@ def passing():
             if os.strerror(number) in said and not getattr(error, "filename", None):
                 raise InputError(sentence) from None
         raise InputError(
-            f"the loading workers cannot pass their batches on ({said}): they need /dev/shm and a "
+            f"the loading workers cannot pass on their batches ({said}): they need /dev/shm and a "
             "folder for sockets (TMPDIR); to read without workers, give -nThreads 0"
         ) from None
 

@@ -48,7 +48,7 @@ class Coco:
         self.categories = _sorted(names)
         self.names = [names[id] for id in self.categories]
         if not self.names or not self.images:
-            raise InputError(f"{path} holds no {'images' if self.names else 'categories'}")
+            raise InputError(f"{path} has no {'images' if self.names else 'categories'}")
         self.ids = _sorted(self.images)
         self.folder = self._find_images(folders)
         for id in self.ids:
@@ -142,7 +142,8 @@ class Coco:
             raise InputError(f"{self.path}: two of its categories have the id {several[0]}")
         names = {id: " / ".join(each) for id, each in names.items()}
         for id in several:
-            note(f" | {self.path}: all categories have the id {id}: {names[id]!r} is one class")
+            one = f"so they are one class, {names[id]!r}"
+            note(f" | {self.path}: all categories have the id {id}, {one}")
         return names
 
     def _find_images(self, folders):
@@ -217,7 +218,7 @@ class Coco:
                 "x, y, width and height in pixels, not two corners"
             )
         if len(boxes) and (boxes <= 1).all():
-            note(f" | {self.path}: all boxes are smaller than a pixel: give pixels, not shares")
+            note(f" | {self.path}: all boxes are smaller than a pixel: give pixels, not fractions")
 
     def _sorted_by_image(self):
         """The Objects of each image."""
@@ -287,7 +288,7 @@ def _refuse_other_formats(data):
         if any(glob.iglob(os.path.join(glob.escape(data), "**", f"*.{ending}"), recursive=True)):
             raise InputError(
                 f"{data!r} has no file of COCO's JSON, but .{ending} files, as {kind} has: the "
-                f"package supervision converts, DetectionDataset.{reader}(...).as_coco(...)"
+                f"package supervision converts these, DetectionDataset.{reader}(...).as_coco(...)"
             )
 
 

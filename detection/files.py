@@ -32,7 +32,7 @@ def load_detector(source, saved=None, **settings):
     """The detector in a file; `settings` replace those in its config."""
     saved = saved or is_detector(source)
     if saved is None:
-        raise InputError(f"{source} holds no detector of this program: detect.py trains one")
+        raise InputError(f"{source} is not a detector of this program: detect.py trains one")
     config, state = {**saved["config"], **settings}, saved.get("model")
     model_files.check_state(source, state)
     _check(source, config, state)
@@ -54,7 +54,7 @@ def load_detector(source, saved=None, **settings):
     except ERRORS as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = f"its config lacks {reason}" if isinstance(error, KeyError) else reason
-        raise InputError(f"{source} holds no detector of this program: {reason}") from None
+        raise InputError(f"{source} is not a detector of this program: {reason}") from None
     return model
 
 
@@ -77,7 +77,7 @@ def _check(path, config, state):
         fits[name] = _is_whole(value, EXACT) if name == "maxBoxes" else is_share
     for name, is_right in fits.items():
         if name not in config:
-            raise InputError(f"{path} holds no detector of this program: its config lacks {name!r}")
+            raise InputError(f"{path} is not a detector of this program: its config lacks {name!r}")
         if not is_right:
             raise InputError(f"{path} is damaged: its detector has {name} {shown(config[name])}")
 

@@ -42,7 +42,7 @@ def photos(opt):
         return
     names = sorted(name for name in os.listdir(opt.show) if name.lower().endswith(EXTENSIONS))
     if not names:
-        raise InputError(f"{opt.show!r} has no photo: {' '.join(EXTENSIONS)} would be right")
+        raise InputError(f"{opt.show!r} has no photo ({' '.join(EXTENSIONS)})")
     try:
         os.makedirs(opt.out, exist_ok=True)
     except OSError as error:
@@ -85,7 +85,7 @@ def _photo(pixels, model, opt, out):
         say(f" nothing found with a score above {least:g} (-leastScore)")
     elif best < opt.minScore:
         text = f"nothing found with a score of {opt.minScore:g} or more (-minScore)"
-        say(f" {text}; the best has {best:.3f}")
+        say(f" {text}; the best score is {best:.3f}")
     say(f"=> {out}")
     return found
 

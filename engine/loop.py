@@ -118,7 +118,7 @@ class Loop:
         file = state.get("file", "the optimState")
         if epoch != state.get("epoch", epoch - 1) + 1:
             fault = f"its position is in epoch {epoch}, but {state['epoch']} epochs are done"
-            raise InputError(f"{file} is no checkpoint of this program: {fault}")
+            raise InputError(f"{file} is not a checkpoint of this program: {fault}")
         if position["order"] != self.order or not same_data:
             what = self._changed(position["order"], options) if same_data else "the images"
             if not trained or before[:1] != self.data[:1]:

@@ -53,7 +53,7 @@ class Metrics:
         if metrics is None or not metrics.wrong5 <= metrics.wrong1 <= metrics.seen:
             names = strange or wrong or ("wrong1", "wrong5", "seen")
             held = ", ".join(f"{name} {shown(sums.get(name, 0))}" for name in names)
-            raise InputError(f"{file} is no checkpoint of this program: its position has {held}")
+            raise InputError(f"{file} is not a checkpoint of this program: its position has {held}")
         return metrics
 
     def check_finite(self, epoch, size):

@@ -53,7 +53,9 @@ def of_outputs(path, count):
     """The names of a model's outputs, from a list or a folder."""
     names = read_names(path)
     if len(names) != count:
-        raise InputError(f"-classes {path} has {len(names)} names, but the model {count} outputs")
+        raise InputError(
+            f"-classes {path} has {len(names)} names, but the model has {count} outputs"
+        )
     return names
 
 

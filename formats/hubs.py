@@ -93,7 +93,9 @@ def download(name):
 
     net, _, member = name.removeprefix("torchvision:").partition(":")
     if net not in NETS:
-        raise InputError(f"{name} is unknown: after torchvision: comes one of {', '.join(NETS)}")
+        raise InputError(
+            f"{name} is unknown: torchvision: should be followed by one of {', '.join(NETS)}"
+        )
     known = get_model_weights(net)
     if member and member not in known.__members__:
         names = ", ".join(weights.name for weights in known)

@@ -34,7 +34,7 @@ _LARGEST_HEADER = 1 << 24  # bytes, of a safetensors file; a net's is below a mi
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
 # Numbers of a configuration
 _WHOLE = ("depth", "cardinality", "base_width", "classes", "expansion")
-_ALONE = "where that runs, torch.save(net.state_dict(), FILE) writes what can be read"
+_ALONE = "where that code runs, torch.save(net.state_dict(), FILE) writes what can be read"
 _METADATA = ("config", "classes", "preprocessing")
 
 
@@ -67,11 +67,9 @@ def read(source, classifier=True):
     else:
         saved = atomic.load(path, foreign=True)
     if isinstance(saved, archives.Skipped):
-        raise InputError(
-            f"{path} holds an object, a {saved.name}, whose code it would need: {_ALONE}"
-        )
+        raise InputError(f"{path} holds an object, a {saved.name}, which needs code: {_ALONE}")
     if not isinstance(saved, dict):
-        raise InputError(f"{path} holds no state dict: save that of a net, net.state_dict()")
+        raise InputError(f"{path} has no state dict: save net.state_dict() of a net")
     if saved.keys() >= {"model", *_METADATA}:
         return _own_content(path, saved)
     return _bare_content(source, path, saved, metadata, key, classifier)
@@ -112,9 +110,9 @@ def kind(path):
     if head[:4] in [bytes([i, 0, 0, 0]) for i in range(9)] or re.match(rb"[0-8]\s", head):
         return "t7"
     if packed:
-        raise InputError(f"{path} is packed by gzip and no .t7.gz: unpack it")
-    what = "is none of PyTorch's, safetensors or Torch7's" if head else "is empty"
-    raise InputError(f"{path} is no model file: it {what}")
+        raise InputError(f"{path} is packed by gzip but is not a .t7.gz: unpack it")
+    what = "does not begin like one of PyTorch, safetensors or Torch7" if head else "is empty"
+    raise InputError(f"{path} is not a model file: it {what}")
 
 
 def _is_gzip(path):
@@ -181,9 +179,7 @@ def _own_content(path, saved):
     check_config(path, config, state)
     classes, outputs = saved.get("classes"), len(state["fc.weight"])
     if classes is not None and not _are_names(classes, outputs):
-        raise InputError(
-            f"{path} is damaged: its classes are no list of names of {outputs} outputs"
-        )
+        raise InputError(f"{path} is damaged: its classes are not a list of {outputs} names")
     spec = checked_spec(path, saved.get("preprocessing"))
     return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
 
@@ -207,14 +203,14 @@ def _bare_content(source, path, saved, metadata, key, classifier):
     try:
         state = state_dicts.find(saved, key, classifier)
     except InputError as error:
-        raise InputError(f"{source} is no net of this program: {error}") from None
+        raise InputError(f"{source} is not a net of this program: {error}") from None
     state_dicts.count_batches(state)
     check_state(path, state)
     state_dicts.convert(state)
     try:
         config = state_dicts.infer(state)
     except InputError as error:
-        raise InputError(f"{path} is no net of this program: {error}") from None
+        raise InputError(f"{path} is not a net of this program: {error}") from None
     spec = hubs.V1 if config["stem"] == "imagenet" else None
     spec = checked_spec(path, hubs.input_spec(hub)) or spec
     classes = hubs.class_names(hub, config["classes"])
@@ -226,24 +222,24 @@ def _bare_content(source, path, saved, metadata, key, classifier):
 def check_state(path, state):
     """Refuse anything but a dict of names and finite weights; of one dtype but for batch norms."""
     if not isinstance(state, dict) or not state:
-        raise InputError(f"{path} holds no state dict: save that of a net, net.state_dict()")
+        raise InputError(f"{path} has no state dict: save net.state_dict() of a net")
     dtypes = {}
     for name, tensor in state.items():
-        fault = "is no name" if not isinstance(name, str) else _fault(name, tensor)
+        fault = "is not a name" if not isinstance(name, str) else _fault(name, tensor)
         if fault:
-            raise InputError(f"{path} holds no state dict of a net: {shown(name)} {fault}")
+            raise InputError(f"{path} has no state dict of a net: {shown(name)} {fault}")
         layer = name.rpartition(".")[0]
         kind = f"{layer}.running_mean" in state  # some train these in float32, the rest in half
         if tensor.is_floating_point() and dtypes.setdefault(kind, tensor.dtype) != tensor.dtype:
             others = f"{tensor.dtype}, others are {dtypes[kind]}"
-            raise InputError(f"{path} holds no state dict of a net: {shown(name)} is {others}")
+            raise InputError(f"{path} has no state dict of a net: {shown(name)} is {others}")
 
 
 def _fault(name, tensor):
     if name.endswith("num_batches_tracked") and isinstance(tensor, torch.Tensor):
         whole = tensor.dtype == torch.int64 and tensor.device.type == "cpu" and not tensor.ndim
         if whole or not tensor.is_floating_point():
-            return None if whole else "is no number of batches"
+            return None if whole else "is not a number of batches"
     fault = tensors.fault(tensor)
     if fault is None and name.endswith("running_var") and tensor.numel() and tensor.min() < 0:
         return "has a negative variance"

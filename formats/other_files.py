@@ -13,7 +13,7 @@ _BEGINNINGS = (
     (rb"\s*<(?:!doctype|html|\?xml)", "a web page: download the file that the page leads to"),
     (
         rb"\x08[\x01-\x1f][\x12\x1a\x22\x3a\x42]",
-        "an ONNX file, which keeps no state dict: save that in the program that exported it",
+        "an ONNX file, which has no state dict: save one in the program that exported this file",
     ),
     (rb"\x89HDF", "an HDF5 file, as Keras writes: save the weights with torch.save"),
     (rb"\{\s*\"", "a JSON file: give the file with the weights"),

@@ -125,7 +125,7 @@ def _chosen(saved, key):
     if not largest:
         objects = [part.name for part in saved.values() if isinstance(part, archives.Skipped)]
         held = f", but objects that need code, such as a {objects[0]}" if objects else ""
-        raise InputError(f"it holds no state dict{held}: save that of a net, net.state_dict()")
+        raise InputError(f"it has no state dict{held}: save net.state_dict() of a net")
     place = next(iter(parts), "")
     return place, *found.get(place, (largest, ""))
 

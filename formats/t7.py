@@ -162,7 +162,7 @@ class _Reader:
         if kind == BOOLEAN:
             return source.int() == 1
         if not 0 <= kind <= FUNCTION_8:
-            source.fail(f"{kind} is no type of Torch7's (0 to 8)", at)
+            source.fail(f"{kind} is not a type of Torch7 (0 to 8)", at)
         index = None if kind == FUNCTION else source.int()
         if index in self.objects:
             known, value = self.objects[index]

@@ -36,7 +36,7 @@ def from_t7(tree, source="the file"):
         state, biases = {}, []
         _match(layout(config, kind, blocks), "", tree, state, biases)
     except InputError as error:
-        raise InputError(f"{source} is no net of this program: {error}") from None
+        raise InputError(f"{source} is not a net of this program: {error}") from None
     dtype = torch.float64 if state["fc.weight"].dtype == torch.float64 else torch.float32
     for entry, bias in biases:  # batch norm: weight (x - mean) / sqrt(var + eps) + bias
         state[entry] = state[entry] + (bias if entry.endswith("bias") else -bias)
@@ -75,7 +75,7 @@ def _children(path, module):
     places = [(f"{path}.{i}".lstrip("."), part) for i, part in enumerate(modules.array(), 1)]
     for place in places:
         if not isinstance(place[1], t7.Object):
-            _refuse(*place, "is no module")
+            _refuse(*place, "is not a module")
     return [place for place in places if _class_name(place[1]) != "Copy"]
 
 
@@ -171,7 +171,7 @@ def _infer(net):
     layers, form = _form(branches, large)
     classes = modules[-1][1].get("weight")
     if not isinstance(classes, torch.Tensor) or classes.ndim != 2:
-        _refuse(*modules[-1], "is no classifier")
+        _refuse(*modules[-1], "is not a classifier")
     config = {
         "net": ("pre" if pre else "") + ("resnext" if form else "resnet"),
         "depth": 2 + layers * len(blocks),
@@ -235,7 +235,7 @@ def _form(branches, large):
     convs = [place for place in layers if _class_name(place[1]) == "SpatialConvolution"]
     others = {len(_children(*place)) for places in tables for place in places}
     if len(convs) not in (2, 3) or (paths and len(others) > 1):
-        raise InputError("the branches of its blocks are none of basic, bottleneck, form B and A")
+        raise InputError("the branches of its blocks are not basic, bottleneck, form B or form A")
     if len(convs) == 2 and not paths:
         return 2, {}
     width = _positive(*convs[0], "nOutputPlane")

@@ -108,7 +108,7 @@ def load_file(source, classifier=True):
         model.load_state_dict(tensors.separate(content["model"]), assign=True)
     except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{source} holds no net of this program: {reason}") from None
+        raise InputError(f"{source} is not a net of this program: {reason}") from None
     spec = content["preprocessing"]
     if content.get("torch7"):
         spec = _original_input_spec(content["config"])

@@ -168,7 +168,7 @@ def _failed(rank, state, received, folder):
         name = signal.Signals(-state).name
         terminal.clear()
         hint = ", perhaps out of memory" if name == "SIGKILL" else ""
-        complain(f"{process.script()}: process {rank} was ended by {name}{hint}")
+        complain(f"{process.script()}: process {rank} was killed by {name}{hint}")
     return 128 - state
 
 

@@ -48,7 +48,7 @@ def begin():
 
 
 def _end(signum, _):
-    os.write(2, f"{script()}: ended by {signal.Signals(signum).name}\n".encode())
+    os.write(2, f"{script()}: interrupted by {signal.Signals(signum).name}\n".encode())
     leave(128 + signum)
 
 

@@ -86,7 +86,7 @@ def _mean_and_error(values):
 def read_log(path):
     """The Run in a log file or run folder."""
     file = os.path.join(path, "log.jsonl") if os.path.isdir(path) else path
-    foreign = f"{file} is no log of this program"
+    foreign = f"{file} is not a log of this program"
     try:
         texts = regular_files.read_bytes(file, LARGEST).decode().splitlines()
     except OSError as error:
@@ -102,7 +102,7 @@ def read_log(path):
     final = lines.pop()["final"] if lines and "final" in lines[-1] else {}
     final = _percent(final.get("top1")) if isinstance(final, dict) else None
     if not isinstance(header.get("options"), dict):
-        raise InputError(f"{foreign}: its first line holds no options")
+        raise InputError(f"{foreign}: its first line has no options")
     train, val = {}, {}
     for number, line in enumerate(lines, 2):
         epoch, errors = line.get("epoch"), _errors(line)

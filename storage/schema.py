@@ -21,15 +21,15 @@ def read_state(path):
         raise InputError(f"{path} is not an optimState file of this program")
     for name, is_valid in FIELDS.items():
         if name not in state and name in ("epoch", "best", "options"):
-            raise InputError(f"{path} is no checkpoint of this program: its {name} is missing")
+            raise InputError(f"{path} is not a checkpoint of this program: its {name} is missing")
         if name in state and not is_valid(state[name]):
             value = shown(state[name])
-            raise InputError(f"{path} is no checkpoint of this program: its {name} is {value}")
+            raise InputError(f"{path} is not a checkpoint of this program: its {name} is {value}")
     for name, tensor in state["momentum"].items():
-        fault = "is no name" if not isinstance(name, str) else tensors.fault(tensor)
+        fault = "is not a name" if not isinstance(name, str) else tensors.fault(tensor)
         if fault:
             entry = f"its momentum is wrong: {shown(name)} {fault}"
-            raise InputError(f"{path} is no checkpoint of this program: {entry}")
+            raise InputError(f"{path} is not a checkpoint of this program: {entry}")
     return state
 
 

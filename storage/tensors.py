@@ -8,13 +8,15 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def fault(tensor):
     """Why a tensor cannot be weights or momentum of a net, as a phrase; None if it can."""
     if not isinstance(tensor, torch.Tensor):
-        return "is no tensor of weights"
+        return "is not a tensor of weights"
     if tensor.dtype not in _DTYPES:  # first, because PyTorch supports hardly anything else
-        return f"is no tensor of weights: it is of {tensor.dtype}, not of 16, 32 or 64-bit floats"
+        return (
+            f"is not a tensor of weights: it is of {tensor.dtype}, not of 16, 32 or 64-bit floats"
+        )
     if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return "is no tensor of weights: it is not dense, or not in memory"
+        return "is not a tensor of weights: it is not dense, or not in memory"
     if tensor.untyped_storage().nbytes() < tensor.nbytes:
-        return "is no tensor of weights: it is an expanded view of fewer numbers"
+        return "is not a tensor of weights: it is an expanded view of fewer numbers"
     if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
         return "has a value that is not finite: that training diverged"
     return None

@@ -207,14 +207,14 @@ def test_a_damaged_file(tmp_path, module, damage, place):
     good = bytes(source.label_bytes - 1) + b"\x09" + bytes(3072)
     wrong = bytes(source.label_bytes - 1) + bytes([source.classes]) + bytes(3072)
     bad, message = {
-        "empty": (b"", f"is empty: should have records of {len(good)} bytes, one an image"),
+        "empty": (b"", f"is empty: it should have records of {len(good)} bytes, one per image"),
         "short": (
             (good * 2)[:-1],
-            f"has {len(good) * 2 - 1} bytes: should be a whole number of records of {len(good)}",
+            f"has {len(good) * 2 - 1} bytes, not a whole number of records of {len(good)} bytes",
         ),
         "label": (
             good * 2 + wrong,
-            f"has a label {source.classes}: should be 0 to {source.classes - 1}",
+            f"has a label {source.classes}: labels are 0 to {source.classes - 1}",
         ),
     }[damage]
     write(tmp_path / "data", {**dict.fromkeys(files, good), files[place]: bad})
@@ -254,7 +254,7 @@ def test_a_part_of_the_dataset(tmp_path, forms):
     del contents["data_batch_4.bin"]
     write(tmp_path / "data" / "cifar-10-batches-bin", contents)
     message = refused(options(tmp_path, tmp_path / "data"))
-    assert message.endswith("has only a part of CIFAR-10: data_batch_4.bin is missing")
+    assert message.endswith("has only part of CIFAR-10: data_batch_4.bin is missing")
     # a whole python version beside it is as good
     write(tmp_path / "data" / "py", forms["cifar-10-batches-py"])
     datasets.create(options(tmp_path, tmp_path / "data" / "py"))
@@ -375,4 +375,4 @@ def test_the_cache_of_the_lua_is_data(tmp_path, lua, where):
 )
 def test_another_t7_is_no_cache(tmp_path, lua, change):
     lua_cache(lua, tmp_path / "cifar10.t7", change)
-    assert "is no cache of CIFAR-10" in refused(options(tmp_path, tmp_path / "cifar10.t7"))
+    assert "is not a cache of CIFAR-10" in refused(options(tmp_path, tmp_path / "cifar10.t7"))

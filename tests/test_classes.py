@@ -134,7 +134,7 @@ def test_main_does_not_guess_classes(capsys):
     assert "-nClasses" not in str(error.value)  # which would take other classes for these
     places_in_main(None, DATA, "-nClasses 5")
     assert (
-        "=> a has no class names: its first 3 outputs are taken for the classes of the data"
+        "=> a has no class names: its first 3 outputs count as the classes of the data"
         in capsys.readouterr().err
     )
     places_in_main(None, ["0", "1", "10", "11", "2"])

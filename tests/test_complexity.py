@@ -236,4 +236,6 @@ def test_what_would_take_minutes_is_refused_at_once(net, form, capsys):
     words = f"-netType {net} -depth 101 -baseWidth 1 -bottleneckType {form} -cardinality"
     with pytest.raises(SystemExit):
         complexity.main([*words.split(), "1024"])
-    assert "33,792 paths take minutes: resnext_C is the same net" in capsys.readouterr().err
+    assert (
+        "33,792 paths take minutes to measure; resnext_C is the same net" in capsys.readouterr().err
+    )

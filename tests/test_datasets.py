@@ -62,7 +62,7 @@ def test_changed_data_are_noticed(opt, capsys):
     later = os.stat(path).st_mtime_ns + 1_000_000
     os.utime(path, ns=(later, later))  # the clock of a file system may be coarse
     second, new, text = made(opt, capsys)
-    assert new and "describes data that have changed since: making it again" in text
+    assert new and "describes data that has changed since: making it again" in text
     assert second.images[0, 0, 0, 0] == 255 - first.images[0, 0, 0, 0]
     assert not made(opt, capsys)[1]
 
@@ -264,7 +264,7 @@ def test_a_preparation_that_saves_nothing(package):
         "def signature(opt):\n    return ''\n\n\ndef exec(opt, cache_file):\n    pass\n"
     )
     opt = types.SimpleNamespace(dataset="idle", data="", gen=str(package / "gen"))
-    with pytest.raises(RuntimeError, match="datasets.idle_gen.exec left no .npz"):
+    with pytest.raises(RuntimeError, match="datasets.idle_gen.exec did not write an .npz"):
         datasets.create(opt)
 
 

@@ -190,8 +190,8 @@ def twice(name):
             "two of its categories have the id 90",
         ),
         (lambda content: content.pop("images"), "it has no list of images"),
-        (lambda content: content.update(images=[]), "holds no images"),
-        (lambda content: content.update(categories=[]), "holds no categories"),
+        (lambda content: content.update(images=[]), "has no images"),
+        (lambda content: content.update(categories=[]), "has no categories"),
     ],
 )
 def test_what_is_refused(tmp_path, content, change, words):

@@ -161,9 +161,9 @@ def with_value(part, name, value):
         (without("model", "backbone.conv1.weight"), "do not fit its config: backbone.conv1.weight"),
         (with_value("model", "more", torch.zeros(1)), "do not fit its config: too many"),
         (with_value("model", "backbone.conv1.weight", torch.zeros(1)), "backbone.conv1.weight"),
-        (with_value("model", "rpn.head.cls_logits.bias", "x"), "is no tensor of weights"),
+        (with_value("model", "rpn.head.cls_logits.bias", "x"), "is not a tensor of weights"),
         (with_value("config", "classes", 5), "do not fit its config"),
-        (with_value("config", "backbone", {"net": "resnet", "depth": 9}), "holds no detector"),
+        (with_value("config", "backbone", {"net": "resnet", "depth": 9}), "is not a detector"),
         (with_value("config", "backbone", 5), "does not name the net of its backbone"),
         (with_value("config", "backbone", {"net": 5}), "does not name the net of its backbone"),
         (with_value("config", "backbone", {"net": "plain"}), "No module named 'models.plain'"),
@@ -180,7 +180,7 @@ def with_value(part, name, value):
         (with_value("config", "classes", 10**12), "its detector has classes 1000000000000"),
         (with_value("config", "shared", 1), "its detector has shared 1"),
         (lambda content: {**content, "preprocessing": None}, "has no input spec"),
-        (lambda content: {**content, "model": None}, "holds no state dict"),
+        (lambda content: {**content, "model": None}, "has no state dict"),
         (with_value("preprocessing", "std", (0, 1, 1)), "its preprocessing is"),
         (lambda content: {**content, "classes": ["a"]}, "does not name all its classes"),
     ],
@@ -196,7 +196,7 @@ def test_what_is_no_detector(tmp_path, content):
     net = classifier(8, 2, "cifar", "A")
     path = saved(tmp_path, models.pack(net))
     assert files.is_detector(path) is None
-    with pytest.raises(InputError, match="holds no detector of this program"):
+    with pytest.raises(InputError, match="is not a detector of this program"):
         files.load_detector(path)
     net.input_spec = None
     with pytest.raises(InputError, match="has no input spec"):

@@ -342,7 +342,7 @@ def test_a_sheet_is_no_larger_than_a_screen(tmp_path, size, count):
     "command, words",
     [
         ("classifier.pth -testOnly true -data data", "is a classifier: -testOnly needs a detector"),
-        ("classifier.pth -show data/val2017/11.png", "holds no detector of this program"),
+        ("classifier.pth -show data/val2017/11.png", "is not a detector of this program"),
         ("one/model_2.pth -data data", "-shared false: the detector was trained with -shared true"),
         ("-retrain classifier.pth -data data -train train2014", "missing annotations"),
         (f"one/model_2.pth {SHARED} -anchors 8,32", "-anchors 8,32 is only for a run that starts"),
@@ -525,5 +525,5 @@ def test_resuming_what_is_no_detector(run, folder):
     atomic.save("other/optimState_1.pth", state)
     newest = {"epoch": 1, "modelFile": "model_1.pth", "optimFile": "optimState_1.pth"}
     atomic.save("other/latest.pth", newest)
-    with pytest.raises(InputError, match="other/model_1.pth holds no detector of this program"):
+    with pytest.raises(InputError, match="other/model_1.pth is not a detector of this program"):
         run(SHARED + " -resume other -save other")

@@ -164,7 +164,9 @@ def test_truncated_images_are_named(tmp_path, suffix):
 @pytest.mark.parametrize("content", [b"", b"not an image at all", b"\xff\xd8\xff\xe0", b"\x89PNG"])
 def test_other_content_is_named(tmp_path, content):
     (tmp_path / "odd.jpg").write_bytes(content)
-    with pytest.raises(InputError, match=r"odd\.jpg': it is none of JPEG, PNG.* header is broken"):
+    with pytest.raises(
+        InputError, match=r"odd\.jpg': its format is not one of JPEG, .* header is broken"
+    ):
         get(tmp_path / "odd.jpg")
 
 

@@ -152,7 +152,7 @@ def test_a_killed_process_ends_all(cifar, tmp_path, victim):
     _, error = finish(process, -9 if victim == "parent" else 137)
     assert nobody_left(process.pid, 1) and time.monotonic() - killed < 3
     if victim == "process":
-        words = "main.py: process 1 was ended by SIGKILL, perhaps out of memory\n"
+        words = "main.py: process 1 was killed by SIGKILL, perhaps out of memory\n"
         assert error == words
     assert atomic.load(tmp_path / "checkpoints" / "latest.pth")["epoch"] >= 1
 

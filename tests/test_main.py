@@ -200,7 +200,7 @@ def test_a_net_of_other_classes(run, photos):
         with pytest.raises(InputError, match=stop):
             run(words(names, more), photos)
     lines = run(words(["fox", "cat"], " -testOnly true"), photos)
-    note = "=> the class names of other.pth are not those of the data: matching them by order"
+    note = "=> the class names of other.pth are not those of the data: they are matched by order"
     assert note in lines and lines[-1].startswith(" * Results")
 
 

@@ -266,5 +266,5 @@ def test_metrics_are_restored_by_name(kind):
         ({"wrong5": 4}, "its position has wrong1 3, wrong5 4, seen 8"),
         ({"odd": 0.5}, "its position has odd 0.5"),
     ):
-        with pytest.raises(InputError, match=f"FILE is no checkpoint of this program: {words}"):
+        with pytest.raises(InputError, match=f"FILE is not a checkpoint of this program: {words}"):
             kind.restored({**SUMS, **changed}, "FILE")

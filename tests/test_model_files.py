@@ -201,7 +201,7 @@ def test_a_packed_t7(net, tmp_path):
 @pytest.mark.parametrize("content", [b"PK\3\4 and so on", b"", b"text"])
 def test_other_packed_files(content, tmp_path):
     (tmp_path / "net.pth.gz").write_bytes(gzip.compress(content))
-    refused(tmp_path / "net.pth.gz", "is packed by gzip and no .t7.gz")
+    refused(tmp_path / "net.pth.gz", "is packed by gzip but is not a .t7.gz")
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -92,7 +92,7 @@ def test_what_is_no_model_file(net, tmp_path):
     for name, shape in (("conv1.weight", (64, 3, 1, 1)), ("layer1.0.conv1.bias", (128,))):
         row = torch.ones(1).expand(10**9, *shape)  # nothing may be computed of it
         torch.save({**net.state_dict(), name: row}, tmp_path / "file")
-        refused(tmp_path / "file", f"'{name}' is no tensor of weights")
+        refused(tmp_path / "file", f"'{name}' is not a tensor of weights")
 
 
 @pytest.mark.parametrize(

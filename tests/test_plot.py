@@ -296,9 +296,9 @@ EPOCH = json.dumps({"epoch": 1, "train": [3.0, 1.0, 0.1], "test": [4.0, 1.0]})
     "text, words",
     [
         ("", "is empty"),
-        ("garbage\n", "no log of this program"),
-        ("[1, 2]\n", "no log of this program"),
-        ('{"options": 3}\n', "no log of this program"),
+        ("garbage\n", "is not a log of this program"),
+        ("[1, 2]\n", "is not a log of this program"),
+        ('{"options": 3}\n', "is not a log of this program"),
         (GOOD.replace('"cifar10"', "[" * 500 + "]" * 500) + "\n" + EPOCH, "is [[[...]]]"),
         (GOOD.replace('"cifar10"', '{"a": [1]}') + "\n" + EPOCH, "its option 'dataset' is {'a': "),
         (f'{{"options": {{}}, "net": {{"depth": {{}}}}}}\n{EPOCH}', "its option 'depth' is {}"),

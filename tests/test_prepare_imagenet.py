@@ -122,7 +122,7 @@ def test_again_nothing_changes(archives, tmp_path, capsys):
     times = {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
     capsys.readouterr()
     prepare_imagenet.main([str(archives), str(target)])
-    assert capsys.readouterr().out.count(" is there: left as it is") == 2
+    assert capsys.readouterr().out.count(" exists already and stays as it is") == 2
     assert times == {path: path.stat().st_mtime_ns for path in target.rglob("*.JPEG")}
 
 
@@ -172,7 +172,7 @@ def test_train_or_val_alone(archives, tmp_path):
     with pytest.raises(InputError, match="devkit_t12.tar.gz is missing"):
         prepare_imagenet.main([str(archives), str(tmp_path / "b")])
     (archives / "ILSVRC2012_img_val.tar").unlink()
-    with pytest.raises(InputError, match="holds no ILSVRC2012_img_train.tar or ILSVRC2012_img_val"):
+    with pytest.raises(InputError, match="has no ILSVRC2012_img_train.tar or ILSVRC2012_img_val"):
         prepare_imagenet.main([str(archives), str(tmp_path / "b")])
     (tmp_path / "train.tar").rename(archives / "ILSVRC2012_img_train.tar")
     prepare_imagenet.main([str(archives), str(tmp_path / "a")])

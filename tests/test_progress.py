@@ -278,7 +278,7 @@ def test_killed_processes_leave_no_last_line(cifar, tmp_path):
     screen = Screen(200).feed("".join(chunks + ptys.until(process, ours)))
     assert process.wait() == 137
     assert not any(row.startswith(" epoch") for row in screen.rows)
-    assert any(row.startswith("main.py: process 0 was ended by SIGKILL") for row in screen.rows)
+    assert any(row.startswith("main.py: process 0 was killed by SIGKILL") for row in screen.rows)
 
 
 def test_nothing_follows_the_last_line(tty, monkeypatch):

@@ -458,7 +458,7 @@ def test_process_1_ends_on_a_signal(name, begin, monkeypatch, capfd):
         signal.signal(signum, signal.SIG_DFL)
         begin(lambda: signal.raise_signal(signum) or time.sleep(9))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == STATUSES[name]
-    assert capfd.readouterr().err == f"main.py: ended by SIG{name}\n"
+    assert capfd.readouterr().err == f"main.py: interrupted by SIG{name}\n"
 
 
 def test_what_process_1_ignores_stays_ignored(monkeypatch):

@@ -270,8 +270,8 @@ def test_nesting_costs_no_python_frames():
 FLOATS = storage("Float", np.zeros(4, "f4"))
 BROKEN = {
     "nothing": (b"", "is empty"),
-    "no type": (i(9), "9 is no type"),
-    "big endian": (struct.pack(">i", 4) + b"\0" * 20, "is no type"),
+    "no type": (i(9), "9 is not a type"),
+    "big endian": (struct.pack(">i", 4) + b"\0" * 20, "is not a type"),
     "half a number": (number(1)[:-1], "8|1 numbers"),
     "bytes after the value": (number(1) + b"x", "1 bytes follow"),
     "long string": (i(2, 2**31 - 1) + b"abc", "2147483647 characters"),

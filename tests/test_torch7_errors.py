@@ -48,7 +48,10 @@ WRONG = [
     (insert("5.1.1.1", 3, DROPOUT), "module 5.1.1.1.3, nn.Dropout, is where a ReLU should be"),
     (insert("4.1", 4, DROPOUT), "module 4.1.4, nn.Dropout, comes after the last"),
     (insert("5.1.1", 3, DROPOUT), "module 5.1.1.3, nn.Dropout, comes after the last"),
-    (lambda tree: tree["modules"].update({10: DROPOUT}), "module 10, nn.Dropout, is no classifier"),
+    (
+        lambda tree: tree["modules"].update({10: DROPOUT}),
+        "module 10, nn.Dropout, is not a classifier",
+    ),
     (
         lambda tree: at(tree, "5.1.1.1")["modules"].popitem(),
         "module 5.1.1.1, nn.Sequential, ends after 4 modules, before a SpatialBatchNormalization",
@@ -65,8 +68,8 @@ WRONG = [
     (rename("6.1.1", "nn.gModule"), "module 6.1.1, nn.gModule, is where a ConcatTable"),
     (rename("6.1.1", "my.ConcatTable"), "module 6.1.1, my.ConcatTable, is where a ConcatTable"),
     (rename("4.1.3", "nn.Tanh"), "module 4.1.3, nn.Tanh, is where a ReLU should be"),
-    (put("9", weight=3), "module 9, nn.Linear, is no classifier"),
-    (lambda tree: tree["modules"].update({4: "text"}), "module 4 is no module"),
+    (put("9", weight=3), "module 9, nn.Linear, is not a classifier"),
+    (lambda tree: tree["modules"].update({4: "text"}), "module 4 is not a module"),
     (drop("", "modules"), "the whole, nn.Sequential, is not a container"),
     (put("5", modules=t7.Table()), "has no stages of residual blocks"),
     (put("5.1", modules=t7.Table()), "the whole, nn.Sequential, has no stages of residual blocks"),
@@ -75,7 +78,7 @@ WRONG = [
     (lambda tree: at(tree, "5")["modules"].update({2: at(tree, "5.1")}), "is also module 5.2"),
     (put("4.1.1.1.1", nOutputPlane=torch.ones(2)), "has nOutputPlane None, not 16"),
     (put("4.1.1.1.2", running_mean=torch.zeros(16, dtype=torch.int64)), "has no running_mean"),
-    (lambda tree: tree["modules"].pop(9), "module 8, nn.View, is no classifier"),
+    (lambda tree: tree["modules"].pop(9), "module 8, nn.View, is not a classifier"),
 ]
 
 
@@ -83,7 +86,7 @@ WRONG = [
 def test_what_has_no_place_is_named(change, message):
     _, tree = resnet8(shortcut="A")
     change(tree)
-    begin = "^net.t7 is no net of this program: "
+    begin = "^net.t7 is not a net of this program: "
     with pytest.raises(InputError, match=f"{begin}.*{re.escape(message)}"):
         torch7.from_t7(tree, "net.t7")
 
@@ -92,5 +95,5 @@ def test_what_has_no_place_is_named(change, message):
     "tree", [None, 3, "text", t7.Table({1: 2}), torch.ones(2), t7.Object("nn.Linear")]
 )
 def test_what_is_no_net_at_all_is_refused(tree):
-    with pytest.raises(InputError, match="no net of this program"):
+    with pytest.raises(InputError, match="not a net of this program"):
         torch7.from_t7(tree)

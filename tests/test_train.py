@@ -355,7 +355,9 @@ def test_other_test_images_do_not_undo_the_training(data, keeps, capsys):
 
 
 def test_the_position_of_a_detector_is_refused():
-    with pytest.raises(InputError, match="no checkpoint of this program: its position has object"):
+    with pytest.raises(
+        InputError, match="not a checkpoint of this program: its position has object"
+    ):
         small().load_state(inside([32, 0, False], objectness=1.0))
 
 

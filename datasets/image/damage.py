@@ -96,8 +96,8 @@ def _check_png(data):
         name = data[place + 4 : place + 8]
         if zlib.crc32(data[place + 4 : end]) != int.from_bytes(data[end : end + 4], "big"):
             if not name[0] & 32:  # a capital letter: the picture depends on this chunk
-                raise InputError("its pixels are damaged or lost: a checksum does not agree")
-            odd = "a checksum does not agree, but not one of the pixels"
+                raise InputError("its pixels are damaged or lost: a checksum does not match")
+            odd = "a checksum does not match, but none of the pixels"
         if name == b"IEND":
             break
         place = end + 4

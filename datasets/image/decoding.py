@@ -57,11 +57,11 @@ _UPRIGHT = {
 }
 _NOT_OF_THE_FILE = (errno.EMFILE, errno.ENFILE)  # too many open files
 _LINES = (
-    "some photos carry an orientation, which is not followed, such as {!r}; to turn them upright:"
+    "some photos, such as {!r}, carry an orientation, which is ignored; to turn photos upright:"
     " mogrify -auto-orient FILE... (ImageMagick), or see docs/data.md",
-    "some pictures are nearly black: no value in {!r} is above 1/16 of white; 12 bits in a file of"
-    " 16 should be multiplied by 16, see docs/data.md",
-    "photos are turned upright as their orientation says, such as {!r}",
+    "some pictures are nearly black: no value in {!r} is above 1/16 of white; values of 12 bits"
+    " in a file of 16 should be multiplied by 16, see docs/data.md",
+    "photos such as {!r} are turned upright by their orientation",
 )
 # One byte for each line: whether it was printed. Shared with the workers, which are forks
 _printed = mmap.mmap(-1, len(_LINES))
@@ -197,7 +197,9 @@ def _decode_bytes(data, source, buffer=None):
         raise InputError(_unidentified(data)) from None
     with image:
         if image.width * image.height > LARGEST:
-            raise InputError(f"{image.width} x {image.height} pixels are more than {LARGEST}")
+            raise InputError(
+                f"{image.width} x {image.height} pixels are more than the limit of {LARGEST}"
+            )
         odd = damage.check_photo(data)
         if image.format == "TIFF":
             image = _load_tiff(image, source)
@@ -317,7 +319,7 @@ def _unidentified(data):
         kind = _tiff_kind(data)
     if kind:
         return f"it is {kind}, which Pillow cannot read; export it as JPEG, or as PNG of 8 bits"
-    return f"it is none of {', '.join(FORMATS)}, or its header is broken"
+    return f"its format is not one of {', '.join(FORMATS)}, or its header is broken"
 
 
 def _tiff_kind(data):

@@ -34,12 +34,12 @@ def missing():
     lines = []
     if not has_numba():
         lines.append(
-            "=> numba cannot be imported: training images take 4 times as long on a core"
+            "=> numba cannot be imported, so training images take 4 times as long on a core"
             " (pip install numba)"
         )
     if simplejpeg is None:
         lines.append(
-            "=> simplejpeg cannot be imported: Pillow decodes, in 1.5 times the time"
+            "=> simplejpeg cannot be imported, so Pillow decodes and takes 1.5 times as long"
             " (pip install simplejpeg)"
         )
     return lines
