@@ -133,7 +133,7 @@ def test_a_header_of_safetensors_that_no_net_has(tmp_path):
     length = (1 << 24) + 8  # parsed JSON may take 25 times its size
     header = b'{"__metadata__":{"config":"[]"}}'.ljust(length)
     (tmp_path / "net.safetensors").write_bytes(length.to_bytes(8, "little") + header)
-    refused(tmp_path / "net.safetensors", "is no model file")
+    refused(tmp_path / "net.safetensors", "is not a model file")
 
 
 @pytest.mark.parametrize("text", ["{", "[" * 100_000, "3", '{"net": "resnet"}', '{"net": []}'])
