@@ -97,16 +97,11 @@ def _check_unshared(net):
 
 def _match(node, path, module, state, biases):
     """Compare a module with its node; collect its tensors in `state` and its bias in `biases`."""
-    if node.class_name != "Sequential" and _class_name(module) == "Sequential":
-        children = _children(path, module)
-        if len(children) == 1:  # a Sequential of one module is that module
-            path, module = children[0]
-    if (
-        node.class_name == "Sequential"
-        and _class_name(module) != "Sequential"
-        and len(node.children) == 1
-    ):
+    # a Sequential of one module is that module
+    if node.class_name == "Sequential" and len(node.children) == 1:
         node = node.children[0]
+    if _class_name(module) == "Sequential" and len(_children(path, module)) == 1:
+        path, module = _children(path, module)[0]
     if _class_name(module) != node.class_name:
         _refuse(path, module, f"is where a {node.class_name} should be")
     for field, value in node.numbers.items():

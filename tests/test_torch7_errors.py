@@ -1,4 +1,4 @@
-"""What models/torch7.py says of trees that are none of our nets."""
+"""What formats/torch7.py says about trees that are none of our nets."""
 
 import re
 
