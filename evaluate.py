@@ -122,8 +122,9 @@ def main(argv=None):
         for net, own, outputs in zip(nets, views, columns)
     ]
     wanted = opt.predictions or opt.classErrors or opt.confusion or opt.scores
-    with Terminal(opt.progress), logits.opened(opt.scores, (images.size(), len(tested))) as scores:
-        found = predictions.Predictions(scores) if wanted else None
+    size = images.size(), len(tested)
+    with Terminal(opt.progress), logits.opened(opt.scores, size) as scores:
+        found = predictions.Predictions(*size, device, scores) if wanted else None
         results = ensemble.test(members, loader, opt, precision, found)
         if wanted:
             predictions.write(found, images, tested, opt)

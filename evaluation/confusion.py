@@ -9,18 +9,21 @@ from storage import atomic, pictures
 
 NAMED = 100  # classes up to which the picture names them
 COUNTED = 20  # and up to which it prints the counts
+DRAWN = 2000  # rows and columns of the picture at most
 LONGEST = 40  # characters of a name in the picture
 
 
-def matrix(targets, predicted, count):
-    """int64 (count, count): images of class i that were taken for class j.
+def rows(targets, predicted, count):
+    """The confusion matrix row by row, int64 (count,): images of class i taken for class j.
 
-    Images without a ranking (-1), whose outputs have a NaN, are left out.
+    The whole matrix of 21,841 classes would take 4 GB. Images without a ranking (-1), whose outputs
+    have a NaN, are left out.
     """
-    found = np.zeros((count, count), np.int64)
     ranked = predicted >= 0
-    np.add.at(found, (targets[ranked], predicted[ranked]), 1)
-    return found
+    targets, predicted = targets[ranked], predicted[ranked]
+    ends = np.cumsum(np.bincount(targets, minlength=count))
+    for own in np.split(predicted[np.argsort(targets, kind="stable")], ends[:-1]):
+        yield np.bincount(own, minlength=count)
 
 
 def write_errors(path, targets, best, names):
@@ -37,20 +40,24 @@ def write_errors(path, targets, best, names):
             rows.writerow([name, images, wrong1, wrong5, *errors])
 
 
-def write(path, matrix, names):
+def write(path, targets, predicted, names):
     """Write the matrix, true classes by row, as CSV or by the ending of `path` as a picture."""
     if os.path.splitext(path)[1].lower() in pictures.FORMATS:
-        _draw(path, matrix, names)
+        _draw(path, targets, predicted, names)
         return
-    with atomic.csv_rows(path) as rows:
-        rows.writerow(["true \\ predicted", *names])
-        for name, counts in zip(names, matrix.tolist()):
-            rows.writerow([name, *counts])
+    with atomic.csv_rows(path) as lines:
+        lines.writerow(["true \\ predicted", *names])
+        for name, counts in zip(names, rows(targets, predicted, len(names))):
+            lines.writerow([name, *counts.tolist()])
 
 
-def _draw(path, matrix, names):
-    """Draw the matrix: the colour is the share of the true class's images."""
-    count = len(names)
+def _draw(path, targets, predicted, names):
+    """Draw the matrix: the colour is the share of the true class's images.
+
+    With more classes than pixels, a cell stands for several that follow one another.
+    """
+    count, each = len(names), -(-len(names) // DRAWN)
+    matrix = np.stack([*rows(targets // each, predicted // each, -(-count // each))])
     shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     side = 4 + 0.3 * min(count, 50)
     with pictures.drawing(path, (side + 1, side)) as figure:

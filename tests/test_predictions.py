@@ -19,6 +19,7 @@ import main
 import models
 import plot
 from datasets.input_spec import InputTransform
+from evaluation import confusion, predictions
 from formats import model_files
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -228,3 +229,34 @@ class Broken:
     def find_spec(self, name, *_):
         if name == self.module:
             raise self.error
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="the memory is read in /proc")
+def test_memory_does_not_grow_with_images_times_classes():
+    """Kept outputs, or small tensors between the batches' large ones, take 3 MB a batch."""
+    count, classes, batches = 8, 20_000, 30
+    found = predictions.Predictions(count * batches, classes, torch.device("cpu"))
+    used = []
+    for i in range(batches):
+        indices = torch.arange(i * count, (i + 1) * count)
+        found.add(indices, torch.randn(2, count, classes), False)
+        with open("/proc/self/statm") as file:
+            used.append(int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE"))
+    assert used[-1] - used[3] < 20e6
+
+
+@pytest.mark.parametrize("drawn, cells", [(9, 7), (4, 4), (3, 3)])
+def test_a_picture_has_no_more_cells_than_pixels(monkeypatch, tmp_path, drawn, cells):
+    """With more classes, the counts of those that follow one another are summed."""
+    targets, predicted = np.arange(70) % 7, np.arange(70) * 3 % 7
+    shown = []
+    monkeypatch.setattr(confusion, "DRAWN", drawn)
+    imshow = "matplotlib.axes.Axes.imshow"
+    monkeypatch.setattr(imshow, lambda self, shares, **_: shown.append(shares) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        confusion.write(str(tmp_path / "m.png"), targets, predicted, list("abcdefg"))
+    each = -(-7 // drawn)
+    expected = np.zeros((cells, cells))
+    for i, j in zip(targets, predicted):
+        expected[i // each, j // each] += 1
+    np.testing.assert_allclose(shown[0], 100 * expected / expected.sum(1, keepdims=True))
