@@ -12,13 +12,19 @@ from parallel.signals import Interrupted
 from runtime.command import missing
 from runtime.errors import InputError
 from runtime.memory import lacking
-from runtime.process import begin, leave, script
+from runtime.process import begin, in_notebook, leave, script
 from runtime.terminal import complain, is_rank_0
 
 
 def guard(main):
-    """Call main, then exit with its status."""
+    """Call main, then exit with its status. Under %run of a notebook the process goes on."""
     begin()
+    if in_notebook():
+        try:
+            main(sys.argv[1:])
+        except (InputError, Interrupted) as error:
+            complain(f"{script()}: {error}")
+        return
     end_with_parent()
     try:
         launch.check_environment()

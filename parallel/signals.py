@@ -211,9 +211,14 @@ class Copies:
 def handle(handler):
     """Set the handler of SIGNALS; returns the handlers before, by signal.
 
+    None outside the main thread, where Python sets no handlers: there no signal saves the run.
+
     A signal that was ignored at the start stays ignored, as SIGHUP by nohup. SIGINT does not: a
     script's shell ignores it for whatever it starts with &, and whoever sends it later means it.
     """
+    if threading.current_thread() is not threading.main_thread():
+        note("=> not in the main thread: no signal saves this run, -saveEvery does")
+        return {}
     return {
         signum: signal.signal(signum, handler)
         for signum in SIGNALS

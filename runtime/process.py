@@ -47,6 +47,11 @@ def begin():
     print_anything()
 
 
+def in_notebook():
+    """Whether IPython runs this, for whom the end of the process is the end of the notebook."""
+    return "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
+
+
 def _end(signum, _):
     os.write(2, f"{script()}: interrupted by {signal.Signals(signum).name}\n".encode())
     leave(128 + signum)
@@ -78,7 +83,7 @@ def print_anything():
 def print_names():
     """Let stdout print the bytes of files' names as they are; what else it lacks, as escapes."""
     codecs.register_error("names", _byte_or_escape)
-    if sys.stdout is not None:
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout takes any character
         sys.stdout.reconfigure(errors="names")
 
 

@@ -7,8 +7,10 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import threading
 import time
+import types
 
 import pytest
 import torch
@@ -466,3 +468,60 @@ def test_what_process_1_ignores_stays_ignored(monkeypatch):
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     process.begin()
     assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+
+
+@pytest.fixture
+def notebook(monkeypatch):
+    """%run main.py -depth 8 in IPython; the end of the process is an error."""
+    shell = types.SimpleNamespace(get_ipython=object)
+    monkeypatch.setitem(sys.modules, "IPython", shell)
+    monkeypatch.setattr(sys, "argv", ["main.py", "-depth", "8"])
+    monkeypatch.setattr(os, "_exit", lambda status: pytest.fail("the kernel was ended"))
+    return shell
+
+
+@pytest.mark.parametrize(
+    "error, said",
+    [
+        (None, ""),
+        (InputError("no such net"), "main.py: no such net\n"),
+        (
+            signals.Interrupted(signal.SIGINT, "in epoch 1", "main.py -resume x"),
+            "main.py: interrupted by SIGINT in epoch 1; to go on: main.py -resume x\n",
+        ),
+    ],
+    ids=str,
+)
+def test_a_notebook_goes_on_after_run(notebook, capsys, error, said):
+    words = []
+
+    def program(argv=None):
+        words.append(argv)  # given, as by a caller in Python, for whom the process goes on
+        if error:
+            raise error
+
+    guard.guard(program)
+    assert words == [["-depth", "8"]] and capsys.readouterr().err == said
+
+
+def test_a_bug_has_its_traceback_in_a_notebook(notebook):
+    with pytest.raises(ZeroDivisionError):
+        guard.guard(lambda argv: 1 / 0)
+
+
+def test_ipython_that_is_only_imported_is_no_notebook(notebook):
+    notebook.get_ipython = lambda: None
+    assert not process.in_notebook()
+
+
+def test_a_run_in_a_thread_says_that_signals_do_not_save_it(run):
+    """Python handles signals in the main thread only."""
+    before = {signum: signal.getsignal(signum) for signum in SIGNALS}
+    lines = []
+    command = RUN.replace("-nEpochs 2", "-nEpochs 1") + " -save run"
+    thread = threading.Thread(target=lambda: lines.extend(run(command)))
+    thread.start()
+    thread.join()
+    assert {signum: signal.getsignal(signum) for signum in SIGNALS} == before
+    assert lines.count("=> not in the main thread: no signal saves this run, -saveEvery does") == 1
+    assert any(line.startswith(" * Finished top1") for line in lines)
