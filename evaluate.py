@@ -29,9 +29,9 @@ Options:"""
 
 # options that mean the same as in opts.py
 _SHARED = (
-    *("data", "dataset", "valShare", "fold", "manualSeed", "classOrder", "nProcs", "cudnn"),
+    *("data", "dataset", "train", "val", "valShare", "fold", "manualSeed", "classOrder"),
     *("gen", "precision", "nThreads", "skipCorrupt", "batchSize", "tenCrop", "progress"),
-    "printEvery",
+    *("printEvery", "nProcs", "cudnn"),
 )
 LENGTHS = range(LONGEST + 1)
 
@@ -186,9 +186,9 @@ def _check_outputs(opt):
             files += [("-scores", stem + e, (e[-4:],)) for e in (".images.csv", ".classes.txt")]
     images = []
     if opt.dataset == "imagenet":
-        from datasets.imagenet_gen import folder_of  # not at the top: it imports NumPy
+        from datasets.imagenet_gen import folder_of, places  # not at the top: it imports NumPy
 
-        images = [os.fsdecode(folder_of(opt, split)) for split in ("train", "val")]
+        images = [os.fsdecode(folder_of(opt, split)) for split in ("train", "val")] + places(opt)
     output_files.check_outputs(files, [*opt.models, opt.classes, *images])
     for path in opt.confusion:
         if not path.lower().endswith(".csv"):

@@ -13,7 +13,7 @@ import shlex
 import sys
 
 import datasets
-from datasets import imagenet
+from datasets import image_lists, imagenet
 from models import depths
 from runtime import options, regular_files
 from runtime.errors import InputError, shown
@@ -51,6 +51,8 @@ OPTIONS = (
     ("skipCorrupt",     False,         boolean, None, "Count and leave out unreadable images"),
     ("valShare",        0.0,           real,    0,    "Validate on a share of each class's training images (0: no)"),
     ("fold",            "",            part,    None, "Or validate on one of equal parts of them, such as 3/5"),
+    ("train",           "",            str,     None, "List of training images: a FILE, below -data or here, of paths and classes"),
+    ("val",             "",            str,     None, "List of validation images, likewise"),
     ("classOrder",      "text",        str,     ("text", "number"), "Order of the class folders, as text or as whole numbers"),
     # ---------- Training options ----------
     ("nEpochs",         0,             whole,   0,    "Number of total epochs to run (0: the recipe's)"),
@@ -340,7 +342,9 @@ def recipe(net, dataset, stem):
 
 
 def check_split(opt):
-    """Refuse a share of images that cannot be held out."""
+    """Refuse lists for other datasets, and a share of images that cannot be held out."""
+    if (opt.train or opt.val) and opt.dataset != "imagenet":
+        raise InputError(f"-train and -val list image files, which {opt.dataset} does not have")
     if opt.valShare >= 1:
         raise InputError(f"-valShare {opt.valShare}: should be a share below 1, such as 0.2")
     if opt.valShare and opt.fold:
@@ -349,7 +353,18 @@ def check_split(opt):
 
 def check_folder(opt):
     """Refuse a folder that is not laid out as ImageNet's; a test alone needs no train/."""
-    if opt.dataset == "imagenet":
-        held_out = datasets.holds_out(opt)
-        alone = opt.testOnly and not opt.recomputeBN and not held_out
-        imagenet.check_folders(opt.data, ("val",) if alone else ("train", "val"), held_out)
+    if opt.dataset != "imagenet":
+        return
+    held_out = datasets.holds_out(opt)
+    alone = opt.testOnly and not opt.recomputeBN and not held_out
+    splits = ("val",) if alone else ("train", "val")
+    given = [split for split in ("train", "val") if image_lists.find(opt, split)]
+    if not given:
+        imagenet.check_folders(opt.data, splits, held_out)
+    for split in splits if given else ():
+        if split in given or os.path.isdir(os.path.join(opt.data, split)):
+            continue
+        if split == "val" and held_out:
+            continue
+        share = ", or -valShare 0.2, which holds out a fifth of them" if split == "val" else ""
+        raise InputError(f"-{given[0]} lists only a part: give -{split} FILE as well{share}")

@@ -21,7 +21,7 @@ from storage import archives
 def info(opt):
     """The cache of opt.dataset as a dict of arrays; made first if missing, stale or damaged."""
     gen = importlib.import_module(f"datasets.{opt.dataset}_gen")
-    path = _path(opt)
+    path = _path(opt, gen)
     try:
         found = _read(path)
         stale = found is not None and str(found["signature"]) != gen.signature(opt)
@@ -41,12 +41,15 @@ def info(opt):
     return found
 
 
-def _path(opt):
-    """The cache file. Each data folder has its own, so simultaneous runs on two do not clash."""
-    name = opt.dataset
+def _path(opt, gen):
+    """The cache file. Each data folder has its own, so simultaneous runs on two do not clash.
+
+    So have the `places` that a dataset reads beside it.
+    """
+    name, places = opt.dataset, gen.places(opt) if hasattr(gen, "places") else []
     if getattr(opt, "data", ""):
-        folder = os.fsencode(os.path.realpath(opt.data))
-        name += "-" + hashlib.sha256(folder).hexdigest()[:12]
+        paths = b"\0".join(os.fsencode(os.path.realpath(path)) for path in (opt.data, *places))
+        name += "-" + hashlib.sha256(paths).hexdigest()[:12]
     return os.path.join(opt.gen, name + ".npz")
 
 

@@ -15,6 +15,7 @@ from collections import Counter
 
 import numpy as np
 
+from datasets import image_lists
 from datasets.class_names import normalized
 from runtime.errors import InputError
 from runtime.terminal import note, say, show
@@ -30,9 +31,12 @@ _SYSTEM = {b"__MACOSX", b"@eaDir", b"lost+found", b"$RECYCLE.BIN", b"System Volu
 def classes(opt):
     """Names of the class folders in order. The target of an image is the index of its class here.
 
-    The folders are those of train, or of val for -testOnly where train has none.
+    The folders are those of train, or of val for -testOnly where train has none; likewise a list's.
     """
-    folder = folder_of(opt, _splits(opt)[0])
+    split = _splits(opt)[0]
+    path, folder = image_lists.find(opt, split), folder_of(opt, split)
+    if path:
+        return image_lists.classes(path)
     names = sorted(name for name, is_folder in _entries(folder) if is_folder)
     if not names:
         raise InputError(f"no class folders in {os.fsdecode(folder)!r}: {LAYOUT}")
@@ -55,10 +59,14 @@ def signature(opt):
 
     Each of these changes the modification time of a class folder, so no image is looked at. Where
     times do not change (mounted object stores, squashfs), the number of entries in a folder does.
+    A list counts by its content.
     """
     digest, count = hashlib.sha256(), 0
     for split in _splits(opt):
-        folder = folder_of(opt, split)
+        path, folder = image_lists.find(opt, split), folder_of(opt, split)
+        if path:
+            digest.update(f"{split} {image_lists.digest(path)}\0".encode())
+            continue
         for name, is_folder in sorted(_entries(folder)):
             if is_folder:
                 path = os.path.join(folder, name)
@@ -73,7 +81,8 @@ def exec(opt, cache_file):
     """List the images of both splits; save paths, classes and class names, and return them.
 
     `train_paths`, `val_paths`: bytes (N,), "class/image" below the split's folder, as the file
-    system has them; `train_targets`, `val_targets`: int64 (N,) from 0; `classes`: bytes (C,).
+    system has them, or of a list, below -data or absolute; `train_targets`, `val_targets`: int64
+    (N,) from 0; `classes`: bytes (C,).
     """
     stamp = signature(opt)  # before the search: a change during the search makes the list stale
     say("=> Generating list of images")
@@ -87,6 +96,7 @@ def exec(opt, cache_file):
             found[split] = _images(opt, split, numbers)
             if not _may_be_empty(opt, split):
                 _note_empty(names, found[split][1], kind)
+    _note_repeated(opt, {split: paths for split, (paths, _) in found.items()})
     say(f" | saving list of images to {cache_file}")
     info = {
         "signature": np.array(stamp),
@@ -106,7 +116,9 @@ def is_valid(info, facts, opt):
         return False
     names = [os.fsencode(name) for name in facts.classes(opt)]
     return info["classes"].tolist() == names and all(
-        _is_list(info[f"{split}_paths"], info[f"{split}_targets"], names)
+        _is_list(
+            info[f"{split}_paths"], info[f"{split}_targets"], names, image_lists.find(opt, split)
+        )
         and (
             len(info[f"{split}_paths"]) > 0
             or _may_be_empty(opt, split)
@@ -116,8 +128,8 @@ def is_valid(info, facts, opt):
     )
 
 
-def _is_list(paths, targets, names):
-    """Whether each path is "class/image" with the class of its target."""
+def _is_list(paths, targets, names, listed):
+    """Whether each path is "class/image" with the class of its target; listed ones may be any."""
     if paths.dtype.kind != "S" or paths.ndim != 1:
         return False
     if targets.dtype != np.int64 or targets.shape != paths.shape:
@@ -126,6 +138,8 @@ def _is_list(paths, targets, names):
         return True
     if not all(0 <= target < len(names) for target in np.unique(targets)):
         return False
+    if listed:
+        return True
     starts = np.flatnonzero(np.diff(targets, prepend=-1))
     for start, end in zip(starts, [*starts[1:], len(paths)]):
         folder = paths[start][: paths[start].find(b"/") + 1]
@@ -149,6 +163,23 @@ def _note_empty(names, targets, kind):
         note(f"=> {len(empty)} of {len(names)} classes have no {kind} image: {_few(empty)}")
 
 
+def _note_repeated(opt, paths):
+    """Note which images a list has more than once, and which both lists have."""
+    splits = ("train", "val")
+    lists = {split: path for split in splits if (path := image_lists.find(opt, split))}
+    for split, path in lists.items():
+        found, counts = np.unique(paths[split], return_counts=True)
+        _note_images(f"{path} has more than once", found[counts > 1])
+    if len(lists) == 2:
+        _note_images(f"{' and '.join(lists.values())} both have", np.intersect1d(*paths.values()))
+
+
+def _note_images(what, paths):
+    if len(paths):
+        images = "1 image" if len(paths) == 1 else f"{len(paths)} images"
+        note(f"=> {images} {what}: {_few([os.fsdecode(path) for path in paths[:4].tolist()])}")
+
+
 def _few(names):
     """The first three names, quoted, and whether there are more."""
     return ", ".join(repr(name) for name in names[:3]) + ", ..." * (len(names) > 3)
@@ -157,9 +188,11 @@ def _few(names):
 def _splits(opt):
     """The splits to list. Where there is no val, -valShare or -fold makes it of train."""
     train, val = (folder_of(opt, split) for split in ("train", "val"))
-    if not os.path.isdir(val):
+    if not (image_lists.find(opt, "val") or os.path.isdir(val)):
         return ("train",)
-    has_classes = os.path.isdir(train) and any(is_folder for _, is_folder in _entries(train))
+    has_classes = image_lists.find(opt, "train") or (
+        os.path.isdir(train) and any(is_folder for _, is_folder in _entries(train))
+    )
     return ("train", "val") if has_classes or not opt.testOnly else ("val",)
 
 
@@ -170,11 +203,19 @@ def _may_be_empty(opt, split):
 def folder_of(opt, split):
     """The path of a split, as bytes: file names need not be valid text.
 
-    A folder without train/ and val/ is one folder of classes, of training images.
+    A folder without train/ and val/ is one folder of classes, of training images. The paths of a
+    list are below -data.
     """
+    if image_lists.find(opt, split):
+        return os.fsencode(opt.data)
     paths = {name: os.path.join(opt.data, name) for name in ("train", "val")}
-    flat = split == "train" and not any(map(os.path.isdir, paths.values()))
+    flat = split == "train" and not places(opt) and not any(map(os.path.isdir, paths.values()))
     return os.fsencode(opt.data if flat else paths[split])
+
+
+def places(opt):
+    """The lists that are given, by which caches of the same -data differ."""
+    return list(filter(None, (image_lists.find(opt, split) for split in ("train", "val"))))
 
 
 def _entries(folder):
@@ -211,7 +252,10 @@ def _is_image(name):
 
 
 def _images(opt, split, numbers):
-    """Paths and targets of a split, sorted by path: bytes (N,) and int64 (N,)."""
+    """Paths and targets of a split, bytes (N,) and int64 (N,); sorted by path, or as listed."""
+    if image_lists.find(opt, split):
+        listed, numbers = image_lists.images(opt, split, list(numbers))
+        return np.array(listed), np.array(numbers, np.int64)
     folder, count, others = folder_of(opt, split), 0, []
     paths, targets = [np.zeros(0, "S1")], [np.zeros(0, np.int64)]
     entries = sorted(_entries(folder))
