@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from parallel import interface, launch
+from runtime import process
 from runtime.errors import InputError
 from runtime.process import leave, script
 from runtime.terminal import complain, note
@@ -33,6 +34,8 @@ def join():
     """Join the process group that the environment describes, if any; returns the device."""
     launch.check_environment()
     device = _pick_device()
+    if "OMP_NUM_THREADS" not in os.environ and process.cores() < torch.get_num_threads():
+        torch.set_num_threads(process.cores())  # torch does not know of a container's quota
     if launch.joined():
         if device.type == "cuda":
             torch.cuda.set_device(device)

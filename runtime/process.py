@@ -2,10 +2,12 @@
 
 import codecs
 import contextlib
+import math
 import multiprocessing
 import os
 import signal
 import sys
+from pathlib import Path, PurePath
 
 # Windows has only the first two
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
@@ -20,8 +22,33 @@ def script():
 
 
 def cores():
-    """The number of cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    """The number of cores that this process may use: of its affinity, within a quota."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, int(min(count, quota())))
+
+
+def quota(own="/proc/self/cgroup", root="/sys/fs/cgroup"):
+    """The cores' worth of time that the cgroups of this process allow (Linux), or infinity.
+
+    A container may see the host's name of its cgroup: then its own is the root.
+    """
+    found = [math.inf]
+    with contextlib.suppress(OSError), open(own) as file:
+        for line in file:
+            _, kinds, group = line.rstrip("\n").split(":", 2)
+            for folder in (PurePath(group), *PurePath(group).parents):
+                with contextlib.suppress(OSError, ValueError):
+                    if not kinds:  # version 2
+                        limit, period = Path(f"{root}{folder}/cpu.max").read_text().split()
+                    elif "cpu" in kinds.split(","):
+                        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                        texts = (Path(f"{root}/cpu{folder}/{name}").read_text() for name in names)
+                        limit, period = texts
+                    else:
+                        break
+                    if int(limit) > 0:  # "max" or -1: any
+                        found.append(int(limit) / int(period))
+    return min(found)
 
 
 def spin_briefly():
