@@ -22,10 +22,15 @@ try:
     from models.resnext import resnext
     from runtime import regular_files
 except ImportError as error:
-    # Python keeps one package per name: after Hugging Face's datasets, ours is not found
+    # Python keeps one package of a name: after Hugging Face's datasets, ours is not found
+    names = {name.removesuffix(".py") for name in os.listdir(_FOLDER)} & sys.modules.keys()
+    files = {name: str(getattr(sys.modules[name], "__file__", None)) for name in sorted(names)}
+    taken = [f"{n} ({file})" for n, file in files.items() if not file.startswith(_FOLDER)]
+    if not taken:
+        raise
     raise ImportError(
-        f"{error}; if another package called models or datasets was imported before, load the model"
-        " in a separate process"
+        f"another package has the name of one of ours: {', '.join(taken)}; pretrained/README.md has"
+        f" the ways out ({error})"
     ) from error
 
 

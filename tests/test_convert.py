@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from support.nets import OWN, images, ours, shake
 
 import convert
@@ -125,15 +127,16 @@ def test_forms(saved, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnext", "preresnext"])
-def test_onnx(name, saved, tmp_path):
+def test_onnx(name, saved, tmp_path, monkeypatch, capsys):
     path = saved(NETS[name]())
-    model = models.load_file(path).eval()
-    run(path, tmp_path / "net.onnx")
-    proto = onnx.load(tmp_path / "net.onnx")
+    model = models.load(path)
+    monkeypatch.chdir(tmp_path)
+    run(path, "best.onnx")
+    proto = onnx.load("best.onnx")
     onnx.checker.check_model(proto, full_check=True)
     about = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
     assert about["classes"] == ["cat", "dog", "fox"] and about["preprocessing"]["crop"] == 8
-    session = onnxruntime.InferenceSession(tmp_path / "net.onnx")
+    session = onnxruntime.InferenceSession("best.onnx")
     assert [place.name for place in session.get_inputs()] == ["images"]
     for count in (1, 2, 5):
         x = images(model, 8, count)
@@ -141,6 +144,19 @@ def test_onnx(name, saved, tmp_path):
         expected = model(x).detach().numpy()
         # float32, and batch norm is folded into the convolutions. Seen: 1e-6
         assert np.abs(scores - expected).max() <= 1e-4 * np.abs(expected).max()
+    # the example in the documents has the same input and finds the same class
+    with open(os.path.join(ROOT, "pretrained", "README.md"), encoding="utf-8") as file:
+        (code,) = re.findall(r"```python\n([^`]*onnxruntime[^`]*)```", file.read())
+    os.makedirs("photos/cat")
+    for width, height in ((37, 20), (8, 31), (16, 16)):
+        pixels = np.random.default_rng(3).integers(0, 256, (height, width, 3), np.uint8)
+        Image.fromarray(pixels).save("photos/cat/1.jpg", "PNG")
+        found = {}
+        exec(code, found)
+        x = model.transform("photos/cat/1.jpg")
+        np.testing.assert_allclose(found["x"].transpose(2, 0, 1), x, rtol=0, atol=1e-4)
+        best = model.classes[model(x[None]).argmax()]
+        assert capsys.readouterr().out.splitlines()[-1] == best
 
 
 @pytest.mark.parametrize("name", NETS)
