@@ -28,13 +28,7 @@ transformed images (N, 3, crop, crop) to scores (N, classes), for any N.
 Options:"""
 OPTIONS = (
     ("form", "", str, ("", *FORMS), "Form of the paper's figure 3 for the blocks of a ResNeXt"),
-    (
-        "classes",
-        "",
-        str,
-        None,
-        "Names of the classes: a file with one a line, or the folder train/",
-    ),
+    ("classes", "", str, None, "Class names: a file with one a line, or the folder train/"),
 )
 
 

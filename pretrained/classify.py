@@ -28,13 +28,7 @@ torchvision:NAME, or the folder of a run. FILE may be a folder of images.
 Options:"""
 OPTIONS = (
     ("csv", "", str, None, "Write a table instead: FILE.csv"),
-    (
-        "classes",
-        "",
-        str,
-        None,
-        "Names of the classes: a file with one a line, or the folder train/",
-    ),
+    ("classes", "", str, None, "Class names: a file with one a line, or the folder train/"),
 )
 TOP = 5
 AT_ONCE = 16

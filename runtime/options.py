@@ -94,9 +94,6 @@ class Options:
     def __setattr__(self, name, value):
         raise AttributeError(f"options are read-only: {name}")
 
-    def __eq__(self, other):
-        return isinstance(other, Options) and dict(self.values) == dict(other.values)
-
     def source(self, name):
         """The name of the layer that an option's value is from."""
         return next(layer for layer, values in self.layers.items() if name in values)

@@ -110,7 +110,7 @@ def test_documented_commands(command, photos):
         value = getattr(opt, name[1:])
         assert str(value).lower() == text.lower() or float(value) == float(text)
     doubled = opts.parse([w if i % 2 else "-" + w for i, w in enumerate(words)])
-    assert doubled == opt
+    assert dict(doubled.values) == dict(opt.values)
 
 
 def test_the_last_of_two_wins_and_given_names_are_known():
