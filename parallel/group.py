@@ -23,8 +23,8 @@ from runtime.errors import InputError
 from runtime.process import leave, script
 from runtime.terminal import complain, note
 
-# For one collective. A process that died is noticed at once (gloo), or the parent or the agent ends
-# the others; the timeout is for a machine that vanished. Between two collectives a process at most
+# Of one collective. If a process dies, gloo notices at once, or the parent or agent ends the
+# others; the timeout is for a machine that vanished. Between two collectives a process at most
 # saves a checkpoint and loads some batches.
 TIMEOUT = datetime.timedelta(minutes=10)
 _calls = itertools.count()  # of rank_0_first
@@ -72,20 +72,20 @@ def _connect(device):
 
 
 def _connected():
-    """The key in the store that is set once all are connected, or one has failed: its sentence."""
+    """The store's key for "" once all are connected, or the sentence of one that failed to."""
     return f"connected {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def _end_with_unconnected():
-    """In a thread: end once another machine's process could not connect; gloo waits for longer."""
+    """In a thread: end if a process on another machine cannot connect; gloo would wait longer."""
     try:
         store = _store()
         store.wait([_connected()], 5 * TIMEOUT)
         failure = store.get(_connected()).decode()
-        # one of this machine prints its own sentence, and the agent ends the others
+        # a failed process on this machine prints its sentence, and the agent ends the others
         if not failure or failure.startswith(f"{socket.gethostname()} "):
             return
-    except RuntimeError:  # the store is in rank 0, which may be gone before its sentence was read
+    except RuntimeError:  # the store lives in rank 0, which may be gone already
         failure = interface.unreachable("rank 0 has ended while the processes were connecting")
     if _local_rank() == "0":
         complain(f"{script()}: {failure}")
@@ -184,15 +184,15 @@ def data_parallel(model, device):
 
 
 def no_sync(model):
-    """The context of a backward pass whose gradients add up in this process, not yet exchanged."""
+    """The context of a backward pass that only adds up gradients and exchanges none yet."""
     return model.no_sync() if world_size() > 1 else contextlib.nullcontext()
 
 
 def rank_0_first(action):
     """Call `action` on rank 0, then on local rank 0 of each machine, then on all other ranks.
 
-    Ranks wait for days if need be: `action` may prepare a whole dataset. Without LOCAL_RANK, every
-    rank but 0 counts as the first of its machine.
+    Ranks wait for days if need be, because `action` may prepare a whole dataset. Without
+    LOCAL_RANK, every rank but 0 counts as the first of its machine.
     """
     if world_size() == 1:
         return action()
@@ -223,7 +223,7 @@ def agents():
 
 
 def barrier():
-    """Wait for all processes. No error if one has failed: that one reports its own."""
+    """Wait for all processes. A process that failed is no error here: it reports its own."""
     if world_size() > 1:
         with contextlib.suppress(RuntimeError):
             dist.barrier()
@@ -271,6 +271,6 @@ def split(count, parts):
 def split_sizes(batch, replicas):
     """The sizes of the replica slices of a batch, as DataParallelTable cuts it.
 
-    With fewer samples than replicas the list is shorter: no slice is empty, some replicas idle.
+    With fewer samples than replicas the list is shorter: no slice is empty, and some replicas idle.
     """
     return [part.stop - part.start for part in split(batch, replicas) if part.stop > part.start]

@@ -9,9 +9,8 @@ import traceback
 
 from parallel import launch
 from parallel.signals import Interrupted
-from runtime.command import missing
+from runtime.command import sentence
 from runtime.errors import InputError
-from runtime.memory import lacking
 from runtime.process import begin, in_notebook, leave, script
 from runtime.terminal import complain, is_rank_0
 
@@ -54,27 +53,24 @@ def end(error):
 
 
 def end_with_parent():
-    """In a process of main.py or torchrun: end when the parent does, leave Ctrl-C to it."""
+    """In a process that main.py or torchrun started: end with the parent; leave Ctrl-C to it."""
     if launch.PARENT in os.environ:
         launch.die_with_parent(os.environ[launch.PARENT])
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     elif "TORCHELASTIC_RUN_ID" in os.environ:
-        launch.die_with_parent(os.getppid())  # torchrun does not tell its process id
+        launch.die_with_parent(os.getppid())  # torchrun does not pass on its process id
 
 
 def fail(error):
     """Exit with status 1. Of several processes only the first that failed prints its error."""
-    message, first = str(error), True
-    cause = not isinstance(error, InputError) and (missing(error) or lacking(error))
-    if cause:
-        message = cause
-    elif not isinstance(error, InputError):
+    message, first = sentence(error), True
+    if message is None:
         message = "".join(traceback.format_exception(error)).rstrip()
-    if launch.joined() and "torch" in sys.modules:  # else it could not be imported, nor can group
+    if launch.joined() and "torch" in sys.modules:  # else torch, and so group, cannot be imported
         from parallel import group
 
         if group.lost_peer(error):
-            time.sleep(3)  # the failed process prints first, and parent or agent may end this one
+            time.sleep(3)  # the failed process prints first; parent or agent may end this one
             who = f"rank {group.rank()} on {socket.gethostname()}"
             message = f"{who} lost the other processes: {group.reason(error)}"
         first = group.first_to_fail()

@@ -1,8 +1,8 @@
 """Waiting for the master, and the interface by which machines reach each other (gloo, nccl).
 
-gloo offers the others the address of the host name. On Debian and Ubuntu that is a loopback address
-by default, which no other machine can reach. So the interface is taken from the route to the master
-and set in the variables that gloo and nccl read, unless the user has set them. On Linux only.
+gloo tells the other machines the address of the host name. By default that is a loopback address on
+Debian and Ubuntu, which no other machine can reach. So we take the interface from the route to the
+master and set the variables that gloo and nccl read, unless the user has set them. Linux only.
 """
 
 import array
@@ -33,9 +33,9 @@ def route(host, port):
                     return probe.getsockname()[0]
             except OSError as error:
                 reason = error
-    except OSError as error:  # the name is unknown
+    except OSError as error:  # unknown name
         reason = error
-    except UnicodeError:  # it cannot be a name
+    except UnicodeError:  # not a valid name
         reason = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
     raise InputError(unreachable(reason.strerror or reason))
 
@@ -76,7 +76,7 @@ def choose(store, rank, world_size):
     """
     own = route(os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"])
     store.set(f"address of {rank}", own)
-    if _is_loopback(own):  # the master's machine itself: the route to any other machine
+    if _is_loopback(own):  # on the master's machine: take the route to any other machine
         others = (store.get(f"address of {other}").decode() for other in range(world_size))
         other = next((other for other in others if not _is_loopback(other)), None)
         own = other and route(other, os.environ["MASTER_PORT"])
@@ -87,7 +87,7 @@ def choose(store, rank, world_size):
 
 
 def unreachable(reason):
-    """One sentence: this host cannot reach the others; which variables lead there."""
+    """The sentence that this host cannot reach the others, with the variables that decide it."""
     master = f"MASTER_ADDR={os.environ.get('MASTER_ADDR')}"
     port = f"MASTER_PORT={os.environ.get('MASTER_PORT')}"
     found = [f"{name}={os.environ[name]}" for name in VARIABLES if name in os.environ]
@@ -103,7 +103,7 @@ def _is_loopback(address):
 
 
 def _holder(address):
-    """The name of the interface that has this address, or None if that cannot be known."""
+    """The name of the interface that has this address, or None if it is unknown."""
     if sys.platform != "linux":
         return None
     if ":" in address:
@@ -120,5 +120,5 @@ def _holder(address):
     for start in range(0, size, ENTRY):
         entry = buffer[start : start + ENTRY].tobytes()  # name, family, port, address
         if entry[20:24] == wanted:
-            return entry[:16].split(b"\0")[0].decode().partition(":")[0]  # of an alias "eth0:1"
+            return entry[:16].split(b"\0")[0].decode().partition(":")[0]  # eth0:1 is an alias
     return None

@@ -3,7 +3,7 @@
 Takes the place of the threads of nn.DataParallelTable. The processes find each other through the
 environment variables that torchrun also sets (group.py). Ctrl-C in a terminal reaches all of them;
 a signal that the parent alone gets is forwarded. The processes end with the parent, even if it is
-killed. Whoever starts none need not wait for torch: it is imported inside functions.
+killed. torch is imported inside functions, so that a run of one process starts without it.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from runtime import process, terminal
 from runtime.errors import InputError
 from runtime.terminal import complain, note
 
-VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # of one of several processes
+VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that each process needs
 
 
 def processes(asked, replicas):
     """How many processes main.py has to start: `available`, but no more than `replicas`.
 
-    asked: -nProcs, None if it is not given. 1 means none: this process runs alone, or has been
-    started as one of several.
+    asked: -nProcs, None if it is not given. The result 1 means that none is started: this process
+    runs alone, or is itself one of several.
     """
     if replicas == 1 and asked in (None, 1):
         return 1
@@ -39,8 +39,8 @@ def processes(asked, replicas):
 
 
 def available(asked):
-    """-nProcs if it was asked for; else one process a visible CUDA device, one on the CPU."""
-    check_environment()  # again: a caller in Python comes without parallel/guard.py
+    """-nProcs if given; else one process for each visible CUDA device, or one on the CPU."""
+    check_environment()  # again, because a caller in Python comes without parallel/guard.py
     if joined():
         return 1
     import torch
@@ -58,7 +58,7 @@ def joined():
 
 
 def check_environment():
-    """InputError unless the variables that make a process one of several are right, or not set.
+    """InputError if the variables that make a process one of several are wrong or incomplete.
 
     Those of srun and mpirun become torch's, which the rest of the program reads.
     """
@@ -93,12 +93,12 @@ def check_environment():
 def run(script, argv, count, folder=None):
     """Start the root's file `script` `count` times with the arguments `argv`; returns the status.
 
-    folder: where the run saves, for what is said of a signal; None if it saves nothing.
+    folder: the run folder, for the messages about signals; None if nothing is saved.
     """
     from torch.distributed import TCPStore
 
-    # The parent holds the store through which the processes meet: no other program can take its
-    # port meanwhile, and it outlives every process.
+    # The store through which the processes meet lives in the parent: so no other program can take
+    # its port meanwhile, and the store outlives every process.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     received, is_copy = [], Copies()
     handled = handle(lambda signum, _: is_copy(signum) or received.append(signum))
@@ -124,7 +124,7 @@ def _start(script, argv, rank, count, port):
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists, rank 0 must not create it
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists: rank 0 must not create one
         PARENT: str(os.getpid()),
     }
     return subprocess.Popen(
@@ -162,7 +162,7 @@ def _saved_and_ended(state):
 def _failed(rank, state, received, folder):
     if state > 0:  # the process has printed its error
         return state
-    if -state in received:  # a signal before there was anything to save
+    if -state in received:  # the signal came before there was anything to save
         return _report_interrupted(folder) if -state == signal.SIGINT else 128 - state
     with contextlib.suppress(ValueError):
         name = signal.Signals(-state).name
@@ -179,7 +179,7 @@ def _report_interrupted(folder):
 
 
 def _end(children):
-    """Kill those that still run: they wait for one that is gone. Files are written atomically."""
+    """Kill the processes that still wait for one that is gone. Files are written atomically."""
     killed = [child for child in children if child.poll() is None]
     for child in killed:
         child.kill()
@@ -192,10 +192,10 @@ def _end(children):
 def die_with_parent(pid):
     """Let the kernel kill this process when its parent ends for any reason (Linux).
 
-    pid: the parent's, from before this process started: the parent may be gone already.
+    pid: of the parent, known from before this process started: the parent may be gone already.
     """
     with contextlib.suppress(OSError, AttributeError, TypeError):  # TypeError: on Windows
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    # on Windows the parent of an environment's Python is its launcher
+    # in a virtual environment on Windows the parent is a launcher
     if os.name != "nt" and str(os.getppid()) != str(pid):
         os._exit(1)

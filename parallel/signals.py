@@ -1,8 +1,8 @@
 """Interrupts: a signal saves the state after the current iteration and ends the run.
 
 All processes stop after the same iteration, because the counts of their signals are summed with the
-metrics. The exit status is the one that a shell gives the signal, 128 + its number: 143 for
-SIGTERM, say. The periodic save inside an epoch (-saveEvery) happens at the same point.
+metrics. The exit status is 128 + the signal's number, as in a shell: 143 for SIGTERM. The periodic
+save inside an epoch (-saveEvery) happens at the same point.
 """
 
 import contextlib
@@ -17,9 +17,9 @@ from runtime import terminal
 from runtime.process import SIGNALS, script
 from runtime.terminal import complain, note
 
-PARENT = "MAIN_PY_PARENT"  # in the environment of the processes: the process id of their parent
-LONGEST_WAIT = 10  # seconds for one batch after a signal, in one of several processes
-COPY = 0.5  # seconds in which a further SIGINT is a copy of the first
+PARENT = "MAIN_PY_PARENT"  # environment variable of the processes: their parent's process id
+LONGEST_WAIT = 10  # seconds for one batch after a signal, if there are several processes
+COPY = 0.5  # seconds within which another SIGINT is a copy of the first
 
 
 class Interrupted(Exception):
@@ -34,21 +34,21 @@ class Interrupted(Exception):
 class Interrupts:
     """While entered, counts signals. `poll` acts on them, and on -saveEvery."""
 
-    save = None  # save(final) saves the state inside an epoch; `final`: the run ends after it
+    save = None  # save(final) saves the state inside an epoch; final: the run ends afterwards
 
     def __init__(self, minutes=0, folder="", command="", end=None):
         """minutes: between two saves, 0 if only signals save. folder: the run folder.
 
-        command: what resumes the run. end(error): ends the process; None if the process goes on
+        command: what resumes the run. end(error): ends the process; None if the process continues
         after the run.
         """
         self.folder, self.command, self.end = folder, command, end
         self.received = [0] * len(SIGNALS)  # how often each signal came to this process
         self.seconds = 60 * minutes
         self.last = time.monotonic()
-        self.alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else all stop together
+        self.alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else all processes stop together
         self.is_copy = Copies()
-        self.waiting = None  # while a batch is waited for: since when, and what `poll` takes
+        self.waiting = None  # while waiting for a batch: since when, and arguments of `poll`
         self.lock = threading.Lock()  # held by the watchdog while it ends the process
 
     def __enter__(self):
@@ -66,28 +66,28 @@ class Interrupts:
         if self.end:
             signal.set_wakeup_fd(self.fd_before)
             self.write_end.close()
-        # A process that is finished, or interrupted and saved, may get the signal again, also from
-        # its parent. It must not die of it: its exit status would say that it was killed.
+        # A process that has finished, or has saved after an interrupt, may get the signal again,
+        # for example from its parent. It must survive: its exit status would say "killed".
         ignore = self.end and kind in (None, Interrupted)
         for signum, handler in self.before.items():
             signal.signal(signum, signal.SIG_IGN if ignore else handler)
-        # It refers to the trainer, which refers to this: a cycle, which the garbage collector finds
-        # in the midst of other work. torch then waits 5 s for each of the trainer's workers.
+        # `save` refers to the trainer, which refers to this object. The garbage collector would
+        # find the cycle during other work, and torch would wait 5 s for each of the workers.
         self.save = None
 
     def _receive(self, signum, _):
         if self.is_copy(signum):
             return
         index = SIGNALS.index(signum)
-        # a second Ctrl-C in a program that goes on afterwards, such as a notebook
+        # a second Ctrl-C in a program that continues afterwards, such as a notebook
         if signum == signal.SIGINT and self.received[index] and not self.end:
             raise KeyboardInterrupt
         self.received[index] += 1
 
     def next(self, iterator, where, flush=lambda: None):
-        """The next of an iterator's batches, None at the end. A signal is acted on as by `poll`.
+        """The iterator's next batch, or None at the end; acts on a signal as `poll` does.
 
-        A batch may never come, from a file system that hangs, say: then the watchdog acts.
+        If a batch never comes, for example because a file system hangs, the watchdog acts.
         """
         if self.alone and any(self.received):
             self.poll(self.received, where, flush)  # raises Interrupted
@@ -100,21 +100,21 @@ class Interrupts:
 
     @contextlib.contextmanager
     def saving(self, where, flush=lambda: None, begun=True):
-        """If an error ends the block, save. Only for a block that changes nothing that is saved.
+        """Save if an error ends the block, which must not change anything that is saved.
 
         where, flush: as for `poll`; begun: whether the epoch has anything to save.
         """
         try:
             yield
-        except Interrupted:  # saved already
+        except Interrupted:  # this has saved already
             raise
         except Exception:
             if begun and self.save:
-                save, self.save = self.save, None  # once, where one block lies in another
+                save, self.save = self.save, None  # only once if one block is inside another
                 try:
                     flush()
                     save(final=True)
-                except Exception as failure:  # the first error is the one to report
+                except Exception as failure:  # report the first error
                     note(f"=> not saved: {failure}")
                 else:
                     note(f"=> an error {where}: saved what was done; to go on: {self.command}")
@@ -139,13 +139,13 @@ class Interrupts:
         return saved
 
     def _watch(self):
-        """The watchdog, in a thread: announces the first signal; ends the process where it must.
+        """The watchdog thread: announces the first signal, and ends the process if it must.
 
-        It must after a second Ctrl-C, and if a batch does not come. The thread sees a signal at
-        once; Python calls handlers in the main thread only, between two of its own instructions.
+        That is after a second Ctrl-C, or if a batch does not come. The thread sees a signal at
+        once, while Python calls handlers in the main thread only, between two instructions.
         """
-        # Under a parent one Ctrl-C may arrive twice, from the terminal and from the parent. There
-        # the parent counts and speaks (launch.py).
+        # Under a parent one Ctrl-C may arrive twice, from the terminal and from the parent. So the
+        # parent counts and prints instead (launch.py).
         speaks, is_copy = PARENT not in os.environ, Copies()
         seen, came = [], None
         while True:
@@ -170,12 +170,12 @@ class Interrupts:
         self.read_end.close()
 
     def _end_long_wait(self, signum, came):
-        """End the process if it waits for a batch. The state is that before the batch: save it.
+        """Save and end the process if it is waiting for a batch.
 
-        One of several processes cannot save, since all stop after the same iteration: after
-        LONGEST_WAIT it ends without.
+        One of several processes cannot save alone, because all stop after the same iteration. After
+        LONGEST_WAIT the process ends without saving.
         """
-        with self.lock:  # the main thread does not go on meanwhile
+        with self.lock:  # so that the main thread cannot go on meanwhile
             if not self.waiting:
                 return
             since, where, flush = self.waiting
@@ -191,9 +191,9 @@ class Interrupts:
 
 
 class Copies:
-    """Called with each signal that comes: whether it is a SIGINT within COPY of the first one.
+    """Called with each signal: returns whether it is a SIGINT within COPY seconds of the first.
 
-    GNU timeout sends two at once, to the process and to its group. No hand is as fast.
+    GNU timeout sends two at once, to the process and to its group. No person is that fast.
     """
 
     first = None
@@ -209,12 +209,12 @@ class Copies:
 
 
 def handle(handler):
-    """Set the handler of SIGNALS; returns the handlers before, by signal.
+    """Set the handler of SIGNALS; returns the previous handlers by signal.
 
-    None outside the main thread, where Python sets no handlers: there no signal saves the run.
+    Outside the main thread, where Python sets no handlers, there are none: no signal saves the run.
 
-    A signal that was ignored at the start stays ignored, as SIGHUP by nohup. SIGINT does not: a
-    script's shell ignores it for whatever it starts with &, and whoever sends it later means it.
+    A signal that was ignored at the start stays ignored, such as SIGHUP under nohup. Only SIGINT is
+    handled even then, because a shell script ignores it in every command started with &.
     """
     if threading.current_thread() is not threading.main_thread():
         note("=> not in the main thread: no signal saves this run, -saveEvery does")
@@ -227,7 +227,7 @@ def handle(handler):
 
 
 def announcement(signum, begun=True):
-    """What is said when a signal comes; `begun`: it is known that the training has begun."""
+    """The message when a signal comes; begun: whether training has certainly begun."""
     again = "; Ctrl-C again ends it at once" if signum == signal.SIGINT else ""
     name = signal.Signals(signum).name
     what = "finishes its iteration, saves and ends"
@@ -237,7 +237,7 @@ def announcement(signum, begun=True):
 
 
 def ended_at_once(folder):
-    """What is said after a second Ctrl-C."""
+    """The message after a second Ctrl-C."""
     return f"{script()}: interrupted{_hint(folder)}"
 
 
@@ -249,7 +249,7 @@ def _hint(folder):
 
 @contextlib.contextmanager
 def blocked():
-    """Block SIGNALS in this thread, for the processes started meanwhile: they inherit the mask."""
+    """Block SIGNALS in this thread, so that processes started meanwhile inherit the mask."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return

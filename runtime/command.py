@@ -1,4 +1,4 @@
-"""The run of a command of one process: an error becomes one sentence and an exit status.
+"""Runs a command of one process: an error becomes one sentence and an exit status.
 
 parallel/guard.py does this for main.py, evaluate.py and detect.py, which may be several processes.
 """
@@ -12,38 +12,37 @@ from runtime.memory import lacking
 from runtime.process import begin
 from runtime.terminal import complain
 
-# packages as they are imported; requirements.txt has their names for pip
+# Names to import; requirements.txt has the names for pip
 REQUIRED = ("torch", "torchvision", "numpy", "PIL", "filelock")
 
 
 def run(main):
     """Call main and exit with its status: 1 after an error, 130 after Ctrl-C.
 
-    If the reader of stdout has gone, as in `| head`, the status is 141, as of SIGPIPE.
+    If the reader of stdout has gone, as in `| head`, the status is 141, which is that of SIGPIPE.
     """
     name = os.path.basename(sys.argv[0])
     begin()
     try:
-        with one_sentence(name):
-            status = main()
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        status = main()
+        sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what is buffered still
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what is buffered
         sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        sentence = missing(error) or lacking(error)
-        if not sentence:
+        known = sentence(error)
+        if known is None:
             raise
-        sys.exit(f"{name}: {sentence}")
+        complain(f"{name}: {known}")
+        sys.exit(1)
 
 
 @contextlib.contextmanager
 def one_sentence(name):
-    """An InputError inside is one sentence on stderr, and ends the program with status 1.
+    """An InputError in the block ends the program with one sentence on stderr and status 1.
 
     name: of the script, before the sentence.
     """
@@ -54,12 +53,14 @@ def one_sentence(name):
         sys.exit(1)
 
 
-def missing(error):
-    """The sentence for an ImportError of a required package, or None for any other error."""
-    if not isinstance(error, ModuleNotFoundError) or error.name not in REQUIRED:
-        return None
-    return (
-        f"{error.name} is not installed in this Python: `make demo` installs what is needed into"
-        " .venv, and `. .venv/bin/activate` enters it in this shell; or install it by hand,"
-        " `pip install -r requirements.txt`"
-    )
+def sentence(error):
+    """The sentence for an error that is not a bug of the program, or None for a bug."""
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name in REQUIRED:
+        return (
+            f"{error.name} is not installed in this Python: `make demo` installs what is needed"
+            " into .venv, and `. .venv/bin/activate` enters it in this shell; or install it by"
+            " hand, `pip install -r requirements.txt`"
+        )
+    return lacking(error)

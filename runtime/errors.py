@@ -4,13 +4,13 @@ import re
 import reprlib
 
 # Control characters, line and paragraph separators, marks that change the direction of text, and
-# surrogates but for those that stand for the bytes of a file's name, which streams handle.
+# surrogates, except those that stand for bytes of a file name, which streams handle
 _HIDDEN = re.compile(
     "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]"
 )
 
 
-MOST = 2000  # characters of a message: a name in it may have any length
+MOST = 2000  # characters of a message, because a name in it may have any length
 
 
 class InputError(Exception):
@@ -27,12 +27,12 @@ class InputError(Exception):
 
 
 def named(error, name):
-    """The error, with the name of the image or file that it is about."""
+    """The error with the name of its image or file in the message."""
     return error if str(name) in str(error) else InputError(f"{name!r}: {error}")
 
 
 class _Short(reprlib.Repr):
-    """Few values of a container, and of other objects the type only: their repr may be long."""
+    """Shows a few values of a container, and only the type of objects whose repr may be long."""
 
     def repr_instance(self, value, level):
         simple = value is None or isinstance(value, (bool, float))
@@ -40,12 +40,12 @@ class _Short(reprlib.Repr):
 
 
 _SHORT = _Short()
-_SHORT.maxlevel = 2  # the number of values grows with its power
+_SHORT.maxlevel = 2  # the number of values grows exponentially with this
 _SHORT.maxstring = 80
 
 
 def visible(text, keep=""):
-    """The text with control characters as escapes, as repr has them, but for those in `keep`."""
+    """The text with control characters escaped as in repr, except those in `keep`."""
 
     def escape(found):
         character = found[0]
@@ -55,12 +55,12 @@ def visible(text, keep=""):
 
 
 def cut(text, most):
-    """The text for a picture or a table: `visible`, at most so long, undecodable bytes escaped."""
+    """The text for a picture or a table: `visible`, cut to `most`, undecodable bytes escaped."""
     text = visible(text[: most + 1])
     text = text if len(text) <= most else text[: most - 1] + "…"
     return text.encode(errors="backslashreplace").decode()
 
 
 def shown(value):
-    """A value as a message has it: repr cut short, in a time that does not depend on the value."""
+    """A value for a message: its repr, cut short, in a time that does not depend on its size."""
     return _SHORT.repr(value)[:80]

@@ -1,4 +1,4 @@
-"""The heap of a training process, and a lack of memory or of open files in one sentence."""
+"""Keeps freed memory in the heap; says in one sentence that memory or open files ran out."""
 
 import contextlib
 import ctypes
@@ -13,21 +13,21 @@ except ImportError:  # on Windows
     resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-# cuDNN says this where it lacks the memory for its workspaces, and where it has no kernel
+# cuDNN's message when it lacks memory for its workspaces, and also when it has no kernel
 _NO_ENGINE = "unable to find an engine to execute this computation"
-# what CUDA and its libraries say where the GPU has no memory left
+# What CUDA and its libraries say when the GPU is out of memory
 _CUDA = re.compile(
     r"CUDA out of memory(.*? is free)?|(CUDA error|Triton Error \[CUDA\]): out of memory"
     r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
     rf"|Failed to CUDA calloc|{_NO_ENGINE}"
 )
 LITTLE = 2**29  # bytes: cuDNN's workspaces take up to some hundred MiB
-# what Python, the dynamic linker, PyTorch and oneDNN say where they get no memory
+# What Python, the dynamic linker, PyTorch and oneDNN say when they get no memory
 _SIGNS = re.compile(
     r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc|out of memory"
     r"|not enough memory|could not create a (primitive|memory)"
 )
-# what the system, PyTorch and multiprocessing say at the limit of open files
+# What the system, PyTorch and multiprocessing say at the limit of open files
 _OPEN_FILES = re.compile("[Tt]oo many open files|received 0 items of ancdata")
 _NO_THREAD = "can't start new thread"
 
@@ -35,9 +35,9 @@ _NO_THREAD = "can't start new thread"
 def keep_freed():
     """Let freed memory stay in the heap for the next step.
 
-    By default glibc maps every block over 32 MiB on its own and unmaps it when it is freed. Linux
-    then clears each page again at the next use: a third of a step's time with activations that
-    large.
+    By default glibc maps every block over 32 MiB separately and unmaps it when it is freed, so
+    Linux must clear every page again at the next use. With activations of that size this takes a
+    third of a step.
     """
     if sys.platform != "linux":
         return
@@ -48,7 +48,7 @@ def keep_freed():
 
 
 class OutOfMemory(InputError):
-    """`need`: how much, where, for which input; `advice`: what to give instead."""
+    """need: how much, where, for which input. advice: which options to give instead."""
 
     def __init__(self, need, advice):
         super().__init__(f"{need}; give {advice}")
@@ -57,7 +57,7 @@ class OutOfMemory(InputError):
 
 @contextlib.contextmanager
 def out_of_memory(shape, device, advice):
-    """Turn an error of torch's into an OutOfMemory, for an input of this shape."""
+    """Turn PyTorch's out-of-memory error into an OutOfMemory that names the input's shape."""
     try:
         yield
     except RuntimeError as error:  # what the CPU raises; torch.OutOfMemoryError is a subclass
@@ -88,9 +88,9 @@ def _where(device):
 
 
 def lacking(error):
-    """The sentence for an error that comes from a lack of memory or open files, or None.
+    """The sentence for an error due to a lack of memory, files or processes; None for others.
 
-    Under a limit such as `ulimit -v` a module that was half imported fails with other errors too.
+    Under a limit such as `ulimit -v` a half-imported module fails with other errors too.
     """
     limit = _limit()
     strange = (SystemError, ImportError) if limit else ()
@@ -124,6 +124,8 @@ def _most(letter):
 
 
 def _limit():
-    """The limit of this process's memory in bytes, 0 if there is none."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0] if resource else -1
-    return 0 if resource is None or limit == resource.RLIM_INFINITY else limit
+    """The memory limit of this process in bytes, or 0."""
+    if resource is None:
+        return 0
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return 0 if limit == resource.RLIM_INFINITY else limit

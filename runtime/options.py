@@ -1,7 +1,7 @@
-"""The options of a command: how words become values, the help, and where each value is from.
+"""The options of a command: how words become values, the help, and where each value comes from.
 
-Every command has a table of options. Imports nothing heavy, so that -help and a wrong option answer
-at once. An error in the options is one sentence, and exit status 2.
+Every command has a table of options. This file imports nothing heavy, so that -help and errors
+appear at once. An error in the options is one sentence, and exit status 2.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ def series(text):
 
 
 def part(text):
-    """One of two equal parts or more: 3/5."""
+    """One of two or more equal parts: 3/5."""
     which, parts = map(whole, text.split("/"))
     if not 1 <= which <= parts or parts < 2:
         raise ValueError
@@ -58,7 +58,7 @@ def part(text):
 
 
 def flag():
-    """The kind of an option that takes no word: it is true where it is given."""
+    """The kind of an option without a value: giving it makes it true."""
 
 
 WANTED = {
@@ -81,7 +81,7 @@ class Options:
     """The options of a run, as read-only attributes: each from the first layer that has it."""
 
     def __init__(self, **layers):
-        """layers: {name of a layer: {option: value}}, the strongest first; None is no layer."""
+        """layers: {name of a layer: {option: value}}, the strongest first; None: no such layer."""
         layers = {name: layer for name, layer in layers.items() if layer is not None}
         vars(self).update(layers=layers, values=ChainMap(*layers.values()))
 
@@ -114,11 +114,11 @@ def defaults(table):
 
 
 def parse(argv, program, head, table, settle, words=None):
-    """settle({option: value} given in argv); help, or one sentence of error, ends the program.
+    """settle({option: value} given in argv); -help or an error ends the program.
 
     head: what stands above the table in the help. table: rows of name, default, kind, what the
-    value may be (words, the least number, or a range) and help. Words that are not of an option
-    are refused, or appended to the list `words`.
+    value may be (words, the least number, or a range) and help. Words that belong to no option are
+    refused, or appended to the list `words`.
     """
     if HELP & set(argv):
         print(help_text(head, table), flush=True)
@@ -126,7 +126,7 @@ def parse(argv, program, head, table, settle, words=None):
     try:
         return settle(read_words(argv, table, words))
     except InputError as error:
-        if is_rank_0("LOCAL_RANK"):  # under torchrun all processes read the same
+        if is_rank_0("LOCAL_RANK"):  # under torchrun all processes get the same words
             complain(f"{program}: {error}")
         sys.exit(2)
 
@@ -159,7 +159,7 @@ def read_words(argv, table, others=None):
             text = next(words, None)
         if text is None or (text.startswith("-") and text.lstrip("-") in rows):
             raise InputError(f"missing argument for option -{name}")
-        if kind is str:  # a shell leaves the ~ of -data=~/photos
+        if kind is str:  # the shell does not expand the ~ in -data=~/photos
             text = os.path.expanduser(text)
         if not text and kind is not series and not isinstance(allowed, tuple):
             raise InputError(f"the value of -{name} is empty: {UNSET}")
@@ -193,7 +193,7 @@ def _value(name, text, kind, allowed):
 
 
 def fits(name, value, table):
-    """Whether an option can have this value, which a file holds."""
+    """Whether an option can have this value from a file."""
     default, kind, allowed = next(row[1:4] for row in table if row[0] == name)
     if kind is series:
         return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)

@@ -1,6 +1,6 @@
-"""The check of the files that a command is to write, before the work that fills them.
+"""Checks the files that a command will write, before its work begins.
 
-storage/atomic.py writes them: a temporary file beside each is renamed to it.
+storage/atomic.py writes such files: under a temporary name, then renamed.
 """
 
 import os
@@ -13,7 +13,7 @@ _IMAGES = (".png", ".jpg", ".jpeg")
 
 
 def check_outputs(outputs, inputs=()):
-    """InputError unless each output can be written, and is none of the inputs.
+    """InputError unless each output can be written, and is not one of the inputs.
 
     outputs: (option, path, endings) of each file; the option as a user sees it, "" if none names
     the file. inputs: paths of files that the command reads, or of folders whose images it reads.
@@ -38,7 +38,7 @@ def check_outputs(outputs, inputs=()):
 
 
 def temporary(path):
-    """The name of a file beside `path` that becomes it; short enough for a name of any length."""
+    """The temporary file that is renamed to `path`; its name is short even if that is long."""
     folder, name = os.path.split(path)
     start = os.fsencode(name)[:100].decode(errors="ignore")
     return os.path.join(folder, f"{start}.{os.getpid()}.tmp")
@@ -53,7 +53,7 @@ def _check_folder(named, path):
 
 
 def _check_present(named, path, inputs):
-    """Check what lies at `path` already, if anything does."""
+    """Check the file that is at `path` already, if any."""
     try:
         there = os.stat(path)
     except FileNotFoundError:
@@ -73,7 +73,7 @@ def _check_present(named, path, inputs):
 
 
 def _reads(source, path, there):
-    """Whether `source` is the file at `path`, or a folder whose image it is."""
+    """Whether `source` is the file at `path`, or a folder that has this file as an image."""
     try:
         found = os.stat(source)
     except (OSError, ValueError):

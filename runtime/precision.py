@@ -12,7 +12,7 @@ MIXED = {"half": torch.float16, "bfloat16": torch.bfloat16}
 class Precision:
     """The precision `name`, one of opts.PRECISIONS, on a device.
 
-    dtype: of weights, gradients and images. mixed: the dtype under `autocast`, None without.
+    dtype: of weights, gradients and images. mixed: the dtype under `autocast`, or None.
     """
 
     def __init__(self, name, device):

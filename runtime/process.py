@@ -1,4 +1,4 @@
-"""This process: its script, its cores and threads, its standard streams, its end."""
+"""The current process: its script, cores and threads, standard streams and exit."""
 
 import codecs
 import contextlib
@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def script():
-    """The file name of the running script if it lies in the root, as evaluate.py; else main.py."""
+    """The running script's file name if it lies in the root, such as evaluate.py; else main.py."""
     name = os.path.basename(sys.argv[0])
     return name if os.path.exists(os.path.join(ROOT, name)) and name.endswith(".py") else "main.py"
 
@@ -66,12 +66,13 @@ def spin_briefly():
 
 def begin():
     """Prepare the process of a command: its signals and its standard streams."""
-    if os.getpid() == 1:  # of a container: the kernel drops a signal that has no handler
+    if os.getpid() == 1:  # in a container: the kernel drops signals that have no handler
         for signum in SIGNALS:
             if signal.getsignal(signum) == signal.SIG_DFL:
                 signal.signal(signum, _end)
     open_standard_streams()
-    print_anything()
+    if sys.stdout.errors == "strict":  # as stderr does, print as escapes what the encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def in_notebook():
@@ -85,30 +86,24 @@ def _end(signum, _):
 
 
 def open_standard_streams():
-    """Open those of file descriptors 0 to 2 that are closed, so that no other file becomes one.
+    """Open those of file descriptors 0 to 2 that are closed, so that no other file gets the number.
 
-    A closed stdout or stderr is None in sys, where print(file=sys.stderr) means stdout: from now on
-    it takes what is printed, and drops it.
+    For a closed stderr sys.stderr is None, and print(file=sys.stderr) would write to stdout. A
+    closed stream is replaced by one that discards what is printed.
     """
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest that is free, which is this one
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             lost = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
             setattr(sys, name, lost)
 
 
-def print_anything():
-    """Let stdout print what its encoding lacks, and lone surrogates, as escapes; stderr does so."""
-    if sys.stdout is not None and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")
-
-
 def print_names():
-    """Let stdout print the bytes of files' names as they are; what else it lacks, as escapes."""
+    """Let stdout print the bytes of file names unchanged; escape what else its encoding lacks."""
     codecs.register_error("names", _byte_or_escape)
     if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout takes any character
         sys.stdout.reconfigure(errors="names")
@@ -117,7 +112,7 @@ def print_names():
 def _byte_or_escape(error):
     """The error handler of `print_names`: (bytes or text for a character, where to go on)."""
     character = error.object[error.start]
-    if "\udc80" <= character <= "\udcff":  # stands for a byte that is not of the name's encoding
+    if "\udc80" <= character <= "\udcff":  # stands for a byte that could not be decoded
         return bytes([ord(character) - 0xDC00]), error.start + 1
     return character.encode("ascii", "backslashreplace").decode(), error.start + 1
 
@@ -128,8 +123,9 @@ def leave(status):
         with contextlib.suppress(OSError, ValueError, AttributeError):  # closed, full, or None
             stream.flush()
     if hasattr(signal, "SIGCHLD"):  # not on Windows
-        with contextlib.suppress(ValueError):  # not from another thread than the main one
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's raises when a worker dies
+        with contextlib.suppress(ValueError):  # only the main thread may do this
+            # torch's handler raises when a worker dies
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in multiprocessing.active_children():
         worker.kill()
     os._exit(status)

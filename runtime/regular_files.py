@@ -1,6 +1,6 @@
-"""Opening files to read: only regular ones. A pipe or device could make a run wait or fill memory.
+"""Opens regular files for reading: a pipe or a device could block a run or fill memory.
 
-The file is opened without waiting and then looked at, so it cannot be exchanged in between.
+A file is opened without blocking and checked afterwards, so that it cannot be replaced in between.
 """
 
 import errno
@@ -14,7 +14,7 @@ _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows ha
 
 
 def opened(path, most=None, buffering=-1):
-    """A regular file, open for reading bytes; OSError for anything else, or above `most` bytes."""
+    """A regular file, open for reading bytes; OSError for other files, or over `most` bytes."""
     file = open(path, "rb", buffering, opener=_open)  # noqa: SIM115  the caller closes it
     size = os.fstat(file.fileno()).st_size
     if most is not None and size > most:
@@ -40,7 +40,7 @@ def _open(path, flags):
 
 
 def kind(mode):
-    """What a file is that is neither regular nor a folder, by its st_mode."""
+    """What an st_mode describes that is neither a regular file nor a folder."""
     return _KINDS.get(stat.S_IFMT(mode), "a device")
 
 
@@ -51,7 +51,7 @@ def read_bytes(path, most):
 
 
 def model_file(path):
-    """The file of a model. A folder stands for it: of a run, or of a model from the hub."""
+    """The file of a model. The path may also be a run folder, or a folder from the hub."""
     if not os.path.isdir(path):
         return path
     names = ("model_best.pth", "model.safetensors", "pytorch_model.bin")
@@ -60,7 +60,7 @@ def model_file(path):
 
 
 def split_key(path):
-    """(file, key) of a path that may be FILE:KEY, where KEY names a net in the file; else None."""
+    """(FILE, KEY) of a path FILE:KEY, where KEY names a net in the file; else (path, None)."""
     file, _, key = path.rpartition(":")
     return (
         (file, key) if key and not os.path.exists(path) and os.path.isfile(file) else (path, None)
@@ -78,5 +78,5 @@ def check_input(path, option=""):
 
 
 def reason(error):
-    """What an error of opening or reading says, without number and path."""
+    """The text of an error of opening or reading, without its number and path."""
     return getattr(error, "strerror", None) or str(error)

@@ -29,12 +29,12 @@ def is_rank_0(variable="RANK"):
 def say(*args):
     """Print a line, on rank 0 only, and flush it: logs are followed through pipes.
 
-    Control characters in it come from names, and are escaped; the original's lines have tabs.
+    Control characters, which come from names, are escaped. Tabs are not: the original prints them.
     """
     if is_rank_0():
         text = " ".join(map(str, args))
         line = text.rstrip("\n")
-        # one write: the thread that saves prints too (storage/writer.py)
+        # one write, because the thread that saves prints too (storage/writer.py)
         print(visible(line, "\t") + text[len(line) :] + "\n", end="", flush=True)
 
 
@@ -58,7 +58,7 @@ def complain(text):
 def show(text):
     """Set the status line to this text; "" removes it.
 
-    Without a terminal this does nothing: a long job also says a line at its start and its end.
+    Without a terminal this does nothing, so a long job also prints a line at start and end.
     """
     if isinstance(sys.stdout, _Stream):
         sys.stdout.terminal.show(text)
@@ -83,8 +83,8 @@ def end(text, status):
 class Output:
     """A standard stream whose failure ends nothing.
 
-    Where the reader is gone (a closed pipe) or the disk is full, lines are lost, and the run goes
-    on. `report(reason)` is called at the first failure.
+    If the reader is gone (a closed pipe) or the disk is full, lines are lost and the run goes on.
+    `report(reason)` is called at the first failure.
     """
 
     def __init__(self, stream, report=lambda reason: None):
@@ -104,7 +104,7 @@ class Output:
         try:
             action(*args)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
-            if isinstance(error, BrokenPipeError):  # for good: what is buffered goes nowhere
+            if isinstance(error, BrokenPipeError):  # permanent: discard what is buffered
                 with contextlib.suppress(OSError, ValueError):
                     null = os.open(os.devnull, os.O_WRONLY)
                     os.dup2(null, self.stream.fileno())
@@ -120,15 +120,15 @@ class Output:
 class Terminal:
     """While entered, printed lines go above the status line, if stdout is a terminal.
 
-    A stream that fails does not end what runs meanwhile: one line on the other says so.
+    A stream that fails does not end the run: one line on the other stream says so.
     """
 
     def __init__(self, kind="auto"):
         self.enabled = kind == "auto" and is_rank_0() and _can_erase(sys.stdout)
-        self.owner = os.getpid()  # loading workers are forks with a copy of this, which only prints
+        self.owner = os.getpid()  # loading workers are forks: their copies of this do not draw
         self.lock = threading.RLock()
         self.text, self.drawn, self.changed = "", False, 0.0
-        self.at_start = True  # the cursor: a status line would overwrite a half-printed line
+        self.at_start = True  # else a status line would overwrite a half-printed line
 
     def __enter__(self):
         self.before = sys.stdout, sys.stderr
@@ -153,7 +153,7 @@ class Terminal:
             self.text, now = visible(text), time.monotonic()
             if not text or now - self.changed >= MIN_INTERVAL:
                 self.changed = now
-                with contextlib.suppress(OSError):  # the terminal has gone: print raises
+                with contextlib.suppress(OSError):  # the terminal has gone
                     self._draw()
 
     def print(self, stream, text):
@@ -202,7 +202,7 @@ def _can_erase(stream):
 
 
 def _width(stream):
-    """Columns of the terminal at this moment, 80 if it reports none."""
+    """The present width of the terminal, or 80 if it reports none."""
     with contextlib.suppress(OSError):
         return os.get_terminal_size(stream.fileno()).columns or 80
     return 80
