@@ -346,9 +346,8 @@ def _naming(source):
     except Exception as error:  # Pillow raises a dozen kinds for broken files
         if isinstance(error, MemoryError) or getattr(error, "errno", 0) in _NOT_OF_THE_FILE:
             raise  # the image may be good: -skipCorrupt must not leave it out
-        raise InputError(
-            f"cannot read the image {_source_name(source)!r}: {_reason(error)}"
-        ) from None
+        reason = regular_files.reason(error) or type(error).__name__
+        raise InputError(f"cannot read the image {_source_name(source)!r}: {reason}") from None
 
 
 def _source_name(source):
@@ -356,9 +355,3 @@ def _source_name(source):
     if not isinstance(source, kinds):  # an open file or a Pillow image
         source = getattr(source, "name", None) or getattr(source, "filename", None)
     return os.fsdecode(source) if isinstance(source, kinds) else "the data"
-
-
-def _reason(error):
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return str(error) or type(error).__name__

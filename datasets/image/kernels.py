@@ -218,10 +218,7 @@ def augment(images, uniforms, lookup, padding, out):
         mirror = len(draws) == 3 and draws[0] < 0.5
         x = int(draws[len(draws) - 2] * offsets) - padding
         y = int(draws[len(draws) - 1] * offsets) - padding
-        begin, end = (
-            max(0, -x),
-            min(width, width - x),
-        )  # the columns of the crop that lie in the image
+        begin, end = max(0, -x), min(width, width - x)  # columns of the crop inside the image
         step = -1 if mirror else 1
         first = width - 1 - (begin + x) if mirror else begin + x
         for row in range(height):
