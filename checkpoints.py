@@ -4,9 +4,9 @@ latest.pth names the newest checkpoint. If it or a file that it names is missing
 changed, the newest intact checkpoint in the folder is taken, and a line names the damage. Rank 0
 chooses the checkpoint, every rank reads it. storage/run_folder.py writes the files and says in
 which order.
-Differs from the Lua: a checkpoint also has the best error, the options and the log, so a resumed
-run goes on as if it had never stopped. (Order and augmentation are functions of seed and epoch and
-need no saved state.)
+Differs from the Lua: a checkpoint also has the best error, the options and the newest lines of the
+log, so a resumed run goes on as if it had never stopped. (Order and augmentation are functions of
+seed and epoch and need no saved state.)
 """
 
 import math
@@ -26,8 +26,8 @@ from storage.run_folder import INSIDE
 def latest(folder):
     """The newest checkpoint in a folder, or None if there is none, or no folder ("none").
 
-    A dict of epoch, best, modelFile, options, optimizer state and log. The folder may be one of
-    Torch7's. In a folder with both, ours is taken: it was resumed from Torch7's.
+    A dict of epoch, best, modelFile, options, optimizer state and newest log lines. The folder may
+    be one of Torch7's. In a folder with both, ours is taken: it was resumed from Torch7's.
     """
     if folder == "none":
         return None

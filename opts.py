@@ -29,7 +29,6 @@ Options:"""
 
 
 WIDEST = 1 << 14  # widest first stage that we accept, in channels over all paths
-MOST_EPOCHS = 10_000  # each checkpoint holds the log of all; storage/archives.py reads some 17,000
 PRECISIONS = ("single", "double", "half", "bfloat16", "tf32")
 
 # Name, default, how the value is read, what it may be (words, the least number, or a range), help.
@@ -261,9 +260,6 @@ def check(opt, data=True):
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
         raise InputError("-recomputeBN needs two images a replica: a -batchSize above -nGPU")
-    if opt.source("nEpochs") == "given" and opt.nEpochs > MOST_EPOCHS:
-        most = f"should be at most {MOST_EPOCHS:,}, whose log a checkpoint can hold"
-        raise InputError(f"-nEpochs {opt.nEpochs}: {most}")
     recipe_known = not from_file or opt.layers["net"]
     if opt.epochNumber > opt.nEpochs and recipe_known and not resumed and not opt.testOnly:
         first = f"-epochNumber {opt.epochNumber} is above -nEpochs {opt.nEpochs}"

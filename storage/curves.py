@@ -10,7 +10,9 @@ from runtime.errors import InputError, shown, visible
 from runtime.options import EXACT, value_text
 from runtime.terminal import note
 
-LARGEST = 1 << 25  # bytes of a log; one of 100,000 epochs has 30 million
+LARGEST = 1 << 29  # bytes of a log; a detector's of 90,000 epochs and 80 classes has 300 million
+_LONGEST = 1 << 20  # bytes of a line; parsed JSON takes up to 30 times its size
+_MOST = 1_000_000  # epochs
 # Options that do not decide the result, and those over which a mean is taken
 IGNORED = {
     *("manualSeed", "fold", "save", "gen", "resume", "nThreads", "nProcs", "saveEvery", "keep"),
@@ -88,29 +90,20 @@ def read_log(path):
     file = os.path.join(path, "log.jsonl") if os.path.isdir(path) else path
     foreign = f"{file} is not a log of this program"
     try:
-        texts = regular_files.read_bytes(file, LARGEST).decode().splitlines()
+        with regular_files.opened(file, LARGEST) as log:
+            # a line above _LONGEST comes in parts, which are no JSON
+            texts = iter(lambda: log.readline(_LONGEST).decode(), "")
+            first = next(texts, None)
+            if first is None:
+                raise InputError(f"{file} is empty: no run has begun there")
+            header = parsed(first)
+            if not isinstance(header.get("options"), dict):
+                raise InputError(f"{foreign}: its first line has no options")
+            train, val, detects, final = _epochs(texts, log, file)
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}; give a -save folder") from None
     except UnicodeDecodeError:
         raise InputError(f"{foreign}: it is not text") from None
-    if not texts:
-        raise InputError(f"{file} is empty: no run has begun there")
-    header, *lines = map(_parse, texts)
-    if lines and not lines[-1]:
-        note(f"=> {file}: its last line is cut short and left out")
-        lines.pop()
-    final = lines.pop()["final"] if lines and "final" in lines[-1] else {}
-    final = _percent(final.get("top1")) if isinstance(final, dict) else None
-    if not isinstance(header.get("options"), dict):
-        raise InputError(f"{foreign}: its first line has no options")
-    train, val = {}, {}
-    for number, line in enumerate(lines, 2):
-        epoch, errors = line.get("epoch"), _errors(line)
-        before = next(reversed(val), 0)
-        if type(epoch) is not int or not before < epoch <= EXACT or None in errors:
-            fault = f"line {number} is not that of a next epoch with its errors"
-            raise InputError(f"{file}, {fault}: {texts[number - 1]!r:.60}")
-        train[epoch], val[epoch] = errors
     if not val:
         raise InputError(f"{file} has no finished epoch yet")
     options = _options(header)
@@ -123,15 +116,36 @@ def read_log(path):
     code = shown(header.get("commit")), shown(header.get("changed"))
     if header.get("changed"):  # the log does not say how: only copies of a run have equal code
         code += train[min(train)], val[min(val)]
-    detects = any("top1" not in line["test"] for line in lines)
     seed = " ".join(shown(header["options"].get(name)) for name in ("manualSeed", "fold"))
     count = header.get("parameters")
     count = count if type(count) is int and 0 < count <= EXACT else None
-    final = math.nan if final is None else final
     return Run(path, data, *_names(options), options, seed, code, count, detects, train, val, final)
 
 
-def _parse(text):
+def _epochs(texts, log, file):
+    """(training errors, test errors, whether of a detector, final error) of a log's other lines."""
+    train, val, detects, final, before = {}, {}, False, None, 0
+    for number, text in enumerate(texts, 2):
+        line = parsed(text)
+        if not line and log.tell() == os.fstat(log.fileno()).st_size:
+            note(f"=> {file}: its last line is cut short and left out")
+            break
+        if "final" in line and before < math.inf:
+            final, before = line["final"], math.inf  # no epoch comes after
+            continue
+        epoch, errors = line.get("epoch"), _errors(line)
+        if type(epoch) is not int or not before < epoch <= EXACT or None in errors:
+            fault = f"line {number} is not that of a next epoch with its errors"
+            raise InputError(f"{file}, {fault}: {text.rstrip()!r:.60}")
+        if len(val) == _MOST:
+            raise InputError(f"{file} has over {_MOST:,} epochs")
+        train[epoch], val[epoch] = errors
+        detects, before = detects or "top1" not in line["test"], epoch
+    final = _percent(final.get("top1")) if isinstance(final, dict) else None
+    return train, val, detects, math.nan if final is None else final
+
+
+def parsed(text):
     """A JSON object as a dict with its errors by name, {} for any other text."""
     try:
         value = json.loads(text)

@@ -10,18 +10,17 @@ state could not be saved.
 """
 
 import contextlib
-import glob
+import errno
 import itertools
-import json
 import math
 import os
 import re
 
 from parallel import group
-from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
-from storage import atomic, curves, lock, log, tensorboard, tensors
+from storage import atomic, lock, log, tensorboard, tensors
+from storage.log_file import LogFile
 from storage.writer import Writer
 
 INSIDE = "inside_epoch.pth"
@@ -30,7 +29,9 @@ OURS = re.compile(
     r"(?:model|optimState)_\d+\.pth|(?:latest|model_best|inside_epoch)\.pth|log\.jsonl"
     r"|detections\.(?:json|png)|(?:earlier\.)?events\.out\.tfevents\..*\.main"
 )
+EPOCH = re.compile(r"(?:model|optimState)_(0|[1-9][0-9]*)\.pth")
 WRITTEN = rf"{OURS.pattern}|lock\.owner"  # what temporary files in the folder may become
+FULL = (errno.ENOSPC, errno.EDQUOT)
 LOCK_WAIT = 2  # seconds for another run to end
 LOCK_WAIT_ELASTIC = 60  # after a restart by torchrun's agent, which may have to kill the old run
 
@@ -43,10 +44,10 @@ class RunFolder:
         self.path = path
         self.writes = writes and group.rank() == 0
         self.best = (math.inf, math.inf)  # (top-1, top-5) error of the best model so far
-        self.lines, self.logged = [], None  # of log.jsonl, and those that are in the file
-        self.tensorboard = None
+        self.log = self.tensorboard = None
         self.writer = Writer()
         self.saved = "nothing"  # the latest state on disk, in words
+        self.whole = None  # the epochs done in that state
         self.failure = None  # why a later state is not on disk
         self.unsaved_best = None  # the best model, while it is not on disk
         self.best_digest = None  # of the best model on disk
@@ -92,30 +93,32 @@ class RunFolder:
             return
         if self.opt.tensorboard:
             self.tensorboard = tensorboard.TensorBoardLog(self.path)
-        self.header = log.header(self.opt, model, device)
-        self.lines = [self.header]
+        header = log.header(self.opt, model, device)
         if checkpoint is not None and checkpoint.get("log"):
-            self.lines = [*map(curves.named, checkpoint["log"])]
-            self.header = log.resumed(self.header, self.lines[0], checkpoint["epoch"])
+            header = log.resumed(header, checkpoint["log"][0], checkpoint["epoch"])
+        self.log = LogFile(self._file("log.jsonl"), header, checkpoint or {})
         try:
             resumed = self.opt.resume
             here = os.path.isdir(resumed) and os.path.samefile(resumed, self.path)
-            self._set_aside(checkpoint if here else None)
+            aside = self._set_aside(checkpoint if here else None)
+            if not (here and os.path.exists(self.log.path)):
+                self.log.begin(os.path.join(aside if here and aside else resumed, "log.jsonl"))
             if checkpoint is not None:
                 self._continue_from(checkpoint)
-            self._write_log(self.lines)
+            if self.tensorboard:
+                self.tensorboard.write(self.log)
         except OSError as error:
             raise _cannot_begin(self.path, error) from None
 
     def _set_aside(self, checkpoint):
         """Move the files of other runs into a folder beside, so that none is lost or mixed.
 
-        checkpoint: that in this folder, or None.
+        checkpoint: that in this folder, or None. Returns the folder if there were such files.
         """
         names = [name for name in os.listdir(self.path) if OURS.fullmatch(name)]
         own = {name for name in names if self._is_own(name, checkpoint)}
         if own.issuperset(names):
-            return
+            return None
         folder = next(
             f for n in itertools.count(1) if not os.path.exists(f := self._file(f"earlier-{n}"))
         )
@@ -124,6 +127,7 @@ class RunFolder:
         for name in sorted({*names} - own, key=lambda name: name != "latest.pth"):
             os.rename(self._file(name), os.path.join(folder, name))
         note(f"=> {self.path} held files of an earlier run: they are in {folder} now")
+        return folder
 
     def _is_own(self, name, checkpoint):
         """Whether the run wrote a file up to the checkpoint, or writes all that it holds again.
@@ -133,41 +137,41 @@ class RunFolder:
         path = self._file(name)
         with contextlib.suppress(OSError, atomic.Damaged):
             if name == "log.jsonl":
-                with regular_files.opened(path) as file:
-                    # a start that saved nothing more left its header
-                    first = 0 if checkpoint is None else len(file.readline()[:1])
-                    found = re.sub(rb'\{"final".*\n\Z', b"", file.read())
-                    return _log_bytes(self.lines[first:]).startswith(found)
+                # a start that saved nothing more left its header
+                return self.log.is_in(path, any_header=checkpoint is not None)
             if name == "model_best.pth" and checkpoint is not None:
                 return atomic.digest(path) == checkpoint.get("bestDigest")
         if checkpoint is None:
             return False
         if name.startswith("detections."):  # every test of a detector writes them
-            return any("test/AP" in log.scalars(line) for line in self.lines[1:])
-        epochs = [line["epoch"] for line in self.lines[1:]]
-        files = {f"{kind}_{n}.pth" for n in epochs for kind in ("model", "optimState")}
-        files.update(os.path.basename(checkpoint[key]) for key in ("modelFile", "file"))
+            return any("test/AP" in log.scalars(line) for line in self.log.tail)
+        if match := EPOCH.fullmatch(name):
+            first = math.inf if self.log.first is None else self.log.first
+            return first <= int(match[1]) <= checkpoint["epoch"]
+        files = {os.path.basename(checkpoint[key]) for key in ("modelFile", "file")}
         return "tfevents" in name or name == "latest.pth" or name in files
 
     def _continue_from(self, checkpoint):
         if os.path.samefile(self.opt.resume, self.path):
-            self.saved = f"epoch {checkpoint['epoch']}"
+            self.whole = checkpoint["epoch"]
+            self.saved = f"epoch {self.whole}"
         theirs, ours = os.path.join(self.opt.resume, "model_best.pth"), self._file("model_best.pth")
         if os.path.isfile(theirs) and not os.path.exists(ours):
             atomic.copy(theirs, ours)
         self.best_digest = checkpoint.get("bestDigest")
         if self.best_digest is not None:
-            self._verify_best(ours, checkpoint)
+            self._verify_best(ours)
 
-    def _verify_best(self, path, checkpoint):
+    def _verify_best(self, path):
         """Take the best model from its epoch's file, if model_best.pth is not the checkpoint's."""
         try:
             self._check_best(path)
         except atomic.Damaged as error:
-            lines = checkpoint.get("log", [])[1:]
-            # of the lines with the newest best scores the first is that of the best epoch
-            since = (line for line in lines if line.get("best") == lines[-1].get("best"))
-            epoch = next(since, {}).get("epoch")
+            # the last epoch with better scores than before
+            epoch = scores = None
+            for line in self.log.after(0):
+                if line.get("best") != scores:
+                    epoch, scores = line["epoch"], line.get("best")
             source = os.path.join(self.opt.resume, f"model_{epoch}.pth")
             try:
                 self._check_best(source)
@@ -191,7 +195,8 @@ class RunFolder:
         """
         if not self.writes:
             return
-        self.lines = [*self.lines, {"epoch": epoch, **entry}]
+        self.wait()  # the thread writes the log
+        self.log.add({"epoch": epoch, **entry})
         state = {"epoch": epoch, **self._run_state(), **state}
         self._start(f"epoch {epoch}", self._write_epoch, content, state, is_best)
 
@@ -225,16 +230,13 @@ class RunFolder:
         if not self.writes:
             return
         try:
-            with atomic.replacing(self._file("log.jsonl")) as file:
-                file.write(_log_bytes([*self.lines, {"final": scores}]))
+            self.log.write({"final": scores})
         except OSError as error:
             self.failure = error.strerror or str(error)
 
     def _run_state(self):
-        """What a checkpoint holds beside the model and the trainer's state."""
-        self.lines = [self.header, *self.lines[1:]]
-        state = {"best": self.best, "options": dict(self.opt.values), "log": self.lines}
-        return {**state, "agents": self.agents}
+        """What a checkpoint holds beside the model, the trainer's state and the log."""
+        return {"best": self.best, "options": dict(self.opt.values), "agents": self.agents}
 
     def _start(self, what, write, *content):
         self.writer.start(self._try_to_save, what, write, *content)
@@ -245,10 +247,16 @@ class RunFolder:
 
     def _try_to_save(self, what, write, *content):
         """In the thread: write; a full disk, or a value that is not finite, is a line, no error."""
+        epoch = content[1]["epoch"]
         try:
             self._make_again()
-            write(*content)
-            self.saved, self.failure = what, None
+            try:
+                write(*content)
+            except OSError as error:
+                if error.errno not in FULL or not self._make_room(epoch):
+                    raise
+                write(*content)
+            self.saved, self.whole, self.failure = what, epoch, None
         except (OSError, InputError) as error:
             self.failure = getattr(error, "strerror", None) or str(error)
             if self.unsaved_best:
@@ -259,14 +267,13 @@ class RunFolder:
             )
 
     def _make_again(self):
-        """Make the folder again if it was removed, with its lock and log."""
+        """Make the folder again if it was removed, with its lock."""
         if os.path.isdir(self.path):
             return
         self.stack.close()
         self._open()
-        self.logged = None
         if self.tensorboard:
-            self.tensorboard.writer = None  # its next write begins a new file with the whole log
+            self.tensorboard.writer = None  # its next write begins a new file
         note(f"=> {self.path} was removed: made again")
 
     def _raise_unsaved(self, what):
@@ -284,12 +291,14 @@ class RunFolder:
             self.unsaved_best = model
         atomic.save(self._file(model_file), model)
         self._write_best()
-        self._write_log(state["log"])
+        self.log.write()
+        if self.tensorboard:
+            self.tensorboard.write(self.log)
         digests = {
             "digest": atomic.digest(self._file(model_file)),
             "bestDigest": self.best_digest,
         }
-        atomic.save(self._file(optim_file), {**state, **digests})
+        atomic.save(self._file(optim_file), {**state, **self.log.state(), **digests})
         self._write_latest(epoch, model_file, optim_file)
         self._remove_inside()
         if self.opt.keep:
@@ -297,11 +306,11 @@ class RunFolder:
 
     def _write_inside(self, model, state):
         _check_finite(model, state)
-        # one file: it is replaced while latest.pth names it, so model and state must change at once
         self._write_best()
+        self.log.write()
+        # one file: it is replaced while latest.pth names it, so model and state must change at once
         digest = {"bestDigest": self.best_digest}
-        atomic.save(self._file(INSIDE), {**model, **state, **digest})
-        self._write_log(state["log"])
+        atomic.save(self._file(INSIDE), {**model, **state, **self.log.state(), **digest})
         self._write_latest(state["epoch"], INSIDE, INSIDE)
 
     def _write_best(self):
@@ -317,24 +326,24 @@ class RunFolder:
         latest.update(nGPU=self.opt.nGPU, agents=self.agents)
         atomic.save(self._file("latest.pth"), latest)
 
-    def _write_log(self, lines):
-        if self.logged != lines:
-            with atomic.replacing(self._file("log.jsonl")) as file:
-                file.write(_log_bytes(lines))
-            self.logged = lines
-        if self.tensorboard:
-            self.tensorboard.write(lines)
-
     def _remove_inside(self):
         with contextlib.suppress(FileNotFoundError):
             os.remove(self._file(INSIDE))
 
-    def _remove_epochs(self, last):
-        """Remove the files of epochs up to `last` (-keep)."""
-        for path in glob.glob(os.path.join(glob.escape(self.path), "*_*.pth")):
-            match = re.fullmatch(r"(?:model|optimState)_(\d+)\.pth", os.path.basename(path))
-            if match and int(match[1]) <= last:
-                os.remove(path)
+    def _make_room(self, epoch):
+        """Remove what the next save would (-keep), but not the newest whole checkpoint.
+
+        Returns whether there was anything.
+        """
+        return self.opt.keep > 0 and self._remove_epochs(epoch - self.opt.keep, self.whole)
+
+    def _remove_epochs(self, last, spared=None):
+        """Remove the files of epochs up to `last`, but for one; returns whether there were any."""
+        found = filter(None, map(EPOCH.fullmatch, os.listdir(self.path)))
+        old = [match[0] for match in found if last >= int(match[1]) != spared]
+        for name in old:
+            os.remove(self._file(name))
+        return bool(old)
 
     def _file(self, name):
         return os.path.join(self.path, name)
@@ -346,10 +355,6 @@ def _check_finite(model, state):
         fault = tensors.fault(tensor) if tensor.is_floating_point() else None
         if fault:
             raise InputError(f"{name} {fault}")
-
-
-def _log_bytes(lines):
-    return b"".join(json.dumps(line).encode() + b"\n" for line in lines)
 
 
 def _cannot_begin(path, error):

@@ -97,6 +97,14 @@ def _is_log(log):
     return all(is_count(line.get("epoch")) for line in log[1:])
 
 
+def _is_head(head):
+    return (
+        isinstance(head, dict)
+        and head.keys() == {"first", "size", "crc"}
+        and all(is_count(n) or (name == "first" and n is None) for name, n in head.items())
+    )
+
+
 def _is_options(value):
     return isinstance(value, dict) and is_plain(value)
 
@@ -117,6 +125,7 @@ FIELDS = {
     "position": _is_position,
     "scaler": _is_scaler,
     "log": _is_log,
+    "logged": _is_head,
     "agents": _are_names,
     "digest": is_count,
     "bestDigest": lambda value: value is None or is_count(value),

@@ -25,26 +25,27 @@ class TensorBoardLog:
         _summary_writer()
         if os.fsencode(folder).decode(errors="ignore") != folder:
             raise InputError(f"-tensorboard true needs a folder whose name is UTF-8, not {folder}")
-        self.folder, self.writer, self.written = folder, None, 0
+        self.folder, self.writer = folder, None
+        self.written = 0  # the last epoch
 
-    def write(self, lines):
-        """Append what is new in the lines of log.jsonl; the first line is its header."""
+    def write(self, log_file):
+        """Append the epochs of log.jsonl that are new."""
         writer, self.writer = self.writer, None  # after an error, the next call begins a new file
         with _no_traceback():
             if writer is None:
                 self._hide_earlier()
                 writer = _summary_writer()(self.folder, purge_step=0, filename_suffix=SUFFIX)
                 self.written = 0
-            new = [(line["epoch"], log.scalars(line)) for line in lines[1 + self.written :]]
             # wall times as if each line had been written at the end of its epoch
-            moment = time.time() - sum(numbers.get("seconds", 0) for _, numbers in new)
-            for epoch, numbers in new:
+            seconds = (log.scalars(line).get("seconds", 0) for line in log_file.after(self.written))
+            moment, epoch = time.time() - sum(seconds), self.written
+            for line in log_file.after(self.written):
+                epoch, numbers = line["epoch"], log.scalars(line)
                 moment += numbers.get("seconds", 0)
                 for name, number in numbers.items():
                     writer.add_scalar(name, number, epoch, moment)
             writer.flush()
-        self.writer = writer
-        self.written += len(new)
+        self.writer, self.written = writer, epoch
 
     def _hide_earlier(self):
         for name in os.listdir(self.folder):

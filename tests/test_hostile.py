@@ -97,6 +97,8 @@ PLACE = {"epoch": 3, "order": [8, 0, False], "train": SUMS, "test": SUMS}
         ("scaler", 1),
         ("log", ["line"]),
         ("log", {}),
+        ("logged", {"first": 1, "size": -1, "crc": 7}),
+        ("logged", {}),
         ("agents", "all"),
     ],
 )

@@ -46,6 +46,7 @@ STATE = {
     "scaler": {},
     "position": {"epoch": 3, "order": [8, 0, False], "train": SUMS, "test": SUMS},
     "log": [{"options": {"LR": 0.1}}, {"epoch": 1, "train": [1.0, 2.0]}, {"epoch": 2}],
+    "logged": {"first": 1, "size": 300, "crc": 7},
     "agents": ["host 1 2"],
     "digest": 5,
 }
@@ -163,7 +164,7 @@ def test_packed_zeros(tmp_path):
 # Values
 
 
-MAY_BE_NONE = {("classes",), ("preprocessing",), ("position", "epoch")}
+MAY_BE_NONE = {("classes",), ("preprocessing",), ("position", "epoch"), ("logged", "first")}
 NUMBERS = {int, float}
 
 

@@ -163,7 +163,6 @@ def test_the_last_of_two_wins_and_given_names_are_known():
             ["-epochNumber 3 is above -nEpochs 2: no epoch would be trained"],
         ),
         ("-dataset cifar10 -depth 20 -epochNumber 165", ["is above -nEpochs 164"]),
-        ("-dataset cifar10 -depth 20 -nEpochs 10001", ["should be at most 10,000"]),
         (
             f"-dataset cifar10 -depth 20 -optimState {__file__}",
             ["-optimState needs the net it belongs to: give -retrain FILE"],

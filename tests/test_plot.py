@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -319,6 +320,44 @@ def test_bad_logs_are_refused_in_one_sentence(tmp_path, text, words, capsys):
     error = capsys.readouterr().err
     assert stop.value.code == 1 and words in error and str(path) in error
     assert error.count("\n") == 1 and not (tmp_path / "x.png").exists()
+
+
+def peak(read, path):
+    """The most memory in bytes that reading a log takes."""
+    tracemalloc.start()
+    try:
+        read(str(path))
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_long_log_takes_little_memory(tmp_path):
+    """A detector has 90,000 epochs on COCO, each with the AP of 80 classes."""
+    path, classes = tmp_path / "log.jsonl", {f"category {n:02}": n / 7 for n in range(80)}
+    means = dict.fromkeys(("rpnLabels", "rpnBoxes", "labels", "boxes", "loss"), 1 / 3)
+    scores = dict.fromkeys(("AP", "AP50", "AP75", "APs", "APm", "APl", "AR"), 1 / 3)
+    rest = {"train": means, "test": {**scores, "classes": classes}, "best": scores}
+    with open(path, "w") as file:
+        file.write(GOOD + "\n")
+        for epoch in range(1, 1001):
+            file.write(json.dumps({"epoch": epoch, **rest}) + "\n")
+    assert 90 * os.path.getsize(path) < curves.LARGEST
+    assert peak(curves.read_log, path) < 1e6
+
+
+@pytest.mark.parametrize("part", ["{},", "[[", "1e9,", '"a"', " "])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_hostile_line_takes_little_memory(tmp_path, part, first):
+    path = tmp_path / "log.jsonl"
+    line = '{"epoch": 1, "options": {}, "test": [' + part * (8_000_000 // len(part)) + "1]}\n"
+    path.write_text(line if first else f"{GOOD}\n{line}{EPOCH}\n")
+
+    def read(path):
+        with pytest.raises(InputError, match="has no options" if first else "line 2 is not"):
+            curves.read_log(path)
+
+    assert peak(read, path) < 1e8
 
 
 @pytest.mark.parametrize(

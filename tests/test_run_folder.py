@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 import resource
 import shutil
 import signal
@@ -436,6 +437,72 @@ def test_keep_spares_what_is_newest_while_the_disk_is_full(tmp_path):
                 run.epoch(n)
                 run.folder.wait()
     assert step_of(newest(tmp_path)) == 1
+
+
+@contextlib.contextmanager
+def disk(folder, size):
+    """A disk of `size` bytes, whose kernel notices when a file is flushed."""
+
+    def check(file):
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        if sum(map(os.path.getsize, paths)) > size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    fsync, os.fsync = os.fsync, check
+    try:
+        yield
+    finally:
+        os.fsync = fsync
+
+
+def used(folder):
+    return sum(os.path.getsize(path) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_keep_makes_room_on_a_full_disk(tmp_path, keep, capsys):
+    """What it would remove after the save goes before."""
+    with entered(tmp_path) as run:
+        for n in range(1, 6):
+            run.epoch(n, best=n == 2)
+    words = ["-keep", str(keep), "-resume", str(tmp_path)]
+    with (
+        disk(tmp_path, used(tmp_path) + 1000),
+        entered(tmp_path, *words, checkpoint=newest(tmp_path)) as run,
+    ):
+        for n in range(6, 10):
+            for save, step in ((run.inside, n - 0.5), (run.epoch, n)):
+                save(n)
+                run.folder.wait()
+                assert step_of(newest(tmp_path)) == step
+    assert "could not be saved" not in capsys.readouterr().err
+    models = {f"model_{n}.pth" for n in range(10 - keep, 10)}
+    assert {path.name for path in tmp_path.glob("model_*.pth")} == {*models, "model_best.pth"}
+    assert (atomic.load(tmp_path / "model_best.pth")["model"]["weight"] == 2).all()
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2])
+def test_the_last_whole_checkpoint_and_the_best_stay_on_a_full_disk(tmp_path, keep):
+    """However long no save fits."""
+    with entered(tmp_path) as run:
+        for n in range(1, 4):
+            run.epoch(n, best=n == 2)
+    own = [path for path in tmp_path.iterdir() if not re.search("_[12].pth", path.name)]
+    words = ["-keep", str(keep), "-resume", str(tmp_path)]
+    with (
+        pytest.raises(InputError, match="No space left on device; .* still holds epoch 3"),
+        disk(tmp_path, sum(map(os.path.getsize, own)) + 1000),
+        entered(tmp_path, *words, checkpoint=newest(tmp_path)) as run,
+    ):
+        for n in range(4, 8):
+            run.epoch(n, best=n == 5)
+            run.folder.wait()
+            assert step_of(newest(tmp_path)) == 3
+            assert (atomic.load(tmp_path / "model_best.pth")["model"]["weight"] == 2).all()
+    assert (tmp_path / "model_1.pth").exists() == (keep == 0)
+    with entered(tmp_path, *words, checkpoint=newest(tmp_path)) as run:
+        run.epoch(4)
+    assert step_of(newest(tmp_path)) == 4
 
 
 def test_two_runs_on_one_folder(tmp_path):
