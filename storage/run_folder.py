@@ -145,11 +145,11 @@ class RunFolder:
             return False
         if name.startswith("detections."):  # every test of a detector writes them
             return any("test/AP" in log.scalars(line) for line in self.log.tail)
-        if match := EPOCH.fullmatch(name):
-            first = math.inf if self.log.first is None else self.log.first
-            return first <= int(match[1]) <= checkpoint["epoch"]
         files = {os.path.basename(checkpoint[key]) for key in ("modelFile", "file")}
-        return "tfevents" in name or name == "latest.pth" or name in files
+        if "tfevents" in name or name == "latest.pth" or name in files:
+            return True
+        epoch, first = EPOCH.fullmatch(name), self.log.first
+        return epoch and first is not None and first <= int(epoch[1]) <= checkpoint["epoch"]
 
     def _continue_from(self, checkpoint):
         if os.path.samefile(self.opt.resume, self.path):
