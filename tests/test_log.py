@@ -24,6 +24,7 @@ import opts
 from parallel.signals import Interrupted
 from runtime.errors import InputError
 from storage import atomic, log
+from storage.log_file import LogFile
 from storage.tensorboard import TensorBoardLog
 
 DIGITS = (
@@ -298,14 +299,18 @@ def test_no_step_is_there_twice_after_a_resume_and_none_is_lost(
 
     clock: seconds by which it is set before the resume.
     """
-    epochs = [{}, *({"epoch": n, "seconds": n} for n in range(1, 5))]
-    TensorBoardLog(str(tmp_path)).write(epochs[: 1 + kept])
+
+    def logged(last):
+        lines = [{"epoch": n, "seconds": n} for n in range(1, last + 1)]
+        return LogFile("", {}, {"log": [{}, *lines]})
+
+    TensorBoardLog(str(tmp_path)).write(logged(kept))
     now = time.time()
     monkeypatch.setattr("time.time", lambda: now + clock)
     resumed = TensorBoardLog(str(tmp_path))
-    resumed.write(epochs[: 1 + done])
+    resumed.write(logged(done))
     assert steps(tmp_path) == [(n, n) for n in range(1, done + 1)]
-    resumed.write(epochs)
+    resumed.write(logged(4))
     assert steps(tmp_path) == [(1, 1), (2, 2), (3, 3), (4, 4)]
 
 
