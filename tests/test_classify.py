@@ -337,5 +337,5 @@ def test_the_names_of_the_classes_are_given(tmp_path, capsys, pictures, form):
     (_, results), *_ = parsed(capsys.readouterr().out)
     assert sorted(name for _, name in results) == ["ant", "bee", "cat"]
     model = save(tmp_path / "net.pth", 4)
-    with pytest.raises(InputError, match="names has 3 names, but the model 4 outputs"):
+    with pytest.raises(InputError, match="names has 3 names, but the model has 4 outputs"):
         classify.main([model, pictures[0], "-classes", str(names)])

@@ -272,4 +272,4 @@ def test_the_names_of_the_classes_are_given(saved, tmp_path, capsys):
     capsys.readouterr()
     (tmp_path / "names.txt").write_text("ant\n")
     words = tmp_path / "in.pth", tmp_path / "out.pth", "-classes", tmp_path / "names.txt"
-    assert "has 1 names, but the model 3 outputs" in refused(capsys, 1, *words)
+    assert "has 1 names, but the model has 3 outputs" in refused(capsys, 1, *words)
