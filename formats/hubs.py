@@ -67,9 +67,11 @@ def input_spec(hub):
     if not known or type(share) not in (int, float) or not 0.01 <= share <= 1:
         return None
     return {
-        # rounded down, as there
-        **{"scale": int(size[-1] / share), "crop": size[-1], "largest": 1},
-        **{"mean": found.get("mean"), "std": found.get("std")},
+        "scale": int(size[-1] / share),  # rounded down, as in timm
+        "crop": size[-1],
+        "largest": 1,
+        "mean": found.get("mean"),
+        "std": found.get("std"),
         "resize": found.get("interpolation", "bilinear"),
     }
 
@@ -78,7 +80,8 @@ def class_names(hub, outputs):
     """The class names of a `config` of the hub, or None if it has none for so many outputs."""
     parts = [hub, hub.get("pretrained_cfg")]
     for names in [part.get("label_names") for part in parts if isinstance(part, dict)]:
-        if isinstance(names, list) and len(names) == outputs:
+        is_list = isinstance(names, list) and len(names) == outputs
+        if is_list and all(isinstance(name, str) for name in names):
             return names
     return None
 

@@ -214,8 +214,6 @@ def _bare_content(source, path, saved, metadata, key, classifier):
     spec = hubs.V1 if config["stem"] == "imagenet" else None
     spec = checked_spec(path, hubs.input_spec(hub)) or spec
     classes = hubs.class_names(hub, config["classes"])
-    if classes is not None and not _are_names(classes, config["classes"]):
-        classes = None
     return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
 
 

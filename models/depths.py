@@ -94,13 +94,9 @@ def _cifar_stages(net, depth):
 
 def _others(depth, stem):
     """Which nets do have a depth, for an error."""
-    nets = [
-        net
-        for net, (depths, kind) in NETS.items()
-        if (
-            depth in depths
-            if stem == "imagenet"
-            else depth > 2 and not (depth - 2) % _CIFAR[kind][0]
-        )
-    ]
+    if stem == "imagenet":
+        nets = [net for net, (depths, _) in NETS.items() if depth in depths]
+    else:
+        layers = {net: _CIFAR[kind][0] for net, (_, kind) in NETS.items()}
+        nets = [net for net in NETS if depth > 2 and not (depth - 2) % layers[net]]
     return f"; -netType {' or '.join(nets)} has it" if nets else ""
