@@ -21,36 +21,47 @@ from storage import archives
 def info(opt):
     """The cache of opt.dataset as a dict of arrays; made first if missing, stale or damaged."""
     gen = importlib.import_module(f"datasets.{opt.dataset}_gen")
-    path = _path(opt, gen)
+    places = gen.places(opt) if hasattr(gen, "places") else []
+    return kept(
+        *(opt.gen, opt.dataset, [opt.data, *places] if getattr(opt, "data", "") else []),
+        lambda: gen.signature(opt),
+        lambda path: gen.exec(opt, path),
+        lambda found: _is_valid(gen, found, opt),
+    )
+
+
+def kept(folder, name, places, signature, make, is_valid=bool):
+    """The arrays in the cache of what is at `places`; made if missing, stale or damaged.
+
+    signature(): the present one. make(path): write the cache; may return its arrays.
+    """
+    path = _path(folder, name, places)
     try:
         found = _read(path)
-        stale = found is not None and str(found["signature"]) != gen.signature(opt)
-        if found is not None and not stale and _is_valid(gen, found, opt):
+        stale = found is not None and str(found["signature"]) != signature()
+        if found is not None and not stale and is_valid(found):
             return found
         if os.path.exists(path):
             fault = "describes data that has changed since" if stale else "is damaged"
             note(f"=> {path} {fault}: making it again")
-        os.makedirs(opt.gen, exist_ok=True)
-        found = gen.exec(opt, path)  # do not read it back: another run may have replaced the file
+        os.makedirs(folder, exist_ok=True)
+        found = make(path)  # do not read it back: another run may have replaced the file
     except OSError as error:  # a full disk, or no permission
-        raise InputError(f"cannot prepare {opt.dataset} in {opt.gen}: {error}") from None
+        raise InputError(f"cannot prepare {name} in {folder}: {error}") from None
     if found is None:  # a user's own dataset may return nothing
         found = _read(path)
     if found is None:
-        raise RuntimeError(f"{gen.__name__}.exec did not write an .npz with a signature to {path}")
+        what = "an .npz with a signature"
+        raise RuntimeError(f"datasets.{name}_gen.exec did not write {what} to {path}")
     return found
 
 
-def _path(opt, gen):
-    """The cache file. Each data folder has its own, so simultaneous runs on two do not clash.
-
-    So have the `places` that a dataset reads beside it.
-    """
-    name, places = opt.dataset, gen.places(opt) if hasattr(gen, "places") else []
-    if getattr(opt, "data", ""):
-        paths = b"\0".join(os.fsencode(os.path.realpath(path)) for path in (opt.data, *places))
+def _path(folder, name, places):
+    """The cache file. Each list of places has its own, so simultaneous runs on two do not clash."""
+    if places:
+        paths = b"\0".join(os.fsencode(os.path.realpath(path)) for path in places)
         name += "-" + hashlib.sha256(paths).hexdigest()[:12]
-    return os.path.join(opt.gen, name + ".npz")
+    return os.path.join(folder, name + ".npz")
 
 
 def _is_valid(gen, found, opt):

@@ -13,18 +13,28 @@ import zlib
 
 import numpy as np
 
+from datasets import cache
 from datasets.image import decoding
 from detection.images import Objects
 from runtime import regular_files
 from runtime.errors import InputError
 from runtime.options import EXACT
 from runtime.terminal import note
+from storage import atomic
 
 # A box has an area if its sides are larger than this share of the image's sides. A thinner box may
 # lose its area when it is mirrored and resized in float32, and then its loss is not finite.
 THINNEST = 1e-6
 # Least bytes of a large file for each list or object, which takes 200 in memory. COCO has 130.
 DENSEST = 16
+LARGE = 1 << 25  # bytes of a file whose arrays are kept in a cache
+# "id" counts from 1; "box" is x, y, width, height as in the file
+ANNOTATION = np.dtype(
+    [
+        *(("id", np.int64), ("image", np.int64), ("category", np.int64), ("crowd", np.int64)),
+        *(("area", np.float64), ("box", np.float64, 4)),
+    ]
+)
 LAYOUT = "-data DIR should hold annotations/instances_NAME.json and the images in NAME/"
 HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
 # How a name of an image may have to be read: as it is, with a slash for a backslash, its last part
@@ -34,40 +44,38 @@ _READINGS = (str, lambda name: name.replace("\\", "/"), lambda name: re.split(r"
 class Coco:
     """A file of annotations and the folder of its images."""
 
-    def __init__(self, path, folders, part=""):
-        """folders: where the images may be, the likeliest first. part: see `find`."""
+    def __init__(self, path, folders, part="", gen=""):
+        """folders: where the images may be, the likeliest first. part: see `find`.
+
+        gen: the folder for the cache of a large file; "" for none.
+        """
         self.path = path
-        content = _read(path)
-        self.images = {}
-        for place, entry in enumerate(_entries(content, "images", path)):
-            id = self._id(entry, place, "images")
-            if id in self.images:
-                raise InputError(f"{path}: two of its images have the id {id}")
-            self.images[id] = entry
-        names = self._category_names(content)
-        self.categories = _sorted(names)
-        self.names = [names[id] for id in self.categories]
-        if not self.names or not self.images:
-            raise InputError(f"{path} has no {'images' if self.names else 'categories'}")
-        self.ids = _sorted(self.images)
-        self.folder = self._find_images(folders)
-        for id in self.ids:
-            self._check_image(id)
-        if part:
-            held_out = self.ids[::HELD_OUT]
-            rest = [id for place, id in enumerate(self.ids) if place % HELD_OUT]
-            self.ids = held_out if part == "val" else rest
+        found = _contents(path, gen)
+        facts = json.loads(found["facts"].tobytes())
+        self.categories, self.names = facts["categories"], facts["names"]
+        self.folder, files = self._find_images(folders, facts["files"])
+        for id, file in zip(facts["ids"], files):
+            self._check_name(id, file)
+        count = len(files)
+        held_out = np.arange(count) % HELD_OUT == 0
+        chosen = np.flatnonzero({"": np.full(count, True), "val": held_out}.get(part, ~held_out))
+        self.ids, self.files = ([each[i] for i in chosen] for each in (facts["ids"], files))
+        self.sizes = found["sizes"][chosen]
+        place = np.full(count, -1)
+        place[chosen] = np.arange(len(chosen))
+        self.annotations = found["annotations"]
+        self.annotations["image"] = place[self.annotations["image"]]
+        self.annotations = self.annotations[self.annotations["image"] >= 0]
         self.odd = []  # see datasets/image_folder.py
-        self.annotations = self._annotations(content)
         self.left_out = 0  # boxes
-        self._objects = self._sorted_by_image()
+        self._sort_by_image()
 
     def check_files(self, places):
         """InputError if one of these images has no file.
 
         Each folder is listed once, because looking up every file takes minutes over a network.
         """
-        names = [self.images[self.ids[i]]["file_name"] for i in places]
+        names = [self.files[i] for i in places]
         folders = sorted({os.path.dirname(name) for name in names})
         listed = {os.path.join(f, name) for f in folders for name in _files(self.folder, f)}
         missing = [
@@ -84,12 +92,10 @@ class Coco:
             )
 
     def name(self, i):
-        return os.path.join(self.folder, self.images[self.ids[i]]["file_name"])
+        return os.path.join(self.folder, self.files[i])
 
     def pixels(self, i):
-        path, image = self.name(i), self.images[self.ids[i]]
-        size = tuple(_size(image).values())
-        odd = []
+        path, size, odd = self.name(i), tuple(self.sizes[i].tolist()), []
         pixels = decoding.load_image(path, odd.append, upright_unless=size)
         self.odd += [f"{path!r}: {phrase}" for phrase in odd]
         found = pixels.shape[2], pixels.shape[1]
@@ -101,55 +107,42 @@ class Coco:
         return pixels
 
     def objects(self, i):
-        return self._objects[i]
+        (start, end), (first, last) = (bounds[i : i + 2] for bounds in self._bounds)
+        return Objects(self._boxes[start:end], self._labels[start:end], self._crowd[first:last])
 
     def truth(self):
         """The annotations for COCO's evaluation."""
+        rows = zip(self.annotations.tolist(), self.annotations["box"].tolist())
         return {
-            "images": [{"id": id, **_size(self.images[id])} for id in self.ids],
-            "annotations": self.annotations,
+            "images": [
+                {"id": id, "width": width, "height": height}
+                for id, (width, height) in zip(self.ids, self.sizes.tolist())
+            ],
+            "annotations": [
+                {
+                    **{"id": id, "image_id": self.ids[image], "bbox": box, "area": area},
+                    **{"category_id": self.categories[category], "iscrowd": crowd},
+                }
+                for (id, image, category, crowd, area, _), box in rows
+            ],
             "categories": [{"id": i, "name": n} for i, n in zip(self.categories, self.names)],
         }
 
     def fingerprint(self):
         """A checksum of the images' names and objects, in order."""
         found = zlib.crc32(json.dumps(self.categories).encode())
-        for id, objects in zip(self.ids, self._objects):
-            found = zlib.crc32(self.images[id]["file_name"].encode("utf-8", "surrogatepass"), found)
-            for part in objects:
+        for i, file in enumerate(self.files):
+            found = zlib.crc32(file.encode("utf-8", "surrogatepass"), found)
+            for part in self.objects(i):
                 found = zlib.crc32(part, found)
         return found
 
-    def _id(self, entry, place, what):
-        """The id of an entry: a whole number, or text that is not a number."""
-        id = _as_whole(entry.get("id"))
-        if id is None:
-            raise InputError(
-                f"{self.path}: entry {place} of its {what} has no valid id: {entry.get('id')!r:.60}"
-            )
-        return id
+    def _find_images(self, folders, files):
+        """The first folder that holds an image, and the files' names as they have to be read.
 
-    def _category_names(self, content):
-        """{id: name}. If all categories have one id, as in VIA's exports, they are one class."""
-        names = {}
-        for place, entry in enumerate(_entries(content, "categories", self.path)):
-            id = self._id(entry, place, "categories")
-            if not isinstance(entry.get("name"), str):
-                raise InputError(f"{self.path}: category {id} has no name")
-            names.setdefault(id, {})[entry["name"]] = None
-        several = [id for id in names if len(names[id]) > 1]
-        if several and len(names) > 1:
-            raise InputError(f"{self.path}: two of its categories have the id {several[0]}")
-        names = {id: " / ".join(each) for id, each in names.items()}
-        for id in several:
-            one = f"so they are one class, {names[id]!r}"
-            note(f" | {self.path}: all categories have the id {id}, {one}")
-        return names
-
-    def _find_images(self, folders):
-        """The first folder that holds an image. Names that fit nowhere lose their own folders."""
-        names = [entry.get("file_name") for entry in self.images.values()]
-        names = [name for name in names if isinstance(name, str) and "\0" not in name]
+        Names that fit nowhere lose their own folders.
+        """
+        names = [name for name in files if isinstance(name, str) and "\0" not in name]
         for read in _READINGS:
             some = [name for name in map(read, names[:100]) if not _leads_out(name)]
             for folder in folders:
@@ -159,55 +152,12 @@ class Coco:
                     if len(set(map(read, names))) < len(set(names)):
                         break
                     note(f" | {self.path}: {names[0]!r} is read as {read(names[0])!r}, and so on")
-                for entry in self.images.values():
-                    if isinstance(entry.get("file_name"), str):
-                        entry["file_name"] = read(entry["file_name"])
-                return folder
-        return folders[0]
+                return folder, [read(name) if isinstance(name, str) else name for name in files]
+        return folders[0], files
 
-    def _check_image(self, id):
-        image = self.images[id]
-        if not all(_is_whole(side) and side > 0 for side in _size(image).values()):
-            raise InputError(f"{self.path}: image {id} has no width and height")
-        file = image.get("file_name")
+    def _check_name(self, id, file):
         if not isinstance(file, str) or not file or _leads_out(file) or "\0" in file:
             raise InputError(f"{self.path}: image {id} has an invalid file_name: {file!r:.80}")
-
-    def _annotations(self, content):
-        """The annotations, checked; missing "area" and "iscrowd" are filled in.
-
-        Ids count from 1, whatever the file has, because COCO's evaluation takes 0 for "no object".
-        """
-        found, seen, chosen = [], set(), set(self.ids)
-        known = {
-            "image_id": {str(id): id for id in self.images},
-            "category_id": {str(id): id for id in self.categories},
-        }
-        entries = _entries(content, "annotations", self.path) if "annotations" in content else []
-        for place, entry in enumerate(entries):
-            id = _as_whole(entry.get("id", place + 1))
-            if id is None or id in seen:
-                what = "an annotation has the invalid" if id is None else "two annotations have the"
-                raise InputError(f"{self.path}: {what} id {entry.get('id')!r:.60}")
-            seen.add(id)
-            about = {name: ids.get(str(_as_whole(entry.get(name)))) for name, ids in known.items()}
-            for name, value in about.items():
-                if value is None:
-                    value = f"{entry.get(name)!r:.60}"
-                    raise InputError(f"{self.path}: annotation {id} has an unknown {name}: {value}")
-            if about["image_id"] not in chosen:
-                continue
-            box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
-            if not _are_numbers(box, 4) or crowd not in (0, 1):
-                what = f"iscrowd: {crowd!r:.60}" if _are_numbers(box, 4) else f"bbox: {box!r:.60}"
-                raise InputError(f"{self.path}: annotation {id} has an invalid {what}")
-            area = entry.get("area") or box[2] * box[3]  # some tools write 0 or null
-            if not _are_numbers([area], 1):
-                raise InputError(f"{self.path}: annotation {id} has an invalid area: {area!r:.60}")
-            found.append(
-                {"id": place + 1, **about, "bbox": list(box), "area": area, "iscrowd": int(crowd)}
-            )
-        return found
 
     def _check_units(self, boxes, sizes):
         """A line where boxes (n, 4) seem not to be x, y, width, height in pixels."""
@@ -220,13 +170,14 @@ class Coco:
         if len(boxes) and (boxes <= 1).all():
             note(f" | {self.path}: all boxes are smaller than a pixel: give pixels, not fractions")
 
-    def _sorted_by_image(self):
-        """The Objects of each image."""
-        label = {category: place for place, category in enumerate(self.categories, 1)}
-        place = {id: i for i, id in enumerate(self.ids)}
-        boxes = np.array([a["bbox"] for a in self.annotations], np.float64).reshape(-1, 4)
-        where = np.array([place[a["image_id"]] for a in self.annotations], np.int64)
-        sizes = np.array([list(_size(self.images[id]).values()) for id in self.ids], np.float64)
+    def _sort_by_image(self):
+        """Keep the boxes that are objects, and the crowds, in the order of the images.
+
+        Arrays for all images, not some for each: forked workers share their pages, while reference
+        counts copy a list's.
+        """
+        where, boxes = self.annotations["image"], self.annotations["box"].copy()
+        sizes = self.sizes.astype(np.float64)
         self._check_units(boxes, sizes[where])
         boxes[:, 2:] += boxes[:, :2]
         boxes = np.clip(boxes, 0, np.tile(sizes, 2)[where])
@@ -234,18 +185,126 @@ class Coco:
         if not kept.all():
             lost = self.left_out = np.count_nonzero(~kept)
             note(f" | {self.path}: left out {lost} boxes without area or outside their image")
-        labels = np.array([label[a["category_id"]] for a in self.annotations], np.int64)
-        crowd = np.array([a["iscrowd"] for a in self.annotations], bool)
-        found = []
-        order = np.argsort(where, kind="stable")
-        bounds = np.searchsorted(where[order], np.arange(len(self.ids) + 1))
-        boxes = boxes.astype(np.float32)
-        for start, end in zip(bounds, bounds[1:]):
-            mine = order[start:end]
-            mine = mine[kept[mine]]
-            single, many = mine[~crowd[mine]], mine[crowd[mine]]
-            found.append(Objects(boxes[single], labels[single], boxes[many]))
+        order, crowd = np.argsort(where, kind="stable"), self.annotations["crowd"] == 1
+        single, many = (order[(kept & each)[order]] for each in (~crowd, crowd))
+        each = np.arange(len(self.ids) + 1)
+        self._bounds = [np.searchsorted(where[part], each) for part in (single, many)]
+        self._boxes, self._crowd = (boxes[part].astype(np.float32) for part in (single, many))
+        self._labels = self.annotations["category"][single] + 1
+
+
+def _contents(path, gen):
+    """The arrays of a file (see _arrays). Those of a large one are kept in a cache in `gen`."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return _arrays(path)  # which says what is wrong
+    if not gen or about.st_size < LARGE:
+        return _arrays(path)
+
+    def make(file_name):
+        note(f"=> {path}: reading {about.st_size >> 20} MB, once; the arrays go to {file_name}")
+        found = {"signature": np.array(stamp), **_arrays(path)}
+        with atomic.replacing(file_name) as file:
+            np.savez(file, **found)
         return found
+
+    stamp = f"{os.path.realpath(path)}: {about.st_size} bytes of {about.st_mtime_ns}"
+    return cache.kept(gen, "coco", [path], lambda: stamp, make)
+
+
+def _arrays(path):
+    """What the program needs of a file of annotations, checked.
+
+    "facts": JSON in bytes, the `ids` and `files` of the images, the `categories` (their ids) and
+    their `names`. "sizes": int64 (N, 2), width and height. "annotations": ANNOTATION, in the file's
+    order, with image and category as places in the facts.
+    """
+    content = _read(path)
+    images = {}
+    for place, entry in enumerate(_entries(content, "images", path)):
+        id = _id(path, entry, place, "images")
+        if id in images:
+            raise InputError(f"{path}: two of its images have the id {id}")
+        images[id] = entry
+    names = _category_names(path, content)
+    ids, categories = _sorted(images), _sorted(names)
+    if not names or not images:
+        raise InputError(f"{path} has no {'images' if names else 'categories'}")
+    sizes = [[_as_whole(images[id].get(side)) for side in ("width", "height")] for id in ids]
+    for id, size in zip(ids, sizes):
+        if not all(_is_whole(side) and side > 0 for side in size):
+            raise InputError(f"{path}: image {id} has no width and height")
+    facts = {"ids": ids, "files": [images[id].get("file_name") for id in ids]}
+    facts |= {"categories": categories, "names": [names[id] for id in categories]}
+    return {
+        "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
+        "sizes": np.array(sizes, np.int64),
+        "annotations": _annotations(path, content, ids, categories),
+    }
+
+
+def _id(path, entry, place, what):
+    """The id of an entry: a whole number, or text that is not a number."""
+    id = _as_whole(entry.get("id"))
+    if id is None:
+        raise InputError(
+            f"{path}: entry {place} of its {what} has no valid id: {entry.get('id')!r:.60}"
+        )
+    return id
+
+
+def _category_names(path, content):
+    """{id: name}. If all categories have one id, as in VIA's exports, they are one class."""
+    names = {}
+    for place, entry in enumerate(_entries(content, "categories", path)):
+        id = _id(path, entry, place, "categories")
+        if not isinstance(entry.get("name"), str):
+            raise InputError(f"{path}: category {id} has no name")
+        names.setdefault(id, {})[entry["name"]] = None
+    several = [id for id in names if len(names[id]) > 1]
+    if several and len(names) > 1:
+        raise InputError(f"{path}: two of its categories have the id {several[0]}")
+    names = {id: " / ".join(each) for id, each in names.items()}
+    for id in several:
+        one = f"so they are one class, {names[id]!r}"
+        note(f" | {path}: all categories have the id {id}, {one}")
+    return names
+
+
+def _annotations(path, content, ids, categories):
+    """The annotations, checked; missing "area" and "iscrowd" are filled in.
+
+    Ids count from 1, whatever the file has, because COCO's evaluation takes 0 for "no object".
+    """
+    known = {
+        name: {str(id): place for place, id in enumerate(each)}
+        for name, each in (("image_id", ids), ("category_id", categories))
+    }
+    entries = _entries(content, "annotations", path) if "annotations" in content else []
+    found, seen = np.zeros(len(entries), ANNOTATION), set()
+    for place, entry in enumerate(entries):
+        id = _as_whole(entry.get("id", place + 1))
+        if id is None or id in seen:
+            what = "an annotation has the invalid" if id is None else "two annotations have the"
+            raise InputError(f"{path}: {what} id {entry.get('id')!r:.60}")
+        seen.add(id)
+        about = {
+            name: places.get(str(_as_whole(entry.get(name)))) for name, places in known.items()
+        }
+        for name, value in about.items():
+            if value is None:
+                value = f"{entry.get(name)!r:.60}"
+                raise InputError(f"{path}: annotation {id} has an unknown {name}: {value}")
+        box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
+        if not _are_numbers(box, 4) or crowd not in (0, 1):
+            what = f"iscrowd: {crowd!r:.60}" if _are_numbers(box, 4) else f"bbox: {box!r:.60}"
+            raise InputError(f"{path}: annotation {id} has an invalid {what}")
+        area = entry.get("area") or box[2] * box[3]  # some tools write 0 or null
+        if not _are_numbers([area], 1):
+            raise InputError(f"{path}: annotation {id} has an invalid area: {area!r:.60}")
+        found[place] = (place + 1, *about.values(), int(crowd), area, box)
+    return found
 
 
 def find(data, train, val):
@@ -308,18 +367,19 @@ def _begins_with_brace(path):
         return False
 
 
-def open_split(data, name, folder, part=""):
+def open_split(data, name, folder, part="", gen=""):
     """The Coco of a split. name: train2017, say, or a .json file. folder: of images, or ""."""
     path = _annotations_path(data, name)
     if folder:
         folder = _first((os.path.join(data, folder), folder), os.path.isdir)
         if not os.path.isdir(folder):
             raise InputError(f"missing image folder {folder!r}: give another one, or leave it out")
-        return Coco(path, [folder], part)
+        return Coco(path, [folder], part, gen)
     stem = os.path.basename(path).removeprefix("instances_").removesuffix(".json")
     beside, usual = [os.path.dirname(path)], [os.path.join(data, stem)]
     usual += [os.path.join(data, "images", stem), os.path.join(data, "images"), data]
-    return Coco(path, beside + usual if name.endswith(".json") else usual + beside, part)
+    folders = beside + usual if name.endswith(".json") else usual + beside
+    return Coco(path, folders, part, gen)
 
 
 def _annotations_path(data, name):
@@ -340,10 +400,6 @@ def _files(root, folder):
             return [entry.name for entry in entries if entry.is_file()]
     except (OSError, ValueError):
         return []
-
-
-def _size(image):
-    return {name: _as_whole(image.get(name)) for name in ("width", "height")}
 
 
 def _read(path):

@@ -48,4 +48,4 @@ def source(opt, split):
     name, folder = (train, opt.trainImages) if split == "train" else (val, opt.valImages)
     if divided and not opt.testOnly and split == "train":
         note(f"=> {train}: the only file of boxes; every fifth image is for the test")
-    return coco.open_split(opt.data, name, folder, split if divided else "")
+    return coco.open_split(opt.data, name, folder, split if divided else "", opt.gen)

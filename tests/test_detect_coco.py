@@ -207,6 +207,41 @@ def test_a_file_does_not_take_many_times_its_size(tmp_path, content, text):
         opened(tmp_path, '{"images": [' + f"{text}," * 400_000 + "0]}")
 
 
+@pytest.mark.parametrize("part", ["", "train", "val"])
+@pytest.mark.parametrize("ids", [{}, {10: "10", 11: "x\ud800", 12: -5}])
+def test_a_large_file_is_read_once(tmp_path, content, monkeypatch, capsys, part, ids):
+    """What is read in its cache is what is read in the file; a changed file is read again."""
+    for entry, key in [(e, "id") for e in content["images"]] + [
+        (e, "image_id") for e in content["annotations"]
+    ]:
+        entry[key] = ids.get(entry[key], entry[key])
+    content["annotations"][0].update(bbox=[1, 2.5, 3, 1e9], iscrowd=1)
+    content["annotations"].append({**content["annotations"][-1], "id": 99, "bbox": [3, 3, 0, 5]})
+    reads, read = [], coco._read
+    monkeypatch.setattr(coco, "_read", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(coco, "LARGE", 0)
+    gen = str(tmp_path / "gen")
+
+    def facts(gen):
+        found = coco.open_split(str(tmp_path), "train2017", "", part, gen)
+        objects = [[each.tolist() for each in found.objects(i)] for i in range(len(found.ids))]
+        names = [found.name(i) for i in range(len(found.ids))]
+        return objects, names, found.truth(), found.fingerprint(), found.left_out
+
+    expected = opened(tmp_path, content) and facts("")
+    reads.clear()
+    assert facts(gen) == expected and len(reads) == 1 and "once" in capsys.readouterr().err
+    assert facts(gen) == expected and len(reads) == 1
+    (file,) = os.listdir(gen)
+    with open(os.path.join(gen, file), "r+b") as damaged:
+        damaged.seek(-90, os.SEEK_END)
+        damaged.write(b"x")
+    assert facts(gen) == expected and len(reads) == 2 and "is damaged" in capsys.readouterr().err
+    content["categories"][0]["name"] = "new"
+    opened(tmp_path, content)
+    assert "new" in [each["name"] for each in facts(gen)[2]["categories"]]
+
+
 def test_polygons_take_no_memory(tmp_path, content):
     entry = {**content["annotations"][0], "segmentation": [[0.5] * 5_000]}
     content["annotations"] = [{**entry, "id": id} for id in range(10)]
@@ -214,7 +249,7 @@ def test_polygons_take_no_memory(tmp_path, content):
     (tmp_path / "annotations" / "instances_train2017.json").write_text(text)
     tracemalloc.start()
     try:
-        assert len(opened(tmp_path).annotations) == 10
+        assert len(opened(tmp_path).truth()["annotations"]) == 10
         assert tracemalloc.get_traced_memory()[1] < 3.5 * len(text)
     finally:
         tracemalloc.stop()
@@ -251,7 +286,7 @@ def test_every_file_is_looked_for_before_the_training(tmp_path, split, where, ki
         (tmp_path / "annotations" / f"instances_{name}.json").write_text(json.dumps(content))
     opt = types.SimpleNamespace(dataset="coco", data=str(tmp_path), testOnly=False)
     opt.train, opt.val, opt.trainImages, opt.valImages = "train2017", "val2017", "", ""
-    opt.skipCorrupt = False
+    opt.skipCorrupt, opt.gen = False, ""
     assert [images.size() for images in sources.create(opt)] == [3, 3]
     path = tmp_path / split / where / "11.png"
     path.unlink()

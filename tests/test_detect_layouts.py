@@ -41,7 +41,7 @@ def lay_out(whole, *parts):
 
 def options(data, **given):
     opt = {"train": "train2017", "val": "val2017", "trainImages": "", "valImages": ""}
-    opt |= {"dataset": "coco", "testOnly": False, "skipCorrupt": False, "data": data}
+    opt |= {"dataset": "coco", "testOnly": False, "skipCorrupt": False, "data": data, "gen": ""}
     return types.SimpleNamespace(**{**opt, **given})
 
 
