@@ -2,8 +2,8 @@
 
 Differs from the Lua: input spec and class names come from the model, which may be any that
 `models.load` takes, with any number of classes. A file that cannot be read is named on stderr; the
-others are still classified, and the exit status is 1. A folder stands for all images below it, and
--csv writes a table instead of the printed lines.
+others are still classified, and the exit status is 1. A folder stands for all images below it,
+-csv writes a table instead of the printed lines, and -scores one of all logits.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ torchvision:NAME, or the folder of a run. FILE may be a folder of images.
 Options:"""
 OPTIONS = (
     ("csv", "", str, None, "Write a table instead: FILE.csv"),
+    ("scores", "", str, None, "Write every class's logit of each image as well: FILE.csv"),
     ("classes", "", str, None, "Class names: a file with one a line, or the folder train/"),
 )
 TOP = 5
@@ -36,7 +37,8 @@ AT_ONCE = 16
 
 def main(arguments):
     """Classify the files of the command line; returns the exit status."""
-    table, source, words, classes = parse(arguments)
+    given, source, *words = parse(arguments)
+    table, classes = given.get("csv"), given.get("classes")
     # after the check: the help need not wait for torch
     from pretrained import inference
 
@@ -50,23 +52,21 @@ def main(arguments):
         model.classes = of_outputs(classes, model.fc.out_features)
     names = class_names(model)
 
-    def probabilities(images):
-        return model(images).softmax(1)
-
     # else the results themselves show it
     progress = table is not None or sys.stdout is None or not sys.stdout.isatty()
     done = 0
-    with writer(table, names) as write:
-        batches = inference.run(probabilities, model, paths, AT_ONCE, "classify.py", progress)
+    with writer(table, names) as write, score_writer(given.get("scores"), names) as keep:
+        batches = inference.run(model, model, paths, AT_ONCE, "classify.py", progress)
         for read, rows in batches:
-            for path, row in zip(read, rows):
-                write(path, row)
+            for path, logits, probabilities in zip(read, rows, rows.softmax(1)):
+                write(path, probabilities)
+                keep(path, logits)
             done += len(read)
     return 0 if done == len(paths) and not errors else 1
 
 
 def parse(arguments):
-    """(the file of -csv or None, the model, the files, -classes or None).
+    """(the options that are given, the model, file, ...).
 
     -help or one sentence of error exits.
     """
@@ -75,12 +75,9 @@ def parse(arguments):
     def settle(given):
         if len(words) < 2:
             raise InputError("give a model and a file or more: classify.py MODEL FILE... (-help)")
-        table = given.get("csv")
-        if table is not None:
-            output_files.check_outputs(
-                [("-csv", table, (".csv",))], [model_file(words[0]), *words[1:]]
-            )
-        return table, words[0], words[1:], given.get("classes")
+        tables = [(f"-{n}", given[n], (".csv",)) for n in ("csv", "scores") if n in given]
+        output_files.check_outputs(tables, [model_file(words[0]), *words[1:]])
+        return given, *words
 
     return options.parse(arguments, "classify.py", HEAD, OPTIONS, settle, words)
 
@@ -103,6 +100,19 @@ def writer(table, names):
             rows.writerow([path, *cells])
 
         yield write
+
+
+@contextlib.contextmanager
+def score_writer(path, names):
+    """A function (path of an image, logits) that adds a row to the file `path`, if there is one."""
+    if path is None:
+        yield lambda path, logits: None
+        return
+    from storage import atomic
+
+    with atomic.csv_rows(path) as rows:
+        rows.writerow(["path", *names])
+        yield lambda path, logits: rows.writerow([path, *logits.numpy().astype(str)])
 
 
 def class_names(model):

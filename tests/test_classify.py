@@ -279,6 +279,19 @@ def test_a_folder_is_the_images_below_it(tmp_path, capsys, folder, pictures):
     assert err == f"classify.py: no image in the folder {str(tmp_path / 'empty')!r}\n"
 
 
+def test_every_class_has_a_score(tmp_path, capsys, pictures):
+    """Beside what is printed; a file that cannot be read has no row."""
+    path, scores = save(tmp_path / "net.pth", 7, [f"c{i}" for i in range(7)]), tmp_path / "s.csv"
+    assert classify.main([path, pictures[0], "gone.png", pictures[1], "-scores", str(scores)]) == 1
+    assert capsys.readouterr().out.count("Classes for") == 2
+    head, *rows = read_table(scores)
+    assert head == ["path", *(f"c{i}" for i in range(7))]
+    assert [row[0] for row in rows] == list(pictures[:2])
+    for row, picture in zip(rows, pictures):
+        powers = np.exp(np.array(row[1:], float))
+        np.testing.assert_allclose(powers / powers.sum(), probabilities(path, picture), rtol=1e-4)
+
+
 @pytest.mark.parametrize("outputs", [3, 7])
 def test_a_table_has_what_is_printed(tmp_path, capsys, folder, outputs):
     path = save(tmp_path / "net.pth", outputs, ANIMALS[:outputs])
