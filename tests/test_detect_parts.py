@@ -10,7 +10,7 @@ from support.detectors import SPEC, classifier, detector, images
 from torch import nn
 from torchvision.models.detection.image_list import ImageList
 
-from detection import net, parts
+from detection import net, parts, trainer
 from models.blocks import set_recompute
 from models.preresnet import preresnet
 from models.resnext import resnext
@@ -359,3 +359,27 @@ def test_wide_boxes_in_half_precision():
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert found[0]["boxes"].dtype == torch.float32
     assert not torch.equal(found[0]["boxes"], found[0]["boxes"].bfloat16().float())
+
+
+@pytest.mark.parametrize("twice", [False, True])
+def test_weights_and_biases_learn_by_caffes_rule(twice):
+    """v = 0.9 v + r (g + decay w), w -= v. Biases: twice the rate, no decay (docs/detection.md)."""
+    torch.manual_seed(0)
+    layer = nn.Sequential(nn.Linear(3, 2)).double()
+    expected = {n: [p.detach().clone(), torch.zeros_like(p)] for n, p in layer.named_parameters()}
+    optimizer = trainer.optimizer(
+        dict(layer.named_parameters()), twice, momentum=0.9, weight_decay=0.1
+    )
+    for group in optimizer.param_groups:
+        group["lr"] = 0.01 * group["times"]
+    for _ in range(3):
+        optimizer.zero_grad()
+        layer(torch.ones(4, 3).double()).square().sum().backward()
+        for name, parameter in layer.named_parameters():
+            (weight, step), special = expected[name], twice and name == "0.bias"
+            rate, decay = (0.02, 0) if special else (0.01, 0.1)
+            step.mul_(0.9).add_(rate * (parameter.grad + decay * weight))
+            weight.sub_(step)
+        optimizer.step()
+        for name, parameter in layer.named_parameters():
+            torch.testing.assert_close(parameter.detach(), expected[name][0])
