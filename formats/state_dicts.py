@@ -41,6 +41,9 @@ _RENAMED = [
         (r"^(layer\d\.\d+)\.1\.", r"\1.downsample."),
     )
 ]
+# A layer of a block in clcarwin's ResNets. In a ResNeXt all but the last two are a level deeper.
+_FLAT = re.compile(r"((?:.+\.)?[4-7]\.\d+\.0\.0)\.([013467])(\.\w+)")
+_NESTED = {"6": ".1", "7": ".2", **{k: f".0.{k}" for k in "0134"}}
 # The first convolution, with what wrappers put before it: module. model. backbone. and so on
 _FIRST = re.compile(r"((?:.+\.)?)(?:conv1|conv_1_3x3|0)\.weight")
 _TRUNK = re.compile(
@@ -135,9 +138,19 @@ def _state_dicts(value, place=""):
     parts = value.items() if isinstance(value, dict) else ()
     tensors = {str(name): part for name, part in parts if isinstance(part, torch.Tensor)}
     if tensors:
-        yield place, tensors
+        yield place, _nested(tensors)
     for name, part in parts:
         yield from _state_dicts(part, f"{place}{name}.")
+
+
+def _nested(tensors):
+    """The same tensors; those of a ResNet of clcarwin's get the names that a ResNeXt's have."""
+    matches = {name: _FLAT.fullmatch(name) for name in tensors}
+    if not any(match and match[2] == "3" for match in matches.values()):
+        return tensors
+    return {
+        m[1] + _NESTED[m[2]] + m[3] if m else name: tensors[name] for name, m in matches.items()
+    }
 
 
 def _prefixes(entries):

@@ -139,6 +139,20 @@ def _tree(layers, shortcut):
     return nn.Sequential(Add(branches), nn.Identity(), nn.ReLU())
 
 
+def _flat(layers, shortcut):
+    """A block as fb.resnet.torch nests it."""
+    pairs = [(*layers[k : k + 2], nn.ReLU()) for k in range(0, len(layers), 2)]
+    branches = {"0": nn.Sequential(*sum(pairs, ())[:-1]), "1": nn.Sequential(*shortcut)}
+    return nn.Sequential(Add(branches), nn.Identity(), nn.ReLU())
+
+
+def _basic(inputs, outputs, stride):
+    layers = [conv(inputs, outputs, 3, stride, bias=True), nn.BatchNorm2d(outputs)]
+    layers += [conv(outputs, outputs, 3, bias=True), nn.BatchNorm2d(outputs)]
+    shortcut = [conv(inputs, outputs, 1, stride, bias=True), nn.BatchNorm2d(outputs)]
+    return _flat(layers, shortcut if stride > 1 else [nn.Identity()])
+
+
 def _converted():
     stem, blocks, last = resnext((7, 2), 4, 4, 32, 4, _tree)
     trunk = [*stem, nn.ReLU(), nn.MaxPool2d(3, 2, 1), *map(nn.Sequential, blocks)]
@@ -148,6 +162,17 @@ def _converted():
 def clcarwin():
     """clcarwin's conversion: places in the Lua's tree, counted from 0."""
     trunk, last = _converted()
+    return nn.Sequential(*trunk, Mean(), nn.Identity(), nn.Sequential(nn.Identity(), last))
+
+
+def clcarwin_resnet(basic=False):
+    """Likewise a ResNet of fb.resnet.torch, whose convolutions have a bias."""
+    stem, blocks, last = resnext((7, 2), 4, 4, 64, 1, _flat, bias=True)
+    if basic:
+        widths = (64, 64, 128, 256, 512)
+        blocks = [_basic(widths[i], widths[i + 1], 2 if i else 1) for i in range(4)]
+        last = nn.Linear(512, 5)
+    trunk = [*stem, nn.ReLU(), nn.MaxPool2d(3, 2, 1), *map(nn.Sequential, blocks)]
     return nn.Sequential(*trunk, Mean(), nn.Identity(), nn.Sequential(nn.Identity(), last))
 
 
@@ -166,6 +191,8 @@ def cadene():
         (kuangliu, (2, 4)),
         (kuangliu, (8, 8)),
         (clcarwin, ()),
+        (clcarwin_resnet, ()),
+        (clcarwin_resnet, (True,)),
         (cadene, ()),
         (fbresnet, ()),
     ],
@@ -173,12 +200,13 @@ def cadene():
 def test_a_net_of_a_third_party_computes_the_same(make, arguments, tmp_path, monkeypatch):
     stages = (1, 1, 1, 1)  # a net of one block a stage is enough
     monkeypatch.setitem(models.depths._IMAGENET, 14, ("bottleneck", stages))
+    monkeypatch.setitem(models.depths._IMAGENET, 10, ("basic", stages))
     for net in ("resnet", "resnext"):
         depths, kind = models.depths.NETS[net]
-        monkeypatch.setitem(models.depths.NETS, net, ((*depths, 14), kind))
+        monkeypatch.setitem(models.depths.NETS, net, ((*depths, 10, 14), kind))
     theirs = shake(make(*arguments))
     wrapped = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
-    side = 32 if make in (clcarwin, cadene, fbresnet) else 8
+    side = 32 if make in (clcarwin, clcarwin_resnet, cadene, fbresnet) else 8
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3)).double()
     for state in (theirs.state_dict(), wrapped):
         torch.save({"epoch": 3, "net": state}, tmp_path / "net.pth")
