@@ -72,7 +72,9 @@ def run(start, argv, end):
         own = spec["crop"] if spec else opt.trainCrop
         model.input_spec = val_loader.dataset.input_spec()
         if model.input_spec is None:
-            note("=> the model files have no input spec: none describes this test transform")
+            note(
+                "=> the model files have no input spec, because none describes this test transform"
+            )
 
         # The trainer handles the training loop and evaluation on validation set
         clock = Clock(opt.nEpochs, train_loader.size(), val_loader.size())
@@ -140,8 +142,9 @@ def report_split(opt, loaders):
 
     if datasets.holds_out(opt):
         sizes = [loader.dataset.size() for loader in loaders]
-        rest = f"; {sizes[2]} test images for the best model" if len(sizes) > 2 else ""
-        note(f"=> {sizes[1]} of {sizes[0] + sizes[1]} training images are held out for val{rest}")
+        rest = f"; the best model is tested on {sizes[2]} test images" if len(sizes) > 2 else ""
+        held = f"{sizes[1]} of {sizes[0] + sizes[1]} training images are held out for validationidation"
+        note(f"=> {held}{rest}")
 
 
 def test_best(trainer, loader, window, folder):
@@ -172,8 +175,8 @@ def resume(trainer, checkpoint, opt):
         before = checkpoint.get("data") if checkpoint else None
         if before and before[:2] != trainer.data[:2]:
             raise InputError(
-                "the images, -valShare, -fold or -manualSeed are not those of the checkpoint: val "
-                "would have images that it was trained on; begin a new run in place of -resume"
+                "the images, -valShare, -fold or -manualSeed differ from the checkpoint, so val "
+                "would have images that the model was trained on; start a new run instead"
             )
     new = ("fc",) if opt.resetClassifier else ()
     state = checkpoint or checkpoints.optim_state(opt.optimState, opt.retrain, new)
@@ -215,7 +218,7 @@ def train_epochs(epochs, trainer, loader, test, line, folder):
     interrupts.save = lambda final: folder.save_inside(models.pack(model), trainer.state(), final)
     if not epochs:
         done = f"{epochs.start - 1} epochs are done"
-        note(f"=> {done}, the last one is to be epoch {epochs.stop - 1}: nothing is left to train")
+        note(f"=> {done} and epoch {epochs.stop - 1} is the last one: nothing is left to train")
     with interrupts:
         group.barrier()  # from here on every process handles signals
         for epoch in epochs:

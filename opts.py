@@ -39,7 +39,7 @@ OPTIONS = (
     ("dataset",         "imagenet",    str,     None, "Options: imagenet | cifar10 | cifar100 | digits"),
     ("manualSeed",      0,             whole,   None, "Manually set RNG seed"),
     ("nGPU",            1,             whole,   range(1, 2**16 + 1),    "Number of replicas, on any number of devices"),
-    ("nProcs",          1,             whole,   range(1, 2**12 + 1),    "Processes on the CPU; on CUDA one a device, or so many"),
+    ("nProcs",          1,             whole,   range(1, 2**12 + 1),    "Processes on the CPU (1); the most on CUDA (one per device)"),
     ("backend",         "cudnn",       str,     ("cudnn", "cunn"), ""),
     ("cudnn",           "fastest",     str,     ("fastest", "default", "deterministic"), ""),
     ("gen",             "gen",         str,     None, "Path to save generated files"),
@@ -48,10 +48,10 @@ OPTIONS = (
     # ---------- Data options ----------
     ("nThreads",        2,             whole,   range(0, 2**12 + 1),    "number of data loading workers"),
     ("skipCorrupt",     False,         boolean, None, "Count and leave out unreadable images"),
-    ("valShare",        0.0,           real,    0,    "Validate on a share of each class's training images (0: no)"),
-    ("fold",            "",            part,    None, "Or validate on one of equal parts of them, such as 3/5"),
+    ("valShare",        0.0,           real,    0,    "Share of each class's training images to validate on (0: none)"),
+    ("fold",            "",            part,    None, "Part of the training images to validate on, such as 3/5"),
     ("train",           "",            str,     None, "List of training images: a FILE, below -data or here, of paths and classes"),
-    ("val",             "",            str,     None, "List of validation images, likewise"),
+    ("val",             "",            str,     None, "List of validation images, in the same way"),
     ("classOrder",      "text",        str,     ("text", "number"), "Order of the class folders, as text or as whole numbers"),
     # ---------- Training options ----------
     ("nEpochs",         0,             whole,   0,    "Number of total epochs to run (0: the recipe's)"),
@@ -60,22 +60,22 @@ OPTIONS = (
     ("testOnly",        False,         boolean, None, "Run on validation set only"),
     ("tenCrop",         False,         boolean, None, "Ten-crop testing"),
     ("trainCrop",       224,           whole,   range(1, LONGEST + 1),    "Side of the training image (ImageNet)"),
-    ("testScale",       256,           whole,   range(1, LONGEST + 1),    "Its shorter side in a test (256, or 8/7 of -trainCrop)"),
-    ("testCrop",        224,           whole,   range(1, LONGEST + 1),    "Side of its crop in a test (224, or -trainCrop)"),
-    ("testPool",        "windows",     str,     ("windows", "global"), "Of a larger test image: windows as in training, or one mean"),
-    ("recomputeBN",     0,             whole,   0,    "Batches to re-estimate batch norm over before a test (0: no)"),
+    ("testScale",       256,           whole,   range(1, LONGEST + 1),    "Shorter side of the test image (256, or 8/7 of -trainCrop)"),
+    ("testCrop",        224,           whole,   range(1, LONGEST + 1),    "Side of the crop of the test image (224, or -trainCrop)"),
+    ("testPool",        "windows",     str,     ("windows", "global"), "Pooling of a larger test image: windows as in training, or one mean"),
+    ("recomputeBN",     0,             whole,   0,    "Batches to re-estimate batch norm over before a test (0: none)"),
     # ---------- Checkpointing options ----------
     ("save",            "checkpoints", str,     None, "Directory in which to save checkpoints"),
     ("resume",          "none",        str,     None, "Resume from the latest checkpoint in this directory"),
-    ("saveEvery",       0.0,           real,    0,    "Also save inside an epoch, every so many minutes (0: no)"),
+    ("saveEvery",       0.0,           real,    0,    "Minutes between saves inside an epoch (0: none)"),
     ("keep",            0,             whole,   0,    "Keep the files of the last N epochs (0: all)"),
     ("tensorboard",     False,         boolean, None, "Also write the log for TensorBoard"),
     ("progress",        "auto",        str,     ("auto", "lines"), "auto: show the time left on a terminal"),
-    ("printEvery",      1,             whole,   1,    "Print every so many iterations, and the last"),
+    ("printEvery",      1,             whole,   1,    "Print the line of every N-th iteration, and of the last"),
     # ---------- Optimization options ----------
     ("LR",              0.1,           real,    0,    "initial learning rate"),
-    ("warmup",          0,             whole,   0,    "Epochs at a tenth of the rate before the recipe's"),
-    ("LRSteps",         (),            series,  None, "Epochs where the rate drops x0.1 (none: the recipe's)"),
+    ("warmup",          0,             whole,   0,    "Train the first N epochs at a tenth of the rate"),
+    ("LRSteps",         (),            series,  None, "Epochs at which the rate drops x0.1 (none: the recipe's)"),
     ("classifierLR",    0.0,           real,    0,    "initial rate of the fully connected layer (0: -LR's)"),
     ("momentum",        0.9,           real,    0,    "momentum"),
     ("weightDecay",     1e-4,          real,    0,    "weight decay"),
@@ -93,7 +93,7 @@ OPTIONS = (
     ("optnet",          False,         boolean, None, "Recompute activations to reduce memory usage"),
     ("accumulate",      False,         boolean, None, "Run replica slices one after another: less memory"),
     ("resetClassifier", False,         boolean, None, "Reset the fully connected layer for fine-tuning"),
-    ("freeze",          0,             whole,   0,    "Stages that fine-tuning holds still, with the stem (0: none)"),
+    ("freeze",          0,             whole,   0,    "Freeze the stem and the first N stages (0: nothing)"),
     ("nClasses",        0,             whole,   range(0, 1_000_001),    "Number of classes (0: as many as are found)"),
 )
 
@@ -247,7 +247,7 @@ def check(opt, data=True):
     check_split(opt)
     if opt.cardinality * opt.baseWidth > WIDEST:
         paths = f"-cardinality {opt.cardinality} paths of -baseWidth {opt.baseWidth} channels"
-        raise InputError(f"{paths}: together they should have at most {WIDEST}")
+        raise InputError(f"{paths}: the paths should have at most {WIDEST} together")
     if opt.shareGradInput and opt.optnet:
         raise InputError("cannot use both -shareGradInput and -optnet: leave one out")
     if opt.freeze and not from_file and not resumed:
@@ -259,7 +259,7 @@ def check(opt, data=True):
     if opt.testCrop > opt.testScale:
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
-        raise InputError("-recomputeBN needs two images a replica: a -batchSize above -nGPU")
+        raise InputError("-recomputeBN needs two images per replica: a -batchSize above -nGPU")
     recipe_known = not from_file or opt.layers["net"]
     if opt.epochNumber > opt.nEpochs and recipe_known and not resumed and not opt.testOnly:
         first = f"-epochNumber {opt.epochNumber} is above -nEpochs {opt.nEpochs}"
@@ -316,7 +316,7 @@ def _unused(opt, config):
             name: f"a {net} has none" for key, name in OF_THE_NET.items() if key not in config
         }
     if config.get("bottleneck") == "resnet":
-        one_path = "-bottleneckType resnet is ResNet's block, of one path"
+        one_path = "-bottleneckType resnet is ResNet's block, which has one path"
         unused |= dict.fromkeys(("cardinality", "baseWidth"), one_path)
     if opt.dataset == "digits":
         unused["data"] = "the digits come with scikit-learn"

@@ -29,7 +29,7 @@ Needs matplotlib: pip install matplotlib
 Options:"""
 OPTIONS = (
     ("kind", KINDS[0], str, KINDS, ""),
-    ("out", "", str, None, f"The picture, {' or '.join(pictures.FORMATS)} (none: KIND.png)"),
+    ("out", "", str, None, f"The picture, {' or '.join(pictures.FORMATS)} (default: KIND.png)"),
 )
 
 # Okabe and Ito's colours for colour-blind readers, without yellow, too light for a line
@@ -56,7 +56,7 @@ def parse(argv):
         kind = given.get("kind", KINDS[0])
         out = given.get("out") or kind + pictures.FORMATS[0]
         if not paths:
-            raise InputError("give the folder of a run or more, plot.py RUN... (-help says more)")
+            raise InputError("give one or more run folders, plot.py RUN... (-help says more)")
         logs = [os.path.join(path, "log.jsonl") if os.path.isdir(path) else path for path in paths]
         output_files.check_outputs([("-out", out, pictures.FORMATS)], logs)
         return kind, out, paths
@@ -69,7 +69,7 @@ def plot(kind, out, paths):
     pictures.check_drawing(out)
     runs = [curves.read_log(path) for path in paths]
     if len({run.detects for run in runs}) > 1:
-        raise InputError("a detector's AP and a classifier's error do not go into one picture")
+        raise InputError("a detector's AP and a classifier's error cannot be drawn in one picture")
     drawn = curves.group(runs)
     print(table(drawn))
     with pictures.drawing(out, (8.6, 5.3), STYLE) as figure:
@@ -148,7 +148,7 @@ def draw_parameters(axes, drawn):
         if size(curve):
             families.setdefault(curve.family, []).append(curve)
         else:
-            note(f"=> {curve.runs[0].path} has no number of parameters: left out")
+            note(f"=> {curve.runs[0].path} does not have the number of parameters and is left out")
     if not families:
         raise InputError("no log has the number of parameters; logs of older versions do not")
     for (family, members), colour in zip(families.items(), _colours(len(families))):

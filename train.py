@@ -236,7 +236,7 @@ def _report_slices(opt):
         processes = f"{world} process{'es' * (world > 1)}"
         note(f"=> {opt.nGPU} replicas in {processes}, {each} images each")
     if sizes[-1] < FEW and opt.source("LR") == "recipe":
-        why = f"batch norm over {each} images a replica is noisy, and -LR {opt.LR:g} may diverge"
+        why = f"batch norm over {each} images per replica is noisy, and -LR {opt.LR:g} may diverge"
         note(f"=> {why}: give a larger -batchSize, a smaller -nGPU or a lower -LR")
 
 

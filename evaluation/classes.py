@@ -69,8 +69,8 @@ def outputs(source, model, data):
     if not set(names) & set(data):
         if count != len(data):
             raise InputError(
-                f"{source} has {count} classes, not those of the data ({len(data)}, {data[0]} and "
-                "others), so its outputs cannot be matched to them"
+                f"{source} has {count} classes, but the data has {len(data)} others ({data[0]} and "
+                "so on), so the outputs cannot be matched to the classes"
             )
         class_names.note_order(source, names, count, data)
         names = list(data)

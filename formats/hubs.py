@@ -52,7 +52,7 @@ def refuse_blurred(path, saved, metadata, hub):
         found = _BLURRED.match(name) if isinstance(name, str) else None
         if found:
             raise InputError(
-                f"{path} is timm's {found[0]}, which blurs before it subsamples: no net of this"
+                f"{path} is timm's {found[0]}, which blurs before it subsamples, as no net of this"
                 " program does"
             )
 

@@ -287,7 +287,7 @@ class Writer:
             self._int(BOOLEAN, int(value in (True, Boolean.TRUE)))
         elif isinstance(value, (int, float)):
             if abs(value) > EXACT and value != float(value):
-                raise ValueError(f"{value} is no Lua number: those are doubles")
+                raise ValueError(f"{value} is not a Lua number, because those are doubles")
             self._int(NUMBER)
             self.numbers("d", [value])
         elif isinstance(value, (str, bytes)):
@@ -304,7 +304,7 @@ class Writer:
         elif isinstance(value, (dict, list, tuple)):
             return self._pairs(value) if self._new(TABLE, id(value), "table", value) else iter(())
         else:
-            raise ValueError(f"a {type(value).__name__} has no form in a Torch7 file")
+            raise ValueError(f"a {type(value).__name__} cannot be written to a Torch7 file")
         return iter(())
 
     def _int(self, *values):
@@ -356,7 +356,7 @@ class Writer:
     def _tensor(self, value):
         name = getattr(value, "typename", NAMES.get(value.dtype))
         if DTYPES.get(name) != value.dtype or value.ndim == 0:
-            raise ValueError(f"no Torch7 file holds {value.ndim}-d tensors of {value.dtype}")
+            raise ValueError(f"a Torch7 file cannot hold {value.ndim}-d tensors of {value.dtype}")
         if not self._new(TORCH, id(value), name, value):
             return
         empty = value.shape == (0,)

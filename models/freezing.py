@@ -22,7 +22,7 @@ def freeze(model, count, recomputes=False):
     if stages is None:
         raise InputError(f"-freeze {count}: this net has no stages (a net of models/blocks.py has)")
     if count > len(stages):
-        raise InputError(f"-freeze {count}: this net has {len(stages)} stages, so at most that")
+        raise InputError(f"-freeze {count}: this net has only {len(stages)} stages")
     if recomputes and count == len(stages):
         raise InputError(f"-recomputeBN: -freeze {count} freezes every batch norm; leave one out")
     model.frozen = held(model, count)

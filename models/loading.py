@@ -52,7 +52,7 @@ def setup(opt, model, checkpoint, classes, device):
         say(f"=> Creating model from file: models/{opt.netType}.py")
         model = build(opt, count)
         if opt.testOnly:
-            note("=> neither -retrain nor -resume is given: this net is untrained")
+            note("=> neither -retrain nor -resume is given, so this net is untrained")
     stem = model.config.get("stem", opt.stem)
     if stem != opt.stem:
         first, data = (_STEMS.get(name, name) for name in (stem, opt.stem))
@@ -151,11 +151,13 @@ def _match_classes(model, opt, checkpoint, classes, count):
     if checkpoint is not None and names:
         _check_same_classes(names, classes)
     if outputs != count:
-        found = f"the model has {outputs} classes, the data {len(classes)}"
+        found = f"the model has {outputs} classes, but the data has {len(classes)}"
         # More outputs than classes may stay, except in a test or if names show another order
         may_keep = not opt.testOnly and not set(names) & set(classes) or checkpoint is not None
         keep = (
-            f"; to leave it so, -nClasses {outputs}" if may_keep and outputs >= len(classes) else ""
+            f"; to keep its outputs, give -nClasses {outputs}"
+            if may_keep and outputs >= len(classes)
+            else ""
         )
         raise InputError(f"{found}: to fine-tune, give -resetClassifier true{keep}")
     if checkpoint is None and is_old:

@@ -34,7 +34,7 @@ def processes(asked, replicas):
         return 1
     count = available(asked)
     if asked and count > replicas:
-        note(f"=> -nProcs {count}: as many as there are replicas, {replicas} (-nGPU)")
+        note(f"=> -nProcs {count}: only {replicas} are started, one for each replica (-nGPU)")
     return min(count, replicas)
 
 

@@ -74,7 +74,9 @@ def parse(arguments):
 
     def settle(given):
         if len(words) < 2:
-            raise InputError("give a model and a file or more: classify.py MODEL FILE... (-help)")
+            raise InputError(
+                "give a model and one or more files: classify.py MODEL FILE... (-help)"
+            )
         tables = [(f"-{n}", given[n], (".csv",)) for n in ("csv", "scores") if n in given]
         output_files.check_outputs(tables, [model_file(words[0]), *words[1:]])
         return given, *words

@@ -56,7 +56,7 @@ def main(arguments):
         features[len(read) : len(read) + len(names)] = rows.numpy()
         read += names
     if not read:
-        raise InputError("none of the files could be read as an image: nothing is saved")
+        raise InputError("none of the files could be read as an image, so nothing is saved")
     save(read, features[: len(read)], as_t7=as_t7)
     return 1 if len(read) < len(paths) else 0
 

@@ -33,7 +33,7 @@ def check_outputs(outputs, inputs=()):
             raise InputError(f"{named} cannot be written: {reason(error)}") from None
         place = os.path.realpath(path).casefold()  # as some file systems compare names
         if place in seen:
-            raise InputError(f"{path} is to be written twice: give each option a file of its own")
+            raise InputError(f"{path} would be written twice: give each option a file of its own")
         seen.add(place)
 
 
@@ -47,9 +47,11 @@ def temporary(path):
 def _check_folder(named, path):
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
-        raise InputError(f"{named}: the folder {folder!r} does not exist: make it, or correct this")
+        raise InputError(
+            f"{named}: the folder {folder!r} does not exist: make this folder, or give another one"
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{named}: no files can be written in the folder {folder!r}")
+        raise InputError(f"{named}: cannot write files to the folder {folder!r}")
 
 
 def _check_present(named, path, inputs):
@@ -64,12 +66,12 @@ def _check_present(named, path, inputs):
         raise InputError(f"{named} is {kind(there.st_mode)}; it should be a file to write")
     for read in inputs:
         if _reads(read, path, there):
-            raise InputError(f"{named} would overwrite what is read, {read}: give another name")
+            raise InputError(f"{named} would overwrite the input {read}: give another name")
     if not os.access(path, os.W_OK):
-        raise InputError(f"{named} is there already and is write-protected: give another name")
+        raise InputError(f"{named} exists already and is write-protected: give another name")
     folder, own = os.stat(os.path.dirname(path) or "."), os.lstat(path)
     if folder.st_mode & stat.S_ISVTX and _user() not in (0, folder.st_uid, own.st_uid):
-        raise InputError(f"{named} is another user's, in a folder that protects it (sticky)")
+        raise InputError(f"{named} belongs to another user, in a folder that protects it (sticky)")
 
 
 def _reads(source, path, there):

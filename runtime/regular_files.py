@@ -19,7 +19,7 @@ def opened(path, most=None, buffering=-1):
     size = os.fstat(file.fileno()).st_size
     if most is not None and size > most:
         file.close()
-        raise OSError(errno.EFBIG, f"it has {size} bytes, at most {most} would be right", path)
+        raise OSError(errno.EFBIG, f"it has {size} bytes, more than the limit of {most}", path)
     return file
 
 

@@ -193,7 +193,7 @@ class _Stream(Output):
 
 
 def _report_lost_output(reason):
-    note(f"{script()}: stdout cannot be written ({reason}): the run goes on, these lines are lost")
+    note(f"{script()}: cannot write to stdout ({reason}): the run goes on without these lines")
 
 
 def _can_erase(stream):

@@ -164,8 +164,8 @@ def verify_pickle(file, path, foreign=False):
         elif name == "PROTO":
             if argument > 2:
                 raise InputError(
-                    f"{path} is of pickle protocol {argument}: save it again with torch.save, "
-                    "which writes protocol 2 unless pickle_protocol says another"
+                    f"{path} uses pickle protocol {argument}: save the file again with torch.save, "
+                    "which writes protocol 2 unless pickle_protocol says otherwise"
                 )
         elif name != "STOP":
             grows, marked = name in _GROWING, pickletools.markobject in code.stack_before
@@ -173,7 +173,7 @@ def verify_pickle(file, path, foreign=False):
             taken = stack[start:]
             del stack[start:]
             if name.startswith("SETITEM") and any(cell[0] > 1 for cell in taken[::2]):
-                raise InputError(f"{path} has a key that holds other values: no name or number")
+                raise InputError(f"{path} has a key that is neither a name nor a number")
             weight = sum(cell[0] for cell in taken)
             made = taken[0][1:] if name in ("REDUCE", "NEWOBJ") else []
             if made == ["_codecs encode"] and weight != 4:  # itself, a tuple, and two texts in that
@@ -204,7 +204,9 @@ def _more(path, argument, foreign):
 
 def _verify_argument(argument, path):
     if type(argument) is int and abs(argument) >= _LARGEST and argument != _MAGIC:
-        raise InputError(f"{path} holds an integer of {argument.bit_length()} bits: at most 63")
+        raise InputError(
+            f"{path} has an integer of {argument.bit_length()} bits; at most 63 are allowed"
+        )
 
 
 def plain(value, path, foreign=False):

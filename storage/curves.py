@@ -135,7 +135,7 @@ def _epochs(texts, log, file):
             continue
         epoch, errors = line.get("epoch"), _errors(line)
         if type(epoch) is not int or not before < epoch <= EXACT or None in errors:
-            fault = f"line {number} is not that of a next epoch with its errors"
+            fault = f"line {number} is not the line of the next epoch, with errors"
             raise InputError(f"{file}, {fault}: {text.rstrip()!r:.60}")
         if len(val) == _MOST:
             raise InputError(f"{file} has over {_MOST:,} epochs")
@@ -224,8 +224,8 @@ def group(runs):
         if other is not run:  # one is a copy of the other, or goes on from it elsewhere
             short, long = sorted((run, other), key=lambda one: (max(one.val), one is other))
             seeds[run.seed] = long
-            reason = f"its options, -manualSeed, -fold and code are those of {long.path}"
-            note(f"=> {short.path} is left out as the same run: {reason}")
+            reason = f"it has the options, -manualSeed, -fold and code of {long.path}"
+            note(f"=> {short.path} is left out, because {reason}")
     groups = [list(seeds.values()) for seeds in groups.values()]
     firsts = [members[0] for members in groups]
     curves = []
@@ -238,8 +238,8 @@ def group(runs):
             note(f"=> {seeds} end at different epochs: drawn up to the last common one")
         equal = [run.path for run in firsts if run.options == own.options]
         if len(equal) > 1 and own.path == equal[0]:
-            reason = "their code differs, or was changed and not committed"
-            note(f"=> no mean of {' and '.join(equal)}, whose options are equal: {reason}")
+            reason = "their code differs, or has uncommitted changes"
+            note(f"=> no mean of {' and '.join(equal)}, whose options are equal, because {reason}")
         which = f"{own.path}: " if len(equal) > 1 else ""
         label, family = (which + _label(own, firsts, name) for name in ("name", "family"))
         curves.append(Curve(members, label, family, _differing(own, firsts)))

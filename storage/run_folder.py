@@ -126,7 +126,7 @@ class RunFolder:
         # latest.pth first: the folder must not resume by half of its files
         for name in sorted({*names} - own, key=lambda name: name != "latest.pth"):
             os.rename(self._file(name), os.path.join(folder, name))
-        note(f"=> {self.path} held files of an earlier run: they are in {folder} now")
+        note(f"=> {self.path} had files of an earlier run, which are now in {folder}")
         return folder
 
     def _is_own(self, name, checkpoint):

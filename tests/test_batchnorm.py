@@ -145,7 +145,7 @@ def test_a_stopped_run_is_the_straight_run(run, monkeypatch, line):
 def test_one_image_a_replica_is_refused(capsys):
     with pytest.raises(SystemExit):
         opts.parse("-dataset cifar10 -depth 20 -batchSize 8 -nGPU 8 -recomputeBN 5".split())
-    assert "-recomputeBN needs two images a replica" in capsys.readouterr().err
+    assert "-recomputeBN needs two images per replica" in capsys.readouterr().err
     trainer = setup(opts.parse("-dataset digits -depth 20".split()), nn.Linear(2, 2), CPU)
     with pytest.raises(InputError, match="no batch norm"):
         trainer.recompute(1, type("Loader", (), {"size": lambda self: 1})(), 1)

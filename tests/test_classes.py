@@ -36,7 +36,7 @@ def test_outputs(capsys):
     assert classes.outputs("a", net(3, ["tabby", "hound", "reynard"]), DATA) == DATA
     assert capsys.readouterr().err.startswith("=> the class names of a are not those of the data")
     for names in (None, ["a", "b", "c", "d"]):
-        with pytest.raises(InputError, match="b.t7 has 4 classes, not those of the data .3, cat"):
+        with pytest.raises(InputError, match="b.t7 has 4 classes, but the data has 3 others .cat"):
             classes.outputs("b.t7", net(4, names), DATA)
 
 
@@ -76,7 +76,7 @@ def test_other_nets_are_not_taken_for_imagenets():
         (999, None, UNSORTED),
         (1000, None, DATA),
     ):
-        with pytest.raises(InputError, match=f"a has {count} classes, not those of the data"):
+        with pytest.raises(InputError, match=f"a has {count} classes, but the data has"):
             classes.outputs("a", net(count, names), data)
 
 
@@ -129,7 +129,7 @@ def test_main_tests_an_imagenet_net_on_some_of_its_classes(capsys):
 
 
 def test_main_does_not_guess_classes(capsys):
-    with pytest.raises(InputError, match="the model has 5 classes, the data 3") as error:
+    with pytest.raises(InputError, match="the model has 5 classes, but the data has 3") as error:
         places_in_main(None, DATA)
     assert "-nClasses" not in str(error.value)  # which would take other classes for these
     places_in_main(None, DATA, "-nClasses 5")

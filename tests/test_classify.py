@@ -155,7 +155,9 @@ def test_progress_only_on_a_terminal(tmp_path, capsys, monkeypatch, pictures):
 def test_a_command_without_files(capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         classify.main(arguments)
-    sentence = "classify.py: give a model and a file or more: classify.py MODEL FILE... (-help)\n"
+    sentence = (
+        "classify.py: give a model and one or more files: classify.py MODEL FILE... (-help)\n"
+    )
     assert capsys.readouterr() == ("", sentence)
 
 

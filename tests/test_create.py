@@ -143,7 +143,7 @@ def test_a_model_is_left_as_it_is_only_where_that_can_be(outputs, kept, tmp_path
     words = f"-dataset cifar10 -netType resnet -retrain {tmp_path / 'net.pth'}"
     with pytest.raises(InputError, match="to fine-tune, give -resetClassifier true") as error:
         models.setup(opts.parse(words.split()), net, None, ["a", "b", "c"], torch.device("cpu"))
-    assert str(error.value).endswith(f"; to leave it so, -nClasses {outputs}") == kept
+    assert str(error.value).endswith(f"; to keep its outputs, give -nClasses {outputs}") == kept
     assert ("-nClasses" in str(error.value)) == kept
 
 

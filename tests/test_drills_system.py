@@ -20,7 +20,7 @@ from support.runs import NET, results, same
 pytestmark = pytest.mark.slow
 RUN = NET + " -manualSeed 3 -nGPU 2 -LRSteps 3"
 OUTPUTS = ("pipe", "slow pipe", "/dev/full", "pipe", "slow pipe", "closed")
-LOST = "main.py: stdout cannot be written ("
+LOST = "main.py: cannot write to stdout ("
 
 
 def reader(descriptor, kind):

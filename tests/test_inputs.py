@@ -358,7 +358,9 @@ def test_a_net_that_no_machine_holds_is_refused_without_torch():
     result = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
     )
-    assert result.returncode == 2 and "together they should have at most 16384" in result.stderr
+    assert (
+        result.returncode == 2 and "the paths should have at most 16384 together" in result.stderr
+    )
 
 
 # Output

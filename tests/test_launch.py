@@ -181,7 +181,9 @@ def test_how_many(monkeypatch, capsys):
     assert processes("-nGPU 8", 4) == processes("-nGPU 4", 8) == 4
     assert processes("-nGPU 8 -nProcs 2", 4) == processes("-nGPU 8 -nProcs 2", 0) == 2
     assert processes("-nGPU 2 -nProcs 3", 0) == 2
-    assert capsys.readouterr().err.startswith("=> -nProcs 3: as many as there are replicas, 2")
+    assert capsys.readouterr().err.startswith(
+        "=> -nProcs 3: only 2 are started, one for each replica"
+    )
     with pytest.raises(InputError, match="-nProcs 4, but there are 2 CUDA devices"):
         processes("-nGPU 8 -nProcs 4", 2)
     set_environment(monkeypatch, WHOLE)

@@ -148,9 +148,9 @@ def test_the_line_of_temperature(photos, here, capsys):  # noqa: F811
     [
         ("-scores s.txt", "-scores s.txt should end in .npy or .csv"),
         ("-scores no/s.npy", "the folder 'no' does not exist"),
-        ("-scores s.npy -predictions s.images.csv", "is to be written twice"),
+        ("-scores s.npy -predictions s.images.csv", "would be written twice"),
         ("-temperature true", "give -scores FILE.npy as well"),
-        ("-scores s.npy -classes s.classes.txt", "would overwrite what is read"),
+        ("-scores s.npy -classes s.classes.txt", "would overwrite the input"),
     ],
 )
 def test_refused_before_the_test_begins(photos, here, capsys, words, error):  # noqa: F811

@@ -167,13 +167,15 @@ def test_retrain_and_test_only(run):
         " * Results top1: "
     )
     untrained = run(NET + " -testOnly true")
-    assert "=> neither -retrain nor -resume is given: this net is untrained" in untrained
+    assert "=> neither -retrain nor -resume is given, so this net is untrained" in untrained
 
 
 def test_fine_tuning(run, photos):
     run(NET + " -nEpochs 1")
     options = "-retrain checkpoints/model_1.pth -save tuned -nEpochs 1 -batchSize 6 -nThreads 0 "
-    with pytest.raises(InputError, match="model has 10 classes, the data 2.*-resetClassifier true"):
+    with pytest.raises(
+        InputError, match="model has 10 classes, but the data has 2.*-resetClassifier true"
+    ):
         run(options, photos)
     with pytest.raises(InputError, match="is above -nEpochs 1: no epoch would be trained"):
         run(options + "-nClasses 10 -epochNumber 2", photos)
@@ -220,7 +222,7 @@ def test_an_imagenet_net_on_two_of_its_classes(run, photos, tmp_path, capsys):
     capsys.readouterr()
     evaluate.main(f"net.pth -data {data} -nThreads 0 -batchSize 4".split())
     assert " * Results top1: 50.000  top5: 50.000" in capsys.readouterr().out
-    with pytest.raises(InputError, match="the model has 1000 classes, the data 2") as error:
+    with pytest.raises(InputError, match="the model has 1000 classes, but the data has 2") as error:
         run("-retrain net.pth -nThreads 0", data)
     assert "-nClasses" not in str(error.value)
 
@@ -388,7 +390,7 @@ def test_going_on_with_a_repeated_command(run):
     first = f"{NET} -nEpochs 1 -retrain weights.pth -save run -resume run/latest.pth"
     run(first)
     os.remove("weights.pth")
-    line = "=> 1 epochs are done, the last one is to be epoch 1: nothing is left to train"
+    line = "=> 1 epochs are done and epoch 1 is the last one: nothing is left to train"
     assert line in run(first + " -optimState gone.pth")
 
     lines = run("-resume run/log.jsonl -nEpochs 2 -LR 0.02 -printEvery 3")

@@ -181,7 +181,7 @@ OTHERS = {
     "pickle 2": (lambda _, path: joined(path, pickle.dumps({"a": 1}, 2)), "no file of torch.save"),
     "protocol 4": (
         lambda net, path: torch.save(net.state_dict(), path, pickle_protocol=4),
-        "is of pickle protocol 4",
+        "uses pickle protocol 4",
     ),
     "ONNX": (lambda _, path: joined(path, b"\x08\x0a\x12\x07pytorch\x1a\x03"), "an ONNX file"),
     "Git LFS": (

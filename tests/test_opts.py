@@ -239,7 +239,10 @@ RESNEXT = {"net": "resnext", "depth": 29, "cardinality": 2, "base_width": 4, "sh
         (
             {**RESNEXT, "bottleneck": "resnet"},
             "-depth 29 -bottleneckType resnet -baseWidth 8",
-            ["-baseWidth 8 has no effect: -bottleneckType resnet is ResNet's block, of one path"],
+            [
+                "-baseWidth 8 has no effect: -bottleneckType resnet is ResNet's block, which has "
+                "one path"
+            ],
         ),
         (
             {**RESNEXT, "bottleneck": "resnext_C"},

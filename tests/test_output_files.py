@@ -70,7 +70,7 @@ def test_what_is_read_is_not_overwritten(here, capsys, command, words, option, p
     with pytest.raises((SystemExit, InputError)) as stop:
         command([*words.split(), *([option] if option else []), out])
     text = str(stop.value) + capsys.readouterr().err
-    assert f"{out} would overwrite what is read" in text
+    assert f"{out} would overwrite the input" in text
     assert (here / path).read_bytes() == before and os.path.lexists(out)
 
 
@@ -78,7 +78,7 @@ def test_what_is_read_is_not_overwritten(here, capsys, command, words, option, p
     "words", ["features.npz photo.png", "net.pth features.npz", "features.t7 photo.png -t7"]
 )
 def test_features_do_not_replace_what_is_read(here, words):
-    with pytest.raises(InputError, match="^features.* would overwrite what is read"):
+    with pytest.raises(InputError, match="^features.* would overwrite the input"):
         extract_features.main(words.split())
 
 
@@ -133,16 +133,16 @@ def test_files_that_are_protected(here, monkeypatch):
     check("c.csv")
     monkeypatch.setattr(os, "geteuid", lambda: user + 1000)
     check("new.csv")
-    with pytest.raises(InputError, match="c.csv is another user's, .*sticky"):
+    with pytest.raises(InputError, match="c.csv belongs to another user, .*sticky"):
         check("c.csv")
     os.chmod(here, 0o777)
     check("c.csv")
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != "c.csv" and access(path, mode))
-    with pytest.raises(InputError, match="c.csv is there already and is write-protected"):
+    with pytest.raises(InputError, match="c.csv exists already and is write-protected"):
         check("c.csv")
     monkeypatch.setattr(os, "access", lambda path, mode: path != "." and access(path, mode))
-    with pytest.raises(InputError, match="no files can be written in the folder '.'"):
+    with pytest.raises(InputError, match="cannot write files to the folder '.'"):
         check("new.csv")
 
 

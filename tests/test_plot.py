@@ -305,7 +305,7 @@ EPOCH = json.dumps({"epoch": 1, "train": [3.0, 1.0, 0.1], "test": [4.0, 1.0]})
         (f'{{"options": {{}}, "net": {{"depth": {{}}}}}}\n{EPOCH}', "its option 'depth' is {}"),
         (GOOD, "no finished epoch"),
         (f"{GOOD}\n{EPOCH}\nrubbish\n{EPOCH}\n", "line 3 is not"),
-        (f"{GOOD}\n{EPOCH}\n{EPOCH}\n", "line 3 is not that of a next epoch"),
+        (f"{GOOD}\n{EPOCH}\n{EPOCH}\n", "line 3 is not the line of the next epoch"),
         (f'{GOOD}\n{{"epoch": 1}}\n', "line 2 is not"),
         (f'{GOOD}\n{{"epoch": 1, "train": ["x"], "test": [1]}}\n', "line 2 is not"),
         (f'{GOOD}\n{{"epoch": "one", "train": [1], "test": [1]}}\n', "line 2 is not"),
@@ -393,7 +393,9 @@ def test_a_copy_or_continuation_of_a_run_is_that_run(log, capsys, code, order):
     (curve,) = together(*(paths[i] for i in order))
     assert [run.path for run in curve.runs] == paths[1:2] and curve.last() == (7, 0)
     notes = capsys.readouterr().err.splitlines()
-    assert len(notes) == 2 and all("is left out as the same run" in line for line in notes)
+    assert len(notes) == 2 and all(
+        "is left out, because it has the options" in line for line in notes
+    )
     assert sorted(line.split()[1] for line in notes) == sorted([paths[0], paths[2]])
 
 

@@ -174,10 +174,10 @@ def test_outputs_that_are_not_numbers(photos, here):
         ("-classErrors e.png", "-classErrors e.png should end in .csv"),
         ("-confusion m.jpg", "-confusion m.jpg should end in .csv or .png or .svg"),
         ("-confusion m.csv,", "-confusion  should end in .csv or .png or .svg"),
-        ("-predictions no/p.csv", "the folder 'no' does not exist: make it, or correct"),
+        ("-predictions no/p.csv", "the folder 'no' does not exist: make this folder"),
         ("-predictions d.csv", "-predictions d.csv is a folder"),
-        ("-predictions x.csv -confusion ./x.csv", "is to be written twice"),
-        ("-predictions x.csv -classErrors X.csv", "is to be written twice"),
+        ("-predictions x.csv -confusion ./x.csv", "would be written twice"),
+        ("-predictions x.csv -classErrors X.csv", "would be written twice"),
     ],
 )
 def test_refused_before_the_test_begins(photos, here, capsys, words, error):

@@ -194,7 +194,7 @@ def test_an_earlier_run_is_set_aside_whole(tmp_path, capsys):
         assert {"model_best.pth", "log.jsonl", f"optimState_{steps}.pth"} <= set(
             os.listdir(earlier)
         )
-        assert f"they are in {earlier} now" in capsys.readouterr().err or number == 2
+        assert f"which are now in {earlier}" in capsys.readouterr().err or number == 2
     assert (tmp_path / "mine.txt").exists() and "model_3.pth" not in os.listdir(tmp_path)
 
 
@@ -262,7 +262,7 @@ def test_what_another_run_wrote_is_kept(tmp_path, another_run, names, resume, ca
     assert all(content in found for content in contents)
     earlier = folder / "earlier-1"
     line = capsys.readouterr().err.splitlines()[0]
-    assert line == f"=> {folder} held files of an earlier run: they are in {earlier} now"
+    assert line == f"=> {folder} had files of an earlier run, which are now in {earlier}"
     assert (folder / "model_5.pth").exists()
     shown = EventAccumulator(str(folder))  # of the run's own events
     shown.Reload()
