@@ -363,7 +363,7 @@ def test_a_hostile_line_takes_little_memory(tmp_path, part, first):
 @pytest.mark.parametrize(
     "argv, words, status",
     [
-        ([], "give the folder", 2),
+        ([], "give one or more run folders", 2),
         (["-kind", "pie", "a"], "unknown kind 'pie': should be one of curves, parameters", 2),
         (["-out", "x.jpg", "a"], "-out x.jpg should end in .png or .svg", 2),
         (["-colour", "a"], "unknown option -colour", 2),
