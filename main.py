@@ -143,7 +143,7 @@ def report_split(opt, loaders):
     if datasets.holds_out(opt):
         sizes = [loader.dataset.size() for loader in loaders]
         rest = f"; the best model is tested on {sizes[2]} test images" if len(sizes) > 2 else ""
-        held = f"{sizes[1]} of {sizes[0] + sizes[1]} training images are held out for validationidation"
+        held = f"{sizes[1]} of {sizes[0] + sizes[1]} training images are held out for validation"
         note(f"=> {held}{rest}")
 
 
