@@ -11,22 +11,19 @@ size or time and leaves a broken file behind.
 """
 
 import hashlib
-import http.client
 import io
 import os
 import pickle
 import tarfile
-import time
 import urllib.error
-import urllib.request
 from typing import NamedTuple
 
 import numpy as np
 
-from datasets import in_memory
+from datasets import download, in_memory
 from runtime import regular_files
 from runtime.errors import InputError
-from runtime.terminal import note, say, show
+from runtime.terminal import note, say
 from storage import atomic
 
 
@@ -52,8 +49,6 @@ class Source(NamedTuple):
 
 URL = "https://www.cs.toronto.edu/~kriz/"
 LARGEST = 1 << 28  # bytes of a file or a download; the largest published file has 187 million
-TIMEOUT = 30  # seconds to wait for the server
-SLOWEST = 1000  # bytes per second that a download must reach on average after TIMEOUT
 PIXELS = 3 * 32 * 32
 BATCHES = [f"data_batch_{i}" for i in range(1, 6)]
 VERSIONS = [
@@ -242,13 +237,13 @@ def _published(source, gen):
     say(f"=> Downloading {source.name} dataset from {url}")
     for retry in (True, False):
         try:
-            data = _download(url)
+            data = download.fetch(url, LARGEST)
             files = _unpack(source, data, "the file there")
             break
-        except (InputError, OSError, http.client.HTTPException, ValueError) as error:
+        except download.ERRORS as error:
             refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
             if refused or isinstance(error, InputError) or not retry:
-                reason = str(error).partition("\n")[0]
+                reason = download.reason(error)
                 raise InputError(
                     f"cannot download {url}: {reason}; get the file by other means and put it at "
                     f"{path}, or name a folder that has the dataset: -data DIR"
@@ -256,25 +251,6 @@ def _published(source, gen):
     with atomic.replacing(path) as file:
         file.write(data)
     return files
-
-
-def _download(url):
-    """The bytes at `url`; an error if they are cut short, more than LARGEST, or stop coming."""
-    began, data, name = time.monotonic(), bytearray(), url.rpartition("/")[2]
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as body:
-        size = body.length  # None: the server does not say
-        while len(data) != size and (chunk := body.read1(1 << 20)):
-            data += chunk
-            share = f"{100 * len(data) // size} %, " if size else ""
-            show(f" {name}: {share}{len(data) / 1e6:.1f} MB")
-            if max(len(data), size or 0) > LARGEST:
-                raise InputError(f"the file has more than {LARGEST} bytes")
-            if time.monotonic() - began > TIMEOUT + len(data) / SLOWEST:
-                raise TimeoutError(f"fewer than {SLOWEST} bytes per second arrive")
-    show("")
-    if size and len(data) < size:  # read1 takes the end of a lost connection for the body's end
-        raise ConnectionError(f"the connection ended after {len(data)} of {size} bytes")
-    return data
 
 
 def _md5(data):

@@ -98,9 +98,10 @@ def _to_pillow(pixels):
     return Image.fromarray(pixels)
 
 
-def batches(paths, transform, size):
+def batches(paths, transform, size, source=str):
     """Read image files in order, `size` at a time: yields (paths, images, errors).
 
+    source(path): what the transform reads, by default the path itself.
     The yielded `paths` are the n files that could be read, `images` is float32 (n, 3, crop, crop),
     or None if n is 0, and `errors` has an InputError for each other file.
     """
@@ -109,7 +110,7 @@ def batches(paths, transform, size):
         read, images, errors = [], [], []
         for path in paths[start : start + size]:
             try:
-                images.append(transform(path))
+                images.append(transform(source(path)))
                 read.append(path)
             except InputError as error:
                 errors.append(named(error, path))

@@ -23,7 +23,7 @@ from runtime.terminal import complain
 HEAD = """Usage: classify.py MODEL FILE... [options]
 
 Prints the five most probable classes of each image. MODEL is a file (.pth, .t7, .safetensors),
-torchvision:NAME, or the folder of a run. FILE may be a folder of images.
+torchvision:NAME, or the folder of a run. FILE may be a folder of images, or a URL (https://...).
 
 Options:"""
 OPTIONS = (

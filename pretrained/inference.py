@@ -1,5 +1,6 @@
 """What both scripts do: load a model for inference, and run it on image files in batches."""
 
+import io
 import os
 import sys
 
@@ -10,7 +11,10 @@ from datasets.imagenet_gen import EXTENSIONS, is_hidden
 from datasets.input_spec import batches
 from models.fold import folded
 from runtime import regular_files
+from runtime.errors import InputError
 from runtime.terminal import complain
+
+LARGEST = 1 << 26  # bytes of an image that is downloaded
 
 
 def load_folded(source, classifier=True):
@@ -59,6 +63,18 @@ def _images_below(folder, errors):
                 yield os.path.join(parent, name)
 
 
+def _source(path):
+    """What the transform reads: the path of a file, or the bytes at a URL."""
+    if not path.startswith(("https://", "http://")):
+        return path
+    from datasets import download  # not at the top: files need no network
+
+    try:
+        return io.BytesIO(download.fetch(path, LARGEST))
+    except download.ERRORS as error:
+        raise InputError(f"cannot download {path}: {download.reason(error)}") from None
+
+
 def run(function, model, paths, size, script, progress=True):
     """Yield (paths, function(images) on the CPU) for each batch of `size` files.
 
@@ -68,7 +84,7 @@ def run(function, model, paths, size, script, progress=True):
     """
     progress = progress and len(paths) > 20 and sys.stderr is not None and sys.stderr.isatty()
     done = 0
-    for read, images, errors in batches(paths, model.transform, size):
+    for read, images, errors in batches(paths, model.transform, size, _source):
         for error in errors:
             if progress:
                 print(end="\r", file=sys.stderr)  # an error overwrites the progress

@@ -1,10 +1,12 @@
 """The script that classifies images: its lines, its names, its errors."""
 
 import csv
+import http.server
 import os
 import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -354,3 +356,46 @@ def test_the_names_of_the_classes_are_given(tmp_path, capsys, pictures, form):
     model = save(tmp_path / "net.pth", 4)
     with pytest.raises(InputError, match="names has 3 names, but the model has 4 outputs"):
         classify.main([model, pictures[0], "-classes", str(names)])
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Serves a picture, a text and an endless file; another name is not found."""
+
+    picture = b""
+
+    def do_GET(self):
+        data = {"/cat.png": self.picture, "/page.png": b"<html>", "/large.png": b"x"}.get(self.path)
+        self.send_response(200 if data else 404)
+        length = 1 << 40 if self.path == "/large.png" else len(data or b"")
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        self.wfile.write(data or b"")
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_url_is_downloaded(tmp_path, capsys, pictures, monkeypatch):
+    """As the file; what cannot be downloaded is one line, and the others are still classified."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    path = save(tmp_path / "net.pth", 7, ANIMALS)
+    with open(pictures[0], "rb") as file:
+        monkeypatch.setattr(Server, "picture", file.read())
+    assert classify.main([path, pictures[0]]) == 0
+    expected = parsed(capsys.readouterr().out)[0][1]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        site = f"http://127.0.0.1:{server.server_port}"
+        assert classify.main([path, f"{site}/cat.png"]) == 0
+        assert parsed(capsys.readouterr().out) == [(f"{site}/cat.png", expected)]
+        names = ["none.png", "large.png", "page.png", "cat.png"]
+        assert classify.main([path, *(f"{site}/{name}" for name in names)]) == 1
+        server.shutdown()
+    out, err = capsys.readouterr()
+    assert [name for name, _ in parsed(out)] == [f"{site}/cat.png"]
+    reasons = ["HTTP Error 404", "more than 67108864 bytes", ""]
+    for line, name, reason in zip(err.splitlines(), names[:3], reasons, strict=True):
+        assert line.startswith("classify.py: ") and f"{site}/{name}" in line and reason in line
+    assert classify.main([path, f"{site}/cat.png"]) == 1  # nobody answers any more
+    err = capsys.readouterr().err
+    assert f"cannot download {site}/cat.png: " in err and err.count("\n") == 1

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from support import ptys
 
-from datasets import cifar10_gen
+from datasets import cifar10_gen, download
 from runtime.errors import InputError
 from runtime.terminal import Terminal
 
@@ -206,7 +206,7 @@ def test_a_failure_is_one_sentence_and_leaves_nothing(
     server, prepare, tmp_path, monkeypatch, kind, tries, reason
 ):
     if kind in ("stalled", "mute", "trickle"):
-        monkeypatch.setattr(cifar10_gen, "TIMEOUT", 0.5 if kind == "trickle" else 0.1)
+        monkeypatch.setattr(download, "TIMEOUT", 0.5 if kind == "trickle" else 0.1)
     url = f"{server.url}{kind}/"
     with pytest.raises(InputError) as error:
         prepare(url)
