@@ -125,7 +125,7 @@ def _head(path, packed=False):
         with regular_files.opened(path) as file:
             return (gzip.GzipFile(fileobj=file) if packed else file).read(64)
     except FileNotFoundError:
-        raise InputError(f"File not found: {path}") from None
+        raise InputError(f"File not found: {path}{regular_files.name_hint(path)}") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
         raise InputError(f"cannot read {path!r}: {regular_files.reason(error)}") from None
 

@@ -5,6 +5,7 @@ A file is opened without blocking and checked afterwards, so that it cannot be r
 
 import errno
 import os
+import re
 import stat
 
 from runtime.errors import InputError
@@ -72,9 +73,15 @@ def check_input(path, option=""):
     try:
         opened(split_key(path)[0]).close()
     except FileNotFoundError:
-        raise InputError(f"File not found: {path}{option}") from None
+        raise InputError(f"File not found: {path}{option}{name_hint(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
         raise InputError(f"cannot read {path}{option}: {reason(error)}") from None
+
+
+def name_hint(path):
+    """What to add to "File not found" where the path looks like a net of torchvision."""
+    is_name = re.fullmatch(r"(wide_)?resne(t|xt)\d+\w*", path)
+    return f"; torchvision's weights have the name torchvision:{path}" if is_name else ""
 
 
 def reason(error):

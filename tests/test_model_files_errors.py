@@ -12,6 +12,7 @@ from support.nets import OWN, refused, small
 
 import models
 from formats import model_files
+from runtime import regular_files
 from runtime.errors import InputError
 
 
@@ -212,3 +213,13 @@ def test_another_file_is_named(net, kind, tmp_path):
     text = refused(path, words)
     for raw in ("enforce fail", "pop from", "Weights only", "opcode", "PytorchStreamReader"):
         assert raw not in text
+
+
+@pytest.mark.parametrize("name", ["resnext101", "resnet50", "wide_resnet50_2"])
+def test_a_bare_name_of_torchvision(name):
+    hint = f"File not found: {name}; torchvision's weights have the name torchvision:{name}"
+    for read in (models.load_file, regular_files.check_input):
+        with pytest.raises(InputError, match=f"^{hint}$"):
+            read(name)
+        with pytest.raises(InputError, match="^File not found: my/resnet50.pth$"):
+            read("my/resnet50.pth")
