@@ -8,6 +8,8 @@ from parallel import guard, launch
 from runtime import memory, process
 from runtime.errors import InputError
 
+FEW = 500  # training images a class; CIFAR-100 has so many
+
 
 def main(argv=None):
     """Train or test as the command line says."""
@@ -67,6 +69,7 @@ def run(start, argv, end):
         # Data loading
         train_loader, val_loader, *test_loader = loaders = dataloader.create(opt, device)
         report_split(opt, loaders)
+        report_few(opt, train_loader.dataset.size(), classes)
         # the size in the model's file, which a new net lacks; training has its own size
         spec = getattr(model, "input_spec", None) if opt.testOnly else None
         own = spec["crop"] if spec else opt.trainCrop
@@ -145,6 +148,15 @@ def report_split(opt, loaders):
         rest = f"; the best model is tested on {sizes[2]} test images" if len(sizes) > 2 else ""
         held = f"{sizes[1]} of {sizes[0] + sizes[1]} training images are held out for validation"
         note(f"=> {held}{rest}")
+
+
+def report_few(opt, images, classes):
+    """Say where to read on if a new net is to be trained on few photos of full size."""
+    from runtime.terminal import note
+
+    full = opt.dataset == "imagenet" and opt.source("trainCrop") == "default"
+    if full and opt.retrain == "none" and not opt.testOnly and images < FEW * len(classes):
+        note(f"=> {images} photos are few to train a new net on: see README.md, Few photos")
 
 
 def test_best(trainer, loader, window, folder):

@@ -33,22 +33,28 @@ def fitted(opt, images):
     """The options with a schedule for this number of training images, where the recipe decides.
 
     Below half of COCO's images a step makes twice the passes that COCO's recipe makes, with a
-    warm-up over the first tenth, drops at the recipe's shares of it, and TESTS tests.
+    warm-up over the first tenth, drops at the recipe's shares of it, and TESTS tests. In any case a
+    warm-up ends before its step: the recipe's takes at most half of it.
     """
-    if opt.dataset != "coco" or 2 * images >= COCO:
-        return opt
     changes = {}
-    for name, batch in (("rpnIterations", "rpnBatchSize"), ("iterations", "batchSize")):
-        if opt.source(name) == "recipe":
-            share = 2 * images / COCO * opt.layers["recipe"][batch] / getattr(opt, batch)
-            places = enumerate(getattr(opt, name), 1)
-            changes[name] = tuple(round(share * place) + n for n, place in places)
-    if "iterations" in changes:
-        last = changes["iterations"][-1]
-        if opt.source("epochSize") == "default":
-            changes["epochSize"] = math.ceil(last / TESTS)
-        if opt.source("warmup") == "recipe":
-            changes["warmup"] = min(1000, last // 10)
+    if opt.dataset == "coco" and 2 * images < COCO:
+        for name, batch in (("rpnIterations", "rpnBatchSize"), ("iterations", "batchSize")):
+            if opt.source(name) == "recipe":
+                share = 2 * images / COCO * opt.layers["recipe"][batch] / getattr(opt, batch)
+                places = enumerate(getattr(opt, name), 1)
+                changes[name] = tuple(round(share * place) + n for n, place in places)
+        if "iterations" in changes:
+            last = changes["iterations"][-1]
+            if opt.source("epochSize") == "default":
+                changes["epochSize"] = math.ceil(last / TESTS)
+            if opt.source("warmup") == "recipe":
+                changes["warmup"] = min(1000, last // 10)
+    names = ("iterations",) if opt.shared else ("iterations", "rpnIterations")
+    shortest = min(changes.get(name, getattr(opt, name))[-1] for name in names)
+    if opt.source("warmup") == "recipe":
+        changes["warmup"] = min(changes.get("warmup", opt.warmup), shortest // 2)
+    elif opt.source("warmup") == "given" and opt.warmup >= shortest:
+        raise InputError(f"-warmup {opt.warmup} is too long: a step has {shortest} iterations")
     return opt.replaced(**changes)
 
 

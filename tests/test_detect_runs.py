@@ -191,7 +191,7 @@ def test_the_schedule_follows_the_number_of_images(shared, batch, images):
 
 
 def test_a_schedule_that_is_given_stays():
-    given = {"iterations": (2, 4), "shared": True}
+    given = {"iterations": (2, 4), "shared": True, "warmup": 1}
     assert schedule.fitted(detect.settle(given), 30) == detect.settle(given)
     opt = schedule.fitted(detect.settle({"shared": True, "epochSize": 3, "warmup": 5}), 640)
     assert (opt.epochSize, opt.warmup) == (3, 5) and opt.iterations[-1] < 2000
@@ -199,6 +199,19 @@ def test_a_schedule_that_is_given_stays():
     assert schedule.fitted(detect.settle({}, saved), 99).iterations == opt.iterations
     digits = {"dataset": "digits"}
     assert schedule.fitted(detect.settle(digits), 30) == detect.settle(digits)
+
+
+@pytest.mark.parametrize("dataset", ["coco", "digits"])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("images", [30, 117266])
+def test_a_warm_up_ends_before_its_step(dataset, shared, images):
+    for last in (1, 2, 60, 5000):
+        for name in ("iterations",) if shared else ("iterations", "rpnIterations"):
+            given = {"dataset": dataset, "shared": shared, name: (last,)}
+            opt = schedule.fitted(detect.settle(given), images)
+            assert opt.warmup <= last / 2
+            with pytest.raises(InputError, match=f"-warmup {last} is too long: a step has"):
+                schedule.fitted(detect.settle({**given, "warmup": last}), images)
 
 
 def test_frozen_and_free_again():

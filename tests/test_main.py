@@ -452,3 +452,24 @@ def test_replicas_of_few_images_are_named(words, each, few, capsys):
     lines = capsys.readouterr().err.splitlines()
     assert (each is not None) == any(line == f"=> {each}" for line in lines)
     assert few == any("may diverge: give a larger -batchSize" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    "given, said",
+    [
+        ({}, True),
+        ({"netType": "preresnet", "depth": 18, "valShare": 0.2, "LR": 0.01}, True),
+        ({"trainCrop": 64}, False),
+        ({"retrain": "net.pth"}, False),
+        ({"testOnly": True}, False),
+        ({"dataset": "cifar10"}, False),
+    ],
+)
+def test_few_photos_lead_to_the_readme(given, said, capsys):
+    opt = opts.settle(given)
+    main.report_few(opt, 2 * main.FEW, ["ant", "bee"])
+    assert not capsys.readouterr().err
+    main.report_few(opt, 240, ["ant", "bee"])
+    assert (
+        "240 photos are few to train a new net on: see README.md" in capsys.readouterr().err
+    ) == said
