@@ -6,6 +6,7 @@ programs, the net alone in evaluation mode: .onnx, or .pt2 of torch.export.
 
 import functools
 import io
+import json
 import os
 import sys
 
@@ -20,7 +21,8 @@ HEAD = f"""Usage: convert.py IN OUT [options]
 
 IN   a model: .pth of this program, .t7 of Torch7, .pth or .safetensors of torchvision or timm,
      or torchvision:NET, such as torchvision:resnext50_32x4d
-OUT  what it becomes, by the extension: {", ".join(EXTENSIONS)}
+OUT  what it becomes, by the extension: {", ".join(EXTENSIONS)}; or a
+     folder/, for timm and transformers: its model.safetensors and config.json
 
 .safetensors needs the package safetensors, .onnx needs onnx and onnxscript. An .onnx or .pt2 maps
 transformed images (N, 3, crop, crop) to scores (N, classes), for any N.
@@ -50,8 +52,17 @@ def _checked(words, given):
     if len(words) != 2:
         raise InputError("give two files: convert.py IN OUT (-help says more)")
     source, target = regular_files.model_file(words[0]), words[1]
-    output_files.check_outputs([("OUT", target, EXTENSIONS)], [source])
+    outputs = [("OUT", target, EXTENSIONS)]
+    if target.endswith("/"):
+        outputs = [(f"OUT {target}:", path, EXTENSIONS + (".json",)) for path in _of_hub(target)]
+        os.makedirs(target, exist_ok=True)
+    output_files.check_outputs(outputs, [source])
     return source, target, given.get("form") or None, given.get("classes")
+
+
+def _of_hub(folder):
+    """The files of a model hub's folder."""
+    return os.path.join(folder, "model.safetensors"), os.path.join(folder, "config.json")
 
 
 def convert(source, target, form=None, classes=None):
@@ -61,7 +72,7 @@ def convert(source, target, form=None, classes=None):
     """
     # imported here, so that -help and option errors do not wait for torch
     import models
-    from formats import model_files
+    from formats import hubs, model_files
     from runtime.terminal import say
     from storage import atomic
 
@@ -73,6 +84,9 @@ def convert(source, target, form=None, classes=None):
 
         model.classes = of_outputs(classes, model.fc.out_features)
     content = models.pack(model)
+    if target.endswith("/"):
+        target, described = _of_hub(target)
+        atomic.write(described, json.dumps(hubs.described(content), indent=1).encode())
     export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1].lower())
     if export is None:
         model_files.write(target, content)

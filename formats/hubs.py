@@ -9,6 +9,7 @@ import sys
 import torch
 
 from formats.state_dicts import infer
+from models import depths
 from runtime import regular_files
 from runtime.errors import InputError
 
@@ -38,6 +39,35 @@ def config(path):
             )
             return found if isinstance(found, dict) else {}
     return {}
+
+
+def described(content):
+    """The config.json of a net for timm and transformers. InputError if timm lacks such a net.
+
+    content: see model_files.py.
+    """
+    net, spec = content["config"], content["preprocessing"]
+    form = net.get("bottleneck", "resnet")
+    known = net["net"] in ("resnet", "resnext") and form in ("resnet", "resnext_C")
+    if not known or (net["stem"], net["shortcut"]) != ("imagenet", "B"):
+        raise InputError(
+            "timm has the nets resnet and resnext, with the ImageNet stem, shortcut B and the form "
+            "resnext_C (-form): this net is another one"
+        )
+    if form == "resnet":
+        found = {"architecture": f"resnet{net['depth']}"}
+    else:
+        layers = depths.stages("resnext", "imagenet", net["depth"])[1]
+        size = {"cardinality": net["cardinality"], "base_width": net["base_width"]}
+        found = {"architecture": "resnext50_32x4d", "model_args": {"layers": layers, **size}}
+    cfg = {"num_classes": net["classes"], "first_conv": "conv1", "classifier": "fc"}
+    if spec:
+        cfg |= {"input_size": [3, spec["crop"], spec["crop"]], "crop_mode": "center"}
+        cfg |= {name: [n / spec["largest"] for n in spec[name]] for name in ("mean", "std")}
+        cfg |= {"crop_pct": spec["crop"] / spec["scale"]}
+        cfg |= {"interpolation": spec.get("resize", "bilinear")}
+    found |= {"num_classes": net["classes"], "pretrained_cfg": cfg}
+    return found | ({"label_names": content["classes"]} if content["classes"] else {})
 
 
 def refuse_blurred(path, saved, metadata, hub):

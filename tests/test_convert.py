@@ -1,5 +1,6 @@
 """convert.py: round trips to the bit, exported nets that are run, and what it refuses."""
 
+import contextlib
 import json
 import os
 import re
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import timm
 import torch
 import torchvision
 from PIL import Image
@@ -124,6 +126,58 @@ def test_forms(saved, tmp_path):
         # float64; the order of summation differs
         torch.testing.assert_close(other(x), model(x), rtol=1e-11, atol=1e-12)
     assert before.read_bytes() == path.read_bytes()
+
+
+TIMMS = {
+    "basic": lambda: resnet(18, 3),
+    "grouped": lambda: resnext(50, 2, 4, 3),
+    "plain bottleneck": lambda: resnext(50, 1, 64, 3, bottleneck="resnet"),
+}
+
+
+@pytest.mark.parametrize("name", TIMMS)
+def test_a_model_hubs_folder_is_loaded_by_timm(name, saved, tmp_path):
+    path = saved(TIMMS[name]())
+    folder = tmp_path / "hub"
+    run(path, f"{folder}/")
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    ours, back = (models.load_file(file).eval() for file in (path, folder / "model.safetensors"))
+    x = images(ours, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(x), ours(x), rtol=1e-5, atol=1e-5)
+    assert theirs.pretrained_cfg["label_names"] == back.classes == ["cat", "dog", "fox"]
+    assert back.input_spec == ours.input_spec
+    found = timm.data.resolve_model_data_config(theirs)
+    assert found["input_size"] == [3, OWN["crop"], OWN["crop"]]
+    assert int(found["input_size"][-1] / found["crop_pct"]) == OWN["scale"]
+    for key in ("mean", "std"):  # of images between 0 and 1
+        assert found[key] == pytest.approx([n / OWN["largest"] for n in OWN[key]])
+
+
+def test_the_page_on_other_programs(saved, tmp_path, monkeypatch):
+    """Its lines, as far as the libraries are here; test_onnx runs an exported net."""
+    (tmp_path / "finetuned").mkdir()
+    os.replace(saved(resnet(18, 3)), tmp_path / "finetuned" / "model_best.pth")
+    os.makedirs(tmp_path / "photos" / "cat")
+    Image.new("RGB", (300, 240), "red").save(tmp_path / "photos" / "cat" / "1.jpg")
+    (tmp_path / "finetuned" / "log.jsonl").write_text('{"epoch": 1}\n')
+    monkeypatch.chdir(tmp_path)
+    run("finetuned/model_best.pth", "hub/")
+    with open(os.path.join(ROOT, "docs", "other-programs.md")) as file:
+        blocks = re.findall(r"```python\n(.*?)```", file.read(), re.S)
+    names, done = {}, 0
+    for block in blocks:
+        if "net.onnx" not in block:
+            with contextlib.suppress(ModuleNotFoundError):
+                exec(block, names)
+                done += 1
+    assert done >= 3
+
+
+@pytest.mark.parametrize("name", ["resnext", "forms", "preresnext", "resnet"])
+def test_a_net_that_timm_lacks_has_no_folder(name, saved, tmp_path, capsys):
+    error = refused(capsys, 1, saved(NETS[name]()), f"{tmp_path}/hub/")
+    assert "timm has the nets resnet and resnext" in error and os.listdir(tmp_path / "hub") == []
 
 
 @pytest.mark.parametrize("name", ["resnext", "preresnext"])
