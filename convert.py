@@ -55,7 +55,10 @@ def _checked(words, given):
     outputs = [("OUT", target, EXTENSIONS)]
     if target.endswith("/"):
         outputs = [(f"OUT {target}:", path, EXTENSIONS + (".json",)) for path in _of_hub(target)]
-        os.makedirs(target, exist_ok=True)
+        try:
+            os.makedirs(target, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {target}: {error.strerror}") from None
     output_files.check_outputs(outputs, [source])
     return source, target, given.get("form") or None, given.get("classes")
 

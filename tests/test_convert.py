@@ -180,6 +180,11 @@ def test_a_net_that_timm_lacks_has_no_folder(name, saved, tmp_path, capsys):
     assert "timm has the nets resnet and resnext" in error and os.listdir(tmp_path / "hub") == []
 
 
+def test_a_folder_that_cannot_be_made(saved, tmp_path, capsys):
+    path = saved(NETS["resnet"]())
+    assert "cannot make the folder" in refused(capsys, 2, path, f"{path}/")
+
+
 @pytest.mark.parametrize("name", ["resnext", "preresnext"])
 def test_onnx(name, saved, tmp_path, monkeypatch, capsys):
     path = saved(NETS[name]())
