@@ -89,7 +89,9 @@ def convert(source, target, form=None, classes=None):
     content = models.pack(model)
     if target.endswith("/"):
         target, described = _of_hub(target)
-        atomic.write(described, json.dumps(hubs.described(content), indent=1).encode())
+        layers = [len(part) for name, part in model.named_children() if name.startswith("layer")]
+        text = json.dumps(hubs.described(content, layers), indent=1)
+        atomic.write(described, text.encode())
     export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1].lower())
     if export is None:
         model_files.write(target, content)

@@ -9,7 +9,6 @@ import sys
 import torch
 
 from formats.state_dicts import infer
-from models import depths
 from runtime import regular_files
 from runtime.errors import InputError
 
@@ -41,10 +40,10 @@ def config(path):
     return {}
 
 
-def described(content):
+def described(content, layers):
     """The config.json of a net for timm and transformers. InputError if timm lacks such a net.
 
-    content: see model_files.py.
+    content: see model_files.py. layers: the number of blocks in each stage.
     """
     net, spec = content["config"], content["preprocessing"]
     form = net.get("bottleneck", "resnet")
@@ -57,7 +56,6 @@ def described(content):
     if form == "resnet":
         found = {"architecture": f"resnet{net['depth']}"}
     else:
-        layers = depths.stages("resnext", "imagenet", net["depth"])[1]
         size = {"cardinality": net["cardinality"], "base_width": net["base_width"]}
         found = {"architecture": "resnext50_32x4d", "model_args": {"layers": layers, **size}}
     cfg = {"num_classes": net["classes"], "first_conv": "conv1", "classifier": "fc"}
