@@ -1,8 +1,8 @@
-"""Lists of images in place of class folders: -train FILE and -val FILE, an image and its class a
-line.
+"""Lists of images in place of class folders (-train FILE and -val FILE).
 
-Commas, tabs, semicolons or spaces separate the columns. Where the first line names columns, these
-are taken, so the tables of evaluate.py and classify.py can be read back.
+Each line has an image and its class. Commas, tabs, semicolons or spaces separate the columns. Where
+the first line names columns, these are taken, so the tables of evaluate.py and classify.py can be
+read back.
 """
 
 import csv

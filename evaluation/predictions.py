@@ -54,7 +54,7 @@ class Predictions:
 
     def gathered(self):
         """The Table of the images of all processes, on every process."""
-        # every image is another process's zeros
+        # an image is zeros in all processes but the one that tested it
         parts = self.read, self.best, self.probabilities
         read, best, probabilities = (group.all_reduce(part).cpu().numpy() for part in parts)
         best = np.where(np.isnan(probabilities), -1, best)

@@ -33,7 +33,7 @@ PAGES = ("README.md", "TRAINING.md", "pretrained/README.md")
 
 def read(name):
     with open(os.path.join(ROOT, name), encoding="utf-8") as file:
-        return file.read().replace("$seed", "1")  # in the loop over seeds
+        return file.read().replace("$seed", "1").replace("$k", "1")  # in loops over seeds, folds
 
 
 def documents():
@@ -90,6 +90,8 @@ def folder(monkeypatch, tmp_path):
     for name in ("resnext_50_32x4d", "resnext_101_32x4d", "resnext_101_64x4d"):
         (tmp_path / f"{name}.t7").touch()
     for name in ("resnet-200.t7", "resnet-101.t7", "resnet-50.t7", "1000.txt", "photo.jpg"):
+        (tmp_path / name).touch()
+    for name in ("train.csv", "val.csv"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
 

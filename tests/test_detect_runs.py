@@ -192,13 +192,13 @@ def test_the_schedule_follows_the_number_of_images(shared, batch, images):
 
 def test_a_schedule_that_is_given_stays():
     given = {"iterations": (2, 4), "shared": True, "warmup": 1}
-    assert schedule.fitted(detect.settle(given), 30) == detect.settle(given)
+    assert schedule.fitted(detect.settle(given), 30).values == detect.settle(given).values
     opt = schedule.fitted(detect.settle({"shared": True, "epochSize": 3, "warmup": 5}), 640)
     assert (opt.epochSize, opt.warmup) == (3, 5) and opt.iterations[-1] < 2000
     saved = {"options": dict(opt.values)}  # a resumed run keeps it, whatever the images are now
     assert schedule.fitted(detect.settle({}, saved), 99).iterations == opt.iterations
     digits = {"dataset": "digits"}
-    assert schedule.fitted(detect.settle(digits), 30) == detect.settle(digits)
+    assert schedule.fitted(detect.settle(digits), 30).values == detect.settle(digits).values
 
 
 @pytest.mark.parametrize("dataset", ["coco", "digits"])
@@ -359,7 +359,10 @@ def test_a_sheet_is_no_larger_than_a_screen(tmp_path, size, count):
         ("one/model_2.pth -data data", "-shared false: the detector was trained with -shared true"),
         ("-retrain classifier.pth -data data -train train2014", "missing annotations"),
         (f"one/model_2.pth {SHARED} -anchors 8,32", "-anchors 8,32 is only for a run that starts"),
-        ("one -data data -shared true -recomputeBN 3", "-recomputeBN 3 is only for a run"),
+        (
+            "one -data data -shared true -recomputeBN 3 -bnData data",
+            "-recomputeBN 3 is only for a run",
+        ),
         ("-resume one -anchors 8", "-anchors 8 is only for a run that starts from a classifier"),
         (
             "-resume one -recomputeBN 3",

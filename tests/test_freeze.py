@@ -179,7 +179,9 @@ def test_compiled_is_the_same_training():
 
 def test_refused():
     for count, net in ((4, "resnet"), (5, "preresnet, ImageNet's stem")):
-        with pytest.raises(InputError, match=f"-freeze {count}: this net has {count - 1} stages"):
+        with pytest.raises(
+            InputError, match=f"-freeze {count}: this net has only {count - 1} stages"
+        ):
             freeze(NETS[net](), count)
     with pytest.raises(InputError, match="-recomputeBN: -freeze 3 freezes every batch norm"):
         freeze(NETS["resnet"](), 3, recomputes=True)

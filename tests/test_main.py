@@ -99,7 +99,9 @@ def test_the_best_model_of_the_held_out_images_is_tested_once_at_the_end(run):
     assert run("-dataset cifar10 -resume straight")[-1] == straight[-1]
     assert sorted(os.listdir("straight")) == before
     for changed in ("-valShare 0", "-valShare 0.2", "-manualSeed 4", "-valShare 0 -fold 1/3"):
-        with pytest.raises(InputError, match="not those of the checkpoint: val would have images"):
+        with pytest.raises(
+            InputError, match="differ from the checkpoint, so val would have images"
+        ):
             run(f"-dataset cifar10 -resume straight -nEpochs 4 {changed}")
 
 
