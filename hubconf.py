@@ -25,7 +25,9 @@ except ImportError as error:
     # Python keeps one package of a name: after Hugging Face's datasets, ours is not found
     names = {name.removesuffix(".py") for name in os.listdir(_FOLDER)} & sys.modules.keys()
     files = {name: str(getattr(sys.modules[name], "__file__", None)) for name in sorted(names)}
-    taken = [f"{n} ({file})" for n, file in files.items() if not file.startswith(_FOLDER)]
+    # not by the beginning of the path: a virtual environment may lie in our folder
+    ours = {os.path.join(_FOLDER, end) for n in files for end in (f"{n}.py", f"{n}/__init__.py")}
+    taken = [f"{name} ({file})" for name, file in files.items() if file not in ours]
     if not taken:
         raise
     raise ImportError(

@@ -102,7 +102,12 @@ def test_there_are_commands():
     assert len(commands("plot")) >= 4 and len(commands("convert")) >= 1
 
 
-@pytest.mark.parametrize("command", [command for command in commands("main") if command])
+def marked(command):
+    """The command as a parameter. A net of 1202 layers takes 10 s to count."""
+    return pytest.param(command, marks=pytest.mark.slow if "1202" in command else ())
+
+
+@pytest.mark.parametrize("command", map(marked, filter(None, commands("main"))))
 def test_main(command, folder):
     opt = opts.parse(command.split())
     if opt.retrain == "none" and opt.resume == "none":

@@ -269,6 +269,7 @@ def test_killed_in_either_step(straight, folder):
     same(results(folder / "two", 4), results(folder / "killed", 4))
 
 
+@pytest.mark.slow
 def test_two_processes_train_the_same_detector(straight, folder):
     process = start(TWO_STEPS + NEW + " -save processes -nProcs 2", folder)
     said = process.communicate(timeout=600)[0]

@@ -140,6 +140,7 @@ def many(tmp_path, monkeypatch, capsys):
     return names
 
 
+@pytest.mark.slow
 def test_five_thousand_classes(many):
     """Trained on 5,000, tested among all and among a listed three: the paper's Table 6."""
     content = model_files.read("checkpoints/model_1.pth")

@@ -45,6 +45,7 @@ def impatient(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_machines_whose_own_names_are_loopback_addresses(pair, cifar, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main.main([*RUN.split(), "-data", cifar, "-save", "one"])

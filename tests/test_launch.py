@@ -143,7 +143,8 @@ def test_a_loss_that_is_not_finite_is_told_once(cifar, tmp_path):
     assert nobody_left(process.pid, 1)
 
 
-@pytest.mark.parametrize("victim", [pytest.param("process", marks=pytest.mark.slow), "parent"])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", ["process", "parent"])
 def test_a_killed_process_ends_all(cifar, tmp_path, victim):
     process = start(NET + " -nGPU 2 -nProcs 2 -nEpochs 10000", cifar, tmp_path)
     until(process, " | Epoch: [3]")  # the save of epoch 2 has begun, so that of epoch 1 is whole

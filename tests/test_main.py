@@ -369,6 +369,7 @@ def create(opt, classes):
 """
 
 
+@pytest.mark.slow
 def test_a_net_is_added_by_adding_a_file(cifar, tmp_path):
     root = tmp_path / "program"
     ignored = shutil.ignore_patterns(".*", "tests", "checkpoints", "gen")

@@ -63,13 +63,8 @@ np.savez(sys.argv[4], **found)
 """
 
 
-@pytest.mark.parametrize(
-    "absent",
-    [
-        *(pytest.param([n], marks=pytest.mark.slow) for n in ("numba", "simplejpeg")),
-        ["numba", "simplejpeg"],
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("absent", [["numba"], ["simplejpeg"], ["numba", "simplejpeg"]])
 def test_batches_without_optional_packages(absent, photos, cifar, tmp_path):
     results = []
     for n, away in enumerate(([], absent)):

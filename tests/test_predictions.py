@@ -106,6 +106,7 @@ def test_several_outputs_are_ranked_by_the_mean_of_softmax(photos, here):
         np.testing.assert_allclose(np.array(row[3::2], float), p[order], rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_and_odd_names(photos, here):
     """The same bytes from one and from two processes; paths and classes of any bytes."""
     shutil.copytree(photos, "photos")

@@ -48,6 +48,7 @@ def test_on_one_gpu(start, file, chosen, count):
     assert passed and int(passed[1]) >= count and " failed" not in said, said[-4000:]
 
 
+@pytest.mark.slow
 def test_two_gpus_train_what_one_process_trains(start, tmp_path):
     """Two ranks of one replica each, over gloo, and one process of two replicas on the CPU."""
     words = "-dataset digits -netType resnet -depth 8 -nEpochs 1 -nGPU 2 -batchSize 512"
