@@ -13,7 +13,7 @@ import shlex
 import sys
 
 import datasets
-from datasets import image_lists, imagenet
+from datasets import imagenet
 from models import depths
 from runtime import options, regular_files
 from runtime.errors import InputError, shown
@@ -354,6 +354,8 @@ def check_folder(opt):
     held_out = datasets.holds_out(opt)
     alone = opt.testOnly and not opt.recomputeBN and not held_out
     splits = ("val",) if alone else ("train", "val")
+    from datasets import image_lists  # not at the top: -help does not need it
+
     given = [split for split in ("train", "val") if image_lists.find(opt, split)]
     if not given:
         imagenet.check_folders(opt.data, splits, held_out)
