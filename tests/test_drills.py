@@ -148,6 +148,12 @@ def test_the_disk_is_full(cifar, tmp_path):
     print(f"\nfull disk: {trials} trials, {trials} recovered, difference {largest}")
 
 
+def read_only(folder):
+    """The command that makes a folder read-only: refused while a file there is being written."""
+    again = f"for n in $(seq 1000); do mount -o remount,bind,ro {folder} 2>/dev/null && break"
+    return f"mount --bind {folder} {folder} && {{ {again}; sleep 0.01; done; test ! -w {folder}; }}"
+
+
 def test_the_disk_turns_read_only(cifar, tmp_path):
     """While the run goes on; once it can be written again all is there."""
     finished(RUN + " -nEpochs 30 -save straight", cifar, tmp_path)
@@ -155,7 +161,7 @@ def test_the_disk_turns_read_only(cifar, tmp_path):
     with Disk(folder, "100m") as disk:
         said = disk.begin(RUN + " -nEpochs 30", cifar)
         await_text(said, "epoch # 4 ")
-        disk.do(f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}")
+        disk.do(read_only(folder))
         await_text(said, "could not be saved: Read-only file system")
         disk.do(f"umount {folder}")
         await_text(f"{said}.status", "0\n")
@@ -163,7 +169,7 @@ def test_the_disk_turns_read_only(cifar, tmp_path):
         shutil.copytree(disk.inside, copy)
         with open(said) as lines:
             lost = sum("could not be saved" in line for line in lines)
-        disk.do(f"mount --bind {folder} {folder} && mount -o remount,bind,ro {folder}")
+        disk.do(read_only(folder))
         refused, status = disk.finish(RUN + f" -nEpochs 31 -resume {folder}", cifar)
         assert status == 1
         assert f"main.py: cannot save to {folder}: Read-only file system" in refused
