@@ -57,7 +57,7 @@ def program():
 
 def test_the_root_holds_the_originals_files_and_the_commands():
     found = {path.stem for path in ROOT.glob("*.py")}
-    assert found == {*LUA, *COMMANDS, "setup"}  # setup.py says why pip cannot install it
+    assert found == {*LUA, *COMMANDS}
 
 
 def test_every_folder_has_a_floor():
