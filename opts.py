@@ -349,20 +349,19 @@ def check_split(opt):
 
 def check_folder(opt):
     """Refuse a folder that is not laid out as ImageNet's; a test alone needs no train/."""
+    from datasets import image_lists  # not at the top: -help does not need it
+
     if opt.dataset != "imagenet":
         return
     held_out = datasets.holds_out(opt)
     alone = opt.testOnly and not opt.recomputeBN and not held_out
     splits = ("val",) if alone else ("train", "val")
-    from datasets import image_lists  # not at the top: -help does not need it
-
     given = [split for split in ("train", "val") if image_lists.find(opt, split)]
     if not given:
         imagenet.check_folders(opt.data, splits, held_out)
-    for split in splits if given else ():
-        if split in given or os.path.isdir(os.path.join(opt.data, split)):
-            continue
-        if split == "val" and held_out:
-            continue
-        share = ", or -valShare 0.2, which holds out a fifth of them" if split == "val" else ""
-        raise InputError(f"-{given[0]} lists only a part: give -{split} FILE as well{share}")
+        return
+    for split in splits:
+        made = split in given or (split == "val" and held_out)
+        if not made and not os.path.isdir(os.path.join(opt.data, split)):
+            share = ", or -valShare 0.2, which holds out a fifth of them" if split == "val" else ""
+            raise InputError(f"-{given[0]} lists only a part: give -{split} FILE as well{share}")

@@ -21,9 +21,13 @@ from storage import archives
 def info(opt):
     """The cache of opt.dataset as a dict of arrays; made first if missing, stale or damaged."""
     gen = importlib.import_module(f"datasets.{opt.dataset}_gen")
-    places = gen.places(opt) if hasattr(gen, "places") else []
+    places = [opt.data] if getattr(opt, "data", "") else []
+    if places and hasattr(gen, "places"):
+        places += gen.places(opt)
     return kept(
-        *(opt.gen, opt.dataset, [opt.data, *places] if getattr(opt, "data", "") else []),
+        opt.gen,
+        opt.dataset,
+        places,
         lambda: gen.signature(opt),
         lambda path: gen.exec(opt, path),
         lambda found: _is_valid(gen, found, opt),

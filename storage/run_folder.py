@@ -339,11 +339,13 @@ class RunFolder:
 
     def _remove_epochs(self, last, spared=None):
         """Remove the files of epochs up to `last`, but for one; returns whether there were any."""
-        found = filter(None, map(EPOCH.fullmatch, os.listdir(self.path)))
-        old = [match[0] for match in found if last >= int(match[1]) != spared]
-        for name in old:
-            os.remove(self._file(name))
-        return bool(old)
+        removed = False
+        for name in os.listdir(self.path):
+            match = EPOCH.fullmatch(name)
+            if match and int(match[1]) <= last and int(match[1]) != spared:
+                os.remove(self._file(name))
+                removed = True
+        return removed
 
     def _file(self, name):
         return os.path.join(self.path, name)

@@ -15,7 +15,7 @@ from torchvision.models.detection.transform import resize_boxes
 from torchvision.ops import box_iou
 
 from datasets.draws import Draws
-from detection import coco, scores, sources
+from detection import annotations, coco, scores, sources
 from detection.images import Images
 from runtime.errors import InputError
 
@@ -217,9 +217,9 @@ def test_a_large_file_is_read_once(tmp_path, content, monkeypatch, capsys, part,
         entry[key] = ids.get(entry[key], entry[key])
     content["annotations"][0].update(bbox=[1, 2.5, 3, 1e9], iscrowd=1)
     content["annotations"].append({**content["annotations"][-1], "id": 99, "bbox": [3, 3, 0, 5]})
-    reads, read = [], coco._read
-    monkeypatch.setattr(coco, "_read", lambda path: reads.append(path) or read(path))
-    monkeypatch.setattr(coco, "LARGE", 0)
+    reads, read = [], annotations._parsed
+    monkeypatch.setattr(annotations, "_parsed", lambda path: reads.append(path) or read(path))
+    monkeypatch.setattr(annotations, "LARGE", 0)
     gen = str(tmp_path / "gen")
 
     def facts(gen):
