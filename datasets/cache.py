@@ -46,7 +46,8 @@ def kept(folder, name, places, signature, make, is_valid=bool):
         if found is not None and not stale and is_valid(found):
             return found
         if os.path.exists(path):
-            fault = "describes data that has changed since" if stale else "is damaged"
+            damaged = "is damaged or of another version"
+            fault = "describes data that has changed since" if stale else damaged
             note(f"=> {path} {fault}: making it again")
         os.makedirs(folder, exist_ok=True)
         found = make(path)  # do not read it back: another run may have replaced the file

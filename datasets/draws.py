@@ -16,26 +16,21 @@ _NO_EPOCH = -1  # the "epoch" of what stays the same all the run
 
 
 def _mix(z):
-    """splitmix64's finaliser for a Python integer below 2^64."""
+    """splitmix64's finaliser, for an integer below 2^64 or a uint64 array."""
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _MASK
     return z ^ (z >> 31)
 
 
-def _mix_array(z):
-    """The same for a uint64 array, whose arithmetic wraps as splitmix64 needs it."""
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
-
-
-def _key(seed, epoch):
-    return _mix((_mix((seed * _GAMMA + 1) & _MASK) + epoch * _GAMMA) & _MASK)
-
-
 def _stream(seed, epoch, index):
     """The start of an index's stream: its j-th number is mix(stream + (j + 1) gamma)."""
-    return _mix((_key(seed, epoch) + (index + 2) * _GAMMA) & _MASK)
+    key = _mix((_mix((seed * _GAMMA + 1) & _MASK) + epoch * _GAMMA) & _MASK)
+    return _mix((key + (index + 2) * _GAMMA) & _MASK)
+
+
+def _numbers(streams, count):
+    """The first `count` numbers of each stream: uint64 (len(streams), count)."""
+    return _mix(streams[:, None] + np.arange(1, count + 1, dtype=np.uint64) * _GAMMA)
 
 
 class Draws:
@@ -72,22 +67,14 @@ def table(seed, epoch, indices, count):
 
     Row n equals the first `count` calls of `Draws(seed, epoch, indices[n]).uniform()`.
     """
-    indices = np.asarray(indices).astype(np.uint64)
-    with np.errstate(over="ignore"):
-        gamma = np.uint64(_GAMMA)
-        streams = _mix_array(np.uint64(_key(seed, epoch)) + (indices + np.uint64(2)) * gamma)
-        steps = (np.arange(count, dtype=np.uint64) + np.uint64(1)) * gamma
-        bits = _mix_array(streams[:, None] + steps[None, :])  # (len(indices), count)
-    return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    streams = _stream(seed, epoch, np.asarray(indices).astype(np.uint64))
+    return (_numbers(streams, count) >> 11).astype(np.float64) * 2.0**-53
 
 
 def permutation(seed, epoch, size):
     """The shuffled order of an epoch: a permutation of 0..size-1, int64 (size,)."""
-    stream = _stream(seed, epoch, _ORDER)
-    with np.errstate(over="ignore"):
-        steps = (np.arange(size, dtype=np.uint64) + np.uint64(1)) * np.uint64(_GAMMA)
-        keys = _mix_array(np.uint64(stream) + steps)
-    return np.argsort(keys, kind="stable")
+    stream = np.array([_stream(seed, epoch, _ORDER)], np.uint64)
+    return np.argsort(_numbers(stream, size)[0], kind="stable")
 
 
 def held_out(targets, share, fold, seed):
