@@ -1,6 +1,6 @@
 """Lists of images in place of class folders (-train FILE and -val FILE).
 
-Each line has an image and its class. Commas, tabs, semicolons or spaces separate the columns. Where
+Each line has an image and its class. Tabs, semicolons, commas or spaces separate the columns. Where
 the first line names columns, these are taken, so the tables of evaluate.py and classify.py can be
 read back.
 """
@@ -8,14 +8,17 @@ read back.
 import csv
 import hashlib
 import io
+import itertools
 import os
+import re
 
 from datasets.class_names import normalized
 from runtime import regular_files
 from runtime.errors import InputError
 
-_PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
-_CLASSES = ("class", "label", "target", "category", "class1")
+# Names of columns, without spaces and underscores, in small letters; the first found is taken
+_PATHS = ("path", "file", "filename", "filepath", "image", "imagepath", "imagename")
+_CLASSES = ("class", "label", "target", "category", "classname", "classid", "class1")
 
 
 def find(opt, split):
@@ -37,8 +40,9 @@ def digest(path):
 
 def classes(path):
     """The names of a list's classes, sorted; as numbers if all are whole numbers."""
-    names = {normalized(name) for name in {name for _, _, name in _rows(path)}}
-    return sorted(names, key=int if all(map(str.isdecimal, names)) else None)
+    names = sorted({normalized(name) for name in {name for _, _, name in _rows(path)}})
+    # int refuses names of thousands of digits; "01" and "1" stay in the order of text
+    return sorted(names, key=int if all(n.isdecimal() and len(n) < 20 for n in names) else None)
 
 
 def images(opt, split, names):
@@ -82,25 +86,38 @@ def _rows(path):
     try:
         file = regular_files.opened(path)
         with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
-            first = text.readline()
+            first = re.sub('"[^"]*"', "x", next(filter(str.strip, text), "")).strip()
             text.seek(0)
-            reader = csv.reader(text, delimiter=next((c for c in "\t,; " if c in first), ","))
-            columns = None
-            for cells in reader:
-                if not cells:
-                    continue
-                if columns is None:
-                    head = [cell.strip().lower() for cell in cells]
-                    columns = [
-                        next((head.index(name) for name in known if name in head), place)
-                        for place, known in enumerate((_PATHS, _CLASSES))
-                    ]
-                    if {*_PATHS, *_CLASSES} & set(head):
-                        continue
-                place, name = (cells[n].strip() if n < len(cells) else "" for n in columns)
-                if not place or not name:
-                    fault = "should have a path and a class"
+            delimiter = next((c for c in "\t;, " if c in first), ",")
+            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
+            rows = (cells for cells in reader if any(map(str.strip, cells)))
+            head = next(rows, None)
+            if head is None:
+                return
+            columns = _columns(head, f"{path}, line {reader.line_num}")
+            width = len(head) if columns else 2
+            for cells in rows if columns else itertools.chain([head], rows):
+                place, name = (
+                    cells[n].strip() if n < len(cells) else "" for n in columns or (0, 1)
+                )
+                # more cells: a name holds the delimiter, and would be cut short
+                if not place or not name or "\0" in place + name or any(cells[width:]):
+                    fault = f"should have a path and a class in UTF-8, separated by {delimiter!r}"
                     raise InputError(f"{path}, line {reader.line_num}: {fault}")
                 yield reader.line_num, place, name
     except (OSError, csv.Error) as error:
         raise InputError(f"cannot read {path}: {regular_files.reason(error)}") from None
+
+
+def _columns(cells, where):
+    """[column of the path, of the class] if the cells name columns; None for those of an image."""
+    head = ["".join(filter(str.isalnum, cell.lower())) for cell in cells]
+    found = [next((head.index(n) for n in known if n in head), -1) for known in (_PATHS, _CLASSES)]
+    if max(found) < 0 or any("." in cell for cell in cells):  # a class may be called "image"
+        return None
+    if -1 in found:
+        if len(cells) != 2:
+            names = ("path, file or image", "class, label or target")[found.index(-1)]
+            raise InputError(f"{where}: one of the columns should be called {names}")
+        found[found.index(-1)] = 1 - max(found)
+    return found

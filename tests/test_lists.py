@@ -61,7 +61,8 @@ HEADS = [
     ([], lambda path, name: (path, name)),
     ([("path", "class")], lambda path, name: (path, name)),
     ([("Label", "note", "FileName")], lambda path, name: (name, "-", path)),
-    ([("image", "width", "height", "target")], lambda path, name: (path, 3, 4, name)),
+    ([("Image Path", "width", "height", "ClassName")], lambda path, name: (path, 3, 4, name)),
+    ([("label", "img")], lambda path, name: (name, path)),
 ]
 
 
@@ -70,7 +71,8 @@ HEADS = [
 def test_forms(here, delimiter, head, row):
     touch(*(path for path, _ in ROWS))
     rows = [*head, *(row(*pair) for pair in ROWS)]
-    for form in ({}, {"encoding": "utf-8-sig"}, {"quoting": csv.QUOTE_ALL}):
+    forms = {}, {"encoding": "utf-8-sig"}, {"quoting": csv.QUOTE_ALL}, {"lineterminator": "\n"}
+    for form in forms:
         shutil.rmtree("gen", ignore_errors=True)
         write("a.csv", rows, delimiter, **form)
         train, val, names = found(train="a.csv", val="a.csv")
@@ -84,6 +86,45 @@ def test_lines_of_a_path_a_space_and_a_number(here):
     (here / "v.txt").write_text("".join(f"{n}.jpg {n}\n" for n in reversed(range(12))) + "\n")
     _, val, names = found(val="v.txt", testOnly=True)
     assert names == [str(n) for n in range(12)] and val[0] == (str(here / "11.jpg"), "11")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\n \n{} ;a\n\n{};b\n  \n;\n",  # blank lines; what Excel leaves of deleted ones
+        "{},a,\r{},b,,\r",
+        '{}, a\n{}, "b"\n',
+        "{}   a\n  {}  b\n",
+        '{},"a"\r\n\r\n{},b',
+    ],
+)
+def test_blanks(here, text):
+    touch("1.jpg", "2.jpg")
+    (here / "a.csv").write_bytes(text.format("1.jpg", "2.jpg").encode())
+    train, _, names = found(train="a.csv", val="a.csv")
+    assert [name for _, name in train] == names == ["a", "b"]
+
+
+@pytest.mark.parametrize("first", ["a;b.jpg,1", '"a,b.jpg";1', '"a,b.jpg" 1', "a, b.jpg;1"])
+def test_the_delimiter_is_not_sought_in_quotes(here, first):
+    place = first.rpartition(first[-2])[0].strip('"')
+    touch(place)
+    (here / "a.csv").write_text(first if first[1] != ";" else f'"{place}",1')
+    assert found(train="a.csv", val="a.csv")[0] == [(str(here / place), "1")]
+
+
+@pytest.mark.parametrize(
+    "names, order",
+    [
+        (["10", "9", "1", "01"], ["01", "1", "9", "10"]),
+        (["9" * 5000, "1"], ["1", "9" * 5000]),  # more digits than int takes
+        (["image", "label", "path"], ["image", "label", "path"]),  # no names of columns
+    ],
+)
+def test_the_order_of_classes(here, names, order):
+    touch("1.jpg")
+    write("a.csv", [("1.jpg", name) for name in names])
+    assert image_lists.classes("a.csv") == order
 
 
 def test_a_number_is_the_place_of_a_named_class(here):
@@ -164,11 +205,20 @@ def test_repeated_images_are_noted(here, capsys):
         ("1.jpg,x\n\n,x\n", "a.csv, line 3: should have a path and a class"),
         ("1.jpg,x\n1.jpg,  \n", "a.csv, line 2: should have a path and a class"),
         (f"1.jpg,{'x' * 200_000}\n", "cannot read a.csv: field larger"),
+        ("1.jpg,tench, Tinca tinca\n", "line 1: should have a path and a class in UTF-8, .* ','"),
+        ("path class\n1.jpg cat\n1.jpg big cat\n", "line 3: should have .* separated by ' '"),
+        ("# all of them\n1.jpg,x\n", "line 1: should have a path and a class"),
+        ("path;width;kind\n1.jpg;2;x\n", "line 1: one of the columns should be called class, "),
+        ("id,width,class\n1.jpg,2,x\n", "line 1: one of the columns should be called path, "),
+        ("id,kind\n1.jpg,x\n", "1 of 2 images are missing: 'id' .line 1"),
+        ("1.jpg,x".encode("utf-16"), "line 1: should have a path and a class in UTF-8"),
+        (b"1.jpg,x\n1.jpg,\0y\n", "line 2: should have a path|line contains NUL"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0\1,\0\n", "line 1: should have a path|line contains NUL"),
     ],
 )
 def test_what_is_no_list(here, text, error):
     touch("1.jpg")
-    (here / "a.csv").write_text(text)
+    (here / "a.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(InputError, match=error):
         datasets.create(options(train="a.csv", val="a.csv"))
 
