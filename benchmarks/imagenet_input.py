@@ -26,11 +26,11 @@ from torchvision import transforms as tv
 
 from datasets import image_folder, imagenet
 from datasets.draws import Draws
-from datasets.image import decoding, optional, turbojpeg
+from datasets.image import decoding, turbojpeg
 
 NO_TURBOJPEG = (turbojpeg, "decoder", lambda: None)
 NO_SIMPLEJPEG = (decoding, "simplejpeg", None)
-NO_NUMBA = (optional, "has_numba", lambda: False)
+NO_NUMBA = (image_folder, "compiled_kernels", lambda: None)
 NORMALIZE = [tv.ToTensor(), tv.Normalize(imagenet.mean, imagenet.std)]
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from datasets import imagenet_gen
 from datasets import transforms as t
-from datasets.image import decoding, optional, turbojpeg
+from datasets.image import compiled_kernels, decoding, turbojpeg
+from datasets.image.damage import simplejpeg
 from runtime.terminal import note
 
 # of the colours of the ImageNet training images: eigenvalues, and eigenvectors as columns
@@ -39,9 +40,11 @@ class ImageFolder:
         # arrays, not lists: forked workers share their pages, while reference counts copy a list's
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
         self._begin()
-        if split == "train":  # once a run, because both splits are always made
-            for line in optional.missing():
-                note(line)
+        if split == "train" and simplejpeg is None:  # once, because both splits are always made
+            note(
+                "=> simplejpeg cannot be imported, so Pillow decodes and takes 1.5 times as long"
+                " (pip install simplejpeg)"
+            )
 
     def _begin(self):
         # which images were checked and found whole, in memory that forked workers share
@@ -103,7 +106,7 @@ class ImageFolder:
         """
         chain = self.transform()
         is_fast = self.knows_transform and type(chain.transforms[-1]) is not t.TenCrop
-        if not is_fast or optional.kernels() is None:
+        if not is_fast or compiled_kernels() is None:
             return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
         from datasets.image import fused
 

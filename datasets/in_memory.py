@@ -12,9 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from datasets.image import optional
+from datasets.image import compiled_kernels
 from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop, parts
-from runtime.terminal import note
 from storage import atomic
 
 
@@ -110,7 +109,7 @@ class Images:
         """
         known = self._parts()
         normalize, crop = known[0], known[-1]
-        if self.split == "train" and batch.device.type == "cpu" and self._kernels:
+        if self.split == "train" and batch.device.type == "cpu" and compiled_kernels():
             return self._augment_on_cpu(batch, uniforms, crop.padding).to(dtype)
         batch = normalize_batch(batch, normalize.mean, normalize.std, dtype)
         if self.split == "val":
@@ -140,19 +139,8 @@ class Images:
         """The training augmentation in one compiled pass, to channels_last memory."""
         n, c, h, w = batch.shape
         out = np.empty((n, h, w, c), np.float32)
-        self._kernels.augment(batch.numpy(), uniforms.numpy(), self._lookup, padding, out)
+        compiled_kernels().augment(batch.numpy(), uniforms.numpy(), self._lookup, padding, out)
         return torch.from_numpy(out).permute(0, 3, 1, 2)
-
-    @functools.cached_property
-    def _kernels(self):
-        """The compiled kernels, or None and a note without numba."""
-        found = optional.kernels()
-        if found is None:
-            note(
-                "=> numba cannot be imported, so training images take 7 times as long"
-                " (pip install numba)"
-            )
-        return found
 
     @functools.cached_property
     def _lookup(self):

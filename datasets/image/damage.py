@@ -12,8 +12,12 @@ truncated file, but not every other damage.
 import re
 import zlib
 
-from datasets.image.optional import simplejpeg
 from runtime.errors import InputError
+
+try:
+    import simplejpeg
+except ImportError:  # a new Python may lack it: then Pillow decodes, without libjpeg's warnings
+    simplejpeg = None
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 MOST_SCANS = 100  # a progressive photo has about ten, and each is a pass over all pixels

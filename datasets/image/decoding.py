@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from datasets.image import damage
-from datasets.image.optional import simplejpeg
+from datasets.image.damage import simplejpeg
 from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
