@@ -98,20 +98,22 @@ def _to_pillow(pixels):
     return Image.fromarray(pixels)
 
 
-def batches(paths, transform, size, source=str):
+def batches(paths, transforms, size, source=str):
     """Read image files in order, `size` at a time: yields (paths, images, errors).
 
-    source(path): what the transform reads, by default the path itself.
-    The yielded `paths` are the n files that could be read, `images` is float32 (n, 3, crop, crop),
-    or None if n is 0, and `errors` has an InputError for each other file.
+    source(path): what the transforms read, by default the path itself.
+    The yielded `paths` are the n files that could be read, `images` has for each transform a
+    float32 (n, 3, crop, crop), and `errors` has an InputError for each other file.
     """
-    transform.check()
+    for transform in transforms:
+        transform.check()
     for start in range(0, len(paths), size):
         read, images, errors = [], [], []
         for path in paths[start : start + size]:
             try:
-                images.append(transform(source(path)))
+                image = source(path)
+                images.append([transform(image) for transform in transforms])
                 read.append(path)
             except InputError as error:
                 errors.append(named(error, path))
-        yield read, torch.stack(images) if images else None, errors
+        yield read, [torch.stack(each) for each in zip(*images)], errors

@@ -3,7 +3,8 @@
 Differs from the Lua: input spec and class names come from the model, which may be any that
 `models.load` takes, with any number of classes. A file that cannot be read is named on stderr; the
 others are still classified, and the exit status is 1. A folder stands for all images below it,
--csv writes a table instead of the printed lines, and -scores one of all logits.
+-csv writes a table instead of the printed lines, -scores one of all logits, and -show a picture.
+Several models are averaged, as in evaluate.py.
 """
 
 import contextlib
@@ -15,73 +16,120 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 
 from datasets.class_names import english
 from runtime import command, options, output_files
-from runtime.errors import InputError, visible
+from runtime.errors import InputError, cut, visible
 from runtime.process import print_names
-from runtime.regular_files import model_file
+from runtime.regular_files import is_model, model_file
 from runtime.terminal import complain
+from storage import pictures
 
-HEAD = """Usage: classify.py MODEL FILE... [options]
+HEAD = """Usage: classify.py MODEL... FILE... [options]
 
 Prints the five most probable classes of each image. MODEL is a file (.pth, .t7, .safetensors),
 torchvision:NAME, or the folder of a run. FILE may be a folder of images, or a URL (https://...).
+The probabilities of several models with the same classes are averaged.
 
 Options:"""
 OPTIONS = (
     ("csv", "", str, None, "Write a table instead: FILE.csv"),
     ("scores", "", str, None, "Write every class's logit of each image as well: FILE.csv"),
+    ("show", "", str, None, "Draw the photos with their best classes: FILE.png, or .svg"),
     ("classes", "", str, None, "Class names: a file with one a line, or the folder train/"),
 )
 TOP = 5
 AT_ONCE = 16
+DRAWN = 20  # photos in a picture at most
+SIDE = 512  # pixels of a drawn photo at most
+LONGEST = 40  # characters of a drawn name
 
 
 def main(arguments):
     """Classify the files of the command line; returns the exit status."""
-    given, source, *words = parse(arguments)
-    table, classes = given.get("csv"), given.get("classes")
+    given, sources, files = parse(arguments)
+    table, picture = given.get("csv"), given.get("show")
     # after the check: the help need not wait for torch
+    import torch
+
+    from evaluation import scores
     from pretrained import inference
 
-    paths, errors = inference.image_files(words)
+    paths, errors = inference.image_files(files)
     for error in errors:
         complain(f"classify.py: {error}")
-    model = inference.load_folded(source)
-    if classes is not None:
-        from evaluation.classes import of_outputs
-
-        model.classes = of_outputs(classes, model.fc.out_features)
-    names = class_names(model)
+    if picture and len(paths) > DRAWN:
+        raise InputError(f"-show draws at most {DRAWN} photos, not {len(paths)}: give fewer")
+    models, names, columns = load(sources, given.get("classes"))
 
     # else the results themselves show it
     progress = table is not None or sys.stdout is None or not sys.stdout.isatty()
-    done = 0
+    done, photos, drawn = 0, {}, []
+
+    def source(path):
+        image = inference.source(path)
+        if picture:
+            photos[path] = thumbnail(image)
+        return image
+
     with writer(table, names) as write, score_writer(given.get("scores"), names) as keep:
-        batches = inference.run(model, model, paths, AT_ONCE, "classify.py", progress)
-        for read, rows in batches:
-            for path, logits, probabilities in zip(read, rows, rows.softmax(1)):
+        batches = inference.run(models, models, paths, AT_ONCE, "classify.py", progress, source)
+        for read, outputs in batches:
+            outputs = torch.stack([rows[:, own] for rows, own in zip(outputs, columns)], dim=1)
+            for path, logits, probabilities in zip(read, *scores.averages(outputs)):
                 write(path, probabilities)
                 keep(path, logits)
+                if picture:
+                    drawn.append((path, photos[path], probabilities))
             done += len(read)
+    if drawn:
+        draw(picture, drawn, names)
     return 0 if done == len(paths) and not errors else 1
 
 
 def parse(arguments):
-    """(the options that are given, the model, file, ...).
+    """(the options that are given, the models, the files).
 
-    -help or one sentence of error exits.
+    -help or one sentence of error exits. The first word is a model, and so is every other word that
+    has the form of one.
     """
     words = []
 
     def settle(given):
-        if len(words) < 2:
+        sources = [w for i, w in enumerate(words) if not i or is_model(w)]
+        files = [w for w in words[1:] if not is_model(w)]
+        if not files:
             raise InputError(
                 "give a model and one or more files: classify.py MODEL FILE... (-help)"
             )
-        tables = [(f"-{n}", given[n], (".csv",)) for n in ("csv", "scores") if n in given]
-        output_files.check_outputs(tables, [model_file(words[0]), *words[1:]])
-        return given, *words
+        outputs = [(f"-{n}", given[n], (".csv",)) for n in ("csv", "scores") if n in given]
+        if "show" in given:
+            outputs.append(("-show", given["show"], pictures.FORMATS))
+            pictures.check_drawing(f"-show {given['show']}")
+        output_files.check_outputs(outputs, [*map(model_file, sources), *files])
+        return given, sources, files
 
     return options.parse(arguments, "classify.py", HEAD, OPTIONS, settle, words)
+
+
+def load(sources, listed):
+    """(models, the names of the classes of the first, the outputs of each in this order).
+
+    listed: what -classes gives, or None. InputError if the models' classes are not the same.
+    """
+    from evaluation import classes
+    from pretrained import inference
+
+    models, names, columns = [], None, []
+    for source in sources:
+        model = inference.load_folded(source)
+        if listed is not None:
+            model.classes = classes.of_outputs(listed, model.fc.out_features)
+        own = class_names(model)
+        names = names or own
+        if len(own) != len(names):
+            what = f"{source} has {len(own)} classes, but {sources[0]} has {len(names)}"
+            raise InputError(f"{what}: only models of the same classes can be averaged")
+        models.append(model)
+        columns.append(classes.columns(source, own, names))
+    return models, names, columns
 
 
 @contextlib.contextmanager
@@ -115,6 +163,39 @@ def score_writer(path, names):
     with atomic.csv_rows(path) as rows:
         rows.writerow(["path", *names])
         yield lambda path, logits: rows.writerow([path, *logits.numpy().astype(str)])
+
+
+def thumbnail(source):
+    """A small copy of an image, uint8 (H, W, 3)."""
+    import numpy as np
+    from PIL import Image
+
+    from datasets.image import decoding
+
+    image = Image.fromarray(np.ascontiguousarray(decoding.load_image(source).transpose(1, 2, 0)))
+    image.thumbnail((SIDE, SIDE))
+    return np.asarray(image)
+
+
+def draw(path, results, names):
+    """Draw each photo in a row, beside bars of its most probable classes.
+
+    results: (path of the photo, pixels, probabilities) of each.
+    """
+    with pictures.drawing(path, (7.5, 2.4 * len(results))) as figure:
+        rows = figure.subplots(len(results), 2, squeeze=False, width_ratios=(1, 1.6))
+        for (photo, bars), (name, pixels, probabilities) in zip(rows, results):
+            photo.imshow(pixels)
+            photo.set_title(cut(os.path.basename(name), LONGEST), fontsize=9)
+            photo.axis("off")
+            best, indices = probabilities.topk(min(TOP, len(names)))
+            for i, (probability, index) in enumerate(zip(best.tolist(), indices.tolist())):
+                bars.barh(i, probability, color="#9ecae1")  # pale, because text is written on it
+                text = f"{100 * probability:.1f} %  {cut(names[index], LONGEST)}"
+                bars.text(0.01, i, text, va="center", fontsize=9)
+            bars.set_xlim(0, 1)
+            bars.set_ylim(TOP - 0.5, -0.5)  # the most probable on top
+            bars.axis("off")
 
 
 def class_names(model):

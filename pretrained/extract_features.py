@@ -52,7 +52,8 @@ def main(arguments):
         net = model.config["net"]
         raise InputError(f"{words[0]}: the net {net} has no function features(images)")
     read, features = [], np.empty((len(paths), model.fc.in_features), np.float32)
-    for names, rows in inference.run(model.features, model, paths, size, "extract_features.py"):
+    batches = inference.run([model.features], [model], paths, size, "extract_features.py")
+    for names, [rows] in batches:
         features[len(read) : len(read) + len(names)] = rows.numpy()
         read += names
     if not read:

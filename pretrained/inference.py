@@ -63,8 +63,8 @@ def _images_below(folder, errors):
                 yield os.path.join(parent, name)
 
 
-def _source(path):
-    """What the transform reads: the path of a file, or the bytes at a URL."""
+def source(path):
+    """What a transform reads: the path of a file, or the bytes at a URL."""
     if not path.startswith(("https://", "http://")):
         return path
     from datasets import download  # not at the top: files need no network
@@ -75,23 +75,25 @@ def _source(path):
         raise InputError(f"cannot download {path}: {download.reason(error)}") from None
 
 
-def run(function, model, paths, size, script, progress=True):
-    """Yield (paths, function(images) on the CPU) for each batch of `size` files.
+def run(functions, models, paths, size, script, progress=True, source=source):
+    """Yield (paths, [each function's outputs on the CPU]) for each batch of `size` files.
 
-    function: the model or a part of it, of images (n, 3, crop, crop).
+    functions: of each model's images (n, 3, crop, crop): the model itself, or a part of it.
+    source: as in `batches`.
     The n `paths` are those that could be read. For each other file, an error that begins with the
     script's name goes to stderr. More than 20 files show progress if stderr is a terminal.
     """
     progress = progress and len(paths) > 20 and sys.stderr is not None and sys.stderr.isatty()
-    done = 0
-    for read, images, errors in batches(paths, model.transform, size, _source):
+    done, transforms = 0, [model.transform for model in models]
+    for read, inputs, errors in batches(paths, transforms, size, source):
         for error in errors:
             if progress:
                 print(end="\r", file=sys.stderr)  # an error overwrites the progress
             complain(f"{script}: {error}")
         if read:
             with torch.inference_mode():
-                outputs = function(images.to(model.fc.weight.device)).cpu()
+                parts = zip(functions, models, inputs)
+                outputs = [f(x.to(model.fc.weight.device)).cpu() for f, model, x in parts]
             yield read, outputs
         done += len(read) + len(errors)
         if progress:

@@ -10,6 +10,7 @@ import stat
 
 from runtime.errors import InputError
 
+_MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .bin .ckpt .tar .pkl".split())
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows has neither
 
@@ -58,6 +59,15 @@ def model_file(path):
     names = ("model_best.pth", "model.safetensors", "pytorch_model.bin")
     paths = [os.path.join(path, name) for name in names]
     return next(filter(os.path.isfile, paths), paths[0])
+
+
+def is_model(word):
+    """Whether a word on a command line names a model, by its form, and not an image."""
+    return (
+        word.startswith("torchvision:")
+        or split_key(word)[0].lower().endswith(_MODELS)
+        or (os.path.isdir(word) and os.path.isfile(model_file(word)))
+    )
 
 
 def split_key(path):

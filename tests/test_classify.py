@@ -1,5 +1,6 @@
 """The script that classifies images: its lines, its names, its errors."""
 
+import contextlib
 import csv
 import http.server
 import os
@@ -7,6 +8,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 
 import numpy as np
 import pytest
@@ -15,10 +17,12 @@ from PIL import Image
 
 import convert
 import models
+from formats import model_files
 from models.resnet import resnet
 from pretrained import classify
 from runtime.errors import InputError
 from storage import atomic
+from storage import pictures as pictures_by_matplotlib
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 INPUT = {"scale": 40, "crop": 32, "largest": 255, "mean": (120, 120, 120), "std": (60, 60, 60)}
@@ -93,6 +97,116 @@ def test_the_text_is_luas(tmp_path, capsys, pictures, outputs, shown):
     assert len(lines) == 3 + min(outputs, 5)
     assert all(re.fullmatch(rf"{re.escape(shown)}\tclass \d", line) for line in lines[1:-2])
     assert {line.split("\t")[1] for line in lines[1:-2]} <= names
+
+
+def test_several_models_are_averaged_by_class_name(tmp_path, capsys, pictures):
+    """Also on images without labels, each model by its own input spec, with -scores."""
+    order = [3, 0, 6, 2, 1, 5, 4]
+    specs = [INPUT, {**INPUT, "scale": 36, "crop": 24}]
+    names = [ANIMALS, [ANIMALS[i] for i in order]]
+    nets = [resnet(8, 7, "cifar").eval() for _ in specs]
+    paths = [str(tmp_path / name) for name in ("a.pth", "b.safetensors")]
+    for net, net.classes, net.input_spec, path in zip(nets, names, specs, paths):
+        model_files.write(path, models.pack(net))
+    expected = []
+    for net, path in zip(nets, paths):
+        transform = models.load(path).transform
+        with torch.no_grad():
+            rows = net.double()(torch.stack([transform(p) for p in pictures]).double()).numpy()
+        expected.append(rows)
+    expected[1] = expected[1][:, np.argsort(order)]  # output order[i] of the first is its i
+    powers = [np.exp(rows) / np.exp(rows).sum(1, keepdims=True) for rows in expected]
+    table = str(tmp_path / "scores.csv")
+    assert classify.main([paths[0], *pictures, "gone.png", paths[1], "-scores", table]) == 1
+    for (name, lines), picture, row in zip(
+        parsed(capsys.readouterr().out), pictures, np.mean(powers, 0), strict=True
+    ):
+        best = np.argsort(-row)[:5]
+        assert name == picture and [n for _, n in lines] == [ANIMALS[i] for i in best]
+        np.testing.assert_allclose([p for p, _ in lines], row[best], rtol=1e-4)
+    with open(table) as file:
+        head, *rows = csv.reader(file)
+    assert head == ["path", *ANIMALS]
+    scores = np.array([row[1:] for row in rows], float)
+    np.testing.assert_allclose(scores, np.mean(expected, 0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "classes, message",
+    [
+        (ANIMALS[:6], "b.pth has 6 classes, but a.pth has 7: only models of the same classes can"),
+        ([*ANIMALS, "hen"], "b.pth has 8 classes, but a.pth has 7"),
+        ([*ANIMALS[:6], "hen"], "1 classes are not among those of b.pth: the first is gnu"),
+        (None, "7 classes are not among those of b.pth: the first is ant"),
+    ],
+)
+def test_models_of_different_classes(tmp_path, monkeypatch, pictures, classes, message):
+    monkeypatch.chdir(tmp_path)
+    save("a.pth", 7, ANIMALS)
+    save("b.pth", len(classes or ANIMALS), classes)
+    with pytest.raises(InputError, match=re.escape(message)):
+        classify.main(["a.pth", "b.pth", pictures[0]])
+
+
+def test_which_words_are_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("run", "photos.t7x"):
+        os.mkdir(folder)
+    for name in ("run/model_best.pth", "a.pth", "photo"):
+        open(name, "w").close()
+    found = ["torchvision:resnet18", "gone.PTH", "a.pth:teacher", "r.t7.gz", "run", "m.safetensors"]
+    files = ["photo", "photos.t7x", "pth", "cat.jpg", "https://example.org/a.png", "a.pth.png"]
+    assert classify.parse(["first", *files, *found]) == ({}, ["first", *found], files)
+
+
+@pytest.mark.parametrize("size", [(60, 50), (3, 200), (700, 8), (1, 1)])
+def test_a_picture_of_the_photos_and_bars(tmp_path, capsys, monkeypatch, size):
+    figures = []
+
+    @contextlib.contextmanager
+    def drawing(*arguments):
+        with pictures_by_matplotlib.drawing(*arguments) as figure:
+            figures.append(figure)
+            yield figure
+
+    own = types.SimpleNamespace(**vars(pictures_by_matplotlib))
+    own.drawing = drawing
+    monkeypatch.setattr(classify, "pictures", own)
+    pixels = np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.png")
+    names = ["$a_1$", "b" * 99, "c\n"]
+    net, photo = save(tmp_path / "net.pth", 3, names), str(tmp_path / "photo.png")
+    out = tmp_path / "out.png"
+    assert classify.main([net, photo, "gone.png", photo, "-show", str(out)]) == 1
+    assert Image.open(out).format == "PNG"
+    assert capsys.readouterr().err.count("\n") == 1  # no warning of matplotlib
+    [figure] = figures
+    for shown, bars in zip(figure.axes[::2], figure.axes[1::2], strict=True):
+        image = shown.images[0].get_array()
+        if max(size) <= 512:
+            assert (image == pixels).all()
+        else:
+            assert image.shape == (round(8 * 512 / 700), 512, 3)
+        expected = probabilities(net, photo)
+        order = np.argsort(-expected)
+        widths = [bar.get_width() for bar in bars.patches]
+        np.testing.assert_allclose(widths, expected[order], rtol=1e-5)
+        texts = {0: "$a_1$", 1: "b" * 39 + "…", 2: r"c\n"}
+        for i, text in zip(order, bars.texts):
+            assert text.get_text() == f"{100 * expected[i]:.1f} %  {texts[i]}"
+    assert len(figure.axes) == 4
+
+
+def test_what_cannot_be_drawn(tmp_path, monkeypatch, capsys, pictures):
+    net, out = save(tmp_path / "net.pth", 7, ANIMALS), str(tmp_path / "out.png")
+    with pytest.raises(InputError, match="-show draws at most 20 photos, not 25: give fewer"):
+        classify.main([net, *pictures * 5, "-show", out])
+    assert classify.main([net, "gone.png", "-show", out]) == 1 and not os.path.exists(out)
+    capsys.readouterr()
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit, match="2"):
+        classify.main([net, pictures[0], "-show", out])
+    assert "needs matplotlib, which is not installed" in capsys.readouterr().err
 
 
 def test_names_of_classes():
