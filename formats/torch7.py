@@ -15,7 +15,7 @@ from itertools import zip_longest
 import torch
 
 from formats import state_dicts, t7
-from formats.torch7_layout import EPS, counts, layout
+from formats.torch7_layout import EPS, counts, layout, unnested
 from runtime.errors import InputError
 
 PACKAGES = ("nn", "cudnn", "cunn", "fbnn")
@@ -96,12 +96,24 @@ def _check_unshared(net):
 
 
 def _match(node, path, module, state, biases):
-    """Compare a module with its node; collect its tensors in `state` and its bias in `biases`."""
-    # a Sequential of one module is that module
-    if node.class_name == "Sequential" and len(node.children) == 1:
-        node = node.children[0]
-    if _class_name(module) == "Sequential" and len(_children(path, module)) == 1:
-        path, module = _children(path, module)[0]
+    """Compare a module with its node; collect its tensors in `state` and its bias in `biases`.
+
+    A Sequential in a Sequential is the same function as its modules in the outer one.
+    """
+    if "Sequential" in (node.class_name, _class_name(module)):
+        expected, found = unnested(node), _sequence(path, module)
+    else:
+        _match_fields(node, path, module, state, biases)
+        expected, found = node.children, _children(path, module) if node.children else []
+    for i, (child, place) in enumerate(zip_longest(expected, found)):
+        if child is None:
+            _refuse(*place, "comes after the last expected module")
+        if place is None:
+            _refuse(path, module, f"ends after {i} modules, before a {child.class_name}")
+        _match(child, *place, state, biases)
+
+
+def _match_fields(node, path, module, state, biases):
     if _class_name(module) != node.class_name:
         _refuse(path, module, f"is where a {node.class_name} should be")
     for field, value in node.numbers.items():
@@ -116,15 +128,6 @@ def _match(node, path, module, state, biases):
             _refuse(path, module, "has a bias, and no batch norm after it can absorb it")
         if bias.count_nonzero():
             biases.append((node.bias_into, bias))
-    if not node.children:
-        return
-    pairs = zip_longest(node.children, _children(path, module))
-    for i, (child, (child_path, part)) in enumerate((c, p or ("", None)) for c, p in pairs):
-        if child is None:
-            _refuse(child_path, part, "comes after the last expected module")
-        if part is None:
-            _refuse(path, module, f"ends after {i} modules, before a {child.class_name}")
-        _match(child, child_path, part, state, biases)
 
 
 def _number(module, field):
@@ -193,8 +196,17 @@ def _split_block(block):
 
 
 def _sequence(path, module):
-    """The places in a Sequential; for any other module, its own place."""
-    return _children(path, module) if _class_name(module) == "Sequential" else [(path, module)]
+    """The places in a Sequential and in those inside it; for any other module, its own place.
+
+    The published ResNeXts nest the first two convolutions of each branch.
+    """
+    found, todo = [], [(path, module)]
+    while todo:  # no recursion: a file may nest thousands
+        place = todo.pop()
+        is_nested = _class_name(place[1]) == "Sequential"
+        todo += reversed(_children(*place)) if is_nested else []
+        found += [] if is_nested else [place]
+    return found
 
 
 def _class_names(places):

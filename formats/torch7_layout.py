@@ -70,6 +70,13 @@ def counts(state):
     return "basic" if basic else "bottleneck", blocks
 
 
+def unnested(node):
+    """The nodes of a Sequential and of those inside it; for any other node, itself."""
+    if node.class_name != "Sequential":
+        return [node]
+    return [layer for child in node.children for layer in unnested(child)]
+
+
 def layout(config, kind, counts):
     """The tree of modules of a configuration, as the Lua files build it.
 

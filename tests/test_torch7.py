@@ -274,6 +274,26 @@ def test_the_released_resnet_200_has_a_copy_before_its_last_batch_norm():
     assert read(tree).config["norm"] == "each" and same_output(read(tree), tree)
 
 
+def nested(parts, start, end):
+    """The modules of a Sequential, some of them in another one."""
+    fields = {"modules": t7.Table(enumerate(parts[start:end], 1))}
+    return [*parts[:start], t7.Object("nn.Sequential", fields), *parts[end:]]
+
+
+@pytest.mark.parametrize("where", [(0, 6), (0, 3), (1, 2), (2, 8), (0, 8), (3, 3)])
+def test_a_sequential_may_be_inside_another(where):
+    """As in the published ResNeXts: the branch is ((conv, bn, relu, conv, bn, relu), conv, bn)."""
+    config = {"net": "resnext", "depth": 11, "form": ("resnext_C", 2, 8), "stem": "cifar"}
+    net = random_net(whole(config))
+    tree = torch7.to_t7(net.config, net.state_dict())
+    branches = [m for _, m in modules(tree) if len(m.get("modules", ())) == 8 and m is not tree]
+    assert len(branches) == 3
+    for branch in branches:
+        parts = nested(branch["modules"].array(), *where)
+        branch["modules"] = t7.Table(enumerate(parts, 1))
+    assert read(tree).config == net.config and same_output(read(tree), tree)
+
+
 def test_momentum_is_split_by_parameter():
     net, tree = resnet8()
     _, state = torch7.from_t7(tree)
