@@ -46,7 +46,7 @@ DROPOUT = t7.Object("nn.Dropout")
 NORM = "nn.SpatialBatchNormalization"
 WRONG = [
     (insert("5.1.1.1", 3, DROPOUT), "module 5.1.1.1.3, nn.Dropout, is where a ReLU should be"),
-    (insert("4.1", 4, DROPOUT), "module 4.1.4, nn.Dropout, comes after the last"),
+    (insert("4.1", 4, DROPOUT), "module 4.1.4, nn.Dropout, is where a ConcatTable should be"),
     (insert("5.1.1", 3, DROPOUT), "module 5.1.1.3, nn.Dropout, comes after the last"),
     (
         lambda tree: tree["modules"].update({10: DROPOUT}),
