@@ -4,7 +4,6 @@ IN is any file that formats/model_files.py reads. OUT is a model file of another
 programs, the net alone in evaluation mode: .onnx, or .pt2 of torch.export.
 """
 
-import functools
 import io
 import json
 import os
@@ -44,23 +43,20 @@ def main(argv=None):
 def parse(argv):
     """(IN, OUT, the form or None, -classes or None); -help and wrong options exit."""
     words = []
-    check = functools.partial(_checked, words)
-    return options.parse(argv, "convert.py", HEAD, OPTIONS, check, words)
-
-
-def _checked(words, given):
-    if len(words) != 2:
-        raise InputError("give two files: convert.py IN OUT (-help says more)")
-    source, target = regular_files.model_file(words[0]), words[1]
-    outputs = [("OUT", target, EXTENSIONS)]
-    if target.endswith("/"):
-        outputs = [(f"OUT {target}:", path, EXTENSIONS + (".json",)) for path in _of_hub(target)]
-        try:
-            os.makedirs(target, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {target}: {error.strerror}") from None
-    output_files.check_outputs(outputs, [source])
-    return source, target, given.get("form") or None, given.get("classes")
+    with options.parsed(argv, "convert.py", HEAD, OPTIONS, words) as given:
+        if len(words) != 2:
+            raise InputError("give two files: convert.py IN OUT (-help says more)")
+        source, target = regular_files.model_file(words[0]), words[1]
+        outputs = [("OUT", target, EXTENSIONS)]
+        if target.endswith("/"):
+            endings = (*EXTENSIONS, ".json")
+            outputs = [(f"OUT {target}:", path, endings) for path in _of_hub(target)]
+            try:
+                os.makedirs(target, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot make the folder {target}: {error.strerror}") from None
+        output_files.check_outputs(outputs, [source])
+        return source, target, given.get("form") or None, given.get("classes")
 
 
 def _of_hub(folder):

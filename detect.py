@@ -116,8 +116,7 @@ def parse(argv):
     With -resume this is a first look, without checks: the rest depends on the checkpoint.
     """
     words = []
-
-    def first_look(given):
+    with options.parsed(argv, "detect.py", HEAD, OPTIONS, words) as given:
         if len(words) > 1:
             raise InputError(f"unexpected word {words[1]!r}: give one detector at a time")
         if words and "retrain" in given:
@@ -128,8 +127,6 @@ def parse(argv):
         elif opt.resume == "none":
             check_options(opt)
         return opt
-
-    return options.parse(argv, "detect.py", HEAD, OPTIONS, first_look, words)
 
 
 def settle(given, checkpoint=None):

@@ -134,8 +134,7 @@ def main(argv=None):
 def parse(argv):
     """The options, with the models in `opt.models`; -help or one sentence of error exits."""
     words = []
-
-    def settle(given):
+    with options.parsed(argv, "evaluate.py", HEAD, OPTIONS, words) as given:
         if not words:
             raise InputError("give a model: evaluate.py MODEL... [options] (-help says more)")
         given = {name: value for name, value in given.items() if value or name != "data"}
@@ -145,8 +144,6 @@ def parse(argv):
         opt = Options(words=models, given=given, recipe=recipe, default=default)
         check_options(opt)
         return opt
-
-    return options.parse(argv, "evaluate.py", HEAD, OPTIONS, settle, words)
 
 
 def as_trained(opt):

@@ -138,15 +138,12 @@ def parse(argv=None, program="main.py", head=HEAD, data=True):
     With -resume this is a first look, without checks: the rest depends on the checkpoint. Without
     `data` the run needs none: a folder of images is checked only where one is named.
     """
-
-    def first_look(given):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    with options.parsed(argv, program, head, OPTIONS) as given:
         opt = settle(given)
         if opt.resume == "none":
             check(opt, data)
         return opt
-
-    argv = sys.argv[1:] if argv is None else list(argv)
-    return options.parse(argv, program, head, OPTIONS, first_look)
 
 
 def of_the_run(table=OPTIONS):

@@ -51,8 +51,7 @@ def main(argv=None):
 def parse(argv):
     """(kind, out, paths); exits after -help or an error in the options."""
     paths = []
-
-    def settle(given):
+    with options.parsed(argv, "plot.py", HEAD, OPTIONS, paths) as given:
         kind = given.get("kind", KINDS[0])
         out = given.get("out") or kind + pictures.FORMATS[0]
         if not paths:
@@ -60,8 +59,6 @@ def parse(argv):
         logs = [os.path.join(path, "log.jsonl") if os.path.isdir(path) else path for path in paths]
         output_files.check_outputs([("-out", out, pictures.FORMATS)], logs)
         return kind, out, paths
-
-    return options.parse(argv, "plot.py", HEAD, OPTIONS, settle, paths)
 
 
 def plot(kind, out, paths):

@@ -31,18 +31,15 @@ TEMPORARY = re.compile(r"\.(train|val)\..*\.tmp")
 def main(argv=None):
     """Prepare what the command line says; an error is an InputError."""
     words = []
-
-    def check(_):
+    argv = sys.argv[1:] if argv is None else list(argv)
+    with options.parsed(argv, "prepare_imagenet.py", HEAD, (), words):
         if len(words) not in (1, 2):
             raise InputError(
                 f"give the folder ARCHIVES, and DATA if you like, not {len(words)} words"
             )
         if not os.path.isdir(words[0]):
             raise InputError(f"there is no folder {words[0]}")
-        return words if len(words) == 2 else (words[0], "imagenet")
-
-    argv = sys.argv[1:] if argv is None else list(argv)
-    prepare(*options.parse(argv, "prepare_imagenet.py", HEAD, (), check, words))
+    prepare(words[0], words[1] if len(words) == 2 else "imagenet")
 
 
 def prepare(archives, target):

@@ -91,8 +91,7 @@ def parse(arguments):
     has the form of one.
     """
     words = []
-
-    def settle(given):
+    with options.parsed(arguments, "classify.py", HEAD, OPTIONS, words) as given:
         sources = [w for i, w in enumerate(words) if not i or is_model(w)]
         files = [w for w in words[1:] if not is_model(w)]
         if not files:
@@ -105,8 +104,6 @@ def parse(arguments):
             pictures.check_drawing(f"-show {given['show']}")
         output_files.check_outputs(outputs, [*map(model_file, sources), *files])
         return given, sources, files
-
-    return options.parse(arguments, "classify.py", HEAD, OPTIONS, settle, words)
 
 
 def load(sources, listed):

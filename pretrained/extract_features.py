@@ -30,16 +30,12 @@ AT_ONCE = 16
 def main(arguments):
     """Extract the features that the command line asks for; returns the exit status."""
     words = []
-
-    def check(given):
+    with options.parsed(arguments, "extract_features.py", HEAD, OPTIONS, words) as given:
         in_batches = len(words) > 1 and re.fullmatch("[0-9]+", words[1])
         if len(words) < 2 or (in_batches and len(words) != 3):
             raise InputError("give MODEL FILE..., or MODEL BATCH_SIZE DIRECTORY (-help)")
-        return in_batches, "t7" in given
-
-    in_batches, as_t7 = options.parse(arguments, "extract_features.py", HEAD, OPTIONS, check, words)
     paths, size = listed(words[2], words[1]) if in_batches else (words[1:], AT_ONCE)
-    names = ["features.npz", *(["features.t7"] if as_t7 else [])]
+    names = ["features.npz", *(["features.t7"] if "t7" in given else [])]
     given = [regular_files.model_file(words[0]), *([] if in_batches else paths)]
     output_files.check_outputs([("", name, (".npz", ".t7")) for name in names], given)
     # after the checks: their errors need not wait for torch
@@ -58,7 +54,7 @@ def main(arguments):
         read += names
     if not read:
         raise InputError("none of the files could be read as an image, so nothing is saved")
-    save(read, features[: len(read)], as_t7=as_t7)
+    save(read, features[: len(read)], as_t7="t7" in given)
     return 1 if len(read) < len(paths) else 0
 
 

@@ -113,18 +113,18 @@ def defaults(table):
     return {row[0]: row[1] for row in table}
 
 
-def parse(argv, program, head, table, settle, words=None):
-    """settle({option: value} given in argv); -help or an error ends the program.
+@contextlib.contextmanager
+def parsed(argv, program, head, table, words=None):
+    """{option: value} as given in argv. -help, or an InputError in the block, ends the program.
 
     head: what stands above the table in the help. table: rows of name, default, kind, what the
-    value may be (words, the least number, or a range) and help. Words that belong to no option are
-    refused, or appended to the list `words`.
+    value may be (words, the least number, or a range) and help. words: see `read_words`.
     """
     if HELP & set(argv):
         print(help_text(head, table), flush=True)
         sys.exit(0)
     try:
-        return settle(read_words(argv, table, words))
+        yield read_words(argv, table, words)
     except InputError as error:
         if is_rank_0("LOCAL_RANK"):  # under torchrun all processes get the same words
             complain(f"{program}: {error}")
