@@ -17,7 +17,6 @@ import math
 import mmap
 import re
 import struct
-from types import GeneratorType
 
 import torch
 
@@ -29,7 +28,7 @@ from storage import atomic
 
 NIL, NUMBER, STRING, TABLE, TORCH, BOOLEAN, FUNCTION, FUNCTION_7, FUNCTION_8 = range(9)
 
-_DEEPEST = 10_000  # levels of nesting; Lua's own stack ends at about 4000
+_DEEPEST = 150  # levels of nesting; a net of the original has about 15
 _HEADER_SINCE = {"nn.DataParallelTable": 2, "nn.GPU": 0}  # class: its first version with a header
 
 
@@ -125,32 +124,19 @@ def save(path, value):
 
 
 class _Reader:
-    """Builds the tree with an explicit stack, since it may be deeper than Python's. A value that
-    contains others is read by a generator: it yields to receive each and returns the whole."""
+    """Builds the tree."""
 
     def __init__(self, source):
         self.source, self.objects = source, {}  # objects: index -> (type, value)
+        self.depth = 0  # of the value that is being read
 
     def tree(self):
-        source, stack, value = self.source, [], self._next()
-        while stack or isinstance(value, GeneratorType):
-            if isinstance(value, GeneratorType):
-                if len(stack) == _DEEPEST:
-                    source.fail(f"values nested more than {_DEEPEST} deep")
-                stack.append(value)
-                value = None
-            try:
-                stack[-1].send(value)
-                value = self._next()
-            except StopIteration as stop:
-                stack.pop()
-                value = stop.value
+        source, value = self.source, self._value()
         if source.buffer[source.position : source.position + 64].strip():
             source.fail(f"the value ends here, but {source.size - source.position} bytes follow")
         return value
 
-    def _next(self):
-        """The next value, or a generator that reads it."""
+    def _value(self):
         source, at = self.source, self.source.position
         kind = source.int()
         if kind == NIL:
@@ -169,7 +155,13 @@ class _Reader:
             if known != kind:
                 source.fail(f"object {index} was of type {known} and is now of type {kind}", at)
             return value
-        return {TABLE: self._table, TORCH: self._object}.get(kind, self._function)(kind, index)
+        if self.depth == _DEEPEST:
+            source.fail(f"values nested more than {_DEEPEST} deep", at)
+        self.depth += 1
+        read = {TABLE: self._table, TORCH: self._object}.get(kind, self._function)
+        value = read(kind, index)
+        self.depth -= 1
+        return value
 
     def _table(self, kind, index):
         table = Table()
@@ -181,8 +173,7 @@ class _Reader:
         source.expect(count, 2 * source.least, "pairs in a table")
         for _ in range(count):
             at = source.position
-            key = yield
-            value = yield
+            key, value = self._value(), self._value()
             if key is None or (isinstance(key, float) and math.isnan(key)):
                 source.fail(f"a table with the key {key}", at)
             key = Boolean(key) if isinstance(key, bool) else key
@@ -196,7 +187,7 @@ class _Reader:
         function = Function(self.source.chars(self.source.int()), kind=kind)
         if index is not None:
             self.objects[index] = kind, function
-        function.upvalues = yield
+        function.upvalues = self._value()
         return function
 
     def _object(self, kind, index):
@@ -207,30 +198,30 @@ class _Reader:
         if name not in DTYPES:
             value = Object(name, version=version)
             self.objects[index] = kind, value
-            yield from self._fields(value, at)
+            self._fields(value, at)
         elif name.endswith("Storage"):
             value = Storage(name, source.data(DTYPES[name], source.long()))
         else:
-            value = yield from self._tensor(name)
+            value = self._tensor(name)
         self.objects[index] = kind, value
         return value
 
     def _fields(self, value, at):
         source = self.source
         if value.version >= _HEADER_SINCE.get(value.typename, math.inf):
-            value.header = yield
+            value.header = self._value()
         kind, index = source.int(), source.int()
         if kind != TABLE or index in self.objects:  # a table, not seen before
             source.fail(f"the fields of {value.typename:.50} are in an unknown form", at)
         self.objects[index] = kind, value
-        yield from self._pairs(value, source.int())
+        self._pairs(value, source.int())
 
     def _tensor(self, name):
         source, at, ndim = self.source, self.source.position, self.source.int()
         if not 0 <= ndim <= 64:  # the most that PyTorch's operations support
             source.fail(f"a tensor of {ndim} dimensions", at)
         sizes, strides, offset = source.numbers("q", ndim), source.numbers("q", ndim), source.long()
-        storage = yield
+        storage = self._value()
         if storage is None:
             storage, offset = Storage(storage_name(name), torch.empty(0, dtype=DTYPES[name])), 1
         if not isinstance(storage, Storage) or storage.typename != storage_name(name):
@@ -254,7 +245,7 @@ class _Reader:
 
 
 class Writer:
-    """Writes the tree depth first, with a stack of iterators over the values still to write."""
+    """Writes the tree, depth first."""
 
     def __init__(self, write):
         self.write = write
@@ -270,17 +261,6 @@ class Writer:
         self.write(flat.numpy())
 
     def tree(self, value):
-        stack = [iter([value])]
-        while stack:
-            if len(stack) > _DEEPEST:
-                raise ValueError(f"values nested more than {_DEEPEST} deep")
-            try:
-                stack.append(self._begin(next(stack[-1])))
-            except StopIteration:
-                stack.pop()
-
-    def _begin(self, value):
-        """Write a value up to its contained values; return an iterator over those."""
         if value is None:
             self._int(NIL)
         elif isinstance(value, (bool, Boolean)):
@@ -294,18 +274,17 @@ class Writer:
             self._int(STRING)
             self._text(value)
         elif isinstance(value, torch.Tensor):
-            return self._tensor(value)
+            self._tensor(value)
         elif isinstance(value, Storage):
             self._storage(value)
         elif isinstance(value, Function):
-            return self._function(value)
+            self._function(value)
         elif isinstance(value, Object):
-            return self._object(value)
+            self._object(value)
         elif isinstance(value, (dict, list, tuple)):
-            return self._pairs(value) if self._new(TABLE, id(value), "table", value) else iter(())
+            self._table(value)
         else:
             raise ValueError(f"a {type(value).__name__} cannot be written to a Torch7 file")
-        return iter(())
 
     def _int(self, *values):
         for value in values:
@@ -328,21 +307,22 @@ class Writer:
             self._text(name)
         return new
 
-    def _pairs(self, table):
+    def _table(self, table):
+        if not self._new(TABLE, id(table), "table", table):
+            return
         pairs = table.items() if isinstance(table, dict) else enumerate(table, 1)
         pairs = [pair for pair in pairs if pair[1] is not None]
         self._int(len(pairs))
-        for pair in pairs:
-            yield from pair
+        for key, value in pairs:
+            self.tree(key)
+            self.tree(value)
 
     def _object(self, value):
         if not self._new(TORCH, id(value), value.typename, value):
             return
         if value.version >= _HEADER_SINCE.get(value.typename, math.inf):
-            yield value.header
-        fields = Table(value)
-        self._new(TABLE, id(fields), "table", fields)
-        yield from self._pairs(fields)
+            self.tree(value.header)
+        self._table(Table(value))
 
     def _function(self, value):
         if value.kind == FUNCTION:
@@ -351,7 +331,7 @@ class Writer:
             return
         self._int(len(value.code))
         self.chars(value.code)
-        yield value.upvalues
+        self.tree(value.upvalues)
 
     def _tensor(self, value):
         name = getattr(value, "typename", NAMES.get(value.dtype))
@@ -366,7 +346,7 @@ class Writer:
         self.numbers("q", [value.storage_offset() + 1])
         flat = torch.empty(0, dtype=value.dtype, device=value.device)
         flat.set_(value.untyped_storage())
-        yield Storage(storage_name(name), flat) if len(flat) else None
+        self.tree(Storage(storage_name(name), flat) if len(flat) else None)
 
     def _storage(self, value):
         key = (value.data.data_ptr(), len(value.data)) if len(value.data) else id(value)
