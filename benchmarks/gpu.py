@@ -254,6 +254,32 @@ def replicas(b):
         b.row(f"{name}, batch 32, single", len(images) / b.seconds(step), "images/s")
 
 
+def fused(b):
+    """Batch norm, sum and ReLU as one operation in Triton, alone and in whole steps."""
+    if not b.cuda or b.tiny:
+        return
+    import norm_relu
+
+    for channels, side in ((64, 56), (256, 56), (512, 28), (1024, 14), (2048, 7)):
+        norm = nn.BatchNorm2d(channels).to(b.device)
+        maps = torch.randn(3, 256, channels, side, side, device=b.device, dtype=torch.bfloat16)
+        x, shortcut, g = (m.contiguous(memory_format=LAYOUT).requires_grad_() for m in maps)
+        ways = {
+            "plain": lambda x, shortcut, norm=norm: F.relu(norm(x) + shortcut, inplace=True),
+            "Triton": functools.partial(norm_relu.norm_relu, norm),
+        }
+        for way, forward in ways.items():
+            taken = b.seconds(lambda f=forward, x=x, s=shortcut, g=g: f(x, s).backward(g))
+            b.row(f"{channels} x {side} x {side}, with a sum, {way}", 1e3 * taken, "ms")
+    images, targets = b.imagenet()
+    for name, make in b.nets().items():
+        for count in (1, 8):
+            net = make().to(memory_format=LAYOUT)
+            norm_relu.use(net, count)
+            step = ours(net, images, targets, "-precision bfloat16", count)
+            b.row(f"{name}, -nGPU {count}", len(images) / b.seconds(step), "images/s")
+
+
 def precisions(b):
     """Every precision in both layouts, ours alone."""
     for name, make in b.nets().items():
@@ -431,7 +457,7 @@ def detector(b):
 
 # in this order, with the seconds that each may take
 STAGES = {
-    limits: 20, headline: 70, profile: 30, replicas: 45, precisions: 60, compiled: 110,
+    limits: 20, headline: 70, profile: 30, replicas: 45, fused: 40, precisions: 60, compiled: 110,
     graphs: 25, layers: 60, inference: 25, memory: 25, runs: 60, detector: 30,
 }  # fmt: skip
 

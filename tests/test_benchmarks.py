@@ -62,3 +62,13 @@ def test_the_gpus_script_on_the_cpu(stages, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     found = {row["stage"] for row in rows if row["value"] > 0 and "error" not in row}
     assert found == stages
+
+
+def test_the_candidate_in_triton():
+    """It computes what batch norm, sum and ReLU compute; without a GPU, Triton interprets it."""
+    pytest.importorskip("triton", reason="only PyTorch's CUDA builds bring Triton")
+    cases = Path(__file__).parent / "support" / "interpreted_triton.py"
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(cases)]
+    env = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "5 passed" in done.stdout, done.stdout
