@@ -29,7 +29,6 @@ from datasets.sharing import SharedBatch, nested, passing
 from datasets.workers import (
     PREFETCH,
     BatchReader,
-    EpochSampler,
     advice,
     image_name,
     init_worker,
@@ -127,7 +126,8 @@ class DataLoader:
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
-            self.sampler, self.processes, self.mapped = EpochSampler(), [], {}
+            self.requests = []  # (epoch, indices) of each batch to load
+            self.processes, self.mapped = [], {}
             # -nThreads counts workers per machine, as in the Lua, which had one process
             count = math.ceil(workers / group.local_world_size())
             # for each worker: its process id, and the index of the image that it is reading, or -1
@@ -135,8 +135,8 @@ class DataLoader:
                 self.current = torch.full((count, 2), -1).share_memory_()
             self.workers = data.DataLoader(
                 BatchReader(dataset, seed, self.current),
-                sampler=self.sampler,
-                batch_size=None,  # the sampler gives whole batches
+                sampler=self.requests,
+                batch_size=None,  # a request is a whole batch
                 num_workers=count,
                 prefetch_factor=PREFETCH if count else None,
                 pin_memory=device.type == "cuda",
@@ -205,7 +205,7 @@ class DataLoader:
 
     def _from_workers(self, epoch, shards):
         """Batches of a dataset that the workers read image by image."""
-        self.sampler.batches = [(epoch, indices) for indices, _ in shards]
+        self.requests[:] = [(epoch, indices) for indices, _ in shards]
         for (input, target, unreadable, odd), (_, slices) in zip(self._worker_results(), shards):
             for place, reason in unreadable:
                 if place is None:

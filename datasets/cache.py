@@ -21,6 +21,8 @@ from storage import archives
 def info(opt):
     """The cache of opt.dataset as a dict of arrays; made first if missing, stale or damaged."""
     gen = importlib.import_module(f"datasets.{opt.dataset}_gen")
+    facts = importlib.import_module(f"datasets.{opt.dataset}")
+    is_valid = getattr(gen, "is_valid", lambda *arguments: True)
     places = [opt.data] if getattr(opt, "data", "") else []
     if places and hasattr(gen, "places"):
         places += gen.places(opt)
@@ -30,7 +32,7 @@ def info(opt):
         places,
         lambda: gen.signature(opt),
         lambda path: gen.exec(opt, path),
-        lambda found: _is_valid(gen, found, opt),
+        lambda found: is_valid(found, facts, opt),
     )
 
 
@@ -67,12 +69,6 @@ def _path(folder, name, places):
         paths = b"\0".join(os.fsencode(os.path.realpath(path)) for path in places)
         name += "-" + hashlib.sha256(paths).hexdigest()[:12]
     return os.path.join(folder, name + ".npz")
-
-
-def _is_valid(gen, found, opt):
-    """Whether gen.exec can have written these arrays; without `gen.is_valid` they are trusted."""
-    facts = importlib.import_module(f"datasets.{opt.dataset}")
-    return not hasattr(gen, "is_valid") or gen.is_valid(found, facts, opt)
 
 
 def _read(path):

@@ -22,18 +22,6 @@ PREFETCH = 2  # batches that each worker loads in advance
 WAITS, LASTS = 0.2, 60
 
 
-class EpochSampler(data.Sampler):
-    """The batches of one epoch, each as (epoch, indices). dataloader.py sets them."""
-
-    batches = ()
-
-    def __iter__(self):
-        return iter(self.batches)
-
-    def __len__(self):
-        return len(self.batches)
-
-
 class BatchReader(data.Dataset):
     """A dataset for torch's DataLoader: its items are batches, (input, target, unreadable, odd).
 

@@ -23,7 +23,11 @@ LARGEST = 1 << 26  # bytes of a file with class names
 def read_names(path):
     """The class names in a file, one per line, or those of the class folders of a train/."""
     if os.path.isdir(path):
-        return _folders(path)
+        names = sorted(map(class_names.normalized, imagenet_gen.class_folders(path)))
+        if not names:
+            lacks = "has no class folders: give a train/, or a list of class names"
+            raise InputError(f"{path} {lacks}")
+        return names
     try:
         with io.TextIOWrapper(regular_files.opened(path, LARGEST), "utf-8-sig") as file:
             names = [class_names.normalized(line.strip()) for line in file]
@@ -36,17 +40,6 @@ def read_names(path):
         what = f"names {twice} twice" if twice else "is empty"
         raise InputError(f"{path} {what}: it should have one class name per line")
     return names
-
-
-def _folders(path):
-    try:
-        with os.scandir(path) as entries:
-            found = [e.name for e in entries if e.is_dir() and not imagenet_gen.is_hidden(e.name)]
-    except OSError as error:
-        raise InputError(f"cannot list {path}: {error.strerror}") from None
-    if not found:
-        raise InputError(f"{path} has no class folders: give a train/, or a list of class names")
-    return sorted(map(class_names.normalized, found))
 
 
 def of_outputs(path, count):
