@@ -24,7 +24,11 @@ from runtime.terminal import note
 THINNEST = 1e-6
 HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
 # How a name of an image may have to be read: as it is, with a slash for a backslash, its last part
-_READINGS = (str, lambda name: name.replace("\\", "/"), lambda name: re.split(r"[\\/]", name)[-1])
+# (Label Studio writes "/data/local-files/?d=a.jpg")
+_READINGS = (
+    *(str, lambda name: name.replace("\\", "/")),
+    lambda name: re.split(r"[\\/]|\?d=", name)[-1],
+)
 
 
 class Coco:
@@ -73,8 +77,8 @@ class Coco:
         if missing:
             raise InputError(
                 f"{self.path}: {len(missing)} of {len(names)} images have no file in "
-                f"{self.folder!r}, the first is {missing[0]!r}; add the files, take the images "
-                "out of the JSON, or give -skipCorrupt true"
+                f"{self.folder!r}, the first is {missing[0]!r}; give their folder as -trainImages "
+                "or -valImages, take the images out of the JSON, or give -skipCorrupt true"
             )
 
     def name(self, i):
@@ -200,7 +204,7 @@ def find(data, train, val):
     if not files:
         _refuse_other_formats(data)
     if lack[0]:
-        train = _choose(data, files, "train") or (files[0] if len(files) == 1 else train)
+        train = _choose(data, files, "train") or _choose(data, files, "") or train
     if lack[1]:
         others = [path for path in files if path != _annotations_path(data, train)]
         found = _choose(data, others, "val") or _choose(data, others, "test")
@@ -216,7 +220,9 @@ def find(data, train, val):
 def _refuse_other_formats(data):
     """InputError for boxes in a format that another program has to convert."""
     for kind, ending, reader in (("VOC", "xml", "from_pascal_voc"), ("YOLO", "txt", "from_yolo")):
-        if any(glob.iglob(os.path.join(glob.escape(data), "**", f"*.{ending}"), recursive=True)):
+        pattern = os.path.join(glob.escape(data), "**", f"*.{ending}")
+        found = map(os.path.basename, glob.iglob(pattern, recursive=True))
+        if not all(name.startswith("README") for name in found):  # Roboflow adds two of .txt
             raise InputError(
                 f"{data!r} has no file of COCO's JSON, but .{ending} files, as {kind} has: the "
                 f"package supervision converts these, DetectionDataset.{reader}(...).as_coco(...)"

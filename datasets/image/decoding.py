@@ -81,7 +81,8 @@ class Photo:
         self.pixels, self.odd = None, ""
         with _naming(path):
             self.data = regular_files.read_bytes(path, LONGEST)
-            _check_orientation(self.data, path)
+            if _is_turned(self.data):
+                _note(0, path)
         self.shape = decoder and decoder.shape(self.data)
         if not self.shape or self.shape[0] * self.shape[1] > LARGEST:
             self._decode()
@@ -114,7 +115,9 @@ class Photo:
 
     def _decode(self):
         with _naming(self.path):
-            self.pixels, self.odd = _decode_bytes(self.data, self.path, self.buffer)
+            self.pixels, self.odd, turn = _decode_bytes(self.data, self.path, self.buffer)
+            if turn:
+                _note(0, self.path)
         self.shape = self.pixels.shape[:2]
 
 
@@ -136,15 +139,13 @@ def decode(source, report=None, upright_unless=None):
             with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a pipe
                 source.seek(0)
             data = source.read()
-        turn = upright_unless and _turn(data, upright_unless)
-        if not turn:
-            _check_orientation(data, source)
-        pixels, odd = _decode_bytes(data, source)
+        pixels, odd, turn = _decode_bytes(data, source)
         if odd and report:
             report(odd)
+        is_turned = turn and upright_unless not in (None, pixels.shape[1::-1])
         if turn:
-            _note(2, source)
-        return turn(pixels) if turn else pixels
+            _note(2 if is_turned else 0, source)
+        return turn(pixels) if is_turned else pixels
 
 
 def load_image(source, report=None, upright_unless=None):
@@ -187,33 +188,34 @@ def decode_jpeg(data, buffer=None):
 
 
 def _decode_bytes(data, source, buffer=None):
-    """(pixels, what is wrong with the file although its pixels are intact, or "")."""
+    """(pixels, what is wrong although they are intact, or "", function that turns them or None)."""
     pixels = decode_jpeg(data, buffer)
-    if pixels is not None:
-        return pixels, ""
+    if pixels is not None and not _is_turned(data):
+        return pixels, "", None
     try:
         image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise InputError(_unidentified(data)) from None
     with image:
+        if pixels is not None:
+            return pixels, "", _turn(image)
         if image.width * image.height > LARGEST:
             raise InputError(
                 f"{image.width} x {image.height} pixels are more than the limit of {LARGEST}"
             )
         odd = damage.check_photo(data)
-        if image.format == "TIFF":
-            image = _load_tiff(image, source)
+        turn = None
+        if image.format == "TIFF":  # loses its orientation when it is loaded
+            turn, image = _turn(image), _load_tiff(image)
         image.load()
-        _note_orientation(image, source)
-        return _pixels(image, source), odd
+        return _pixels(image, source), odd, turn or _turn(image)
 
 
-def _load_tiff(image, source):
+def _load_tiff(image):
     """Load a TIFF as it is stored: without turning the picture by its orientation.
 
     libtiff prints on stderr. Its first line becomes the reason of an error instead.
     """
-    _note_orientation(image, source)
     orientation = image.getexif().get(_ORIENTATION)
     with tempfile.TemporaryFile() as lines:
         stderr = os.dup(2)
@@ -270,30 +272,16 @@ def _grey_16(image, source):
     return np.broadcast_to(grey.astype(np.uint16)[:, :, None], (*grey.shape, 3))
 
 
-def _check_orientation(data, source):
-    """Note the orientation of a JPEG file. That of other formats is left to Pillow."""
-    if not _printed[0] and _is_turned(data):
-        _note(0, source)
-
-
 def _is_turned(data):
     """Whether a JPEG file carries an orientation that turns the picture."""
     place = data.find(b"Exif\0\0", 0, 4096) if data[:2] == b"\xff\xd8" else -1
     return place >= 0 and _TURNED.search(data, place, place + 1000)
 
 
-def _turn(data, size):
-    """How the pixels of a photo are turned upright; None if it has this size, or is upright."""
-    if not _is_turned(data):
-        return None
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-        return None if image.size == size else _UPRIGHT.get(image.getexif().get(_ORIENTATION))
-
-
-def _note_orientation(image, source):
+def _turn(image):
+    """How the pixels of a Pillow image are turned upright; None if they are."""
     with contextlib.suppress(Exception):  # broken EXIF
-        if not _printed[0] and image.getexif().get(_ORIENTATION) in _UNTURN:
-            _note(0, source)
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
 
 
 def _note(which, source):
