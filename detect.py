@@ -141,9 +141,12 @@ def settle(given, checkpoint=None):
     }
 
     if known.show:
-        photo = os.path.splitext(os.path.basename(os.path.normpath(known.show)))[0]
-        name = f"scene{known.show.lstrip('0'):.9}" if _is_scene(known) else photo
-        recipe["out"] = f"{name}_detected" + ("" if os.path.isdir(known.show) else ".png")
+        name, ending = os.path.basename(os.path.abspath(known.show)), ""
+        if _is_scene(known):
+            name, ending = f"scene{known.show.lstrip('0'):.9}", ".png"
+        elif not os.path.isdir(known.show):
+            name, ending = os.path.splitext(name)[0], ".png"
+        recipe["out"] = f"{name}_detected{ending}"
 
     def decided(layer):  # without values such as 0, which leave it to the recipe
         blank = {name for name in recipe if name in layer and layer[name] == default.get(name)}

@@ -159,16 +159,18 @@ class Detector(nn.Module):
             if not (image.min() >= 0 and image.max() <= 1):
                 raise InputError("a tensor of floats should lie in 0..1, one of bytes in 0..255")
             image = image * 255
-        (found,) = self.forward([image.to(weight)])
+        (found,) = self.detections([image.to(weight)])
         return {**found, "names": [self.classes[k - 1] for k in found["labels"].tolist()]}
 
     def forward(self, images):
-        """The detections {"boxes", "scores", "labels"} of each image, in its own pixels.
+        """What an image shows, see `find`; a list of it for a list of images."""
+        return [*map(self.find, images)] if isinstance(images, list) else self.find(images)
 
-        images: a list of floats (3, H, W) in 0..255; else one image, see `find`.
+    def detections(self, images):
+        """{"boxes", "scores", "labels"} of each image, in its own pixels.
+
+        images: floats (3, H, W) in 0..255.
         """
-        if not isinstance(images, list):
-            return self.find(images)
         sizes = [tuple(image.shape[-2:]) for image in images]
         images, _ = self._transformed(images)
         proposals, maps = self._propose(images)

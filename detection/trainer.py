@@ -135,7 +135,7 @@ class Trainer(loop.Loop):
                         self._count(image[0], images.target(code, image.shape[3]), count)
                         continue
                     with self.precision.autocast():
-                        (found,) = self.model([image[0]])
+                        (found,) = self.model.detections([image[0]])
                 parts = [found[name].cpu().numpy() for name in ("boxes", "scores", "labels")]
                 own.append((images.id(code), *parts))
                 count["found"] += len(parts[1])

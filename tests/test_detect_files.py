@@ -38,7 +38,7 @@ def test_a_file_holds_the_detector(tmp_path, content):
     other.load_state_dict(content["model"])
     inputs = [image.float() for image in images((64, 64))[0]]
     with torch.no_grad():
-        mine, theirs = model(inputs)[0], other(inputs)[0]
+        mine, theirs = model.detections(inputs)[0], other.detections(inputs)[0]
     assert all(torch.equal(mine[name], theirs[name]) for name in mine) and len(mine["boxes"])
     assert model.classes == ["cat", "dog", "fox", "owl"]
     model.train()
@@ -53,13 +53,16 @@ def test_a_detector_in_python(tmp_path, content):
     model = hubconf.load(saved(tmp_path, content))
     tensor = torch.from_numpy(pixels).permute(2, 0, 1)
     with torch.no_grad():
-        (plain,) = model([tensor.float()])
+        (plain,) = model.detections([tensor.float()])
     assert len(plain["boxes"])
     for image in (path, Image.open(path), tensor, tensor.double() / 255):
         found = model(image)
         assert found.pop("names") == [["cat", "dog", "fox", "owl"][k - 1] for k in plain["labels"]]
         assert all(torch.allclose(found[name], plain[name], atol=1e-3) for name in plain)
+    several = model([path, tensor / 255])
+    assert all(torch.allclose(each["boxes"], plain["boxes"], atol=1e-3) for each in several)
     for wrong, words in (
+        ([tensor.float()], "should lie in 0..1"),
         (tensor.float(), "should lie in 0..1"),
         (tensor * float("nan"), "should lie in 0..1"),
         (tensor[:1], "of shape"),
@@ -126,6 +129,12 @@ def test_a_folder_of_photos_is_shown(tmp_path, content, monkeypatch, capsys):
     for each in results:
         assert each["category"] == ["cat", "dog", "fox", "owl"][each["category_id"] - 1]
     assert Image.open("photos_detected/b.jpg").size == (500, 600)  # upright
+    (tmp_path / "7.photos").mkdir()
+    opt = detect.settle({"retrain": "detector.pth", "show": "7.photos/"})
+    assert opt.out == "7.photos_detected"
+    monkeypatch.chdir("7.photos")
+    assert detect.settle({"retrain": "detector.pth", "show": "."}).out == "7.photos_detected"
+    monkeypatch.chdir(tmp_path)
     command[-1] = "1"
     detect.main([*command, "-skipCorrupt", "true", "-out", "pictures", "-minScore", "0"])
     out = capsys.readouterr().out

@@ -144,7 +144,7 @@ def test_narrow_images(size, shared):
         losses = model.train().losses(inputs, [dict(target)], step)
         assert all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
-        (found,) = model.eval()(inputs)
+        (found,) = model.eval().detections(inputs)
         (proposals,) = model.proposals(inputs)
     limits = torch.tensor([width, height, width, height])
     for boxes in (found["boxes"], proposals):
@@ -256,7 +256,7 @@ def test_what_is_given_stays_as_it_is(step):
     before = copy.deepcopy((inputs, targets))
     model.train().losses(inputs, targets, step)
     with torch.no_grad():
-        model.eval()(inputs)
+        model.eval().detections(inputs)
     assert all(map(torch.equal, inputs, before[0]))
     for target, other in zip(targets, before[1]):
         assert target.keys() == other.keys()
@@ -355,7 +355,7 @@ def test_wide_boxes_in_half_precision():
     targets = [{**target, "boxes": target["boxes"].float()} for target in targets]
     with torch.autocast("cpu", torch.bfloat16):
         losses = model.losses(inputs, targets, "shared")
-        found = model.eval()(inputs)
+        found = model.eval().detections(inputs)
     assert all(loss.dtype == torch.float32 for loss in losses.values())
     assert found[0]["boxes"].dtype == torch.float32
     assert not torch.equal(found[0]["boxes"], found[0]["boxes"].bfloat16().float())
