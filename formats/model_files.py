@@ -206,9 +206,8 @@ def _bare_content(source, path, saved, metadata, key, classifier):
         raise InputError(f"{source} is not a net of this program: {error}") from None
     state_dicts.count_batches(state)
     check_state(path, state)
-    state_dicts.convert(state)
     try:
-        config = state_dicts.infer(state)
+        config = state_dicts.convert(state)
     except InputError as error:
         raise InputError(f"{path} is not a net of this program: {error}") from None
     spec = hubs.V1 if config["stem"] == "imagenet" else None

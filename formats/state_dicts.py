@@ -5,10 +5,13 @@ which is inferred from names and shapes.
 """
 
 import re
+from collections import Counter
+from itertools import product
 
 import torch
 from torch.nn import functional as F
 
+from formats.torch7_layout import counts, layout, named
 from runtime.errors import InputError, shown
 from storage import archives
 
@@ -28,31 +31,21 @@ _RENAMED = [
         (r"\.shortcut\.shortcut_bn\.", ".downsample.1."),
         # kuangliu/pytorch-cifar
         (r"\.shortcut\.", ".downsample."),
-        # clcarwin/convert_torch_to_pytorch and Cadene: places in the Lua's tree of a ResNeXt
+        # nn.Sequential(*net.children()) of torchvision's nets, often cut before the classifier
         (r"^0\.", "conv1."),
         (r"^1\.", "bn1."),
-        *((rf"^{stage + 3}\.(\d+)\.0\.(?=[01]\.)", rf"layer{stage}.\1.") for stage in range(1, 5)),
-        (r"^(layer\d\.\d+)\.0\.0\.0\.", r"\1.conv1."),
-        (r"^(layer\d\.\d+)\.0\.0\.1\.", r"\1.bn1."),
-        (r"^(layer\d\.\d+)\.0\.0\.3\.", r"\1.conv2."),
-        (r"^(layer\d\.\d+)\.0\.0\.4\.", r"\1.bn2."),
-        (r"^(layer\d\.\d+)\.0\.1\.", r"\1.conv3."),
-        (r"^(layer\d\.\d+)\.0\.2\.", r"\1.bn3."),
-        (r"^(layer\d\.\d+)\.1\.", r"\1.downsample."),
+        *((rf"^{stage + 3}\.(?=\d+\.[a-z])", rf"layer{stage}.") for stage in range(1, 5)),
     )
 ]
-# A layer of a block in clcarwin's ResNets. In a ResNeXt all but the last two are a level deeper.
-_FLAT = re.compile(r"((?:.+\.)?[4-7]\.\d+\.0\.0)\.([013467])(\.\w+)")
-_NESTED = {"6": ".1", "7": ".2", **{k: f".0.{k}" for k in "0134"}}
 # The first convolution, with what wrappers put before it: module. model. backbone. and so on
 _FIRST = re.compile(r"((?:.+\.)?)(?:conv1|conv_1_3x3|0)\.weight")
 _TRUNK = re.compile(
-    r"(?:(?:layer\d+\.\d+\.)?(?:conv\d|bn\d)|layer\d+\.\d+\.downsample\.[01])"
+    r"(?:(?:layer\d+\.\d+\.)?(?:conv\d|bn\d|bn_\w+)|layer\d+\.\d+\.downsample\.[01])"
     r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"
 )
 _OF_A_TRUNK = re.compile("conv|bn|layer|norm|stem")  # how the names of other trunks begin
 _CLASSIFIER = re.compile(
-    r"((?:.+\.)?(?:fc|fc\.\d|linear|last_linear|classifier|head|10\.1))\.(weight|bias)"
+    r"((?:.+\.)?(?:fc|linear|last_linear|classifier|head)(?:\.\d+)?|\d+)\.(weight|bias)"
 )
 # Of two nets in a file the second is meant: that which is tested, that which is trained
 _PREFERRED = (
@@ -138,19 +131,59 @@ def _state_dicts(value, place=""):
     parts = value.items() if isinstance(value, dict) else ()
     tensors = {str(name): part for name, part in parts if isinstance(part, torch.Tensor)}
     if tensors:
-        yield place, _nested(tensors)
+        yield place, _from_tree(tensors)
     for name, part in parts:
         yield from _state_dicts(part, f"{place}{name}.")
 
 
-def _nested(tensors):
-    """The same tensors; those of a ResNet of clcarwin's get the names that a ResNeXt's have."""
-    matches = {name: _FLAT.fullmatch(name) for name in tensors}
-    if not any(match and match[2] == "3" for match in matches.values()):
-        return tensors
-    return {
-        m[1] + _NESTED[m[2]] + m[3] if m else name: tensors[name] for name, m in matches.items()
-    }
+def _from_tree(entries):
+    """The same tensors; names that are places in the tree of a .t7 become ours.
+
+    clcarwin's program makes such names (3.0.0.1.weight), and Cadene's weights have them from there.
+    Layers are recognised by their order in the tree.
+    """
+    firsts = filter(None, map(re.compile(r"((?:.+\.)?)0\.weight").fullmatch, entries))
+    prefix = min((match[1] for match in firsts), key=len, default=None)
+    layers = {}
+    for name in entries if prefix is not None else ():
+        place, _, field = name[len(prefix) :].rpartition(".")
+        if name.startswith(prefix) and place.replace(".", "").isdecimal():
+            layers.setdefault(place, {})[field] = name
+    if not layers or not all("weight" in names for names in layers.values()):
+        return entries
+    places = sorted(layers, key=lambda place: [(len(part), part) for part in place.split(".")])
+    theirs = [(place, entries[layers[place]["weight"]].shape) for place in places]
+    for nodes in _possible_layers([shape for _, shape in theirs if len(shape) == 4]):
+        nodes = nodes[: max(len(theirs), len(nodes) - 1)]  # the classifier may be elsewhere
+        if _signature((node.name, node.shapes["weight"]) for node in nodes) == _signature(theirs):
+            ours = {
+                name: f"{prefix}{node.name}.{field}"
+                for node, place in zip(nodes, places)
+                for field, name in layers[place].items()
+            }
+            return {ours.get(name, name): tensor for name, tensor in entries.items()}
+    return entries
+
+
+def _possible_layers(convs):
+    """The layers, in order, of each net of ours whose convolutions may have these shapes."""
+    threes = Counter(shape[0] for shape in convs[1:] if shape[2] == 3)
+    kind, each = ("basic", 2) if 2 * threes.total() > len(convs) else ("bottleneck", 1)
+    blocks = [count // each for count in threes.values()]
+    for net, norm, shortcut in product(("resnet", "preresnet"), ("each", "branch", "sum"), "BC"):
+        stem = "imagenet" if convs and convs[0][2] == 7 else "cifar"
+        config = {"net": net, "norm": norm, "shortcut": shortcut, "stem": stem, "classes": 1}
+        yield named(layout(config, kind, blocks))
+
+
+def _signature(layers):
+    """What tells the nets' layers apart, of (name or place, shape): kind, size, block by block."""
+    found, before = [], None
+    for name, shape in layers:
+        block = name.split(".")[:2]
+        found.append((len(shape), shape[2:], block == before))
+        before = block
+    return found
 
 
 def _prefixes(entries):
@@ -182,16 +215,25 @@ def count_batches(state):
 
 
 def convert(state):
-    """Give a state dict the shapes and entries of ours; the net stays the same function."""
+    """Give a state dict the shapes and entries of ours, and return the configuration of its net.
+
+    The net stays the same function. InputError as `infer`.
+    """
     first = state.get("conv1.weight")
     if first is not None and first.shape[2:] == (1, 1):  # kuangliu's ResNeXt-29
         state["conv1.weight"] = F.pad(first, (1, 1, 1, 1))
-    for name in [name for name in state if re.search(r"(?:conv\d|downsample\.0)\.bias$", name)]:
-        # as in the released nets of fb.resnet.torch; the batch norm after it absorbs it
-        norm = name.replace("conv", "bn").replace("downsample.0", "downsample.1")
-        mean = norm.replace("bias", "running_mean")
-        if mean in state and state[mean].shape == state[name].shape:
-            state[mean] = state[mean] - state.pop(name)
+    config = infer(state)
+    for node in named(layout(config, *counts(state))):
+        # the originals' released nets have biases in their convolutions, some of zeros
+        bias, into = state.get(f"{node.name}.bias"), state.get(node.bias_into)
+        if bias is None or "bias" in node.shapes:
+            continue
+        if into is not None and into.shape == bias.shape:
+            state[node.bias_into] = into + (bias if node.bias_into.endswith("bias") else -bias)
+        elif bias.any():
+            continue
+        del state[f"{node.name}.bias"]
+    return config
 
 
 def _no_classifier(trunk):
@@ -217,9 +259,9 @@ def infer(state):
     if stages != own:
         stem = f"a {kernel}x{kernel} first convolution"
         raise InputError(f"it has {stages} stages after {stem}, where our nets have {own}")
-    bottleneck = "layer1.0.conv3.weight" in state
+    bottleneck, pre = "layer1.0.conv3.weight" in state, "bn_last.weight" in state
     config = {
-        "net": "resnet",
+        "net": "preresnet" if pre else "resnet",
         "depth": 2 + (3 if bottleneck else 2) * len(blocks),
         "classes": _shape(state, "fc.weight", 2)[0],
         "stem": "imagenet" if large else "cifar",
@@ -229,10 +271,12 @@ def infer(state):
     if bottleneck and (not large or (width, inputs) != (64, 64)):
         form = "resnext_C" if (width, inputs) != (64, 64) else "resnet"
         cardinality = width // max(inputs, 1)
-        config |= {"net": "resnext", "cardinality": cardinality}
+        config |= {"net": "preresnext" if pre else "resnext", "cardinality": cardinality}
         config |= {"base_width": width // max(cardinality, 1), "bottleneck": form}
         expansion = _shape(state, "layer1.0.conv3.weight", 4)[0] // 64
-        config |= {"expansion": expansion} if expansion != 4 else {}
+        config |= {"expansion": expansion} if expansion != 4 and not pre else {}
+    elif (norm := _norm(state)) not in (None, "branch" if pre else "each"):
+        config["norm"] = norm
     return config
 
 
@@ -249,3 +293,12 @@ def _shortcut_type(state):
     if not convs:
         return "A"
     return "C" if any(conv.shape[:1] == conv.shape[1:2] for conv in convs) else "B"
+
+
+def _norm(state):
+    """Which batch norms the blocks have (see models/blocks.py), if the weights show it."""
+    if any(".downsample.1." in name for name in state):
+        return "each"
+    if "layer1.0.bn_sum.weight" in state:
+        return "sum"
+    return "branch" if any(".downsample." in name for name in state) else None

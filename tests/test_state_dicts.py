@@ -7,29 +7,15 @@ import pathlib
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+import torchvision
+from support import lua_nn
 from support.nets import refused, shake, small
 from torch import nn
 
 import models
-from formats import model_files
-
-
-class Add(nn.Module):
-    """A shortcut or branch of several modules, whose outputs are summed."""
-
-    def __init__(self, parts):
-        super().__init__()
-        for name, part in parts.items():
-            self.add_module(name, part)
-
-    def forward(self, x):
-        return sum(part(x) for part in self.children())
-
-
-class Mean(nn.Module):
-    def forward(self, x):
-        return x.mean((2, 3))
+from formats import model_files, state_dicts, t7, torch7, torch7_layout
 
 
 def named(**parts):
@@ -132,54 +118,13 @@ def fbresnet():
     return Named(True, list(parts), **parts)
 
 
-def _tree(layers, shortcut):
-    """A block as the Lua nests it."""
-    one, two = nn.Sequential(*layers[:2], nn.ReLU(), *layers[2:4], nn.ReLU()), layers[4:]
-    branches = {"0": nn.Sequential(one, *two), "1": nn.Sequential(*shortcut)}
-    return nn.Sequential(Add(branches), nn.Identity(), nn.ReLU())
-
-
-def _flat(layers, shortcut):
-    """A block as fb.resnet.torch nests it."""
-    pairs = [(*layers[k : k + 2], nn.ReLU()) for k in range(0, len(layers), 2)]
-    branches = {"0": nn.Sequential(*sum(pairs, ())[:-1]), "1": nn.Sequential(*shortcut)}
-    return nn.Sequential(Add(branches), nn.Identity(), nn.ReLU())
-
-
-def _basic(inputs, outputs, stride):
-    layers = [conv(inputs, outputs, 3, stride, bias=True), nn.BatchNorm2d(outputs)]
-    layers += [conv(outputs, outputs, 3, bias=True), nn.BatchNorm2d(outputs)]
-    shortcut = [conv(inputs, outputs, 1, stride, bias=True), nn.BatchNorm2d(outputs)]
-    return _flat(layers, shortcut if stride > 1 else [nn.Identity()])
-
-
-def _converted():
-    stem, blocks, last = resnext((7, 2), 4, 4, 32, 4, _tree)
-    trunk = [*stem, nn.ReLU(), nn.MaxPool2d(3, 2, 1), *map(nn.Sequential, blocks)]
-    return trunk, last
-
-
-def clcarwin():
-    """clcarwin's conversion: places in the Lua's tree, counted from 0."""
-    trunk, last = _converted()
-    return nn.Sequential(*trunk, Mean(), nn.Identity(), nn.Sequential(nn.Identity(), last))
-
-
-def clcarwin_resnet(basic=False):
-    """Likewise a ResNet of fb.resnet.torch, whose convolutions have a bias."""
-    stem, blocks, last = resnext((7, 2), 4, 4, 64, 1, _flat, bias=True)
-    if basic:
-        widths = (64, 64, 128, 256, 512)
-        blocks = [_basic(widths[i], widths[i + 1], 2 if i else 1) for i in range(4)]
-        last = nn.Linear(512, 5)
-    trunk = [*stem, nn.ReLU(), nn.MaxPool2d(3, 2, 1), *map(nn.Sequential, blocks)]
-    return nn.Sequential(*trunk, Mean(), nn.Identity(), nn.Sequential(nn.Identity(), last))
-
-
-def cadene():
-    """Cadene's resnext101: as clcarwin's, but for the classifier."""
-    trunk, last = _converted()
-    return named(features=nn.Sequential(*trunk), pool=Mean(), last_linear=last)
+@pytest.fixture
+def shallow(monkeypatch):
+    """ResNets and ResNeXts of one block a stage: "basic" has depth 10, "bottleneck" 14."""
+    monkeypatch.setitem(models.depths._IMAGENET, 10, ("basic", (1, 1, 1, 1)))
+    monkeypatch.setitem(models.depths._IMAGENET, 14, ("bottleneck", (1, 1, 1, 1)))
+    for net, (depths, kind) in models.depths.NETS.items():
+        monkeypatch.setitem(models.depths.NETS, net, ((*depths, 10, 14), kind))
 
 
 @pytest.mark.parametrize(
@@ -190,23 +135,13 @@ def cadene():
         (kuangliu, ()),
         (kuangliu, (2, 4)),
         (kuangliu, (8, 8)),
-        (clcarwin, ()),
-        (clcarwin_resnet, ()),
-        (clcarwin_resnet, (True,)),
-        (cadene, ()),
         (fbresnet, ()),
     ],
 )
-def test_a_net_of_a_third_party_computes_the_same(make, arguments, tmp_path, monkeypatch):
-    stages = (1, 1, 1, 1)  # a net of one block a stage is enough
-    monkeypatch.setitem(models.depths._IMAGENET, 14, ("bottleneck", stages))
-    monkeypatch.setitem(models.depths._IMAGENET, 10, ("basic", stages))
-    for net in ("resnet", "resnext"):
-        depths, kind = models.depths.NETS[net]
-        monkeypatch.setitem(models.depths.NETS, net, ((*depths, 10, 14), kind))
+def test_a_net_of_a_third_party_computes_the_same(make, arguments, tmp_path, shallow):
     theirs = shake(make(*arguments))
     wrapped = {f"module.{name}": tensor for name, tensor in theirs.state_dict().items()}
-    side = 32 if make in (clcarwin, clcarwin_resnet, cadene, fbresnet) else 8
+    side = 32 if make is fbresnet else 8
     x = torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(3)).double()
     for state in (theirs.state_dict(), wrapped):
         torch.save({"epoch": 3, "net": state}, tmp_path / "net.pth")
@@ -214,6 +149,92 @@ def test_a_net_of_a_third_party_computes_the_same(make, arguments, tmp_path, mon
         with torch.inference_mode():
             torch.testing.assert_close(ours(x), theirs.double()(x), rtol=1e-6, atol=1e-6)
         theirs.float()
+
+
+X = {"net": "resnext", "form": ("resnext_C", 4, 16)}
+CONVERTED = [
+    {"net": "resnet", "depth": 10, "norm": "branch"},  # ResNet-18 as it was released
+    {"net": "resnet", "depth": 14, "norm": "sum"},  # ResNet-50
+    {"net": "resnet", "depth": 14},
+    {"net": "preresnet", "depth": 14, "norm": "each"},  # ResNet-200
+    {"net": "preresnet", "depth": 10, "shortcut": "C"},
+    {**X, "depth": 14},
+    {**X, "depth": 20, "stem": "cifar"},
+    {"net": "preresnext", "form": ("resnext_C", 4, 16), "depth": 11, "stem": "cifar"},
+    {"net": "resnet", "depth": 20, "stem": "cifar"},
+    {"net": "preresnet", "depth": 14, "stem": "cifar", "shortcut": "C"},
+]
+
+
+def clcarwin(module, place=""):
+    """The state dict that clcarwin's convert_torch.py makes of a tree of Torch7."""
+    if "modules" in module:
+        parts = enumerate(module["modules"].array())
+        return {k: t for i, part in parts for k, t in clcarwin(part, f"{place}{i}.").items()}
+    place += "1." if module.typename == "nn.Linear" else ""
+    fields = ("weight", "bias", "running_mean", "running_var")
+    return {place + field: module[field] for field in fields if field in module}
+
+
+def cadene(tree):
+    """The state dict of Cadene's net, made of a tree: the classifier has a name of its own."""
+    *trunk, (_, weight), (_, bias) = clcarwin(tree).items()
+    return {**prefixed("features.", dict(trunk)), "last_linear.weight": weight} | {
+        "last_linear.bias": bias
+    }
+
+
+@pytest.mark.parametrize(
+    "config", CONVERTED, ids=lambda config: "-".join(map(str, config.values()))
+)
+def test_a_converted_net_of_torch7_computes_what_its_tree_does(config, shallow, tmp_path):
+    net = lua_nn.random_net(lua_nn.whole(config))
+    tree = torch7.to_t7(net.config, net.state_dict())
+    for _, module in lua_nn.modules(tree):
+        parts = module["modules"].array() if "modules" in module else ()
+        if config["net"] == "resnext" and len(parts) == 8 and module is not tree:
+            # as in the published files
+            inner = t7.Object("nn.Sequential", {"modules": t7.Table(enumerate(parts[:6], 1))})
+            module["modules"] = t7.Table(enumerate([inner, *parts[6:]], 1))
+        if config["net"] == "resnet" and module.typename == "cudnn.SpatialConvolution":
+            module["bias"] = torch.randn(module["nOutputPlane"]).double()
+        if config["net"] == "preresnet" and module.typename == "cudnn.SpatialConvolution":
+            module["bias"] = torch.zeros(module["nOutputPlane"]).double()
+    for make, save in ((clcarwin, torch.save), (cadene, safetensors.torch.save_file)):
+        save(make(tree), tmp_path / "net.pth")
+        ours = models.load_file(tmp_path / "net.pth").eval()
+        assert ours.config == net.config and lua_nn.same_output(ours, tree)
+
+
+def test_the_released_resnet_200_is_recognised_when_converted():
+    net = lua_nn.build(lua_nn.whole({"net": "preresnet", "depth": 200, "norm": "each"}))
+    state = {name: torch.zeros(()).expand(t.shape) for name, t in net.state_dict().items()}
+    found = {}
+
+    def convert(node, place=""):
+        for i, child in enumerate(node.children):
+            convert(child, f"{place}{i}.")
+        found.update({place + field: state[f"{node.name}.{field}"] for field in node.shapes})
+
+    convert(torch7_layout.layout(net.config, *torch7_layout.counts(state)))
+    assert state_dicts.convert(state_dicts.find(found)) == net.config
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnext50_32x4d"])
+def test_the_children_of_a_net_of_torchvision(name, tmp_path):
+    with torch.device("meta"):
+        net = getattr(torchvision.models, name)(num_classes=3)
+    parts = list(net.children())
+    for cut, last in ((parts[:-1], "fc"), (parts, "9"), (parts[:-1], "module.head.1")):
+        state = {
+            k: torch.ones(()).expand(t.shape) for k, t in nn.Sequential(*cut).state_dict().items()
+        }
+        state |= {
+            f"{last}.{k}": torch.ones(()).expand(t.shape) for k, t in net.fc.state_dict().items()
+        }
+        found = state_dicts.find({"net": state})
+        assert found.keys() == net.state_dict().keys()
+        assert state_dicts.infer(found) == state_dicts.infer(net.state_dict())
 
 
 # ---------- what programs save around weights ----------
