@@ -7,8 +7,7 @@ sizes of Table 8's detectors.
 
 - Parameters: weights and biases of all layers, batch norm included, without running statistics.
 - Multiply-adds: those of convolutions and classifier for one image, not of batch norm, ReLU,
-  pooling and sums. That is half of the FLOPs of torch.utils.flop_counter, which counts a
-  multiply-add as two, plus one for each bias, which it omits. The paper's "FLOPs" are these.
+  pooling and sums; a bias counts as one. The paper's "FLOPs" are these.
 - Activations: all outputs of convolutions and classifier, as in pycls.
 """
 
@@ -88,22 +87,12 @@ TABLES = (
 )
 
 
-class Layer(NamedTuple):
-    """A convolution or the classifier; its numbers are for one image."""
+class Part(NamedTuple):
+    """A layer, a stage of a net or a part of a detector; its numbers are for one image."""
 
     name: str
     output: tuple  # the shape: (C, H, W), or (classes,)
-    weights: int
-    multiply_adds: int
-    activations: int
-
-
-class Stage(NamedTuple):
-    """The stem, one stage of blocks, or the head; its numbers are for one image."""
-
-    name: str
-    output: tuple
-    parameters: int
+    parameters: int  # of a layer without its bias
     multiply_adds: int
     activations: int
 
@@ -202,27 +191,22 @@ def run(module, inputs):
     """(output, convolutions and linear layers in the order they run) of a module, on meta."""
     import torch
     from torch import nn
-    from torch.utils.flop_counter import FlopCounterMode
 
-    calls = []
-    counted = {n: m for n, m in module.named_modules() if isinstance(m, nn.Conv2d | nn.Linear)}
-    hooks = [
-        layer.register_forward_hook(lambda m, _, y, name=name: calls.append((name, m, y)))
-        for name, layer in counted.items()
-    ]
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        result = module.eval()(inputs)
+    found, hooks = [], []
+
+    def record(name, layer, _, output):
+        outputs, weights = output.numel(), layer.weight.numel()
+        each = layer.weight[0].numel() + (layer.bias is not None)
+        found.append(Part(name, tuple(output.shape[1:]), weights, outputs * each, outputs))
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            hooks.append(layer.register_forward_hook(functools.partial(record, name)))
+    with torch.no_grad():
+        output = module.eval()(inputs)
     for hook in hooks:
         hook.remove()
-    found, counts = [], counter.get_flop_counts()
-    for name, layer, output in calls:
-        outputs = output.numel()
-        flops = sum(counts[f"{type(module).__name__}.{name}"].values())
-        multiply_adds = flops // 2 + (outputs if layer.bias is not None else 0)
-        found.append(
-            Layer(name, tuple(output.shape[1:]), layer.weight.numel(), multiply_adds, outputs)
-        )
-    return result, found
+    return output, found
 
 
 def stages(net, layers):
@@ -234,14 +218,7 @@ def stages(net, layers):
     for name, parameter in net.named_parameters():
         parameters[_stage(name)] += parameter.numel()
     return [
-        Stage(
-            name,
-            inside[-1].output,
-            parameters[name],
-            sum(layer.multiply_adds for layer in inside),
-            sum(layer.activations for layer in inside),
-        )
-        for name, inside in found.items()
+        Part(name, own[-1].output, parameters[name], *total(own)[1:]) for name, own in found.items()
     ]
 
 
@@ -251,9 +228,9 @@ def _stage(name):
     return {"bn1": "conv1", "bn_last": "fc"}.get(first, first)
 
 
-def total(rows):
-    """(parameters, multiply-adds, activations) of all stages."""
-    return tuple(sum(column) for column in list(zip(*rows))[2:])
+def total(parts):
+    """(parameters, multiply-adds, activations) of several parts together."""
+    return tuple(sum(column) for column in list(zip(*parts))[2:])
 
 
 def width(cardinality):
@@ -290,7 +267,7 @@ def print_detector(source):
 
 
 def detector_parts(model):
-    """(parts of a detector as Stages, size of the image that they are for, as text)."""
+    """(parts of a detector, size of the image that they are for, as text)."""
     import torch
 
     def add(name, module, inputs):
@@ -298,8 +275,7 @@ def detector_parts(model):
         while not isinstance(output, torch.Tensor):
             output = output[0]  # of several outputs, the first
         parameters = sum(p.numel() for p in module.parameters())
-        sums = sum(layer.multiply_adds for layer in inside), sum(x.activations for x in inside)
-        parts.append(Stage(name, tuple(output.shape[1:]), parameters, *sums))
+        parts.append(Part(name, tuple(output.shape[1:]), parameters, *total(inside)[1:]))
         return output
 
     # detection/net.py pads the sides to multiples of 32
@@ -346,8 +322,7 @@ def print_table_2():
     for c, d in WIDTHS:
         every, _ = _measured(_row(50, c, width(c))[1])
         inside = [layer for layer in every if layer.name.startswith("layer1.1.")]
-        weights = sum(layer.weights for layer in inside)
-        flops = sum(layer.multiply_adds for layer in inside)
+        weights, flops, _ = total(inside)
         widths = f"{c:4}{d:8}{width(c):6}{c * d:8}{inside[0].output[0]:6}"
         print(f"{widths}{'~0.07':>8}{weights / 1e6:8.3f}{'~0.22':>9}{flops / 1e9:8.3f}")
     print()
