@@ -20,7 +20,6 @@ from parallel import group
 from runtime.errors import InputError
 from runtime.terminal import note
 from storage import atomic, lock, log, tensorboard, tensors
-from storage.log_file import LogFile
 from storage.writer import Writer
 
 INSIDE = "inside_epoch.pth"
@@ -96,7 +95,7 @@ class RunFolder:
         header = log.header(self.opt, model, device)
         if checkpoint is not None and checkpoint.get("log"):
             header = log.resumed(header, checkpoint["log"][0], checkpoint["epoch"])
-        self.log = LogFile(self._file("log.jsonl"), header, checkpoint or {})
+        self.log = log.LogFile(self._file("log.jsonl"), header, checkpoint or {})
         try:
             resumed = self.opt.resume
             here = os.path.isdir(resumed) and os.path.samefile(resumed, self.path)

@@ -33,22 +33,30 @@ def read_state(path):
     return state
 
 
-def is_plain(value):
-    """Whether a value consists of JSON's types and tuples, without tensors."""
-    if isinstance(value, dict):
-        return all(isinstance(k, str) for k in value) and all(map(is_plain, value.values()))
-    if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
-    return value is None or type(value) in (str, bool, int, float)
-
-
 def is_count(value):
     """Whether a value is an integer >= 0, and not above EXACT."""
     return type(value) is int and 0 <= value <= EXACT
 
 
-def _is_number(value):
-    return type(value) in (int, float) and 0 <= value < math.inf
+def is_plain(value):
+    """Whether a value consists of JSON's types and tuples, without tensors."""
+    if isinstance(value, (list, tuple)):
+        return all(map(is_plain, value))
+    known = value is None or type(value) in (str, bool, int, float)
+    return known or _is_dict_of(is_plain, value)
+
+
+def _is_list_of(is_valid, value):
+    return isinstance(value, list) and all(map(is_valid, value))
+
+
+def _is_dict_of(is_valid, value):
+    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+    return named and all(map(is_valid, value.values()))
+
+
+def _is_finite(value):
+    return type(value) in (int, float) and math.isfinite(value)
 
 
 def _is_best(best):
@@ -74,60 +82,45 @@ def _is_position(position):
 
 def _is_metrics(sums):
     """Whether these are numbers by name; engine.metrics knows the names."""
-    return (
-        isinstance(sums, dict)
-        and all(isinstance(name, str) for name in sums)
-        and all(type(value) in (int, float) and math.isfinite(value) for value in sums.values())
-        and is_count(sums.get("done"))
-    )
+    return _is_dict_of(_is_finite, sums) and is_count(sums.get("done"))
 
 
 def _is_scaler(scaler):
-    return scaler == {} or (
-        isinstance(scaler, dict) and set(scaler) == SCALER and all(map(_is_number, scaler.values()))
-    )
+    right = _is_dict_of(lambda value: _is_finite(value) and value >= 0, scaler)
+    return right and set(scaler) in (set(), SCALER)
 
 
 def _is_log(log):
-    if not isinstance(log, list) or not log or not all(isinstance(line, dict) for line in log):
+    if not _is_list_of(lambda line: isinstance(line, dict), log) or not log or not is_plain(log):
         return False
-    about = log[0].get("options", {}), log[0].get("earlier", [])
-    if not is_plain(log) or not isinstance(about[0], dict) or not isinstance(about[1], list):
-        return False
-    return all(is_count(line.get("epoch")) for line in log[1:])
+    header, *lines = log
+    known = isinstance(header.get("options", {}), dict) and isinstance(
+        header.get("earlier", []), list
+    )
+    return known and all(is_count(line.get("epoch")) for line in lines)
 
 
 def _is_head(head):
-    return (
-        isinstance(head, dict)
-        and head.keys() == {"first", "size", "crc"}
-        and all(is_count(n) or (name == "first" and n is None) for name, n in head.items())
-    )
+    if not isinstance(head, dict) or head.keys() != {"first", "size", "crc"}:
+        return False
+    return is_count(head["size"]) and is_count(head["crc"]) and _is_count_or_none(head["first"])
 
 
-def _is_options(value):
-    return isinstance(value, dict) and is_plain(value)
-
-
-def _is_dict(value):
-    return isinstance(value, dict)
-
-
-def _are_names(value):
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+def _is_count_or_none(value):
+    return value is None or is_count(value)
 
 
 FIELDS = {
     "epoch": is_count,
     "best": _is_best,
-    "options": _is_options,
-    "momentum": _is_dict,
+    "options": lambda value: _is_dict_of(is_plain, value),
+    "momentum": lambda value: isinstance(value, dict),
     "position": _is_position,
     "scaler": _is_scaler,
     "log": _is_log,
     "logged": _is_head,
-    "agents": _are_names,
+    "agents": lambda value: _is_list_of(lambda name: isinstance(name, str), value),
     "digest": is_count,
-    "bestDigest": lambda value: value is None or is_count(value),
-    "data": lambda value: isinstance(value, list) and all(map(is_count, value)),
+    "bestDigest": _is_count_or_none,
+    "data": lambda value: _is_list_of(is_count, value),
 }

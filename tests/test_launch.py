@@ -25,7 +25,7 @@ import detect
 import evaluate
 import main
 import opts
-from parallel import launch, starters
+from parallel import launch
 from runtime import terminal
 from runtime.errors import InputError
 from storage import atomic
@@ -296,7 +296,7 @@ BATCH |= {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("batch", [{}, BATCH])
 def test_srun_and_mpirun_on_one_machine(kind, batch):
-    found = [starters.ranks(batch | cluster(kind, rank, 3, rank, 3)) for rank in range(3)]
+    found = [launch.ranks(batch | cluster(kind, rank, 3, rank, 3)) for rank in range(3)]
     for rank, one in enumerate(found):
         assert 15000 <= int(one["MASTER_PORT"]) < 30000
         assert one == {
@@ -320,7 +320,7 @@ def test_srun_and_mpirun_on_one_machine(kind, batch):
     ],
 )
 def test_what_is_none_of_several_processes_of_srun_and_mpirun(environment):
-    assert starters.ranks(environment) == {}
+    assert launch.ranks(environment) == {}
 
 
 @pytest.mark.parametrize(
@@ -338,29 +338,29 @@ def test_what_is_none_of_several_processes_of_srun_and_mpirun(environment):
 def test_srun_on_several_machines(hosts, master):
     tasks = {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_STEP_NODELIST": hosts}
     last = cluster("srun", 4, 5, 0, 0, **tasks, SLURM_NODEID=2)
-    assert starters.ranks({**last, "MASTER_ADDR": "given"})["MASTER_ADDR"] == "given"
+    assert launch.ranks({**last, "MASTER_ADDR": "given"})["MASTER_ADDR"] == "given"
     if master:
-        found = starters.ranks(last)
+        found = launch.ranks(last)
         assert (found["MASTER_ADDR"], found["LOCAL_WORLD_SIZE"]) == (master, "1")
-        before = starters.ranks({**last, "SLURM_NODEID": "1"})
+        before = launch.ranks({**last, "SLURM_NODEID": "1"})
         assert before["LOCAL_WORLD_SIZE"] == "2"
     else:
         with pytest.raises(InputError, match="MASTER_ADDR is not set: give all of them the host"):
-            starters.ranks(last)
+            launch.ranks(last)
 
 
 @pytest.mark.parametrize("kind", ["openmpi", "mpich"])
 def test_mpirun_on_several_machines(kind):
     environment = cluster(kind, 4, 5, 0, 1) | {"SLURM_STEP_NODELIST": "mpirun-was-called-here"}
     with pytest.raises(InputError, match="MASTER_ADDR is not set"):
-        starters.ranks(environment)
-    given = starters.ranks(environment | {"MASTER_ADDR": "one", "MASTER_PORT": "5"})
+        launch.ranks(environment)
+    given = launch.ranks(environment | {"MASTER_ADDR": "one", "MASTER_PORT": "5"})
     assert (given["MASTER_ADDR"], given["MASTER_PORT"], given["RANK"]) == ("one", "5", "4")
 
 
 def test_runs_of_one_machine_have_ports_of_their_own():
     def port(**job):
-        return starters.ranks(cluster("srun", 0, 2, 0, 2, **job))["MASTER_PORT"]
+        return launch.ranks(cluster("srun", 0, 2, 0, 2, **job))["MASTER_PORT"]
 
     jobs = [{"SLURM_JOB_ID": job, "SLURM_STEP_ID": step} for job in range(3) for step in range(3)]
     assert len({port(**job) for job in jobs}) == 9
@@ -370,7 +370,7 @@ def test_runs_of_one_machine_have_ports_of_their_own():
 @pytest.mark.parametrize("devices, local", [("0,1", "1"), ("1", None), ("", "1")])
 def test_a_process_that_sees_one_device_takes_it(kind, devices, local):
     environment = cluster(kind, 1, 2, 1, 2, CUDA_VISIBLE_DEVICES=devices)
-    assert starters.ranks(environment).get("LOCAL_RANK") == local
+    assert launch.ranks(environment).get("LOCAL_RANK") == local
 
 
 def test_a_call_from_python_under_srun_is_one_of_several(monkeypatch):

@@ -24,7 +24,6 @@ import opts
 from parallel.signals import Interrupted
 from runtime.errors import InputError
 from storage import atomic, log
-from storage.log_file import LogFile
 from storage.tensorboard import TensorBoardLog
 
 DIGITS = (
@@ -302,7 +301,7 @@ def test_no_step_is_there_twice_after_a_resume_and_none_is_lost(
 
     def logged(last):
         lines = [{"epoch": n, "seconds": n} for n in range(1, last + 1)]
-        return LogFile("", {}, {"log": [{}, *lines]})
+        return log.LogFile("", {}, {"log": [{}, *lines]})
 
     TensorBoardLog(str(tmp_path)).write(logged(kept))
     now = time.time()
