@@ -229,7 +229,7 @@ def run(start, argv, end):
     import dataloader
     from detection import schedule, scores, show
     from detection.trainer import Trainer
-    from engine.reporter import Reporter
+    from engine.metrics import Reporter
     from parallel.signals import Interrupts
     from runtime.progress import Clock
     from runtime.terminal import say

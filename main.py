@@ -47,7 +47,7 @@ def run(start, argv, end):
     import datasets
     import models
     import train
-    from engine.reporter import Reporter
+    from engine.metrics import Reporter
     from evaluation.scores import window_side
     from parallel.signals import Interrupts
     from runtime.progress import Clock

@@ -11,7 +11,7 @@ import traceback
 import torch
 from torch import nn
 
-from engine import batchnorm, loop, sgd
+from engine import batchnorm, loop
 from evaluation import scores
 from models.compiled import compiled
 from models.fold import folded
@@ -209,8 +209,7 @@ class Trainer(loop.Loop):
         new = (*held(self.model, saved.get("freeze", 0)), *new)
         before = {name for name in self.parameters if name.partition(".")[0] not in new}
         known = dict(self.model.named_parameters())
-        sgd.load_momentum(self.optimizer, self.parameters, state, known, before)
-        self.load_scaler(state)
+        self.load_optimizer(state, known, before)
         if not inside:
             return
         old = state.get("position") or {}
@@ -271,7 +270,7 @@ def optimizer(model, rate, momentum, weight_decay, classifier_rate=0.0):
         "nesterov": True,
         "weight_decay": weight_decay,
     }
-    return sgd.create(groups, lr=rate, **settings)
+    return loop.sgd(groups, lr=rate, **settings)
 
 
 def learning_rate(opt, epoch):

@@ -11,7 +11,7 @@ from datasets.draws import Draws
 from detection import scores
 from detection.metrics import LOSSES, DetectionMetrics, ProposalMetrics
 from detection.schedule import check_place
-from engine import loop, sgd
+from engine import loop
 from parallel import group
 from runtime import memory
 from runtime.errors import InputError
@@ -170,8 +170,7 @@ class Trainer(loop.Loop):
         self.begin_step(step)
         before = self.model.of_step(step.name, state.get("options", {}).get("freeze", 0))
         known = self.model.of_step(step.name)
-        sgd.load_momentum(self.optimizer, self.parameters, state, known, before)
-        self.load_scaler(state)
+        self.load_optimizer(state, known, before)
         self.load_position(state, ORDER)
 
 
@@ -185,4 +184,4 @@ def optimizer(parameters, twice, **settings):
     groups = [{"params": weights, "times": 1}]
     if biases:
         groups.append({"params": biases, "times": 2, "weight_decay": 0.0})
-    return sgd.create(groups, lr=0.0, **settings)
+    return loop.sgd(groups, lr=0.0, **settings)

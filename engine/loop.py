@@ -9,9 +9,9 @@ import dataclasses
 import itertools
 import time
 
-from engine import sgd
-from engine.metrics import MetricQueue, Metrics
-from engine.reporter import Reporter
+import torch
+
+from engine.metrics import MetricQueue, Metrics, Reporter
 from parallel.signals import Interrupts
 from runtime.errors import InputError
 from runtime.precision import Precision
@@ -91,14 +91,32 @@ class Loop:
     def state(self):
         """The trainer's part of optimState_N.pth, in plain values and tensors."""
         return {
-            "momentum": sgd.momentum(self.optimizer, self.parameters),
+            "momentum": self._momentum(),
             "scaler": self.scaler.state_dict(),
             "position": dataclasses.asdict(self.position),
             "data": self.data,
         }
 
-    def load_scaler(self, state):
-        """Load the loss scale of -precision half."""
+    def _momentum(self):
+        """{name: momentum buffer} of the trained parameters."""
+        state = self.optimizer.state
+        return {name: state[p]["momentum_buffer"] for name, p in self.parameters.items()}
+
+    def load_optimizer(self, state, known, before):
+        """Load momentum and loss scale; InputError for a momentum that is missing or does not fit.
+
+        known: {name: parameter} that could be trained. before: names of the parameters that the
+        saved run trained.
+        """
+        own, file = self._momentum(), state.get("file", "the optimState")
+        for name, buffer in state["momentum"].items():
+            if name not in known or known[name].shape != buffer.shape:
+                raise InputError(f"{file} does not belong to this net: {name} differs")
+            if name in own:  # -freeze may have been given since
+                own[name].copy_(buffer)
+        for name in own:
+            if name in before and name not in state["momentum"]:
+                raise InputError(f"{file} does not belong to this net: its momentum lacks {name}")
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
@@ -187,3 +205,17 @@ def _batches(loader, epoch, done, queue, where):
             return
         if batch.count:
             yield n, batch, time.perf_counter() - began
+
+
+def sgd(groups, **settings):
+    """torch.optim.SGD with these parameter groups and settings.
+
+    The momentum begins at 0, in the parameters' memory layout; with dampening 0 the first step is
+    the same. Fused SGD itself would begin with uninitialised memory, keep it if the first step with
+    -precision half overflows, and assume equal layouts.
+    """
+    optimizer = torch.optim.SGD(groups, fused=True, **settings)  # one pass over each parameter
+    for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+        buffer = torch.zeros_like(parameter, requires_grad=False)
+        optimizer.state[parameter]["momentum_buffer"] = buffer
+    return optimizer

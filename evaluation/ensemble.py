@@ -14,8 +14,7 @@ import models
 from datasets.input_spec import InputTransform
 from engine import batchnorm, loop
 from engine.batchnorm import ADVICE
-from engine.metrics import MetricQueue, Metrics
-from engine.reporter import Reporter
+from engine.metrics import MetricQueue, Metrics, Reporter
 from evaluation import scores
 from evaluation.views import View
 from parallel.signals import Interrupts

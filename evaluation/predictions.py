@@ -1,21 +1,27 @@
-"""The predictions of a test, image by image, gathered from all processes and written as CSV.
+"""The predictions of a test, gathered from all processes, and what is written of them.
 
 The score by which errors are counted also ranks the best classes; with several outputs per image,
-the mean of their softmax does, which is a probability. confusion.py has the errors by class and the
-confusion matrix.
+the mean of their softmax does, which is a probability.
 """
 
+import os
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from evaluation import confusion, logits
+from evaluation import logits
 from parallel import group
+from runtime.errors import cut
 from runtime.terminal import say
-from storage import atomic
+from storage import atomic, pictures
 
 TOP = 5
+# of the picture of the confusion matrix
+NAMED = 100  # classes up to which the picture names them
+COUNTED = 20  # and up to which it prints the counts
+DRAWN = 2000  # rows and columns of the picture at most
+LONGEST = 40  # characters of a name in the picture
 
 
 class Table(NamedTuple):
@@ -76,10 +82,10 @@ def write(found, images, names, opt):
         _write_rows(opt.predictions, table, images, targets, names)
         say(f"=> {opt.predictions}")
     if opt.classErrors:
-        confusion.write_errors(opt.classErrors, targets, table.best, names)
+        _write_errors(opt.classErrors, targets, table.best, names)
         say(f"=> {opt.classErrors}")
     for path in opt.confusion:
-        confusion.write(path, targets, table.best[:, 0], names)
+        write_confusion(path, targets, table.best[:, 0], names)
         say(f"=> {path}")
     if opt.scores:
         logits.finish(found.logits, table.indices, images, names)
@@ -107,3 +113,66 @@ def best_cells(names, indices, probabilities):
     pairs = zip(indices, probabilities)
     known = [(names[i], f"{p:.6g}") if p == p else ("", "") for i, p in pairs]
     return [cell for pair in known for cell in pair]
+
+
+def _matrix(targets, predicted, count):
+    """The confusion matrix row by row, int64 (count,): images of class i taken for class j.
+
+    The whole matrix of 21,841 classes would take 4 GB. Images without a ranking (-1), whose outputs
+    have a NaN, are left out.
+    """
+    ranked = predicted >= 0
+    targets, predicted = targets[ranked], predicted[ranked]
+    ends = np.cumsum(np.bincount(targets, minlength=count))
+    for own in np.split(predicted[np.argsort(targets, kind="stable")], ends[:-1]):
+        yield np.bincount(own, minlength=count)
+
+
+def _write_errors(path, targets, best, names):
+    """Write each class's images and errors; best (N, k): the images' best classes."""
+    right = best == targets[:, None]
+    counts = [
+        np.bincount(targets, weights, len(names)).astype(int)
+        for weights in (None, ~right[:, 0], ~right.any(1))
+    ]
+    with atomic.csv_rows(path) as rows:
+        rows.writerow(["class", "images", "wrong1", "wrong5", "top1", "top5"])
+        for name, images, wrong1, wrong5 in zip(names, *counts):
+            errors = [f"{100 * n / images:.3f}" if images else "" for n in (wrong1, wrong5)]
+            rows.writerow([name, images, wrong1, wrong5, *errors])
+
+
+def write_confusion(path, targets, predicted, names):
+    """Write the matrix, true classes by row, as CSV or by the ending of `path` as a picture."""
+    if os.path.splitext(path)[1].lower() in pictures.FORMATS:
+        _draw(path, targets, predicted, names)
+        return
+    with atomic.csv_rows(path) as rows:
+        rows.writerow(["true \\ predicted", *names])
+        for name, counts in zip(names, _matrix(targets, predicted, len(names))):
+            rows.writerow([name, *counts.tolist()])
+
+
+def _draw(path, targets, predicted, names):
+    """Draw the matrix: the colour is the share of the true class's images.
+
+    With more classes than pixels, a cell stands for several that follow one another.
+    """
+    count, each = len(names), -(-len(names) // DRAWN)
+    matrix = np.stack([*_matrix(targets // each, predicted // each, -(-count // each))])
+    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    side = 4 + 0.3 * min(count, 50)
+    with pictures.drawing(path, (side + 1, side)) as figure:
+        axes = figure.subplots()
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        figure.colorbar(image, label="% of the true class's images", shrink=0.8)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+        if count <= NAMED:
+            shown = [cut(name, LONGEST) for name in names]
+            axes.set_xticks(range(count), shown, rotation=90, fontsize=8)
+            axes.set_yticks(range(count), shown, fontsize=8)
+        if count <= COUNTED:
+            for i, j in np.argwhere(matrix):
+                colour = "white" if shares[i, j] > 50 else "black"
+                axes.text(j, i, matrix[i, j], ha="center", va="center", fontsize=7, color=colour)

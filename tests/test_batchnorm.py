@@ -12,7 +12,7 @@ import dataloader
 import main
 import opts
 import train
-from engine import batchnorm, reporter
+from engine import batchnorm, metrics
 from models.resnet import resnet
 from models.slices import set_slices
 from parallel.signals import Interrupted
@@ -130,7 +130,7 @@ def test_a_stopped_run_is_the_straight_run(run, monkeypatch, line):
 
     told = []
     with monkeypatch.context() as patched:
-        for module in (batchnorm, train, reporter):
+        for module in (batchnorm, train, metrics):
             patched.setattr(module, "say", say)
         with pytest.raises(Interrupted):
             run("-nEpochs 2 -save stopped -recomputeBN 3")

@@ -30,7 +30,7 @@ from datasets import cache
 from datasets.image import decoding
 from detection import files, show
 from engine.metrics import Metrics
-from evaluation import confusion
+from evaluation import predictions
 from formats import model_files
 from models.resnet import resnet
 from runtime.errors import InputError, shown, visible
@@ -417,7 +417,7 @@ def test_class_names_of_any_text_are_drawn(name, tmp_path):
     found = {"boxes": np.array([[9, 99, 400, 400]]), "scores": np.ones(1), "labels": np.ones(1)}
     image = show.draw(np.zeros((3, 480, 480), np.uint8), found, [name], 0.5)
     assert image.size == (480, 480) and (np.array(image)[99:] == 0).mean() > 0.8  # above the box
-    confusion.write(str(tmp_path / "x.png"), np.arange(2), np.arange(2), [name, "b"])
+    predictions.write_confusion(str(tmp_path / "x.png"), np.arange(2), np.arange(2), [name, "b"])
     with Image.open(tmp_path / "x.png") as drawn:
         assert max(drawn.size) < 2000
     assert time.process_time() - start < 15

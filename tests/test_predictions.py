@@ -19,7 +19,7 @@ import main
 import models
 import plot
 from datasets.input_spec import InputTransform
-from evaluation import confusion, predictions
+from evaluation import predictions
 from formats import model_files
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -251,11 +251,11 @@ def test_a_picture_has_no_more_cells_than_pixels(monkeypatch, tmp_path, drawn, c
     """With more classes, the counts of those that follow one another are summed."""
     targets, predicted = np.arange(70) % 7, np.arange(70) * 3 % 7
     shown = []
-    monkeypatch.setattr(confusion, "DRAWN", drawn)
+    monkeypatch.setattr(predictions, "DRAWN", drawn)
     imshow = "matplotlib.axes.Axes.imshow"
     monkeypatch.setattr(imshow, lambda self, shares, **_: shown.append(shares) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        confusion.write(str(tmp_path / "m.png"), targets, predicted, list("abcdefg"))
+        predictions.write_confusion(str(tmp_path / "m.png"), targets, predicted, list("abcdefg"))
     each = -(-7 // drawn)
     expected = np.zeros((cells, cells))
     for i, j in zip(targets, predicted):
