@@ -15,7 +15,6 @@ import io
 import os
 import pickle
 import tarfile
-import urllib.error
 from typing import NamedTuple
 
 import numpy as np
@@ -235,19 +234,14 @@ def _published(source, gen):
     archive = source.versions[0].archive
     url, path = URL + archive, os.path.join(gen, archive)
     say(f"=> Downloading {source.name} dataset from {url}")
-    for retry in (True, False):
-        try:
-            data = download.fetch(url, LARGEST)
-            files = _unpack(source, data, "the file there")
-            break
-        except download.ERRORS as error:
-            refused = isinstance(error, urllib.error.HTTPError) and error.code < 500
-            if refused or isinstance(error, InputError) or not retry:
-                reason = download.reason(error)
-                raise InputError(
-                    f"cannot download {url}: {reason}; get the file by other means and put it at "
-                    f"{path}, or name a folder that has the dataset: -data DIR"
-                ) from None
+    try:
+        data = download.fetch(url, LARGEST)
+        files = _unpack(source, data, url)
+    except InputError as error:
+        raise InputError(
+            f"{error}; get the file by other means and put it at {path}, or name a folder that has "
+            "the dataset: -data DIR"
+        ) from None
     with atomic.replacing(path) as file:
         file.write(data)
     return files

@@ -9,28 +9,26 @@ from runtime.terminal import show
 
 TIMEOUT = 30  # seconds to wait for the server
 SLOWEST = 1000  # bytes per second that a download must reach on average after TIMEOUT
-ERRORS = (InputError, OSError, http.client.HTTPException, ValueError)
 
 
 def fetch(url, largest):
-    """The bytes at `url`; one of ERRORS if they are cut short, more than `largest`, or too slow."""
+    """The bytes at `url`. InputError if they are cut short, more than `largest`, or too slow."""
     began, data, name = time.monotonic(), bytearray(), url.rpartition("/")[2]
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as body:
-        size = body.length  # None: the server does not say
-        while len(data) != size and (chunk := body.read1(1 << 20)):
-            data += chunk
-            share = f"{100 * len(data) // size} %, " if size else ""
-            show(f" {name}: {share}{len(data) / 1e6:.1f} MB")
-            if max(len(data), size or 0) > largest:
-                raise InputError(f"the file has more than {largest} bytes")
-            if time.monotonic() - began > TIMEOUT + len(data) / SLOWEST:
-                raise TimeoutError(f"fewer than {SLOWEST} bytes per second arrive")
-    show("")
-    if size and len(data) < size:  # read1 takes the end of a lost connection for the body's end
-        raise ConnectionError(f"the connection ended after {len(data)} of {size} bytes")
+    try:
+        with urllib.request.urlopen(url, timeout=TIMEOUT) as body:
+            size = body.length  # None: the server does not say
+            while len(data) != size and (chunk := body.read1(1 << 20)):
+                data += chunk
+                share = f"{100 * len(data) // size} %, " if size else ""
+                show(f" {name}: {share}{len(data) / 1e6:.1f} MB")
+                if max(len(data), size or 0) > largest:
+                    raise ValueError(f"the file has more than {largest} bytes")
+                if time.monotonic() - began > TIMEOUT + len(data) / SLOWEST:
+                    raise TimeoutError(f"fewer than {SLOWEST} bytes per second arrive")
+        show("")
+        if size and len(data) < size:  # read1 takes a lost connection for the body's end
+            raise ConnectionError(f"the connection ended after {len(data)} of {size} bytes")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"cannot download {url}: {reason}") from None
     return data
-
-
-def reason(error):
-    """What one of ERRORS says, in a line."""
-    return str(error).partition("\n")[0]

@@ -11,7 +11,6 @@ from datasets.imagenet_gen import EXTENSIONS, is_hidden
 from datasets.input_spec import batches
 from models.fold import folded
 from runtime import regular_files
-from runtime.errors import InputError
 from runtime.terminal import complain
 
 LARGEST = 1 << 26  # bytes of an image that is downloaded
@@ -69,10 +68,7 @@ def source(path):
         return path
     from datasets import download  # not at the top: files need no network
 
-    try:
-        return io.BytesIO(download.fetch(path, LARGEST))
-    except download.ERRORS as error:
-        raise InputError(f"cannot download {path}: {download.reason(error)}") from None
+    return io.BytesIO(download.fetch(path, LARGEST))
 
 
 def run(functions, models, paths, size, script, progress=True, source=source):
