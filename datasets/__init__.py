@@ -57,6 +57,7 @@ def create_split(opt):
         raise InputError(f"-dataset {opt.dataset} cannot hold images out: {needed}")
     held = held_out(np.asarray(labels), opt.valShare, opt.fold, opt.manualSeed)
     if not held.any() or held.all():
-        raise InputError(f"too few images to hold some out: {train.size()} in all")
+        count = f"{train.size()} in {len(np.unique(labels))} classes"
+        raise InputError(f"too few images to hold some out and to train on others: {count}")
     parts = [train.subset(np.flatnonzero(h), s) for h, s in ((~held, "train"), (held, "val"))]
     return (*parts, val) if val.size() else tuple(parts)

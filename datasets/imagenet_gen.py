@@ -23,7 +23,10 @@ from runtime.errors import InputError
 from runtime.terminal import note, say, show
 from storage import atomic
 
-LAYOUT = "-data must hold train/<class>/<image> and val/<class>/<image>"
+LAYOUT = (
+    "-data must hold train/<class>/<image> and val/<class>/<image>, or with -valShare "
+    "<class>/<image>"
+)
 EXTENSIONS = tuple(".jpg .jpeg .png .ppm .bmp .pgm .tif .tiff .webp .avif .jp2".split())
 _ENDINGS = tuple(extension.encode() for extension in EXTENSIONS)
 # Folders that systems and archives add

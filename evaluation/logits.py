@@ -91,6 +91,8 @@ def finish(logits, read, images, names):
 
 def calibrate(array, indices, targets):
     """Fit the temperature and print the calibration with and without."""
+    if not len(indices):
+        raise InputError("-temperature: the outputs of no image are numbers")
     temperature = fit(array, indices, targets)
     before, after = (measure(array, indices, targets, t) for t in (1, temperature))
     say(

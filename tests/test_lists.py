@@ -254,6 +254,15 @@ def test_which_lists_are_needed(here, capsys, words, error):
     assert f"main.py: {error}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("more", [{"valShare": 0.9}, {"fold": "3/3"}])
+def test_too_few_images_to_hold_some_out(here, more):
+    touch("1.jpg", "2.jpg")
+    write("a.csv", [("1.jpg", "x"), ("2.jpg", "y")])
+    opt = options(**{"train": "a.csv", "valShare": 0, "fold": "", "manualSeed": 0, **more})
+    with pytest.raises(InputError, match="too few images to hold some out .* 2 in 2 classes"):
+        datasets.create_split(opt)
+
+
 def test_predictions_are_read_back(photos, here):
     """evaluate.py's table, of the same images in another order, gives the same results."""
     path, _ = pair(here, photos)["one"]

@@ -127,6 +127,12 @@ def test_temperature_and_calibration(monkeypatch, classes, scale):
         np.testing.assert_allclose(loss, log_loss(scores, own, t), rtol=1e-9)
 
 
+def test_no_temperature_without_numbers():
+    none = np.array([], int)
+    with pytest.raises(InputError, match="the outputs of no image are numbers"):
+        logits.calibrate(np.full((2, 3), np.nan, np.float32), none, none)
+
+
 def test_the_line_of_temperature(photos, here, capsys):  # noqa: F811
     """Two classes of 4 images each; the bias makes the net wrong about some."""
     path, _ = pair(here, photos)["one"]
