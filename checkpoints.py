@@ -31,29 +31,18 @@ def latest(folder):
     """
     if folder == "none":
         return None
-    checkpoint = _load_from(folder)
-    if checkpoint is None:
-        note(f"=> No checkpoint in {folder}: starting afresh")
-    return checkpoint
-
-
-def _load_from(folder):
-    """The newest checkpoint of this program in a folder; else of Torch7; else None."""
-    checkpoint = _load_newest(folder)
-    path = os.path.join(folder, "latest.t7")
-    if checkpoint is None and os.path.isfile(path):
-        say(f"=> Loading checkpoint {path}")
-        checkpoint = _torch7(path)
-    return checkpoint
-
-
-def _load_newest(folder):
-    """The newest intact checkpoint as rank 0 sees it, read by every rank."""
-    checkpoint, names = None, None
+    checkpoint = names = None
     if group.rank() == 0:
         checkpoint, names = newest(folder, say, note)
-    names = group.all_gather(names)[0]
-    return _read(folder, *names) if names and checkpoint is None else checkpoint
+    names = group.all_gather(names)[0]  # as rank 0 sees the folder
+    path = os.path.join(folder, "latest.t7")
+    if names:
+        return checkpoint or _read(folder, *names)
+    if os.path.isfile(path):
+        say(f"=> Loading checkpoint {path}")
+        return _torch7(path)
+    note(f"=> No checkpoint in {folder}: starting afresh")
+    return None
 
 
 def newest(folder, say=lambda line: None, note=lambda line: None):
@@ -90,10 +79,6 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
         f"no checkpoint in {folder} is intact: {'; '.join(problems)}; to start afresh, remove them "
         "or give another -save"
     )
-
-
-def _read_state(path):
-    return {**schema.read_state(path), "file": path}
 
 
 def _read_pointer(path):
@@ -136,7 +121,7 @@ def _finished(folder):
     pairs = [(n, (f"model_{n}.pth", f"optimState_{n}.pth")) for n in sorted(states, reverse=True)]
     if INSIDE in names:
         try:
-            epoch = _read_state(os.path.join(folder, INSIDE))["epoch"]
+            epoch = schema.read_state(os.path.join(folder, INSIDE))["epoch"]
         except atomic.Damaged:
             epoch = -1  # is tried last
         pairs.append((epoch, (INSIDE, INSIDE)))
@@ -147,7 +132,7 @@ def _finished(folder):
 def _read(folder, model_file, optim_file):
     """A checkpoint. Damaged if one of its files is, or if they do not belong together."""
     path, model = os.path.join(folder, optim_file), os.path.join(folder, model_file)
-    checkpoint = _read_state(path)
+    checkpoint = schema.read_state(path)
     if model != path:
         atomic.load(model)
         if checkpoint.get("digest", atomic.digest(model)) != atomic.digest(model):
@@ -157,7 +142,7 @@ def _read(folder, model_file, optim_file):
     return {**checkpoint, "modelFile": model}
 
 
-def _pointer_field(folder, name):
+def pointer_field(folder, name):
     """A field of latest.pth; if that is damaged, of the newest intact checkpoint; or None."""
     path = os.path.join(folder, "latest.pth")
     try:
@@ -169,19 +154,12 @@ def _pointer_field(folder, name):
     return checkpoint.get(name, checkpoint["options"].get(name))
 
 
-def saved_replicas(folder):
-    """The -nGPU of the checkpoint in a folder; None where there is none."""
-    return _pointer_field(folder, "nGPU")
-
-
 def restarted(folder):
     """Whether the torchrun agent that began the run in this folder has restarted it."""
     agents = group.agents()
     if not agents:
         return False
-    saved = None
-    if group.rank() == 0:
-        saved = _pointer_field(folder, "agents")
+    saved = pointer_field(folder, "agents") if group.rank() == 0 else None
     saved = group.all_gather(saved)[0]
     return isinstance(saved, list) and any(agent in saved for agent in agents)
 
@@ -220,7 +198,7 @@ def optim_state(file, model, without=()):
     """
     if file == "none":
         return None
-    found = _torch7_state(file, model) if model_files.is_t7(file) else _read_state(file)
+    found = _torch7_state(file, model) if model_files.is_t7(file) else schema.read_state(file)
     opts.saved_options(found)  # checks them
     for name in ("position", "data"):  # of another run
         found.pop(name, None)

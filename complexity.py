@@ -104,11 +104,10 @@ def main(argv=None):
         print_paper()
         return
     opt = opts.parse(argv, "complexity.py", HEAD, data=False)
-    with command.one_sentence("complexity.py"):
-        if print_detector(opt.retrain):
-            return
-        net, opt = build(opt)
-        size = side(opt, net)
+    if print_detector(opt.retrain):
+        return
+    net, opt = build(opt)
+    size = side(opt, net)
     title = f"One image of {size} x {size} pixels (a multiply-add is 2 FLOPs)"
     print_net(title, stages(net, layers(net, size)))
 

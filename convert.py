@@ -35,9 +35,7 @@ OPTIONS = (
 
 def main(argv=None):
     """Convert as the command line says."""
-    source, target, form, classes = parse(sys.argv[1:] if argv is None else list(argv))
-    with command.one_sentence("convert.py"):
-        convert(source, target, form, classes)
+    convert(*parse(sys.argv[1:] if argv is None else list(argv)))
 
 
 def parse(argv):

@@ -30,7 +30,7 @@ def replicas(opt):
         return opt.nGPU
     import checkpoints
 
-    found = checkpoints.saved_replicas(opt.resume)
+    found = checkpoints.pointer_field(opt.resume, "nGPU")
     return found if opts.fits("nGPU", found) else opt.nGPU
 
 

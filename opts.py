@@ -146,11 +146,6 @@ def parse(argv=None, program="main.py", head=HEAD, data=True):
         return opt
 
 
-def of_the_run(table=OPTIONS):
-    """The names of the options that a resumed run takes from its checkpoint."""
-    return [row[0] for row in table if row[0] not in OF_A_START]
-
-
 def resume_command(argv, save, program="main.py", table=OPTIONS):
     """The command that resumes a run in the folder `save`, which `argv` began.
 
@@ -228,7 +223,8 @@ def saved_options(checkpoint, table=OPTIONS):
     """
     if checkpoint is None:
         return None
-    saved = {n: v for n, v in checkpoint["options"].items() if n in of_the_run(table)}
+    of_the_run = {row[0] for row in table} - OF_A_START
+    saved = {n: v for n, v in checkpoint["options"].items() if n in of_the_run}
     for name, value in saved.items():
         if not fits(name, value, table):
             fault = f"its -{name} is {shown(value)}"

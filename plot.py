@@ -43,9 +43,7 @@ STYLE = {
 
 def main(argv=None):
     """Draw what the command line asks for. Exit status 1 for an error, 2 for one in the options."""
-    kind, out, paths = parse(sys.argv[1:] if argv is None else list(argv))
-    with command.one_sentence("plot.py"):
-        plot(kind, out, paths)
+    plot(*parse(sys.argv[1:] if argv is None else list(argv)))
 
 
 def parse(argv):

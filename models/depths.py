@@ -64,24 +64,15 @@ def stages(net, stem, depth, bottleneck=None):
     check_word("stem", stem, STEMS)
     if bottleneck is not None:
         check_word("bottleneck type", bottleneck, BOTTLENECKS)
+    depths, kind = NETS[net]
     if stem == "imagenet":
-        return _imagenet_stages(net, depth)
-    return _cifar_stages(net, depth)
-
-
-def _imagenet_stages(net, depth):
-    depths, _ = NETS[net]
-    if depth not in depths:
-        known = ", ".join(map(str, depths[:-1]))
-        raise InputError(
-            f"Invalid depth: {depth}, for {net} on images of ImageNet's size"
-            f" -depth should be {known} or {depths[-1]}{_others(depth, 'imagenet')}"
-        )
-    return _IMAGENET[depth]
-
-
-def _cifar_stages(net, depth):
-    _, kind = NETS[net]
+        if depth not in depths:
+            known = ", ".join(map(str, depths[:-1]))
+            raise InputError(
+                f"Invalid depth: {depth}, for {net} on images of ImageNet's size"
+                f" -depth should be {known} or {depths[-1]}{_others(depth, 'imagenet')}"
+            )
+        return _IMAGENET[depth]
     layers, named = _CIFAR[kind]
     blocks, rest = divmod(depth - 2, layers)
     if rest or blocks < 1:

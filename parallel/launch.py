@@ -21,6 +21,7 @@ from runtime import process, terminal
 from runtime.errors import InputError
 from runtime.terminal import complain, note
 
+SAVED = [128 + signum for signum in process.SIGNALS]  # statuses after a signal and the save
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that each process needs
 # Rank, world size, local rank, local world size. MPI's come first: its daemons are tasks of srun.
 # SLURM_NTASKS proves nothing: a batch script has it too, and runs once.
@@ -192,7 +193,7 @@ def _watch(children, received, folder):
     while True:
         states = [child.poll() for child in children]
         for rank, state in enumerate(states):
-            if state is not None and state != 0 and not _saved_and_ended(state):
+            if state not in (None, 0, *SAVED):
                 return _failed(rank, state, received, folder)
         if None not in states:
             return max(states)
@@ -206,11 +207,6 @@ def _watch(children, received, folder):
                     child.send_signal(received[forwarded])  # twice does no harm (signals.py)
             forwarded += 1
         time.sleep(0.05)
-
-
-def _saved_and_ended(state):
-    """Whether a process ended in order, after a signal and the save."""
-    return state in [128 + signum for signum in process.SIGNALS]
 
 
 def _failed(rank, state, received, folder):

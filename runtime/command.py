@@ -3,7 +3,6 @@
 parallel/guard.py does this for main.py, evaluate.py and detect.py, which may be several processes.
 """
 
-import contextlib
 import os
 import sys
 
@@ -37,19 +36,6 @@ def run(main):
         if known is None:
             raise
         complain(f"{name}: {known}")
-        sys.exit(1)
-
-
-@contextlib.contextmanager
-def one_sentence(name):
-    """An InputError in the block ends the program with one sentence on stderr and status 1.
-
-    name: of the script, before the sentence.
-    """
-    try:
-        yield
-    except InputError as error:
-        complain(f"{name}: {error}")
         sys.exit(1)
 
 

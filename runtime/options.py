@@ -193,21 +193,15 @@ def _value(name, text, kind, allowed):
 
 
 def fits(name, value, table):
-    """Whether an option can have this value from a file."""
+    """Whether an option can have this value from a file: as if it were given in words."""
     default, kind, allowed = next(row[1:4] for row in table if row[0] == name)
-    if kind is series:
-        return isinstance(value, tuple) and all(type(n) is int and n >= 0 for n in value)
     if type(value) is not type(default):
         return False
-    if kind is part and value:
-        with contextlib.suppress(ValueError):
-            return part(value) == value
-        return False
-    if isinstance(allowed, (tuple, range)):
-        return value in allowed
-    if kind is whole and abs(value) > EXACT:
-        return False
-    return not isinstance(allowed, int) or allowed <= value < math.inf
+    try:
+        found = _value(name, value_text(value), kind, allowed)
+    except InputError:
+        return value == default  # the empty -fold has no words
+    return repr(found) == repr(value)  # (1.0,) is not (1,)
 
 
 def help_text(head, table):

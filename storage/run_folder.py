@@ -252,7 +252,8 @@ class RunFolder:
             try:
                 write(*content)
             except OSError as error:
-                if error.errno not in FULL or not self._make_room(epoch):
+                # to make room, but the newest whole checkpoint stays
+                if error.errno not in FULL or not self._remove_old(epoch, self.whole):
                     raise
                 write(*content)
             self.saved, self.whole, self.failure = what, epoch, None
@@ -299,9 +300,9 @@ class RunFolder:
         }
         atomic.save(self._file(optim_file), {**state, **self.log.state(), **digests})
         self._write_latest(epoch, model_file, optim_file)
-        self._remove_inside()
-        if self.opt.keep:
-            self._remove_epochs(epoch - self.opt.keep)
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(self._file(INSIDE))
+        self._remove_old(epoch)
 
     def _write_inside(self, model, state):
         _check_finite(model, state)
@@ -325,26 +326,15 @@ class RunFolder:
         latest.update(nGPU=self.opt.nGPU, agents=self.agents)
         atomic.save(self._file("latest.pth"), latest)
 
-    def _remove_inside(self):
-        with contextlib.suppress(FileNotFoundError):
-            os.remove(self._file(INSIDE))
-
-    def _make_room(self, epoch):
-        """Remove what the next save would (-keep), but not the newest whole checkpoint.
-
-        Returns whether there was anything.
-        """
-        return self.opt.keep > 0 and self._remove_epochs(epoch - self.opt.keep, self.whole)
-
-    def _remove_epochs(self, last, spared=None):
-        """Remove the files of epochs up to `last`, but for one; returns whether there were any."""
-        removed = False
-        for name in os.listdir(self.path):
-            match = EPOCH.fullmatch(name)
-            if match and int(match[1]) <= last and int(match[1]) != spared:
-                os.remove(self._file(name))
-                removed = True
-        return removed
+    def _remove_old(self, epoch, spared=None):
+        """Remove the epochs that -keep does not keep, but for one; returns whether any went."""
+        names = os.listdir(self.path) if self.opt.keep else []
+        epochs = {name: int(match[1]) for name in names if (match := EPOCH.fullmatch(name))}
+        last = epoch - self.opt.keep
+        old = [name for name, number in epochs.items() if number <= last and number != spared]
+        for name in old:
+            os.remove(self._file(name))
+        return bool(old)
 
     def _file(self, name):
         return os.path.join(self.path, name)

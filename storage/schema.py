@@ -15,7 +15,7 @@ SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growt
 
 
 def read_state(path):
-    """The state in a file. Damaged if the file is, InputError if it does not fit the schema."""
+    """The state in a file, with its path. Damaged, or InputError if it does not fit the schema."""
     state = atomic.load(path)
     if not isinstance(state, dict) or "momentum" not in state:
         raise InputError(f"{path} is not an optimState file of this program")
@@ -30,7 +30,7 @@ def read_state(path):
         if fault:
             entry = f"its momentum is wrong: {shown(name)} {fault}"
             raise InputError(f"{path} is not a checkpoint of this program: {entry}")
-    return state
+    return {**state, "file": path}
 
 
 def is_count(value):

@@ -23,7 +23,6 @@ from support import hostile, nets
 from support.detectors import classifier, detector
 from support.runs import ROOT
 
-import checkpoints
 import models
 import opts
 from datasets import cache
@@ -35,7 +34,7 @@ from formats import model_files
 from models.resnet import resnet
 from runtime.errors import InputError, shown, visible
 from runtime.options import whole
-from storage import archives, curves
+from storage import archives, curves, schema
 
 SUMS = {"done": 1, "seen": 8, "wrong1": 1, "wrong5": 1, "loss": 1.0}
 STATE = {
@@ -54,7 +53,7 @@ STATE = {
 
 def read_state(path):
     """As a resume does: the fields by the schema, the metrics by the class that has them."""
-    state = checkpoints._read_state(str(path))
+    state = schema.read_state(str(path))
     for split in ("train", "test") if (state.get("position") or {}).get("epoch") else ():
         Metrics.restored(state["position"][split], str(path))
     return opts.saved_options(state)

@@ -17,10 +17,16 @@ from support.runs import ROOT
 
 import opts
 import plot
+from runtime import command
 from runtime.errors import InputError, visible
 from storage import curves
 
 WORDS = "-dataset cifar10 -depth 29 -cardinality 8 -baseWidth 64 -nEpochs 4"
+
+
+def run(argv):
+    """The command, as a user starts it."""
+    command.run(lambda: plot.main(argv))
 
 
 @pytest.fixture
@@ -262,7 +268,7 @@ def test_seeds_without_a_common_epoch_are_refused(log, tmp_path, capsys):
     file.write_text(moved)
     for kind in plot.KINDS:
         with pytest.raises(SystemExit) as stop:
-            plot.main(["-kind", kind, "-out", str(tmp_path / "x.png"), *paths])
+            run(["-kind", kind, "-out", str(tmp_path / "x.png"), *paths])
         out, error = capsys.readouterr()
         assert stop.value.code == 1 and out == "" and error.count("\n") == 1
         assert "no epoch in common" in error and all(path in error for path in paths)
@@ -316,7 +322,7 @@ def test_bad_logs_are_refused_in_one_sentence(tmp_path, text, words, capsys):
     path = tmp_path / "log.jsonl"
     path.write_bytes(text.encode("latin1"))
     with pytest.raises(SystemExit) as stop:
-        plot.main(["-out", str(tmp_path / "x.png"), str(path)])
+        run(["-out", str(tmp_path / "x.png"), str(path)])
     error = capsys.readouterr().err
     assert stop.value.code == 1 and words in error and str(path) in error
     assert error.count("\n") == 1 and not (tmp_path / "x.png").exists()
@@ -373,7 +379,7 @@ def test_a_hostile_line_takes_little_memory(tmp_path, part, first):
 )
 def test_a_bad_command(argv, words, status, capsys):
     with pytest.raises(SystemExit) as stop:
-        plot.main(argv)
+        run(argv)
     error = capsys.readouterr().err
     assert stop.value.code == status and words in error and error.count("\n") == 1
 
