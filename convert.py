@@ -24,7 +24,8 @@ OUT  what it becomes, by the extension: {", ".join(EXTENSIONS)}; or a
      folder/, for timm and transformers: its model.safetensors and config.json
 
 .safetensors needs the package safetensors, .onnx needs onnx and onnxscript. An .onnx or .pt2 maps
-transformed images (N, 3, crop, crop) to scores (N, classes), for any N.
+transformed images (N, 3, crop, crop) to scores (N, classes), for any N. classify.py and
+evaluate.py run an .onnx on the CPU, faster than the .pth.
 
 Options:"""
 OPTIONS = (

@@ -18,8 +18,9 @@ from storage import pictures
 
 HEAD = """Usage: evaluate.py MODEL... [options]
 
-Tests models on the validation images of a dataset. MODEL is a file (.pth, .t7, .safetensors),
-torchvision:NAME, or a run folder, whose model_best.pth is taken. Several form an ensemble.
+Tests models on the validation images of a dataset. MODEL is a file (.pth, .t7, .safetensors,
+or .onnx of convert.py), torchvision:NAME, or a run folder, whose model_best.pth is taken. Several
+form an ensemble.
 
 Where an image has several outputs (crops, positions, mirror images, scales, models), there are two
 results: by the mean of the outputs and by the mean of their softmax. Scales and models have equal

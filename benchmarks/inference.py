@@ -1,11 +1,15 @@
 """Scores of images by ResNeXt-50 32x4d or another net: ours, torchvision's and timm's.
 
-All three have the same weights, and their scores are compared first. What a project does unasked
-comes first, then the best setting that we know of for each.
+On a CPU ours also runs in ONNX Runtime and OpenVINO, where these are installed. All nets have the
+same weights, and their scores are compared first. What a project does unasked comes first, then
+the best setting that we know of for each.
 """
 
 import argparse
+import contextlib
 import copy
+import os
+import tempfile
 
 import project  # noqa: F401  before all else: sets the path, names a missing package
 
@@ -16,9 +20,13 @@ import torch
 import torchvision
 from timing import compare, machine, rate_table
 
+import convert
+import models
+from formats import model_files
 from models.fold import folded
 from models.resnet import resnet
 from models.resnext import resnext
+from runtime.errors import InputError
 
 NETS = {  # name of ours: (our net, torchvision's and timm's name)
     "resnext50_32x4d": (lambda: resnext(50, 32, 4), "resnext50_32x4d", "resnext50_32x4d"),
@@ -99,12 +107,35 @@ def settings(ours, theirs, timms, given, device, mixed):
         "timm, channels_last": way(channels_last(timms), last),
         "ours, not folded": way(channels_last(ours), last),
     }
+    if device.type == "cpu" and mixed is None:
+        ways |= exported(ours, images)
     if given.best:
+        torch._inductor.config.freezing = True  # weights become constants
         ways["ours, compiled"] = way(torch.compile(ready), last)
         ways["torchvision, channels_last, compiled"] = way(
             torch.compile(channels_last(theirs)), last
         )
         ways["timm, channels_last, compiled"] = way(torch.compile(channels_last(timms)), last)
+    return ways
+
+
+def exported(net, images):
+    """The ways that run what convert.py writes of our net, as far as the packages are installed."""
+    net.classes = net.input_spec = None
+    ways, given = {}, images.numpy()
+    optional = contextlib.suppress(ImportError, InputError)
+    with tempfile.TemporaryDirectory() as folder, optional:
+        source, target = (os.path.join(folder, f"net{ending}") for ending in (".pth", ".onnx"))
+        model_files.write(source, models.pack(net))
+        convert.convert(source, target)
+        run = models.load(target)
+        ways["ours, .onnx in ONNX Runtime"] = lambda: run(images)
+        import openvino
+
+        settings = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
+        settings["INFERENCE_PRECISION_HINT"] = "f32"
+        compiled = openvino.Core().compile_model(target, "CPU", settings)
+        ways["ours, .onnx in OpenVINO"] = lambda: torch.from_numpy(compiled(given)["scores"])
     return ways
 
 

@@ -16,7 +16,8 @@ _MOST = {"pool": 128, "scale": LONGEST, "largest": LONGEST}
 def is_detector(source):
     """The content of a file if it holds a detector, else None."""
     path, _ = regular_files.split_key(source)
-    if source.startswith("torchvision:") or model_files.kind(path) != "torch":
+    foreign = source.startswith("torchvision:") or model_files.is_onnx(path)
+    if foreign or model_files.kind(path) != "torch":
         return None
     saved = atomic.load(path, foreign=True)
     config = saved.get("config") if isinstance(saved, dict) else None

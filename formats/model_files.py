@@ -143,6 +143,11 @@ def _unpacked(path):
     return data
 
 
+def is_onnx(source):
+    """Whether a model is an exported one, which models/exported.py runs: it has no state dict."""
+    return os.fspath(source).lower().endswith(".onnx")
+
+
 def is_t7(path):
     """Whether a file is Torch7's."""
     return kind(regular_files.split_key(path)[0]) == "t7"
@@ -165,6 +170,19 @@ def describe(content):
     return {name: json.dumps(content[name]) for name in _METADATA}
 
 
+def described(path, metadata):
+    """The inverse of `describe`; InputError if an entry is missing."""
+    missing = [name for name in _METADATA if name not in metadata]
+    if missing:
+        found = ", ".join(missing)
+        raise InputError(f"{path} lacks {found} in its metadata: convert.py writes one that has it")
+    try:
+        found = {name: json.loads(metadata[name]) for name in _METADATA}
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} is damaged: its metadata is not JSON") from None
+    return archives.plain(found, path)
+
+
 def _own_content(path, saved):
     """The content of a file of ours, checked before a net is built from its configuration."""
     state, config = saved["model"], saved["config"]
@@ -177,11 +195,16 @@ def _own_content(path, saved):
     if not isinstance(net, str) or "fc.weight" not in state:
         raise InputError(f"{path} is damaged: it lacks the name of the net or fc.weight")
     check_config(path, config, state)
-    classes, outputs = saved.get("classes"), len(state["fc.weight"])
+    about = classes_and_spec(path, saved, len(state["fc.weight"]))
+    return {"model": state, "config": config, **about}
+
+
+def classes_and_spec(path, saved, outputs):
+    """The checked entries "classes" and "preprocessing" of a file; outputs: of its net."""
+    classes = saved.get("classes")
     if classes is not None and not _are_names(classes, outputs):
         raise InputError(f"{path} is damaged: its classes are not a list of {outputs} names")
-    spec = checked_spec(path, saved.get("preprocessing"))
-    return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
+    return {"classes": classes, "preprocessing": checked_spec(path, saved.get("preprocessing"))}
 
 
 def check_config(path, config, state):
@@ -289,11 +312,7 @@ def _read_safetensors(path):
         raise InputError(f"cannot read {path}: {error}") from None
     if not metadata.keys() >= set(_METADATA):
         return state, metadata
-    try:
-        found = {name: json.loads(metadata[name]) for name in _METADATA}
-    except (ValueError, RecursionError):
-        raise InputError(f"{path} is damaged: its metadata is not JSON") from None
-    return {"model": state} | archives.plain(found, path), metadata
+    return {"model": state} | described(path, metadata), metadata
 
 
 def _write_safetensors(path, content):

@@ -13,7 +13,8 @@ _BEGINNINGS = (
     (rb"\s*<(?:!doctype|html|\?xml)", "a web page: download the file that the page leads to"),
     (
         rb"\x08[\x01-\x1f][\x12\x1a\x22\x3a\x42]",
-        "an ONNX file, which has no state dict: save one in the program that exported this file",
+        "an ONNX file, which has no state dict: give the file that it was made from (only"
+        " classify.py and evaluate.py take an .onnx, of convert.py)",
     ),
     (rb"\x89HDF", "an HDF5 file, as Keras writes: save the weights with torch.save"),
     (rb"\{\s*\"", "a JSON file: give the file with the weights"),

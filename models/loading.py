@@ -6,6 +6,7 @@ fit the data is refused instead of failing inside the loss.
 """
 
 import importlib
+import os
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from datasets import cifar10, cifar100, class_names, imagenet
 from datasets.input_spec import InputTransform
 from formats import model_files
 from models.blocks import init_linear, set_recompute
+from models.exported import Exported
 from models.freezing import freeze
 from runtime.errors import InputError, shown
 from runtime.precision import Precision
@@ -80,12 +82,15 @@ def load(source, device="cpu", classifier=True):
     """A model ready to use: `model(model.transform(image)[None])` gives the scores of an image.
 
     `source` is what model_files.read takes: a file of ours, of Torch7, or of torchvision or timm;
-    or a name such as "torchvision:resnext50_32x4d". The model is in evaluation mode and float32,
-    as are transformed images: half-precision weights are converted. It has `classes` (a list of
-    names, or None) and `transform` (from an image file or array to a tensor). With classifier
-    False, weights of other programs need none (`model.features` takes images then).
+    a name such as "torchvision:resnext50_32x4d"; or an .onnx of convert.py, which gives scores
+    alone. The model is in evaluation mode and float32, as are transformed images: half-precision
+    weights are converted. It has `classes` (a list of names, or None) and `transform` (from an
+    image file or array to a tensor). With classifier False, weights of other programs need none
+    (`model.features` takes images then).
     """
-    model = load_file(source, classifier).to(device, torch.float32).eval()
+    onnx = model_files.is_onnx(source)
+    model = Exported(os.fspath(source)) if onnx else load_file(source, classifier)
+    model = model.to(device, torch.float32).eval()
     model.transform = InputTransform(model.input_spec)
     return model
 

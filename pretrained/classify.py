@@ -24,9 +24,9 @@ from storage import pictures
 
 HEAD = """Usage: classify.py MODEL... FILE... [options]
 
-Prints the five most probable classes of each image. MODEL is a file (.pth, .t7, .safetensors),
-torchvision:NAME, or the folder of a run. FILE may be a folder of images, or a URL (https://...).
-The probabilities of several models with the same classes are averaged.
+Prints the five most probable classes of each image. MODEL is a file (.pth, .t7, .safetensors,
+or .onnx of convert.py), torchvision:NAME, or the folder of a run. FILE may be a folder of images,
+or a URL (https://...). The probabilities of several models with the same classes are averaged.
 
 Options:"""
 OPTIONS = (

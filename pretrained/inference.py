@@ -88,8 +88,8 @@ def run(functions, models, paths, size, script, progress=True, source=source):
             complain(f"{script}: {error}")
         if read:
             with torch.inference_mode():
-                parts = zip(functions, models, inputs)
-                outputs = [f(x.to(model.fc.weight.device)).cpu() for f, model, x in parts]
+                parts = zip(functions, models, inputs)  # an .onnx has no parameters
+                outputs = [f(x.to(next(m.parameters(), x).device)).cpu() for f, m, x in parts]
             yield read, outputs
         done += len(read) + len(errors)
         if progress:

@@ -10,7 +10,7 @@ import stat
 
 from runtime.errors import InputError
 
-_MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .bin .ckpt .tar .pkl".split())
+_MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .onnx .bin .ckpt .tar .pkl".split())
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows has neither
 

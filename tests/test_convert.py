@@ -196,12 +196,15 @@ def test_onnx(name, saved, tmp_path, monkeypatch, capsys):
     onnx.checker.check_model(proto, full_check=True)
     about = {entry.key: json.loads(entry.value) for entry in proto.metadata_props}
     assert about["classes"] == ["cat", "dog", "fox"] and about["preprocessing"]["crop"] == 8
+    exported = models.load("best.onnx")  # what classify.py and evaluate.py run
+    assert exported.classes == model.classes and exported.input_spec == model.input_spec
     session = onnxruntime.InferenceSession("best.onnx")
     assert [place.name for place in session.get_inputs()] == ["images"]
     for count in (1, 2, 5):
         x = images(model, 8, count)
         (scores,) = session.run(["scores"], {"images": x.numpy()})
         expected = model(x).detach().numpy()
+        assert torch.equal(exported(x), torch.from_numpy(scores))
         # float32, and batch norm is folded into the convolutions. Seen: 1e-6
         assert np.abs(scores - expected).max() <= 1e-4 * np.abs(expected).max()
     # the example in the documents has the same input and finds the same class
