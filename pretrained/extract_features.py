@@ -36,8 +36,8 @@ def main(arguments):
             raise InputError("give MODEL FILE..., or MODEL BATCH_SIZE DIRECTORY (-help)")
     paths, size = listed(words[2], words[1]) if in_batches else (words[1:], AT_ONCE)
     names = ["features.npz", *(["features.t7"] if "t7" in given else [])]
-    given = [regular_files.model_file(words[0]), *([] if in_batches else paths)]
-    output_files.check_outputs([("", name, (".npz", ".t7")) for name in names], given)
+    inputs = [regular_files.model_file(words[0]), *([] if in_batches else paths)]
+    output_files.check_outputs([("", name, (".npz", ".t7")) for name in names], inputs)
     # after the checks: their errors need not wait for torch
     import numpy as np
 
