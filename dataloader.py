@@ -58,8 +58,11 @@ def create(opt, device):
 def settings(opt, device):
     """The arguments that all DataLoaders of a run share."""
     return {
-        **{"seed": opt.manualSeed, "replicas": opt.nGPU, "workers": opt.nThreads},
-        **{"dtype": Precision(opt.precision, device).dtype, "skip_corrupt": opt.skipCorrupt},
+        "seed": opt.manualSeed,
+        "replicas": opt.nGPU,
+        "workers": opt.nThreads,
+        "dtype": Precision(opt.precision, device).dtype,
+        "skip_corrupt": opt.skipCorrupt,
     }
 
 

@@ -116,7 +116,7 @@ def main(argv=None):
     members = [
         ensemble.Member(
             folded(net, precision.mixed),
-            images.view_indices(own),
+            [images.views.index(view) for view in own],
             outputs.to(device),
             ensemble.window(net, val, opt),
         )

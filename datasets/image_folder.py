@@ -110,8 +110,7 @@ class ImageFolder:
             return lambda i, draws, out=None: (chain(self.get(i)[0], draws), int(self.targets[i]))
         from datasets.image import fused
 
-        fast = (fused.Training if self.split == "train" else fused.Testing)(chain)
-
+        fast = (fused.training if self.split == "train" else fused.testing)(chain)
         buffer = np.empty(1 << 22, np.uint8)  # a million pixels of 4 bytes
         decoder = turbojpeg.decoder() if self.split == "train" else None
 
@@ -120,7 +119,7 @@ class ImageFolder:
             if photo.is_16_bit:  # the kernels take bytes
                 image = chain(decoding.floats(photo.pixels), draws)
             else:
-                image = fast(photo, np.float32(1 / 255), draws, out)
+                image = fast(photo, draws, out)
             if photo.odd:
                 self._add_odd(i, photo.odd)
             else:

@@ -93,22 +93,20 @@ def exec(opt, cache_file):
     say("=> Generating list of images")
     names = classes(opt)
     numbers = {name: number for number, name in enumerate(names)}
-    found = {}
-    for split, kind in (("val", "validation"), ("train", "training")):
-        found[split] = np.zeros(0, "S1"), np.zeros(0, np.int64)
-        if split in _splits(opt):
-            say(f" | finding all {kind} images")
-            found[split] = _images(opt, split, numbers)
-            if not _may_be_empty(opt, split):
-                _note_empty(names, found[split][1], kind)
-    _note_repeated(opt, {split: paths for split, (paths, _) in found.items()})
-    say(f" | saving list of images to {cache_file}")
     info = {
         "signature": np.array(stamp),
         "classes": np.array([os.fsencode(name) for name in names]),
     }
-    for split, (paths, targets) in found.items():
+    for split, kind in (("val", "validation"), ("train", "training")):
+        paths, targets = np.zeros(0, "S1"), np.zeros(0, np.int64)
+        if split in _splits(opt):
+            say(f" | finding all {kind} images")
+            paths, targets = _images(opt, split, numbers)
+            if not _may_be_empty(opt, split):
+                _note_empty(names, targets, kind)
         info |= {f"{split}_paths": paths, f"{split}_targets": targets}
+    _note_repeated(opt, info)
+    say(f" | saving list of images to {cache_file}")
     info["checksum"] = np.array(_checksum(info))
     with atomic.replacing(cache_file) as file:
         np.savez(file, **info)  # 40 bytes an image; compressing takes as long as the search
@@ -136,10 +134,10 @@ def _note_empty(names, targets, kind):
         note(f"=> {len(empty)} of {len(names)} classes have no {kind} image: {_few(empty)}")
 
 
-def _note_repeated(opt, paths):
+def _note_repeated(opt, info):
     """Note which images a list has more than once, and which both lists have."""
-    splits = ("train", "val")
-    lists = {split: path for split in splits if (path := image_lists.find(opt, split))}
+    paths = {split: info[f"{split}_paths"] for split in ("train", "val")}
+    lists = {split: path for split in paths if (path := image_lists.find(opt, split))}
     for split, path in lists.items():
         found, counts = np.unique(paths[split], return_counts=True)
         _note_images(f"{path} has more than once", found[counts > 1])

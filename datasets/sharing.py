@@ -109,9 +109,8 @@ class SharedBatch:
             tensors.append(tensor)
             start = ends[-1]
             ends.append(start + -(-tensor.nbytes // 64) * 64)
-            stride = torch.empty_like(
-                tensor, device="meta"
-            ).stride()  # the tensor's own if it has no gaps
+            # the tensor's own stride if it has no gaps
+            stride = torch.empty_like(tensor, device="meta").stride()
             return start, start + tensor.nbytes, tensor.dtype, tensor.shape, stride
 
         form = nested(parts, placed)
@@ -134,10 +133,11 @@ class SharedBatch:
         if self.form is None:
             return memory
 
-        def part(start, end, dtype, shape, stride):
+        def part(place):
+            start, end, dtype, shape, stride = place
             return memory[start:end].view(dtype).as_strided(shape, stride)
 
-        return nested(self.form, lambda place: part(*place))
+        return nested(self.form, part)
 
 
 def nested(parts, function):

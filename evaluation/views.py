@@ -51,10 +51,6 @@ class Views:
         """The number of inputs made from an image."""
         return sum(10 if view.ten else 1 for view in self.views)
 
-    def view_indices(self, views):
-        """The indices of these views in `views`."""
-        return [self.views.index(view) for view in views]
-
     def input_spec(self):
         """The dataset's input spec."""
         return self.dataset.input_spec()

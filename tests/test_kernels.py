@@ -109,10 +109,10 @@ OPT = types.SimpleNamespace(
 @pytest.mark.parametrize("height, width", [(375, 500), (33, 41), (1, 1), (1, 200), (300, 3)])
 def test_training_equals_the_chain(height, width):
     chain, pixels = training(56), picture(height, width)
-    fast = fused.Training(chain)
+    fast = fused.training(chain)
     for index in range(20):
         draws, others = Draws(1, 1, index), Draws(1, 1, index)
-        result, expected = fast(photo(pixels), UNIT, draws), chain(floats(pixels), others)
+        result, expected = fast(photo(pixels), draws), chain(floats(pixels), others)
         assert result.shape == (3, 56, 56) and result.dtype == np.float32
         np.testing.assert_allclose(result, expected, rtol=0, atol=COLOR)
         assert draws.uniform() == others.uniform()  # it asked for as many numbers
@@ -152,7 +152,7 @@ def test_testing_equals_the_chain(height, width, scale, crop):
         t.Compose([t.Scale(scale), normalize, t.CenterCrop(crop)]),
         picture(height, width),
     )
-    result = fused.Testing(chain)(photo(pixels), UNIT)
+    result = fused.testing(chain)(photo(pixels))
     np.testing.assert_allclose(result, chain(floats(pixels)), rtol=0, atol=COLOR)
 
 
@@ -163,13 +163,13 @@ def test_testing_leaves_an_image_of_the_size(height, width):
     chain = t.Compose([t.Scale(size), normalize, t.CenterCrop(size)])
     pixels = picture(height, width)
     expected = chain(floats(pixels))
-    np.testing.assert_allclose(fused.Testing(chain)(photo(pixels), UNIT), expected, 0, COLOR)
+    np.testing.assert_allclose(fused.testing(chain)(photo(pixels)), expected, 0, COLOR)
 
 
 def test_testing_refuses_what_the_chain_refuses():
     chain = t.Compose([t.Scale(20), t.ColorNormalize((0,) * 3, (1,) * 3), t.CenterCrop(30)])
     for test in (
-        lambda: fused.Testing(chain)(photo(picture(40, 50)), UNIT),
+        lambda: fused.testing(chain)(photo(picture(40, 50))),
         lambda: chain(np.ones((3, 40, 50))),
     ):
         with pytest.raises(InputError, match="a crop of 30x30 pixels does not fit .* of 25x20"):

@@ -10,6 +10,7 @@ from datasets import transforms as t
 from datasets.image import kernels
 from datasets.image.resize import check_crop
 
+_BYTE = np.float32(1 / 255)  # the value of a byte of 1 before normalisation
 _KINDS = {
     t.Contrast: kernels.CONTRAST,
     t.Saturation: kernels.SATURATION,
@@ -17,50 +18,43 @@ _KINDS = {
 }
 
 
-class Training:
-    """RandomSizedCrop, ColorJitter, Lighting, ColorNormalize and HorizontalFlip, in this order."""
+def training(chain):
+    """RandomSizedCrop, ColorJitter, Lighting, ColorNormalize and HorizontalFlip, in this order.
 
-    def __init__(self, chain):
-        self.crop, self.jitter, self.lighting, normalize, self.flip = chain.transforms
-        self.mean, self.std = map(np.array, normalize.spec().values())
+    As a function (photo, draws, out): a decoding.Photo of 8 bits -> float32 (3, size, size).
+    """
+    crop, jitter, lighting, normalize, flip = chain.transforms
+    mean, std = map(np.array, normalize.spec().values())
 
-    def __call__(self, photo, unit, draws, out=None):
-        """A decoding.Photo of 8 bits -> float32 (3, size, size).
-
-        unit: the value of a byte of 1 before normalisation, 1/255 for values in 0..1.
-        """
+    def fast(photo, draws, out=None):
         rows, columns = photo.shape
-        size = self.crop.size
-        region = self.crop.region(columns, rows, draws)
-        blends = [(_KINDS[type(b)], b.alpha(draws)) for b in self.jitter.order(draws)]
-        shift = self.lighting.shift(draws)
-        mirror = self.flip.drawn(draws)
+        region, window = crop.region(columns, rows, draws), (crop.size, crop.size, 0, 0)
+        blends = [(_KINDS[type(b)], b.alpha(draws)) for b in jitter.order(draws)]
+        shift = lighting.shift(draws)
+        mirror = flip.drawn(draws)
         if region is None:
-            region, window = _center_window(columns, rows, t.Scale(size), t.CenterCrop(size))
-        else:
-            window = (size, size, 0, 0)
-        out = _resize(photo, region, (*window, mirror), unit, size, out)
-        kernels.color(out, np.array(blends).reshape(-1, 2), shift, self.mean, self.std)
+            scale, center = t.Scale(crop.size), t.CenterCrop(crop.size)
+            region, window = _center_window(columns, rows, scale, center)
+        out = _resize(photo, region, (*window, mirror), crop.size, out)
+        kernels.color(out, np.array(blends).reshape(-1, 2), shift, mean, std)
         return out
 
+    return fast
 
-class Testing:
-    """Scale, ColorNormalize and CenterCrop, in this order."""
 
-    def __init__(self, chain):
-        self.scale, normalize, self.crop = chain.transforms
-        self.mean, self.std = map(np.float32, normalize.spec().values())
+def testing(chain):
+    """Scale, ColorNormalize and CenterCrop, in this order; otherwise as `training`."""
+    scale, normalize, crop = chain.transforms
+    mean, std = map(np.float32, normalize.spec().values())
 
-    def __call__(self, photo, unit, draws=None, out=None):
-        """A decoding.Photo of 8 bits -> float32 (3, size, size).
-
-        unit: the value of a byte of 1 before normalisation, 1/255 for values in 0..1.
-        """
+    def fast(photo, draws=None, out=None):
         rows, columns = photo.shape
-        region, window = _center_window(columns, rows, self.scale, self.crop)
-        out = _resize(photo, region, (*window, False), unit, self.crop.size, out)
-        kernels.normalize(out, self.mean, self.std)
+        region, window = _center_window(columns, rows, scale, crop)
+        out = _resize(photo, region, (*window, False), crop.size, out)
+        kernels.normalize(out, mean, std)
         return out
+
+    return fast
 
 
 def _center_window(columns, rows, scale, crop):
@@ -71,9 +65,9 @@ def _center_window(columns, rows, scale, crop):
     return (0, 0, columns, rows), (height, width, y, x)
 
 
-def _resize(photo, region, window, unit, size, out):
+def _resize(photo, region, window, size, out):
     pixels, (x, y, w, h) = photo.decode_region(region)
     out = np.empty((3, size, size), np.float32) if out is None else out
     words = pixels.view("<u4")[:, :, 0]  # (H, W): red in the lowest byte
-    kernels.bicubic(words, (y, x, h, w), window, unit, out)
+    kernels.bicubic(words, (y, x, h, w), window, _BYTE, out)
     return out
