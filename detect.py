@@ -245,7 +245,7 @@ def run(start, argv, end):
         opts.report_saved(opt)
         torch.manual_seed(opt.manualSeed)
         opt, streams, val_loader = data(opt, device)
-        model = setup(opt, checkpoint, val_loader.dataset, device)
+        opt, model = setup(opt, checkpoint, val_loader.dataset.source.names, device)
 
         last, every = (streams[-1].last, streams[-1].every) if streams else (0, 0)
         command = opts.resume_command(argv, opt.save, "detect.py", OPTIONS)
@@ -324,8 +324,11 @@ def data(opt, device):
     return opt, streams, val_loader
 
 
-def setup(opt, checkpoint, images, device):
-    """The detector on its device: from the checkpoint, from a file, or new from a classifier."""
+def setup(opt, checkpoint, names, device):
+    """(the options, the detector on its device): of the checkpoint, of a file, or of a classifier.
+
+    A detector keeps its own settings, except for those that are given.
+    """
     import torch
 
     import models
@@ -334,22 +337,21 @@ def setup(opt, checkpoint, images, device):
     from runtime.precision import Precision
     from runtime.terminal import note, say
 
-    names = images.source.names
     settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
     caps = files.caps(opt)
+    given = {name: value for name, value in settings.items() if name in opt.given} | caps
     if opt.backend == "cunn":
         note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     # images differ in size, and cuDNN would time its algorithms again for each size
     models.set_backend(opt.given.get("cudnn", "default"), opt.precision)
     if checkpoint is not None:
         say(f"=> Resuming model from {checkpoint['modelFile']}")
-        saved, model = None, files.load_detector(checkpoint["modelFile"], **settings, **caps)
+        saved, model = None, files.load_detector(checkpoint["modelFile"], **given)
     else:
         say(f"Loading model from file: {opt.retrain}")
         saved = files.is_detector(opt.retrain)
         if saved is not None:
-            given = {name: value for name, value in settings.items() if name in opt.given}
-            model = files.load_detector(opt.retrain, saved, **given, **caps)
+            model = files.load_detector(opt.retrain, saved, **given)
             if opt.resetClassifier and not opt.testOnly:
                 model.reset_classes(names)
         elif opt.testOnly:
@@ -381,8 +383,10 @@ def setup(opt, checkpoint, images, device):
             trunk.freeze_first(opt.freeze)
     if opt.optnet:
         set_recompute(model)
+    own = {name: model.config[name] for name in settings}
+    opt = opt.replaced(**own, anchors=tuple(model.config["anchors"]))
     dtype = Precision(opt.precision, device).dtype
-    return model.to(device, dtype, memory_format=torch.channels_last)
+    return opt, model.to(device, dtype, memory_format=torch.channels_last)
 
 
 def refuse_fixed(opt, model, before):

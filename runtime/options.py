@@ -105,7 +105,8 @@ class Options:
 
     def replaced(self, **changes):
         """The same options with these values."""
-        return Options(changes=changes, **self.layers)
+        layers = dict(self.layers)
+        return Options(changes={**layers.pop("changes", {}), **changes}, **layers)
 
 
 def defaults(table):

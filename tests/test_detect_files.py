@@ -104,6 +104,18 @@ def test_other_classes(tmp_path, content):
     assert len(other.roi_heads.box_predictor.cls_score.weight) == 3
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_detector_keeps_its_own_sizes(tmp_path, content, resumed):
+    """Those of the recipe are for a new one."""
+    path, names = saved(tmp_path, content), ["cat", "dog", "fox", "owl"]
+    checkpoint = {"modelFile": path, "options": {"scale": 600}} if resumed else None
+    for given, expected in (({}, 96), ({"scale": 48}, 48)):
+        opt = detect.settle({"retrain": path, **given}, checkpoint).replaced(epochSize=7)
+        opt, model = detect.setup(opt, checkpoint, names, torch.device("cpu"))
+        assert (opt.scale, opt.largest, opt.regions) == (expected, 160, 24)
+        assert (opt.anchors, opt.epochSize, model.config["scale"]) == ((16, 32, 64), 7, expected)
+
+
 def test_a_folder_of_photos_is_shown(tmp_path, content, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     saved(tmp_path, content)
