@@ -15,8 +15,11 @@ import contextlib
 import functools
 import io
 import math
+import os
 import sys
 from typing import NamedTuple
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
 
 import opts
 from runtime import command

@@ -9,6 +9,8 @@ import json
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
+
 from models.depths import BOTTLENECKS
 from runtime import command, options, output_files, regular_files
 from runtime.errors import InputError

@@ -7,6 +7,8 @@ import os
 import re
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
+
 import opts
 from datasets import imagenet
 from main import opened, replicas, train_epochs

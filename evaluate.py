@@ -7,6 +7,8 @@ once, with any number of processes.
 import os
 import sys
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
+
 import datasets
 import opts
 from parallel import launch

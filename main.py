@@ -1,7 +1,10 @@
 """The run, in order: options, checkpoint, model, data, trainer, epochs. Port of main.lua."""
 
 import contextlib
+import os
 import sys
+
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
 
 import opts
 from parallel import guard, launch

@@ -8,6 +8,8 @@ import os
 import sys
 import textwrap
 
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
+
 from runtime import command, options, output_files
 from runtime.errors import InputError, cut
 from runtime.terminal import note

@@ -11,7 +11,7 @@ import re
 import sys
 
 # The modules it imports are one folder up, wherever the script is called from.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from runtime import command, options, output_files, regular_files
 from runtime.errors import InputError

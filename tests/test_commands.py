@@ -3,6 +3,8 @@
 import functools
 import os
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -29,6 +31,12 @@ SIZES = {
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PAGES = ("README.md", "TRAINING.md", "pretrained/README.md")
+
+
+SCRIPTS = (
+    *("main", "evaluate", "convert", "detect", "plot", "complexity"),
+    *("pretrained/classify", "pretrained/extract_features"),
+)
 
 
 def read(name):
@@ -195,3 +203,14 @@ def test_a_trained_net_is_a_backbone_of_torchvisions_detector(tmp_path, monkeypa
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(body(image)["3"], net.eval().maps(image), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_command_finds_its_modules(script, tmp_path):
+    """By a link from another folder, and where Python leaves out the script's own (-I and -P)."""
+    link = tmp_path / "link.py"
+    link.symlink_to(os.path.join(ROOT, f"{script}.py"))
+    done = subprocess.run(
+        [sys.executable, "-I", link, "-help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "") and "Usage" in done.stdout
