@@ -16,6 +16,7 @@ from datasets.class_names import normalized
 from runtime import regular_files
 from runtime.errors import InputError
 
+LARGEST = 1 << 30  # bytes of a list; one of a million images has 50 million
 # Names of columns, without spaces and underscores, in small letters; the first found is taken
 _PATHS = ("path", "file", "filename", "filepath", "image", "imagepath", "imagename")
 _CLASSES = ("class", "label", "target", "category", "classname", "classid", "class1")
@@ -34,8 +35,7 @@ def find(opt, split):
 
 def digest(path):
     """The hash of a list's content."""
-    with regular_files.opened(path) as file:
-        return hashlib.sha256(file.read()).hexdigest()
+    return hashlib.sha256(regular_files.read_bytes(path, LARGEST)).hexdigest()
 
 
 def classes(path):
@@ -84,7 +84,7 @@ def images(opt, split, names):
 def _rows(path):
     """(line number, path, class) of each image of a list."""
     try:
-        file = regular_files.opened(path)
+        file = regular_files.opened(path, LARGEST)
         with io.TextIOWrapper(file, "utf-8-sig", "surrogateescape", newline="") as text:
             first = re.sub('"[^"]*"', "x", next(filter(str.strip, text), "")).strip()
             text.seek(0)

@@ -223,6 +223,16 @@ def test_what_is_no_list(here, text, error):
         datasets.create(options(train="a.csv", val="a.csv"))
 
 
+def test_a_list_that_is_too_large(here, monkeypatch):
+    """An archive, say, which would fill memory."""
+    monkeypatch.setattr(image_lists, "LARGEST", 6)
+    touch("1.jpg")
+    write("a.csv", [("1.jpg", "x")])
+    for read in (imagenet.classes, datasets.create):
+        with pytest.raises(InputError, match="it has 9 bytes, more than the limit of 6"):
+            read(options(train="a.csv", val="a.csv"))
+
+
 def test_a_class_that_only_val_has(here):
     touch("1.jpg")
     write("a.csv", [("1.jpg", "x")])
