@@ -25,13 +25,12 @@ V1 |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # timm's nets that blur before they subsample: their weights have a plain ResNet's names and shapes
 _BLURRED = re.compile(r"(?:resnetaa50|resnetblur18|resnetblur50)(?![a-z0-9])")
-FILES = ("model.safetensors", "pytorch_model.bin")  # of a model on the Hugging Face hub
 
 
 def config(path):
     """The config.json beside a file of the Hugging Face hub; {} if there is none."""
     folder, file = os.path.split(path)
-    if file in FILES:
+    if file in regular_files.MODEL_FILES[1:]:
         with contextlib.suppress(OSError, ValueError, RecursionError):
             found = json.loads(
                 regular_files.read_bytes(os.path.join(folder, "config.json"), 1 << 20)

@@ -34,7 +34,6 @@ _LARGEST_HEADER = 1 << 24  # bytes, of a safetensors file; a net's is below a mi
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
 # Numbers of a configuration
 _WHOLE = ("depth", "cardinality", "base_width", "classes", "expansion")
-_ALONE = "where that code runs, torch.save(net.state_dict(), FILE) writes what can be read"
 _METADATA = ("config", "classes", "preprocessing")
 
 
@@ -58,6 +57,7 @@ def read(source, classifier=True):
     if source.startswith("torchvision:"):
         return hubs.download(source)
     path, key = regular_files.split_key(source)
+    path = regular_files.model_file(path)
     found = kind(path)
     if found == "t7":
         return _read_t7(path)
@@ -67,7 +67,12 @@ def read(source, classifier=True):
     else:
         saved = atomic.load(path, foreign=True)
     if isinstance(saved, archives.Skipped):
-        raise InputError(f"{path} holds an object, a {saved.name}, which needs code: {_ALONE}")
+        raise InputError(
+            f"{path} holds an object, a {saved.name}, which needs code: where that code runs,"
+            f" {archives.STATE_DICT}"
+        )
+    if isinstance(saved, (list, tuple)):
+        saved = dict(enumerate(saved))
     if not isinstance(saved, dict):
         raise InputError(f"{path} has no state dict: save net.state_dict() of a net")
     if saved.keys() >= {"model", *_METADATA}:
@@ -106,8 +111,8 @@ def kind(path):
         other_files.refuse(path, head)
         if head.startswith((b"PK\3\4", b"\x80")):  # a zip; or a pickle, before PyTorch 1.6
             return "torch"
-    # A Torch7 file begins with a type tag, 0 to 8: four bytes, or a line of text
-    if head[:4] in [bytes([i, 0, 0, 0]) for i in range(9)] or re.match(rb"[0-8]\s", head):
+    # A net of Torch7 begins with the tag of a table or an object: four bytes, or a line of text
+    if re.match(rb"[\3\4]\0\0\0|[34]\s", head):
         return "t7"
     if packed:
         raise InputError(f"{path} is packed by gzip but is not a .t7.gz: unpack it")
@@ -123,7 +128,7 @@ def _head(path, packed=False):
     """The first bytes of a file, or of what gzip packed in it."""
     try:
         with regular_files.opened(path) as file:
-            return (gzip.GzipFile(fileobj=file) if packed else file).read(64)
+            return (gzip.GzipFile(fileobj=file) if packed else file).read(512)
     except FileNotFoundError:
         raise InputError(f"File not found: {path}{regular_files.name_hint(path)}") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
@@ -306,8 +311,10 @@ def _read_safetensors(path):
             # clones: a tensor of theirs is the file itself, which may change while the model lives
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError, RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    except (safetensors.SafetensorError, OSError, RuntimeError, TypeError, ValueError):
+        raise InputError(
+            f"{path} is damaged: its header does not fit the file, which may be cut short"
+        ) from None
     except MemoryError as error:
         raise InputError(f"cannot read {path}: {error}") from None
     if not metadata.keys() >= set(_METADATA):

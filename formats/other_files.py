@@ -7,42 +7,78 @@ import zipfile
 from runtime import regular_files
 from runtime.errors import InputError
 
-# How they begin
+_SAVE = "if you trust it, torch.save({}, 'net.pth') makes a file that can be read"
+_ARRAYS = "save a dict of its arrays as tensors with torch.save"
+# How they begin, the first that fits
 _BEGINNINGS = (
-    (rb"version https://git-lfs", "a Git LFS pointer: git lfs pull fetches the file itself"),
-    (rb"\s*<(?:!doctype|html|\?xml)", "a web page: download the file that the page leads to"),
+    (rb"version https://(?:git-lfs|hawser)", "a Git LFS pointer: git lfs pull fetches the file"),
+    (rb"(?:\xef\xbb\xbf)?\s*<[!?a-z]", "a web page: download the file that the page leads to"),
+    (rb"\x08\x01\x12", "a SavedModel of TensorFlow: load it there, and " + _ARRAYS),
     (
-        rb"\x08[\x01-\x1f][\x12\x1a\x22\x3a\x42]",
+        rb"\x08[\x03-\x1f][\x12\x1a\x22\x3a\x42]",
         "an ONNX file, which has no state dict: give the file that it was made from (only"
         " classify.py and evaluate.py take an .onnx, of convert.py)",
     ),
-    (rb"\x89HDF", "an HDF5 file, as Keras writes: save the weights with torch.save"),
+    (rb"\x89HDF", "an HDF5 file, as Keras writes: load it there, and " + _ARRAYS),
+    (rb"\x93NUMPY", "an array of NumPy: " + _ARRAYS),
+    (
+        rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w",
+        "msgpack, as Flax writes: load it there, and " + _ARRAYS,
+    ),
+    (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib, as joblib does: load it there, and " + _ARRAYS),
+    (
+        rb"sys_info\0.{248}ustar",
+        "of a PyTorch before 0.2: " + _SAVE.format("torch.load(FILE, weights_only=False)"),
+    ),
+    (rb"7z\xbc\xaf|Rar!|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18", "an archive: unpack it"),
+    (rb".{257}ustar", "an archive: unpack it"),
+    (rb"PK\x05\x06", "an empty zip archive: give the model's own file"),
     (rb"\{\s*\"", "a JSON file: give the file with the weights"),
-    (rb"7z\xbc\xaf|Rar!|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd", "an archive: unpack it"),
+    # but for Torch7's own, which begins with a number of one digit
+    (rb"(?![0-8]\s)[\t\n\r -~]+\Z", "a text file: download or give the file with the weights"),
 )
-_SAVE = "if you trust it, torch.save({}.state_dict(), 'net.pth') makes a file that can be read"
 # What the records of zip archives are called, the first that fits
 _RECORDS = (
-    (r"(?:.*/)?(?:constants\.pkl|code/.*)", "TorchScript: " + _SAVE.format("torch.jit.load(FILE)")),
+    (
+        r"(?:.*/)?(?:constants\.pkl|code/.*)",
+        "TorchScript: " + _SAVE.format("torch.jit.load(FILE).state_dict()"),
+    ),
     (
         r"(?:.*/)?(?:archive_format|serialized_exported_program\.json)",
-        "a program of torch.export: " + _SAVE.format("torch.export.load(FILE).module()"),
+        "a program of torch.export: "
+        + _SAVE.format("torch.export.load(FILE).module().state_dict()"),
     ),
     (r"(?:.*/)?data\.pkl", None),  # a file of torch.save
-    (r".*\.(?:pth|pt|bin|safetensors|t7)", "a zip archive with a model in it: unpack it"),
-    (r".*\.npy", "an archive of NumPy: save a state dict of its arrays with torch.save"),
+    (r"model\.weights\.h5", "a file of Keras: load it there, and " + _ARRAYS),
+    (
+        r".*\.(?:pth|pt|tar|ckpt|bin|safetensors|t7|pkl|h5|onnx)(?:\.gz)?",
+        "a zip archive with a model in it: unpack it",
+    ),
+    (r".*\.npy", "an archive of NumPy: " + _ARRAYS),
     (r".*", "a zip archive without a model: give the model's own file"),
 )
 _OLD = b"\x80\2\x8a\n"  # with which torch.save began before PyTorch 1.6
+# What is in a pickle of another program
+_MARKS = (
+    (b"joblib", " of joblib"),
+    (b"__author__", " of Detectron2"),
+    (b"StructuredToParameterName@@", " of PaddlePaddle"),
+)
+# TensorFlow's files, which do not begin alike
+_NAMES = r"(?:.*\.)?ckpt(?:-\d+)?\.(?:data-\d+-of-\d+|index|meta)|.*\.pb"
 
 
 def refuse(path, head):
-    """InputError for a file that is known to be something else; head: its first 64 bytes."""
-    what = next((what for pattern, what in _BEGINNINGS if re.match(pattern, head, re.I)), None)
+    """InputError for a file that is known to be something else; head: its first 512 bytes."""
+    what = next(
+        (what for pattern, what in _BEGINNINGS if re.match(pattern, head, re.I | re.S)), None
+    )
     if head.startswith(b"PK\3\4"):
         what = _archive(path)
     elif head.startswith(b"\x80") and len(head) > 4 and not head.startswith(_OLD):
         what = _pickled(path)
+    elif what is None and re.fullmatch(_NAMES, os.path.basename(path)):
+        what = "of TensorFlow: load it there, and " + _ARRAYS
     if what:
         raise InputError(f"{path} is {what}")
 
@@ -62,9 +98,5 @@ def _pickled(path):
         data = file.read(1 << 16)
         file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
         data += file.read()
-    marks = ((b"joblib", "of joblib"), (b"__author__", "of Detectron2"))
-    by = next((name for mark, name in marks if mark in data), "and no file of torch.save")
-    return (
-        f"a pickle {by}, which could run code: if you trust it, load it where it was made, and"
-        " torch.save a dict of its arrays as tensors"
-    )
+    by = next((name for mark, name in _MARKS if mark in data), "")
+    return f"a pickle{by}, which could run code: if you trust it, load it there, and {_ARRAYS}"

@@ -127,7 +127,9 @@ def _chosen(saved, key):
 
 
 def _state_dicts(value, place=""):
-    """(keys before it, its tensors) of each dict that has tensors, in nested dicts."""
+    """(keys before it, its tensors) of each dict that has tensors, in nested dicts and lists."""
+    if type(value) in (list, tuple):
+        value = dict(enumerate(value))
     parts = value.items() if isinstance(value, dict) else ()
     tensors = {str(name): part for name, part in parts if isinstance(part, torch.Tensor)}
     if tensors:
@@ -210,7 +212,8 @@ def count_batches(state):
     """
     for name in [name for name in state if name.endswith("running_var")]:
         counter = name.replace("running_var", "num_batches_tracked")
-        if counter not in state or state[counter].is_floating_point():
+        count = state.get(counter)
+        if count is None or count.dtype != torch.int64 or count.ndim:
             state[counter] = torch.tensor(0)
 
 

@@ -10,7 +10,6 @@ import models
 from datasets.imagenet_gen import EXTENSIONS, is_hidden
 from datasets.input_spec import batches
 from models.fold import folded
-from runtime import regular_files
 from runtime.terminal import complain
 
 LARGEST = 1 << 26  # bytes of an image that is downloaded
@@ -21,7 +20,6 @@ def load_folded(source, classifier=True):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
     # float32 whatever the file holds, as the Lua's :cuda() makes it
-    source = regular_files.model_file(source)
     model = models.load(source, device, classifier).to(
         torch.float32, memory_format=torch.channels_last
     )

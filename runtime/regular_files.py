@@ -12,6 +12,7 @@ from runtime.errors import InputError
 
 _MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .onnx .bin .ckpt .tar .pkl".split())
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+MODEL_FILES = ("model_best.pth", "model.safetensors", "pytorch_model.bin")  # of a folder
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows has neither
 
 
@@ -56,8 +57,7 @@ def model_file(path):
     """The file of a model. The path may also be a run folder, or a folder from the hub."""
     if not os.path.isdir(path):
         return path
-    names = ("model_best.pth", "model.safetensors", "pytorch_model.bin")
-    paths = [os.path.join(path, name) for name in names]
+    paths = [os.path.join(path, name) for name in MODEL_FILES]
     return next(filter(os.path.isfile, paths), paths[0])
 
 
@@ -89,7 +89,10 @@ def check_input(path, option=""):
 
 
 def name_hint(path):
-    """What to add to "File not found" where the path looks like a net of torchvision."""
+    """What to add to "File not found": another name, or other files that a folder may have."""
+    folder, file = os.path.split(path)
+    if file == MODEL_FILES[0] and os.path.isdir(folder):
+        return f", nor {' or '.join(MODEL_FILES[1:])}"
     is_name = re.fullmatch(r"(wide_)?resne(t|xt)\d+\w*", path)
     return f"; torchvision's weights have the name torchvision:{path}" if is_name else ""
 

@@ -21,6 +21,7 @@ import zipfile
 
 from runtime.errors import InputError
 
+STATE_DICT = "torch.save(net.state_dict(), FILE) writes what can be read"
 MOST = 700_000  # values; ResNet-1202 has 200,000, detectors of earlier versions 80 for each epoch
 _DEEPEST = 100  # levels of nesting; files of this program have 5
 _LARGEST = 2**63  # integers; dict keys that are multiples of 2^61 - 1 all have the same hash
@@ -197,8 +198,11 @@ def verify_pickle(file, path, foreign=False):
 
 
 def _more(path, argument, foreign):
-    what = f"it asks for {argument.replace(' ', '.')}, which could run code or take memory"
-    hint = "; torch.save(net.state_dict(), FILE) writes what can be read" if foreign else ""
+    asked = {"_codecs encode": "long bytes, as of NumPy's arrays"}.get(
+        argument, argument.replace(" ", ".")
+    )
+    what = f"it asks for {asked}, which could run code or take memory"
+    hint = f"; {STATE_DICT}" if foreign else ""
     return InputError(f"{path} holds more than tensors and plain values: {what}{hint}")
 
 

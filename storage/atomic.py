@@ -49,9 +49,12 @@ def load(path, foreign=False):
         asked = re.search(r"allocate (\d+) bytes", str(error))
         if memory.lacking(error) and not (asked and int(asked[1]) > os.path.getsize(path)):
             raise InputError(f"cannot read {path}: {memory.lacking(error)}") from None
+        if foreign and "persistent_load" in str(error):  # whole nets before PyTorch 1.6
+            raise InputError(
+                f"{path} holds a whole net, which needs code: {archives.STATE_DICT}"
+            ) from None
         # of the rest, PyTorch's own text helps nobody
-        ours = isinstance(error, (ValueError, zipfile.BadZipFile)) and str(error).strip()
-        reason = str(error).strip().splitlines()[0] if ours else "it is cut short or changed"
+        reason = str(error) if type(error) is ValueError else "it is cut short or changed"
         raise Damaged(f"{path} is damaged or not a file of this program: {reason}") from None
 
 

@@ -2,7 +2,9 @@
 
 import os
 import pickle
+import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -81,7 +83,7 @@ def test_a_file_with_changed_bytes(net, tmp_path):
 
 def test_what_is_no_model_file(net, tmp_path):
     refused(tmp_path / "none.pth", "File not found")
-    refused(tmp_path, "cannot read", "directory")
+    refused(tmp_path, "model_best.pth, nor model.safetensors or pytorch_model.bin")
     for data in (b"", b"hello", b"4 apples", b"\x89PNG\r\n", bytes(50), b"PK\3\4" + bytes(50)):
         (tmp_path / "file").write_bytes(data)
         refused(tmp_path / "file")
@@ -159,6 +161,17 @@ def joined(path, *parts):
     path.write_bytes(b"".join(parts))
 
 
+def tarred(path, *names):
+    with tarfile.open(path, "w") as archive:
+        for name in names:
+            archive.addfile(tarfile.TarInfo(name))
+
+
+def cut(path, save, state):
+    save({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    path.write_bytes(path.read_bytes()[:-99])
+
+
 OTHERS = {
     "TorchScript": (
         lambda net, path: torch.jit.trace(net, torch.zeros(1, 3, 8, 8)).save(path),
@@ -179,7 +192,11 @@ OTHERS = {
         "a pickle of Detectron2",
     ),
     "joblib": (lambda _, path: joined(path, pickle.dumps("joblib.numpy")), "a pickle of joblib"),
-    "pickle 2": (lambda _, path: joined(path, pickle.dumps({"a": 1}, 2)), "no file of torch.save"),
+    "pickle 2": (lambda _, path: joined(path, pickle.dumps({"a": 1}, 2)), "is a pickle, which"),
+    "PaddlePaddle": (
+        lambda _, path: joined(path, pickle.dumps({"StructuredToParameterName@@": {}}, 2)),
+        "a pickle of PaddlePaddle",
+    ),
     "protocol 4": (
         lambda net, path: torch.save(net.state_dict(), path, pickle_protocol=4),
         "uses pickle protocol 4",
@@ -189,14 +206,41 @@ OTHERS = {
         lambda _, path: joined(path, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d"),
         "git lfs pull",
     ),
-    "HTML": (lambda _, path: joined(path, b"\n <!DOCTYPE html><html>"), "a web page"),
-    "a zip": (lambda _, path: zipped(path, ["a/", "a/net.pth"]), "with a model in it: unpack it"),
+    **{
+        f"HTML {start}": (lambda _, path, start=start: joined(path, start, b" ..."), "a web page")
+        for start in (b"\n <!DOCTYPE html>", b"\xef\xbb\xbf<html>", b"<head>", b"<!-- x --><body>")
+    },
+    **{
+        f"a zip of {name}": (lambda _, path, name=name: zipped(path, ["a/", name]), "unpack it")
+        for name in ("a/net.pth", "net.pth.tar", "last.ckpt", "net.t7.gz", "__MACOSX/._net.pt")
+    },
     "other zip": (lambda _, path: zipped(path, ["a.txt"]), "a zip archive without a model"),
     "NumPy": (lambda _, path: zipped(path, ["a.npy"]), "an archive of NumPy"),
     "Keras": (lambda _, path: joined(path, b"\x89HDF\r\n\x1a\n"), "an HDF5 file"),
+    "Keras 3": (lambda _, path: zipped(path, ["config.json", "model.weights.h5"]), "of Keras"),
+    "SavedModel": (lambda _, path: joined(path, b"\x08\1\x12\xf4\x10"), "a SavedModel of Tensor"),
+    "Flax": (lambda _, path: joined(path, b"\x81\xa6params\x81"), "msgpack, as Flax writes"),
+    "zlib": (lambda _, path: joined(path, zlib.compress(b"a" * 99)), "as joblib does"),
+    "one array": (lambda _, path: joined(path, b"\x93NUMPY\1\0"), "an array of NumPy"),
+    "PyTorch 0.1": (
+        lambda _, path: tarred(path, "sys_info", "pickle", "tensors", "storages"),
+        "of a PyTorch before 0.2: if you trust it, torch.save(torch.load(FILE, weights_only=False)",
+    ),
+    "tar": (lambda _, path: tarred(path, "net.pth"), "an archive: unpack it"),
+    "text": (lambda _, path: joined(path, b"Entry not found\n"), "a text file"),
+    "zeros": (lambda _, path: joined(path, bytes(999)), "does not begin like"),
     "xz": (lambda _, path: joined(path, b"\xfd7zXZ\0\0"), "an archive: unpack it"),
     "JSON": (lambda _, path: joined(path, b'{\n  "architecture": "resnet18"'), "a JSON file"),
     "nothing": (lambda _, path: joined(path), "it is empty"),
+    "an old whole net": (
+        lambda net, path: torch.save(net, path, _use_new_zipfile_serialization=False),
+        "holds a whole net, which needs code",
+    ),
+    "cut short": (lambda net, path: cut(path, torch.save, net.state_dict()), "it is cut short"),
+    "cut safetensors": (
+        lambda net, path: cut(path, safetensors.torch.save_file, net.state_dict()),
+        "is damaged: its header does not fit the file",
+    ),
     "half": (
         lambda net, path: joined(path, pickle.dumps(0x1950A86A20F9469CFC6C, 2)),
         "is damaged",
@@ -211,8 +255,22 @@ def test_another_file_is_named(net, kind, tmp_path):
     path = tmp_path / "net.pth"
     make(net, path)
     text = refused(path, words)
-    for raw in ("enforce fail", "pop from", "Weights only", "opcode", "PytorchStreamReader"):
+    for raw in (
+        "enforce fail",
+        "pop from",
+        "Weights only",
+        "opcode",
+        "PytorchStreamReader",
+        "zip file",
+        "deserializing",
+    ):
         assert raw not in text
+
+
+def test_files_of_tensorflow_are_known_by_their_names(tmp_path):
+    for name in ("model.ckpt.meta", "m.ckpt-9.data-00000-of-00001", "ckpt.index", "frozen.pb"):
+        (tmp_path / name).write_bytes(bytes(range(99)))
+        refused(tmp_path / name, "is of TensorFlow: load it there")
 
 
 @pytest.mark.parametrize("name", ["resnext101", "resnet50", "wide_resnet50_2"])

@@ -394,11 +394,26 @@ def test_a_dict_of_another_class_may_hold_the_weights(state, tmp_path):
         same_state(tmp_path / "net.pth", state)
 
 
-def test_half_counters_are_reset(state, tmp_path):
-    counted = {k: torch.tensor(450_360) if "tracked" in k else v for k, v in state.items()}
-    torch.save({name: tensor.half() for name, tensor in counted.items()}, tmp_path / "net.pth")
+@pytest.mark.parametrize(
+    "count",
+    [torch.tensor(450_360).half(), torch.tensor(3.0), torch.tensor(3, dtype=torch.int32)]
+    + [torch.tensor([3]), torch.tensor(torch.nan), 3],
+)
+def test_counters_of_another_type_are_reset(count, state, tmp_path):
+    saved = {name: count if "tracked" in name else tensor for name, tensor in state.items()}
+    torch.save(saved, tmp_path / "net.pth")
     found = model_files.read(tmp_path / "net.pth")["model"]
-    assert all(found[name] == 0 for name in found if "tracked" in name)
+    assert all(found[name] == 0 for name in state if "tracked" in name)
+
+
+def test_a_state_dict_in_a_list(state, tmp_path):
+    path = tmp_path / "net.pth"
+    for saved in ([state], (state, {"momentum": torch.ones(3)}), {"nets": [None, state]}):
+        torch.save(saved, path)
+        same_state(path, state)
+    torch.save([state, prefixed("module.", state)], path)
+    refused(path, "it has 2 nets, 0, 1.module", "FILE:0")
+    same_state(f"{path}:1", state)
 
 
 def test_another_programs_config(state, tmp_path):

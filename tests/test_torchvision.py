@@ -22,7 +22,6 @@ from formats.state_dicts import infer
 from models.loading import from_config
 from models.resnet import resnet
 from models.resnext import resnext
-from runtime import regular_files
 from runtime.errors import InputError
 
 # float64; the layers are the same, so only the order of summation may differ. Seen: 0.
@@ -336,7 +335,7 @@ def test_a_folder_of_the_hub_is_a_model(net18, tmp_path):
     config = {"architecture": "resnet18", "pretrained_cfg": cfg, "label_names": labels}
     (tmp_path / "config.json").write_text(json.dumps(config))
     safetensors.torch.save_file(net18.state_dict(), tmp_path / "model.safetensors")
-    model = models.load(regular_files.model_file(tmp_path))
+    model = models.load(tmp_path)
     assert model.classes == labels
     pixels = np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8)
     cfg |= {"input_size": (3, 224, 224)}
@@ -345,5 +344,5 @@ def test_a_folder_of_the_hub_is_a_model(net18, tmp_path):
     torch.testing.assert_close(model.transform(pixels), expected, rtol=0, atol=1e-5)
     for wrong in ({"input_size": 3}, {"crop_pct": "1"}, {"crop_pct": 0}, {"crop_mode": "squash"}):
         (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {**cfg, **wrong}}))
-        model = models.load_file(regular_files.model_file(tmp_path))
+        model = models.load_file(tmp_path)
         assert model.input_spec == V1 and model.classes is None
