@@ -116,26 +116,25 @@ def _lua_cache(source):
 
 def _torch7(source, path):
     """(images, labels) of both splits from the cache of the Lua, whose labels begin at 1."""
-    from formats import model_files, t7  # not at the top: most runs need no torch here
+    from formats import model_files  # not at the top: most runs need no torch here
 
     tree, splits = model_files.load_t7(path), []
     for name in ("train", "val"):
-        part = tree.get(name) if isinstance(tree, t7.Table) else None
-        found = [part.get(key) for key in ("data", "labels")] if isinstance(part, t7.Table) else []
-        arrays = [value.numpy() for value in found if hasattr(value, "numpy")]
-        sizes = [(array.dtype.name, array.shape[1:], len(array)) for array in arrays if array.ndim]
-        count = sizes[0][2] if sizes else 0
-        right = [("uint8", (3, 32, 32), count), ("uint8", (), count)]
-        if (
-            not count
-            or sizes != right
-            or not 1 <= arrays[1].min() <= arrays[1].max() <= source.classes
-        ):
+        try:
+            images, labels = (tree.get(name).get(key).numpy() for key in ("data", "labels"))
+            is_split = (
+                images.dtype == labels.dtype == np.uint8
+                and (images.shape, labels.shape) == ((len(labels), 3, 32, 32), (len(labels),))
+                and 1 <= labels.min() <= labels.max() <= source.classes
+            )
+        except (AttributeError, TypeError, ValueError):  # ValueError: no labels
+            is_split = False
+        if not is_split:
             raise InputError(
                 f"{path} is not a cache of {source.name} from the Lua program: {name} should "
                 f"have bytes data (N, 3, 32, 32) and labels (N) in 1 to {source.classes}"
             )
-        splits.append([arrays[0], arrays[1].astype(np.int64) - 1])
+        splits.append([images, labels.astype(np.int64) - 1])
     return splits
 
 
@@ -147,14 +146,9 @@ def _binary(source, data, where):
     CIFAR-100 stores the coarse one before the fine one. `where` names the file in errors.
     """
     record = source.label_bytes + PIXELS
-    if not data:
-        raise InputError(
-            f"{where} is empty: it should have records of {record} bytes, one per image"
-        )
-    if len(data) % record:
-        raise InputError(
-            f"{where} has {len(data)} bytes, not a whole number of records of {record} bytes"
-        )
+    if not data or len(data) % record:
+        right = f"it should have records of {record} bytes, one per image"
+        raise InputError(f"{where} has {len(data)} bytes: {right}")
     records = np.frombuffer(data, np.uint8).reshape(-1, record)
     labels = records[:, source.label_bytes - 1].astype(np.int64)
     if labels.max() >= source.classes:

@@ -206,12 +206,10 @@ def test_a_damaged_file(tmp_path, module, damage, place):
     files = [name + ".bin" for name in source.train + source.val]
     good = bytes(source.label_bytes - 1) + b"\x09" + bytes(3072)
     wrong = bytes(source.label_bytes - 1) + bytes([source.classes]) + bytes(3072)
+    right = f"it should have records of {len(good)} bytes, one per image"
     bad, message = {
-        "empty": (b"", f"is empty: it should have records of {len(good)} bytes, one per image"),
-        "short": (
-            (good * 2)[:-1],
-            f"has {len(good) * 2 - 1} bytes, not a whole number of records of {len(good)} bytes",
-        ),
+        "empty": (b"", f"has 0 bytes: {right}"),
+        "short": ((good * 2)[:-1], f"has {len(good) * 2 - 1} bytes: {right}"),
         "label": (
             good * 2 + wrong,
             f"has a label {source.classes}: labels are 0 to {source.classes - 1}",
