@@ -21,7 +21,10 @@ from typing import NamedTuple
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
 
+import datasets
+import models
 import opts
+from models import depths
 from runtime import command
 from runtime.errors import InputError
 
@@ -120,7 +123,6 @@ def build(start):
     import torch
 
     import checkpoints
-    import models
 
     with contextlib.redirect_stdout(io.StringIO()):  # the lines that a run prints
         checkpoint = checkpoints.latest(start.resume)
@@ -138,8 +140,6 @@ def build(start):
 
 def _check_size(opt):
     """Refuse a net of so many layers that its measurement would take minutes."""
-    from models import depths
-
     if "resnext" not in opt.netType or opt.bottleneckType not in ("resnext_A", "resnext_B"):
         return
     blocks = sum(depths.stages(opt.netType, opt.stem, opt.depth)[1])
@@ -152,8 +152,6 @@ def _check_size(opt):
 
 def classes(opt):
     """The number of classes: -nClasses, else the data's, or 1000 for ImageNet without data."""
-    import datasets
-
     if opt.nClasses or (opt.dataset == "imagenet" and opt.source("data") == "recipe"):
         return opt.nClasses or 1000
     return len(datasets.module(opt.dataset).classes(opt))
@@ -164,8 +162,6 @@ def side(opt, net=None):
 
     net: the one to measure. Its file gives the size unless an option does.
     """
-    import datasets
-
     from_file = hasattr(net, "input_spec")
     named = {opt.source(name) for name in ("dataset", "data", "testCrop")}
     if from_file and not named & {"given", "checkpoint"}:

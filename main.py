@@ -6,10 +6,15 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
 
+import datasets
+import models
 import opts
 from parallel import guard, launch
+from parallel.signals import Interrupts
 from runtime import memory, process
 from runtime.errors import InputError
+from runtime.progress import Clock
+from runtime.terminal import Terminal, note, say
 
 FEW = 500  # training images a class; CIFAR-100 has so many
 
@@ -47,14 +52,9 @@ def run(start, argv, end):
     import torch
 
     import dataloader
-    import datasets
-    import models
     import train
     from engine.metrics import Reporter
     from evaluation.scores import window_side
-    from parallel.signals import Interrupts
-    from runtime.progress import Clock
-    from runtime.terminal import note, say
     from storage import log
 
     with opened(start) as (folder, checkpoint, given, device):
@@ -130,8 +130,6 @@ def run(start, argv, end):
 
 def advise_on_cuda(opt):
     """Say what the defaults cost on a GPU. None of it was measured on one yet."""
-    from runtime.terminal import note
-
     if opt.precision == "single":
         note("=> -precision single is IEEE float32; tf32 and bfloat16 should be faster on this GPU")
     if opt.cudnn != "deterministic":
@@ -143,9 +141,6 @@ def advise_on_cuda(opt):
 
 def report_split(opt, loaders):
     """Say how many images -valShare or -fold holds out, and what is tested."""
-    import datasets
-    from runtime.terminal import note
-
     if datasets.holds_out(opt):
         sizes = [loader.dataset.size() for loader in loaders]
         rest = f"; the best model is tested on {sizes[2]} test images" if len(sizes) > 2 else ""
@@ -155,8 +150,6 @@ def report_split(opt, loaders):
 
 def report_few(opt, images, classes):
     """Say where to read on if a new net is to be trained on few photos of full size."""
-    from runtime.terminal import note
-
     full = opt.dataset == "imagenet" and opt.source("trainCrop") == "default"
     if full and opt.retrain == "none" and not opt.testOnly and images < FEW * len(classes):
         note(f"=> {images} photos are few to train a new net on: see README.md, Few photos")
@@ -164,9 +157,7 @@ def report_few(opt, images, classes):
 
 def test_best(trainer, loader, window, folder):
     """Test the best model on the test images, which had no part in its choice; print and log it."""
-    import models
     from parallel import group
-    from runtime.terminal import note, say
 
     if folder.best[0] > 100:  # no epoch had an error that is a number
         return
@@ -183,7 +174,6 @@ def test_best(trainer, loader, window, folder):
 def resume(trainer, checkpoint, opt):
     """Load the checkpoint's state into the trainer, or that of -optimState."""
     import checkpoints
-    import datasets
 
     saved = opt.layers.get("checkpoint", {})
     if datasets.holds_out(opt) or saved.get("valShare") or saved.get("fold"):
@@ -207,7 +197,6 @@ def opened(start):
     """
     import checkpoints
     from parallel import group
-    from runtime.terminal import Terminal
     from storage.run_folder import RunFolder
 
     device = group.join()
@@ -225,9 +214,7 @@ def train_epochs(epochs, trainer, loader, test, line, folder):
     loader(epoch): the epoch's batches. test(epoch): its scores; the first two rank the models.
     line(epoch, scores): its line in the log.
     """
-    import models
     from parallel import group
-    from runtime.terminal import note, say
 
     model, interrupts = trainer.model, trainer.interrupts
     interrupts.save = lambda final: folder.save_inside(models.pack(model), trainer.state(), final)

@@ -1,6 +1,6 @@
 """A thread that writes a copy of its input while training goes on."""
 
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -10,7 +10,7 @@ class Writer:
 
     def __init__(self):
         self.buffers = {}  # {path of keys to a tensor: its copy}
-        self.thread = self.error = None
+        self.thread, self.written = ThreadPoolExecutor(1), None
 
     def start(self, write, *content):
         """Call write(*copy of content) in the thread; the caller only waits for the copy."""
@@ -19,16 +19,12 @@ class Writer:
             content = self._copy(content, ())
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        self.thread = threading.Thread(target=self._run, args=(write, content), daemon=True)
-        self.thread.start()
+        self.written = self.thread.submit(write, *content)
 
     def wait(self):
         """Wait until the thread is done; raises the error that ended it."""
-        if self.thread is not None:
-            self.thread.join()
-            self.thread = None
-        if self.error is not None:
-            raise self.error
+        if self.written is not None:
+            self.written.result()
 
     def keep_copy(self):
         """Do not reuse the buffers of the last copy: somebody still holds it."""
@@ -47,9 +43,3 @@ class Writer:
             buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
             self.buffers[path] = buffer
         return buffer.copy_(value, non_blocking=True)
-
-    def _run(self, write, content):
-        try:
-            write(*content)
-        except BaseException as error:  # for the main thread
-            self.error = error
