@@ -260,7 +260,7 @@ class RunFolder:
         except (OSError, InputError) as error:
             self.failure = getattr(error, "strerror", None) or str(error)
             if self.unsaved_best:
-                self.writer.keep_copy()  # it holds the best model, which a later save writes
+                self.writer.buffers = {}  # the copy holds the best model, which a later save writes
             note(
                 f"=> {what} could not be saved: {self.failure}; {self.path} still holds "
                 f"{self.saved}, training goes on and the next save tries again"

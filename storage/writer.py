@@ -26,10 +26,6 @@ class Writer:
         if self.written is not None:
             self.written.result()
 
-    def keep_copy(self):
-        """Do not reuse the buffers of the last copy: somebody still holds it."""
-        self.buffers = {}
-
     def _copy(self, value, path):
         """The same value, with each tensor copied to its buffer."""
         if isinstance(value, dict):
