@@ -362,11 +362,11 @@ def setup(opt, checkpoint, names, device):
             net = models.load_file(opt.retrain, classifier=False)
             if opt.recomputeBN:
                 recompute(opt, net, device)
-            settings |= {
+            config = settings | {
                 **{"shared": opt.shared, "anchors": list(opt.anchors)},
                 **{"proposals": list(opt.proposals), "pool": opt.pool, **caps},
             }
-            model = files.from_classifier(net.float(), settings, names)
+            model = files.from_classifier(net.float(), config, names)
     if checkpoint is not None or saved is not None:
         refuse_fixed(opt, model, checkpoint["options"] if checkpoint else {})
     if model.classes != names:
