@@ -18,6 +18,7 @@ import opts
 from formats import model_files, torch7
 from parallel import group
 from runtime.errors import InputError, shown
+from runtime.progress import slow
 from runtime.terminal import note, say
 from storage import atomic, schema, tensors
 from storage.run_folder import INSIDE
@@ -64,17 +65,19 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
         return None, None
     # Epochs after that of latest.pth are tried last. They may be of a run before this one, or the
     # folder was copied while a run wrote: then the older ones may be gone (-keep).
-    for _, names in sorted(found, key=lambda pair: pair[0] > last):
-        if names == named:
-            continue
-        try:
-            checkpoint = _read(folder, *names)
-        except atomic.Damaged as error:
-            problems.append(str(error))
-            continue
-        path = os.path.join(folder, names[1])
-        note(f"=> {'; '.join(problems)}: going on from {path}, {checkpoint['epoch']} epochs done")
-        return checkpoint, names
+    with slow(f"looking for an intact checkpoint in {folder}") as show_detail:
+        for _, names in sorted(found, key=lambda pair: pair[0] > last):
+            if names == named:
+                continue
+            try:
+                checkpoint = _read(folder, *names)
+            except atomic.Damaged as error:
+                problems.append(str(error))
+                show_detail(f"{len(problems)} of {len(found)} are damaged")
+                continue
+            path, epoch = os.path.join(folder, names[1]), checkpoint["epoch"]
+            note(f"=> {'; '.join(problems)}: going on from {path}, {epoch} epochs done")
+            return checkpoint, names
     raise InputError(
         f"no checkpoint in {folder} is intact: {'; '.join(problems)}; to start afresh, remove them "
         "or give another -save"

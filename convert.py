@@ -73,6 +73,7 @@ def convert(source, target, form=None, classes=None):
     # imported here, so that -help and option errors do not wait for torch
     import models
     from formats import hubs, model_files
+    from runtime.progress import slow
     from runtime.terminal import say
     from storage import atomic
 
@@ -90,10 +91,11 @@ def convert(source, target, form=None, classes=None):
         text = json.dumps(hubs.described(content, layers), indent=1)
         atomic.write(described, text.encode())
     export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1].lower())
-    if export is None:
-        model_files.write(target, content)
-    else:
-        atomic.write(target, export(target, model, model_files.describe(content)))
+    with slow(f"writing {target}"):
+        if export is None:
+            model_files.write(target, content)
+        else:
+            atomic.write(target, export(target, model, model_files.describe(content)))
     say(f"=> {target}: {_summary(model)}, {os.path.getsize(target) / 1e6:.1f} MB")
     if _of_facebook(source, content["config"]):
         say("   If Facebook released these weights: CC BY-NC 4.0, not for commercial use")

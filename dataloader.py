@@ -299,6 +299,11 @@ class DataLoader:
 
     def _skip(self, unreadable, slices):
         """Every rank's slice sizes without the unreadable images; prints a line for each image."""
+        # one number first, because gathering objects is slow with many processes
+        if group.world_size() > 1:
+            count = torch.tensor(len(unreadable), device=self.device)
+            if not group.all_reduce(count):
+                return slices
         left = []
         for sizes, missing in zip(slices, group.all_gather(unreadable)):
             ends = np.cumsum(sizes)

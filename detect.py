@@ -16,6 +16,7 @@ from parallel import guard, launch
 from runtime import options, output_files, process, regular_files
 from runtime.errors import InputError, cut
 from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
+from runtime.progress import slow
 
 HEAD = """Usage: detect.py -retrain CLASSIFIER [options]
        detect.py DETECTOR -show PHOTO [options]
@@ -447,7 +448,8 @@ def test(epoch, trainer, loader, out, proposing=False):
         found = scores.results(trainer.found, source.categories)
         if out:
             scores.write(out, found, needed=not epoch)
-        values = scores.evaluate(source.truth(), found, [id for id, *_ in trainer.found])
+        with slow(f"scoring {len(found)} boxes"):
+            values = scores.evaluate(source.truth(), found, [id for id, *_ in trainer.found])
     values = group.all_gather(values)[0]
     for name, value in values.get("classes", {}).items():
         say(f" | AP {value:7.3f}  {cut(name, 40)}")

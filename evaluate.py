@@ -16,6 +16,7 @@ from parallel.guard import guard
 from runtime import memory, options, output_files, process, regular_files
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, series, whole
+from runtime.terminal import Terminal
 from storage import pictures
 
 HEAD = """Usage: evaluate.py MODEL... [options]
@@ -71,7 +72,12 @@ def main(argv=None):
     count = launch.available(opt.given.get("nProcs"))
     if count > 1:
         sys.exit(launch.run("evaluate.py", argv, count))
+    with Terminal(opt.progress):
+        return test(opt)
 
+
+def test(opt):
+    """Test in this process, as the options say; returns the errors of ensemble.test."""
     # imported here, so that -help and option errors do not wait for torch
     import dataloader
     import models
@@ -80,7 +86,6 @@ def main(argv=None):
     from models.fold import folded
     from parallel import group
     from runtime.precision import Precision
-    from runtime.terminal import Terminal
 
     device = group.join()
     if device.type == "cpu":
@@ -126,7 +131,7 @@ def main(argv=None):
     ]
     wanted = opt.predictions or opt.classErrors or opt.confusion or opt.scores
     size = images.size(), len(tested)
-    with Terminal(opt.progress), logits.opened(opt.scores, size) as scores:
+    with logits.opened(opt.scores, size) as scores:
         found = predictions.Predictions(*size, device, scores) if wanted else None
         results = ensemble.test(members, loader, opt, precision, found)
         if wanted:

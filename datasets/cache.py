@@ -14,6 +14,7 @@ import numpy as np
 
 from runtime import regular_files
 from runtime.errors import InputError
+from runtime.progress import slow
 from runtime.terminal import note
 from storage import archives
 
@@ -41,7 +42,11 @@ def kept(folder, name, places, signature, make, is_valid=bool):
 
     signature(): the present one. make(path): write the cache; may return its arrays.
     """
-    path = _path(folder, name, places)
+    with slow(f"preparing {name}"):
+        return _kept(folder, name, _path(folder, name, places), signature, make, is_valid)
+
+
+def _kept(folder, name, path, signature, make, is_valid):
     try:
         found = _read(path)
         stale = found is not None and str(found["signature"]) != signature()

@@ -15,6 +15,7 @@ import torch
 from datasets import class_names, imagenet_gen
 from runtime import regular_files
 from runtime.errors import InputError
+from runtime.progress import slow
 from runtime.terminal import note
 
 LARGEST = 1 << 26  # bytes of a file with class names
@@ -114,14 +115,16 @@ def targets(dataset, data, tested, listed=None, skip=False):
 def _read_labels(dataset, skip):
     """The indices of the images that can be read, and their labels."""
     places, labels = [], []
-    for i in range(dataset.size()):
-        try:
-            labels.append(dataset.get(i)[1])
-            places.append(i)
-        except InputError as error:
-            if not skip:
-                raise
-            note(f" | skipped {error} ({i + 1 - len(places)} so far)")
+    with slow(f"reading the labels of {dataset.size()} images") as show_detail:
+        for i in range(dataset.size()):
+            show_detail(f"{i} done")
+            try:
+                labels.append(dataset.get(i)[1])
+                places.append(i)
+            except InputError as error:
+                if not skip:
+                    raise
+                note(f" | skipped {error} ({i + 1 - len(places)} so far)")
     if not labels:
         raise InputError("no validation image could be read")
     return np.array(places), labels

@@ -4,6 +4,7 @@ The score by which errors are counted also ranks the best classes; with several 
 the mean of their softmax does, which is a probability.
 """
 
+import contextlib
 import os
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from evaluation import logits
 from parallel import group
 from runtime.errors import cut
+from runtime.progress import slow
 from runtime.terminal import say
 from storage import atomic, pictures
 
@@ -79,20 +81,28 @@ def write(found, images, names, opt):
     names = [f"class {i}" if name is None else name for i, name in enumerate(names)]
     targets = images.targets[table.indices]
     if opt.predictions:
-        _write_rows(opt.predictions, table, images, targets, names)
-        say(f"=> {opt.predictions}")
+        with _writing(opt.predictions):
+            _write_rows(opt.predictions, table, images, targets, names)
     if opt.classErrors:
-        _write_errors(opt.classErrors, targets, table.best, names)
-        say(f"=> {opt.classErrors}")
+        with _writing(opt.classErrors):
+            _write_errors(opt.classErrors, targets, table.best, names)
     for path in opt.confusion:
-        write_confusion(path, targets, table.best[:, 0], names)
-        say(f"=> {path}")
+        with _writing(path):
+            write_confusion(path, targets, table.best[:, 0], names)
     if opt.scores:
-        logits.finish(found.logits, table.indices, images, names)
-        say(f"=> {opt.scores}")
+        with _writing(opt.scores):
+            logits.finish(found.logits, table.indices, images, names)
     if opt.temperature:
         known = table.best[:, 0] >= 0
-        logits.calibrate(found.logits.array(), table.indices[known], targets[known])
+        with slow("fitting the temperature"):
+            logits.calibrate(found.logits.array(), table.indices[known], targets[known])
+
+
+@contextlib.contextmanager
+def _writing(path):
+    with slow(f"writing {path}"):
+        yield
+    say(f"=> {path}")
 
 
 def _write_rows(path, table, images, targets, names):

@@ -59,8 +59,6 @@ def main(arguments):
         raise InputError(f"-show draws at most {DRAWN} photos, not {len(paths)}: give fewer")
     models, names, columns = load(sources, given.get("classes"))
 
-    # else the results themselves show it
-    progress = table is not None or sys.stdout is None or not sys.stdout.isatty()
     done, photos, drawn = 0, {}, []
 
     def source(path):
@@ -70,7 +68,7 @@ def main(arguments):
         return image
 
     with writer(table, names) as write, score_writer(given.get("scores"), names) as keep:
-        batches = inference.run(models, models, paths, AT_ONCE, "classify.py", progress, source)
+        batches = inference.run(models, models, paths, AT_ONCE, "classify.py", source)
         for read, outputs in batches:
             outputs = torch.stack([rows[:, own] for rows, own in zip(outputs, columns)], dim=1)
             for path, logits, probabilities in zip(read, *scores.averages(outputs)):

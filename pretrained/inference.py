@@ -2,7 +2,6 @@
 
 import io
 import os
-import sys
 
 import torch
 
@@ -10,6 +9,7 @@ import models
 from datasets.imagenet_gen import EXTENSIONS, is_hidden
 from datasets.input_spec import batches
 from models.fold import folded
+from runtime.progress import slow
 from runtime.terminal import complain
 
 LARGEST = 1 << 26  # bytes of an image that is downloaded
@@ -37,7 +37,8 @@ def image_files(words):
         if not os.path.isdir(word):
             paths.append(word)
             continue
-        found = sorted(_images_below(word, errors))
+        with slow(f"listing the images in {word}"):
+            found = sorted(_images_below(word, errors))
         if not found:
             errors.append(f"no image in the folder {word!r}")
         paths += found
@@ -69,27 +70,23 @@ def source(path):
     return io.BytesIO(download.fetch(path, LARGEST))
 
 
-def run(functions, models, paths, size, script, progress=True, source=source):
+def run(functions, models, paths, size, script, source=source):
     """Yield (paths, [each function's outputs on the CPU]) for each batch of `size` files.
 
     functions: of each model's images (n, 3, crop, crop): the model itself, or a part of it.
     source: as in `batches`.
     The n `paths` are those that could be read. For each other file, an error that begins with the
-    script's name goes to stderr. More than 20 files show progress if stderr is a terminal.
+    script's name goes to stderr.
     """
-    progress = progress and len(paths) > 20 and sys.stderr is not None and sys.stderr.isatty()
     done, transforms = 0, [model.transform for model in models]
-    for read, inputs, errors in batches(paths, transforms, size, source):
-        for error in errors:
-            if progress:
-                print(end="\r", file=sys.stderr)  # an error overwrites the progress
-            complain(f"{script}: {error}")
-        if read:
-            with torch.inference_mode():
-                parts = zip(functions, models, inputs)  # an .onnx has no parameters
-                outputs = [f(x.to(next(m.parameters(), x).device)).cpu() for f, m, x in parts]
-            yield read, outputs
-        done += len(read) + len(errors)
-        if progress:
-            end = "\n" if done == len(paths) else ""
-            print(f"\r{done} of {len(paths)} ", end=end, file=sys.stderr, flush=True)
+    with slow(f"{len(paths)} images") as show_detail:
+        for read, inputs, errors in batches(paths, transforms, size, source):
+            for error in errors:
+                complain(f"{script}: {error}")
+            if read:
+                with torch.inference_mode():
+                    parts = zip(functions, models, inputs)  # an .onnx has no parameters
+                    outputs = [f(x.to(next(m.parameters(), x).device)).cpu() for f, m, x in parts]
+                yield read, outputs
+            done += len(read) + len(errors)
+            show_detail(f"{done} done")

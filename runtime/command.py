@@ -9,7 +9,7 @@ import sys
 from runtime.errors import InputError
 from runtime.memory import lacking
 from runtime.process import begin
-from runtime.terminal import complain
+from runtime.terminal import Terminal, complain
 
 # Names to import; requirements.txt has the names for pip
 REQUIRED = ("torch", "torchvision", "numpy", "PIL", "filelock")
@@ -23,8 +23,9 @@ def run(main):
     name = os.path.basename(sys.argv[0])
     begin()
     try:
-        status = main()
-        sys.stdout.flush()
+        with Terminal(strict=True):
+            status = main()
+            sys.stdout.flush()
         sys.exit(status)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # discards what is buffered

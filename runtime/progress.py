@@ -1,10 +1,35 @@
-"""The time left of an epoch and of a run, for the status line of a terminal."""
+"""How far the work is: the status line of a terminal, and lines for a log where work is slow."""
 
 import collections
+import contextlib
+import threading
+import time
 
-from runtime.terminal import show
+from runtime.terminal import note, show
 
+SILENT = 10  # seconds
 RECENT = 100  # iterations; the estimates are means over these
+
+
+@contextlib.contextmanager
+def slow(what):
+    """While the block runs, the status line says `what`; yields a function that adds a detail.
+
+    A block that takes over 10 s prints a line then, and one at its end: a log has no status line.
+    """
+    began = time.monotonic()
+    alarm = threading.Timer(SILENT, note, [f"=> {what} ..."])
+    alarm.daemon = True
+    alarm.start()
+    show(f" {what}")
+    try:
+        yield lambda detail: show(f" {what}: {detail}")
+    finally:
+        alarm.cancel()
+        show("")
+    seconds = time.monotonic() - began
+    if seconds > SILENT:
+        note(f"=> {what}: done in {span(seconds)}")
 
 
 class Clock:

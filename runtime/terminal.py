@@ -1,8 +1,8 @@
 """Printing for the user: lines (`say`, `note`), and a status line on a terminal (`show`).
 
 `say` is for what the original prints, on stdout, since scripts parse it; `note` for all else, on
-stderr. Printed lines scroll above the status line. Without a terminal, or with -progress lines,
-there is no status line, and stdout has the original's lines to the byte. Only rank 0 prints.
+stderr. Printed lines scroll above the status line, which is on stdout or, where only stderr is a
+terminal, there. Without a terminal, or with -progress lines, there is none. Only rank 0 prints.
 """
 
 import contextlib
@@ -58,23 +58,25 @@ def complain(text):
 def show(text):
     """Set the status line to this text; "" removes it.
 
-    Without a terminal this does nothing, so a long job also prints a line at start and end.
+    Without a terminal this does nothing: see progress.slow for what a log gets.
     """
-    if isinstance(sys.stdout, _Stream):
-        sys.stdout.terminal.show(text)
+    terminal = _entered()
+    if terminal:
+        terminal.show(text)
 
 
 def clear():
     """Erase the status line that a killed process left on the terminal."""
-    if _can_erase(sys.stdout):
-        sys.stdout.write(ERASE)
-        sys.stdout.flush()
+    screen = next(filter(_can_erase, (sys.stdout, sys.stderr)), None)
+    if screen:
+        screen.write(ERASE)
+        screen.flush()
 
 
 def end(text, status):
     """Print an error as the last thing of this process: no other thread prints after it."""
-    lock = sys.stdout.terminal.lock if isinstance(sys.stdout, _Stream) else contextlib.nullcontext()
-    with lock:
+    terminal = _entered()
+    with terminal.lock if terminal else contextlib.nullcontext():
         show("")
         complain(text)
         leave(status)
@@ -118,13 +120,17 @@ class Output:
 
 
 class Terminal:
-    """While entered, printed lines go above the status line, if stdout is a terminal.
+    """While entered, printed lines go above the status line, if there is a terminal.
 
-    A stream that fails does not end the run: one line on the other stream says so.
+    A stream that fails does not end the run: one line on the other stream says so. With `strict`,
+    it ends the command.
     """
 
-    def __init__(self, kind="auto"):
-        self.enabled = kind == "auto" and is_rank_0() and _can_erase(sys.stdout)
+    def __init__(self, kind="auto", strict=False):
+        self.strict = strict
+        screen = next(filter(_can_erase, (sys.stdout, sys.stderr)), None)
+        self.enabled = kind == "auto" and is_rank_0() and screen is not None
+        self.screen = Output(screen)  # of the status line
         self.owner = os.getpid()  # loading workers are forks: their copies of this do not draw
         self.lock = threading.RLock()
         self.text, self.drawn, self.changed = "", False, 0.0
@@ -132,14 +138,14 @@ class Terminal:
 
     def __enter__(self):
         self.before = sys.stdout, sys.stderr
-        if sys.stdout is not None:
+        if sys.stdout is not None and not self.strict:
             sys.stdout = Output(sys.stdout, _report_lost_output)
-        if sys.stderr is not None:
+        if sys.stderr is not None and not self.strict:
             sys.stderr = Output(sys.stderr)
-        if self.enabled:
+        if self.enabled and _can_erase(sys.stdout):
             sys.stdout = _Stream(self, sys.stdout)
-            if _can_erase(sys.stderr):
-                sys.stderr = _Stream(self, sys.stderr)
+        if self.enabled and _can_erase(sys.stderr):
+            sys.stderr = _Stream(self, sys.stderr)
         return self
 
     def __exit__(self, *_):
@@ -170,13 +176,12 @@ class Terminal:
             self._draw()
 
     def _draw(self):
-        stream = sys.stdout.stream
         erase = ERASE if self.drawn else ""
-        shown = self.text[: _width(stream) - 1] if self.at_start else ""
+        shown = self.text[: _width(self.screen) - 1] if self.at_start else ""
         if erase or shown:
             # The cursor rests at the start, so that other programs' output overwrites the status.
-            stream.write(f"{erase}{shown}\r" if shown else erase)
-            stream.flush()
+            self.screen.write(f"{erase}{shown}\r" if shown else erase)
+            self.screen.flush()
         self.drawn = bool(shown)
 
 
@@ -190,6 +195,12 @@ class _Stream(Output):
     def write(self, text):
         self.terminal.print(self.stream, text)
         return len(text)
+
+
+def _entered():
+    """The Terminal that is entered and draws, or None."""
+    streams = (s for s in (sys.stdout, sys.stderr) if isinstance(s, _Stream))
+    return next((stream.terminal for stream in streams), None)
 
 
 def _report_lost_output(reason):

@@ -255,18 +255,6 @@ def test_unreadable_files_are_named_and_the_others_classified(tmp_path, capsys, 
     assert classify.main([path, odd[0]]) == 1 and capsys.readouterr().out == ""
 
 
-def test_progress_only_on_a_terminal(tmp_path, capsys, monkeypatch, pictures):
-    path = save(tmp_path / "net.pth", 7, ANIMALS)
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    classify.main([path, *pictures * 4])  # 20 are few
-    assert capsys.readouterr().err == ""
-    classify.main([path, *pictures * 5])
-    assert capsys.readouterr().err == "\r16 of 25 \r25 of 25 \n"
-    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
-    classify.main([path, *pictures * 5])
-    assert capsys.readouterr().err == ""
-
-
 @pytest.mark.parametrize("arguments", [[], ["net.pth"]])
 def test_a_command_without_files(capsys, arguments):
     with pytest.raises(SystemExit, match="2"):

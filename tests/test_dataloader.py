@@ -22,9 +22,27 @@ import dataloader
 import datasets
 import opts
 from datasets import sharing
+from parallel import group
 from runtime.errors import InputError
 
 CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("elsewhere", [0, 1])
+def test_objects_are_exchanged_only_where_an_image_is_skipped(monkeypatch, elsewhere):
+    monkeypatch.setattr(group, "world_size", lambda: 2)
+    monkeypatch.setattr(group, "all_reduce", lambda count: count + elsewhere)
+    gathered = []
+
+    def all_gather(own):
+        gathered.append(own)
+        return [own, [(1, "b.jpg is damaged")] * elsewhere]
+
+    monkeypatch.setattr(group, "all_gather", all_gather)
+    loader = types.SimpleNamespace(device="cpu", skipped=0)
+    left = dataloader.DataLoader._skip(loader, [], [[2, 2], [2, 1]])
+    assert left == [[2, 2], [2, 1] if not elsewhere else [1, 1]]
+    assert (len(gathered), loader.skipped) == (elsewhere, elsewhere)
 
 
 def options(command, data, tmp_path):

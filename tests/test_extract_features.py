@@ -160,14 +160,6 @@ def test_features_that_cannot_be_written(net, album):
     assert os.listdir() == ["features.npz"]
 
 
-def test_progress_only_on_a_terminal(net, album, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    extract_features.main([net, *[str(album / "a.jpg")] * 20])
-    assert capsys.readouterr().err == ""
-    extract_features.main([net, *[str(album / "a.jpg")] * 21])
-    assert capsys.readouterr().err == "\r16 of 21 \r21 of 21 \n"
-
-
 def test_as_a_command_from_anywhere(net, album):
     script = os.path.join(ROOT, "pretrained", "extract_features.py")
     relative = os.path.join("..", "album", "")

@@ -1,21 +1,29 @@
 """The last line of a terminal, on pseudo-terminals and a screen of our own; the time left."""
 
+import io
 import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 
 import pytest
 from support import ptys
+from support.evaluations import pair
 from support.ptys import Screen, read
 from support.runs import NET, ROOT
 
+import checkpoints
+import convert
+import evaluate
 from datasets import imagenet_gen
-from runtime import terminal
-from runtime.progress import Clock, span
+from pretrained import classify, extract_features
+from runtime import progress, terminal
+from runtime.errors import InputError
+from runtime.progress import Clock, slow, span
 from runtime.terminal import Terminal, complain, note, show
 
 STATUS = re.compile(r" epoch \d of \d: \d+:\d\d left, all epochs: \d+:\d\d left")
@@ -95,6 +103,64 @@ def test_the_search_for_images_shows_how_far_it_is(tty, tmp_path, photos):
     wanted = [f" {2 * i * n} images in {i} of 2 folders" for n in (2, 3) for i in (0, 1)]
     assert list(dict.fromkeys(shown)) == list(dict.fromkeys(wanted))
     assert not any("folders" in row for row in Screen(40).feed(text).rows)
+
+
+def test_slow_work_has_two_lines_in_a_log(monkeypatch, capsys):
+    with slow("counting") as show_detail:
+        show_detail("3 sheep")
+    assert capsys.readouterr() == ("", "")  # it was fast
+    monkeypatch.setattr(progress, "SILENT", 0.02)
+    with slow("counting"):
+        time.sleep(0.2)
+        assert capsys.readouterr() == ("", "=> counting ...\n")
+    assert capsys.readouterr() == ("", "=> counting: done in 0:00\n")
+    with pytest.raises(ValueError), slow("counting"):
+        time.sleep(0.1)
+        raise ValueError
+    assert capsys.readouterr() == ("", "=> counting ...\n")
+
+
+@pytest.mark.parametrize("stdout", [True, False])
+def test_slow_work_on_a_terminal(tty, monkeypatch, stdout):
+    """Which may be stderr alone, with stdout in a file."""
+    came, screen, file = tty(), Screen(40), io.StringIO()
+    if not stdout:
+        monkeypatch.setattr(sys, "stdout", file)
+    with Terminal(strict=True):
+        with slow("counting") as show_detail:
+            assert screen.feed(came()).rows == [" counting"]
+            show_detail("3 sheep")
+            assert screen.feed(came()).rows == [" counting: 3 sheep"]
+            print("a line")
+            note("a note")
+            rows = [*["a line"] * stdout, "a note", " counting: 3 sheep"]
+            assert screen.feed(came()).rows == rows
+        assert screen.feed(came()).rows == [*rows[:-1], ""]
+    assert file.getvalue() == "a line\n" * (not stdout)
+
+
+def test_what_is_slow(monkeypatch, capsys, tmp_path, photos):
+    """Whatever takes long with large files has its lines."""
+    monkeypatch.setattr(progress, "SILENT", -1)
+    monkeypatch.chdir(tmp_path)
+    (net, _), (other, _) = pair(tmp_path, photos).values()
+    words = "-nThreads 0 -gen gen -predictions p.csv -classErrors e.csv -confusion c.csv"
+    words += " -scores s.npy -temperature true"
+    evaluate.main([net, other, "-data", photos, *words.split()])
+    classify.main([net, f"{photos}/val"])
+    extract_features.main([net, f"{photos}/val/plain/0.jpg"])
+    convert.main([net, "net.safetensors"])
+    for name in ("model_1.pth", "optimState_1.pth", "model_2.pth", "optimState_2.pth"):
+        (tmp_path / name).write_bytes(b"damaged")
+    with pytest.raises(InputError, match="is intact"):
+        checkpoints.newest(str(tmp_path))
+    done = re.findall(r"=> (.*): done in 0:0\d\n", capsys.readouterr().err)
+    wanted = ["preparing imagenet"]
+    wanted += [f"writing {name}" for name in ("p.csv", "e.csv", "c.csv", "s.npy")]
+    wanted += ["fitting the temperature", f"listing the images in {photos}/val", "8 images"]
+    wanted += ["1 images", "writing net.safetensors"]
+    wanted += [f"looking for an intact checkpoint in {tmp_path}"]
+    assert [what for what in dict.fromkeys(done) if what in wanted] == wanted
 
 
 def test_threads_do_not_mix_their_lines(tty):
