@@ -71,7 +71,6 @@ def run(start, argv, end):
 
         # Data loading
         train_loader, val_loader, *test_loader = loaders = dataloader.create(opt, device)
-        report_split(opt, loaders)
         report_few(opt, train_loader.dataset.size(), classes)
         # the size in the model's file, which a new net lacks; training has its own size
         spec = getattr(model, "input_spec", None) if opt.testOnly else None
@@ -137,15 +136,6 @@ def advise_on_cuda(opt):
             f"=> -cudnn {opt.cudnn}: a resumed run is equal up to rounding; give -cudnn "
             "deterministic for the same bits"
         )
-
-
-def report_split(opt, loaders):
-    """Say how many images -valShare or -fold holds out, and what is tested."""
-    if datasets.holds_out(opt):
-        sizes = [loader.dataset.size() for loader in loaders]
-        rest = f"; the best model is tested on {sizes[2]} test images" if len(sizes) > 2 else ""
-        held = f"{sizes[1]} of {sizes[0] + sizes[1]} training images are held out for validation"
-        note(f"=> {held}{rest}")
 
 
 def report_few(opt, images, classes):

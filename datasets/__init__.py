@@ -7,6 +7,7 @@ import importlib
 import os
 
 from runtime.errors import InputError
+from runtime.terminal import note
 
 
 def names():
@@ -59,5 +60,6 @@ def create_split(opt):
     if not held.any() or held.all():
         count = f"{train.size()} in {len(np.unique(labels))} classes"
         raise InputError(f"too few images to hold some out and to train on others: {count}")
+    note(f"=> {held.sum()} of {len(held)} training images are held out for validation")
     parts = [train.subset(np.flatnonzero(h), s) for h, s in ((~held, "train"), (held, "val"))]
     return (*parts, val) if val.size() else tuple(parts)

@@ -276,7 +276,7 @@ SPLITS = [("digits", "-valShare 0.1"), ("cifar10", "-fold 2/3"), ("imagenet", "-
 
 @pytest.mark.parametrize("dataset, words", SPLITS)
 def test_held_out_images_are_those_of_train_with_the_test_transform(
-    dataset, words, cifar, photos, tmp_path
+    dataset, words, cifar, photos, tmp_path, capsys
 ):
     data = {"digits": "", "cifar10": cifar, "imagenet": photos}[dataset]
     words = f"-dataset {dataset} -depth {18 if dataset == 'imagenet' else 20} {words}".split()
@@ -286,6 +286,7 @@ def test_held_out_images_are_those_of_train_with_the_test_transform(
     labels = np.asarray(getattr(whole, "targets", getattr(whole, "labels", None)))
     held = np.flatnonzero(held_out(labels, opt.valShare, opt.fold, opt.manualSeed))
     rest = np.setdiff1d(np.arange(whole.size()), held)
+    assert f"=> {len(held)} of {whole.size()} training images are held" in capsys.readouterr().err
     assert again.size() == test.size() and val.input_spec() == test.input_spec()
     for part, indices in ((train, rest), (val, held)):
         assert part.size() == len(indices)
