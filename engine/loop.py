@@ -43,15 +43,14 @@ class Loop:
     step_name = ""  # names the epoch's step if the training has several
     rate = 0.0  # of the last iteration
 
-    def __init__(self, model, device, precision="single", order=None, data=(), **outside):
-        """order: what decides the batches of an epoch. data: dataloader.fingerprints.
-
-        outside: the `reporter` and the `interrupts` of the run, if there is one.
-        """
+    def __init__(
+        self, model, device, precision="single", order=None, data=(), reporter=None, interrupts=None
+    ):
+        """order: what decides the batches of an epoch. data: dataloader.fingerprints."""
         self.model, self.device, self.data = model, device, list(data)
         self.order = order or {}
-        self.reporter = outside.get("reporter") or Reporter()
-        self.interrupts = outside.get("interrupts") or Interrupts()
+        self.reporter = reporter or Reporter()
+        self.interrupts = interrupts or Interrupts()
         self.queue = MetricQueue(device, self.interrupts)
         self.precision = Precision(precision, device)
         self.scaler = self.precision.scaler()
