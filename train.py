@@ -258,19 +258,14 @@ def optimizer(model, rate, momentum, weight_decay, classifier_rate=0.0):
     torch's Nesterov step with dampening 0 is the same formula. Frozen parameters are left out.
     classifier_rate: the fully connected layer's rate (-classifierLR); 0: as all others.
     """
-    head = list(model.fc.parameters()) if classifier_rate else []
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    body = [p for p in trained if all(p is not other for other in head)]
-    head = [p for p in head if p.requires_grad]
-    groups = [(body, rate), (head, classifier_rate)]
-    groups = [{"params": group, "initial_lr": initial} for group, initial in groups if group]
-    settings = {
-        "momentum": momentum,
-        "dampening": 0,
-        "nesterov": True,
-        "weight_decay": weight_decay,
-    }
-    return loop.sgd(groups, lr=rate, **settings)
+    groups = {}  # {initial rate: parameters}
+    for name, parameter in model.named_parameters():
+        own = classifier_rate if name.startswith("fc.") else 0
+        if parameter.requires_grad:
+            groups.setdefault(own or rate, []).append(parameter)
+    groups = [{"params": group, "initial_lr": initial} for initial, group in groups.items()]
+    settings = {"dampening": 0, "nesterov": True, "weight_decay": weight_decay}
+    return loop.sgd(groups, lr=rate, momentum=momentum, **settings)
 
 
 def learning_rate(opt, epoch):
