@@ -13,9 +13,9 @@ from torch import nn
 
 from engine import batchnorm, loop
 from evaluation import scores
+from models.blocks import held
 from models.compiled import compiled
 from models.fold import folded
-from models.freezing import held
 from models.slices import set_slices
 from parallel import group
 from runtime import memory

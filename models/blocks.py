@@ -1,4 +1,4 @@
-"""What the nets share: convolution, initialisation, shortcut, block, whole net.
+"""What the nets share: convolution, initialisation, shortcut, block, whole net, frozen stages.
 
 Port of the parts that models/resnet.lua, models/preresnet.lua and models/resnext.lua have in
 common. Differs from the Lua on purpose:
@@ -23,6 +23,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from models.depths import STEMS, check_word
+from runtime.errors import InputError
+from runtime.terminal import note
 
 ACTIVATIONS = ("postact", "preact", "both_preact", "no_preact")
 NORMS = ("each", "branch", "sum")
@@ -254,7 +256,7 @@ class Net(nn.Module):
         """
         super().__init__()
         self.config = config
-        self.frozen = ()  # names of the parts that -freeze holds, see freezing.py
+        self.frozen = ()  # names of the parts that -freeze holds, see `freeze`
         check_word("stem", stem, STEMS)
         large = stem == "imagenet"
         self.conv1 = conv(3, width, 7, 2) if large else conv(3, width, 3)
@@ -311,3 +313,37 @@ class Net(nn.Module):
     def forward(self, x):  # (N, 3, H, W)
         x = self.features(x)
         return self.fc(x)  # (N, classes)
+
+
+def freeze(model, count, recomputes=False):
+    """Freeze the stem and the first `count` stages (-freeze); 0 freezes nothing.
+
+    Their parameters need no gradient, so autograd keeps none of their activations, and the
+    optimizer has no state for them. Their batch norms stay in evaluation mode: they normalise by
+    the running statistics of the net that was loaded and do not update them. With all stages, the
+    batch norm after the last stage of a pre-activated net is frozen too, so that only the
+    classifier is trained. InputError if the net has fewer stages, or if all are frozen although
+    batch norms are to be re-estimated (`recomputes`, -recomputeBN).
+    """
+    if not count:
+        return
+    stages = getattr(model, "stages", None)
+    if stages is None:
+        raise InputError(f"-freeze {count}: this net has no stages (a net of models/blocks.py has)")
+    if count > len(stages):
+        raise InputError(f"-freeze {count}: this net has only {len(stages)} stages")
+    if recomputes and count == len(stages):
+        raise InputError(f"-recomputeBN: -freeze {count} freezes every batch norm; leave one out")
+    model.frozen = held(model, count)
+    for name in model.frozen:
+        model.get_submodule(name).requires_grad_(False)
+    note(f"=> Frozen: {', '.join(model.frozen)}")
+
+
+def held(model, count):
+    """The names of the parts of a net that -freeze `count` freezes."""
+    if not count:
+        return ()
+    stages = model.stages
+    names = ["conv1", "bn1", *stages[:count], *(["bn_last"] if count >= len(stages) else [])]
+    return tuple(name for name in names if getattr(model, name) is not None)

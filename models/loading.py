@@ -14,9 +14,8 @@ from torch import nn
 from datasets import cifar10, cifar100, class_names, imagenet
 from datasets.input_spec import InputTransform
 from formats import model_files
-from models.blocks import init_linear, set_recompute
+from models.blocks import freeze, init_linear, set_recompute
 from models.exported import Exported
-from models.freezing import freeze
 from runtime.errors import InputError, shown
 from runtime.precision import Precision
 from runtime.terminal import note, say

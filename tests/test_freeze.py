@@ -12,8 +12,7 @@ import opts
 from dataloader import LAYOUT, Batch
 from formats import model_files
 from models import pack
-from models.blocks import set_recompute
-from models.freezing import freeze
+from models.blocks import freeze, set_recompute
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
