@@ -9,14 +9,18 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
 
+import datasets
+import models
 import opts
 from datasets import imagenet
 from main import opened, replicas, train_epochs
 from parallel import guard, launch
+from parallel.signals import Interrupts
 from runtime import options, output_files, process, regular_files
 from runtime.errors import InputError, cut
 from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
-from runtime.progress import slow
+from runtime.progress import Clock, slow
+from runtime.terminal import note, say
 
 HEAD = """Usage: detect.py -retrain CLASSIFIER [options]
        detect.py DETECTOR -show PHOTO [options]
@@ -233,9 +237,6 @@ def run(start, argv, end):
     from detection import schedule, scores, show
     from detection.trainer import Trainer
     from engine.metrics import Reporter
-    from parallel.signals import Interrupts
-    from runtime.progress import Clock
-    from runtime.terminal import say
     from storage import log
 
     if start.show:
@@ -304,7 +305,6 @@ def data(opt, device):
     from detection import schedule, sources
     from detection.schedule import Step
     from parallel import group
-    from runtime.terminal import say
 
     train, val = group.rank_0_first(lambda: sources.create(opt))
     settings = dataloader.settings(opt, device)
@@ -334,11 +334,9 @@ def setup(opt, checkpoint, names, device):
     """
     import torch
 
-    import models
     from detection import files
     from models.blocks import set_recompute
     from runtime.precision import Precision
-    from runtime.terminal import note, say
 
     settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
     caps = files.caps(opt)
@@ -410,10 +408,8 @@ def refuse_fixed(opt, model, before):
 def recompute(opt, net, device):
     """Re-estimate the classifier's batch norm over -recomputeBN batches of its own data."""
     import dataloader
-    import datasets
     from engine import batchnorm
     from parallel import group
-    from parallel.signals import Interrupts
     from runtime.precision import Precision
 
     given = {"dataset": "digits"} if opt.dataset == "digits" else {"data": opt.bnData}
@@ -438,7 +434,6 @@ def test(epoch, trainer, loader, out, proposing=False):
     """
     from detection import scores
     from parallel import group
-    from runtime.terminal import say
 
     total, values = trainer.test(epoch, loader, proposing), None
     if proposing:
