@@ -285,7 +285,11 @@ def _check_subfolder(folder, subfolder):
     real, below = (os.path.join(os.path.realpath(path), b"") for path in (folder, subfolder))
     if real.startswith(below):
         return  # a link that leads back up is not a subfolder
-    for place, folders, files in os.walk(subfolder):
+
+    def stop(error):  # os.walk would leave out what it cannot list
+        raise error
+
+    for place, folders, files in os.walk(subfolder, onerror=stop):
         folders[:] = sorted(name for name in folders if not is_hidden(name))
         for name in sorted(files):
             if _is_image(name) and not is_hidden(name):

@@ -2,6 +2,8 @@
 
 import functools
 
+from torch.utils import data
+
 from runtime.terminal import note
 
 
@@ -11,9 +13,10 @@ def compiled_kernels():
     try:
         from datasets.image import kernels
     except (ImportError, OSError):  # OSError: LLVM's library cannot be loaded
-        note(
-            "=> numba cannot be imported, so training images take 4 to 7 times as long on a core"
-            " (pip install numba)"
-        )
+        if data.get_worker_info() is None:  # the main process has said so
+            note(
+                "=> numba cannot be imported, so training images take 4 to 7 times as long on a"
+                " core (pip install numba)"
+            )
         return None
     return kernels
