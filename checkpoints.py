@@ -76,12 +76,18 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
                 show_detail(f"{len(problems)} of {len(found)} are damaged")
                 continue
             path, epoch = os.path.join(folder, names[1]), checkpoint["epoch"]
-            note(f"=> {'; '.join(problems)}: going on from {path}, {epoch} epochs done")
+            note(f"=> {_first(problems)}: going on from {path}, {epoch} epochs done")
             return checkpoint, names
     raise InputError(
-        f"no checkpoint in {folder} is intact: {'; '.join(problems)}; to start afresh, remove them "
+        f"no checkpoint in {folder} is intact: {_first(problems)}; to start afresh, remove them "
         "or give another -save"
     )
+
+
+def _first(problems):
+    """The first three, and how many more there are."""
+    more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+    return "; ".join(problems[:3]) + more
 
 
 def _read_pointer(path):

@@ -150,9 +150,9 @@ def test_what_is_slow(monkeypatch, capsys, tmp_path, photos):
     classify.main([net, f"{photos}/val"])
     extract_features.main([net, f"{photos}/val/plain/0.jpg"])
     convert.main([net, "net.safetensors"])
-    for name in ("model_1.pth", "optimState_1.pth", "model_2.pth", "optimState_2.pth"):
+    for name in [f"{part}_{n}.pth" for part in ("model", "optimState") for n in range(5)]:
         (tmp_path / name).write_bytes(b"damaged")
-    with pytest.raises(InputError, match="is intact"):
+    with pytest.raises(InputError, match="is intact: .*optimState_3.pth.*; and 3 more; to start"):
         checkpoints.newest(str(tmp_path))
     done = re.findall(r"=> (.*): done in 0:0\d\n", capsys.readouterr().err)
     wanted = ["preparing imagenet"]
