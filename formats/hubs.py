@@ -28,15 +28,38 @@ _BLURRED = re.compile(r"(?:resnetaa50|resnetblur18|resnetblur50)(?![a-z0-9])")
 
 
 def config(path):
-    """The config.json beside a file of the Hugging Face hub; {} if there is none."""
+    """The config.json beside a file of the Hugging Face hub, in timm's form; {} without one."""
     folder, file = os.path.split(path)
-    if file in regular_files.MODEL_FILES[1:]:
-        with contextlib.suppress(OSError, ValueError, RecursionError):
-            found = json.loads(
-                regular_files.read_bytes(os.path.join(folder, "config.json"), 1 << 20)
-            )
-            return found if isinstance(found, dict) else {}
+    if file not in regular_files.MODEL_FILES[1:]:
+        return {}
+    found = _json(folder, "config.json")
+    if found.get("model_type") == "resnet":
+        return found | _of_transformers(found, _json(folder, "preprocessor_config.json"))
+    return found
+
+
+def _json(folder, name):
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads(regular_files.read_bytes(os.path.join(folder, name), 1 << 20))
+        return found if isinstance(found, dict) else {}
     return {}
+
+
+def _of_transformers(found, processor):
+    """What transformers says of a ResNet, in timm's words."""
+    size, names = processor.get("size"), found.get("id2label")
+    if isinstance(size, dict):
+        size = size.get("shortest_edge")
+    cfg = {
+        "input_size": [3, size, size],
+        "crop_pct": processor.get("crop_pct"),
+        "crop_mode": "center" if size in range(384) else "squash",
+        "mean": processor.get("image_mean"),
+        "std": processor.get("image_std"),
+        "interpolation": {2: "bilinear", 3: "bicubic"}.get(processor.get("resample")),
+    }
+    labels = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else None
+    return {"pretrained_cfg": cfg, "label_names": labels}
 
 
 def described(content, layers):
@@ -67,8 +90,8 @@ def described(content, layers):
     return found | ({"label_names": content["classes"]} if content["classes"] else {})
 
 
-def refuse_blurred(path, saved, metadata, hub):
-    """InputError if something says that a file has a net of timm that blurs (_BLURRED).
+def refuse_others(path, saved, metadata, hub):
+    """InputError if something says that a net blurs (_BLURRED), or where else it subsamples.
 
     saved, metadata: the checkpoint, and a safetensors file's metadata. hub: its `config`.
     """
@@ -82,11 +105,16 @@ def refuse_blurred(path, saved, metadata, hub):
                 f"{path} is timm's {found[0]}, which blurs before it subsamples, as no net of this"
                 " program does"
             )
+    for place in ("downsample_in_bottleneck", "downsample_in_first_stage"):  # of transformers
+        if hub.get(place):
+            raise InputError(
+                f"{path} subsamples where no net of this program does: its config.json has {place}"
+            )
 
 
 def input_spec(hub):
     """The input spec that a `config` of the hub describes, or None."""
-    found = hub.get("pretrained_cfg")
+    found = hub.get("pretrained_cfg", hub)  # timm once wrote all in one dict
     if not isinstance(found, dict) or found.get("crop_mode", "center") != "center":
         return None
     size, share = found.get("input_size"), found.get("crop_pct", 0.875)
@@ -97,16 +125,16 @@ def input_spec(hub):
         "scale": int(size[-1] / share),  # rounded down, as in timm
         "crop": size[-1],
         "largest": 1,
-        "mean": found.get("mean"),
-        "std": found.get("std"),
-        "resize": found.get("interpolation", "bilinear"),
+        "mean": found.get("mean") or V1["mean"],
+        "std": found.get("std") or V1["std"],
+        "resize": found.get("interpolation") or "bilinear",
     }
 
 
 def class_names(hub, outputs):
     """The class names of a `config` of the hub, or None if it has none for so many outputs."""
-    parts = [hub, hub.get("pretrained_cfg")]
-    for names in [part.get("label_names") for part in parts if isinstance(part, dict)]:
+    parts = [part for part in (hub, hub.get("pretrained_cfg")) if isinstance(part, dict)]
+    for names in [part.get(key) for part in parts for key in ("label_names", "labels")]:
         is_list = isinstance(names, list) and len(names) == outputs
         if is_list and all(isinstance(name, str) for name in names):
             return names

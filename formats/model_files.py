@@ -227,7 +227,7 @@ def check_config(path, config, state):
 def _bare_content(source, path, saved, metadata, key, classifier):
     """The content of what another program saved: a state dict, whose configuration is inferred."""
     hub = hubs.config(path)
-    hubs.refuse_blurred(path, saved, metadata, hub)
+    hubs.refuse_others(path, saved, metadata, hub)
     try:
         state = state_dicts.find(saved, key, classifier)
     except InputError as error:

@@ -29,6 +29,14 @@ _RENAMED = [
         (r"\.(conv|bn)_expand\.", r".\g<1>3."),
         (r"\.shortcut\.shortcut_conv\.", ".downsample.0."),
         (r"\.shortcut\.shortcut_bn\.", ".downsample.1."),
+        # transformers
+        (r"^embedder\.embedder\.convolution\.", "conv1."),
+        (r"^embedder\.embedder\.normalization\.", "bn1."),
+        *((rf"^encoder\.stages\.{stage - 1}\.layers\.", f"layer{stage}.") for stage in range(1, 5)),
+        *((rf"\.layer\.{i - 1}\.convolution\.", f".conv{i}.") for i in range(1, 4)),
+        *((rf"\.layer\.{i - 1}\.normalization\.", f".bn{i}.") for i in range(1, 4)),
+        (r"\.shortcut\.convolution\.", ".downsample.0."),
+        (r"\.shortcut\.normalization\.", ".downsample.1."),
         # kuangliu/pytorch-cifar
         (r"\.shortcut\.", ".downsample."),
         # nn.Sequential(*net.children()) of torchvision's nets, often cut before the classifier
@@ -38,7 +46,7 @@ _RENAMED = [
     )
 ]
 # The first convolution, with what wrappers put before it: module. model. backbone. and so on
-_FIRST = re.compile(r"((?:.+\.)?)(?:conv1|conv_1_3x3|0)\.weight")
+_FIRST = re.compile(r"((?:.+\.)?)(?:conv1|conv_1_3x3|0|embedder\.embedder\.convolution)\.weight")
 _TRUNK = re.compile(
     r"(?:(?:layer\d+\.\d+\.)?(?:conv\d|bn\d|bn_\w+)|layer\d+\.\d+\.downsample\.[01])"
     r"\.(?:weight|bias|running_mean|running_var|num_batches_tracked)"

@@ -346,3 +346,63 @@ def test_a_folder_of_the_hub_is_a_model(net18, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {**cfg, **wrong}}))
         model = models.load_file(tmp_path)
         assert model.input_spec == V1 and model.classes is None
+
+
+def transformers_names(state):
+    """The names that ResNetForImageClassification gives the entries of torchvision's ResNet."""
+    found = {}
+    for name, tensor in state.items():
+        *path, layer, field = name.replace("downsample.", "downsample").split(".")
+        part = "convolution" if layer.startswith("conv") or layer[-1] == "0" else "normalization"
+        if layer == "fc":
+            found[f"classifier.1.{field}"] = tensor
+        elif not path:
+            found[f"resnet.embedder.embedder.{part}.{field}"] = tensor
+        else:
+            block = f"resnet.encoder.stages.{int(path[0][-1]) - 1}.layers.{path[1]}"
+            place = "shortcut" if "down" in layer else f"layer.{int(layer[-1]) - 1}"
+            found[f"{block}.{place}.{part}.{field}"] = tensor
+    return found
+
+
+def test_a_folder_of_transformers_is_a_model(net18, tmp_path):
+    state = transformers_names(net18.state_dict())
+    assert "resnet.encoder.stages.1.layers.0.shortcut.normalization.running_var" in state
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    labels = {str(i): f"name {i}" for i in range(5)}
+    config = {"model_type": "resnet", "architectures": ["ResNetForImageClassification"]}
+    config |= {"id2label": dict(sorted(labels.items(), reverse=True)), "hidden_act": "relu"}
+    processor = {"feature_extractor_type": "ConvNextFeatureExtractor", "crop_pct": 0.9}
+    processor |= {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.1], "resample": 3}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = {**V1, "scale": 248, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.1)}
+    spec |= {"resize": "bicubic"}
+    for size, expected in ((224, spec), ({"shortest_edge": 224}, spec), (None, V1), (384, V1)):
+        text = json.dumps({**processor, "size": size})
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        model = models.load_file(tmp_path)
+        assert model.input_spec == expected and model.classes == list(labels.values())
+    with torch.inference_mode():
+        torch.testing.assert_close(model.eval()(images(model, 64)), net18(images(model, 64)))
+    for place in ("downsample_in_bottleneck", "downsample_in_first_stage"):
+        (tmp_path / "config.json").write_text(json.dumps({**config, place: True}))
+        refused(tmp_path, f"its config.json has {place}")
+
+
+@pytest.mark.parametrize(
+    "config, spec",
+    [
+        ({"architecture": "resnet18", "input_size": [3, 160, 160], "crop_pct": 0.95}, (168, 160)),
+        ({"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 288, 288]}}, (329, 288)),
+        ({"architecture": "resnet18", "num_classes": 5}, (256, 224)),
+        ({}, (256, 224)),
+    ],
+)
+def test_a_config_of_timm_may_lack_entries(config, spec, net18, tmp_path):
+    """As one of an older version, which has no pretrained_cfg and calls the names labels."""
+    labels = ["tench", "goldfish", "shark", "ray", "cock"]
+    (tmp_path / "config.json").write_text(json.dumps({**config, "labels": labels}))
+    torch.save(net18.state_dict(), tmp_path / "pytorch_model.bin")
+    model = models.load_file(tmp_path)
+    assert model.input_spec == {**V1, "scale": spec[0], "crop": spec[1]}
+    assert model.classes == labels
