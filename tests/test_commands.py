@@ -92,8 +92,8 @@ def folder(monkeypatch, tmp_path):
             (tmp_path / place / split).mkdir(parents=True)
     for data in ("coco", "boxes"):
         (tmp_path / data).mkdir()
-    for run in ("checkpoints", "finetuned", "detector", "digits20"):
-        (tmp_path / run).mkdir()
+    for run in ("checkpoints", "finetuned", "detector", "digits20", "folds/1"):
+        (tmp_path / run).mkdir(parents=True)
         (tmp_path / run / "model_best.pth").touch()
     for name in ("resnext_50_32x4d", "resnext_101_32x4d", "resnext_101_64x4d"):
         (tmp_path / f"{name}.t7").touch()
