@@ -207,8 +207,13 @@ def with_places(given):
         )
     if "retrain" in given:
         given["retrain"] = regular_files.model_file(given["retrain"])
+    if os.path.isdir(resumed):
+        return given
+    resumed = resumed.rstrip("/")
+    if os.path.islink(resumed):  # the rest of the run lies where the link leads
+        resumed = os.path.realpath(resumed)
     folder, name = os.path.split(resumed)
-    if name in OF_A_RUN and not os.path.isdir(resumed):
+    if name in OF_A_RUN:
         given["resume"] = folder or "."
     elif os.path.isfile(resumed):
         back = "docs/files.md says how to go back to an earlier epoch"

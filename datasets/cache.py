@@ -59,7 +59,8 @@ def _kept(folder, name, path, signature, make, is_valid):
         os.makedirs(folder, exist_ok=True)
         found = make(path)  # do not read it back: another run may have replaced the file
     except OSError as error:  # a full disk, or no permission
-        raise InputError(f"cannot prepare {name} in {folder}: {error}") from None
+        fault = f"{regular_files.reason(error)}: {error.filename or path}"
+        raise InputError(f"cannot prepare {name}: {fault}") from None
     if found is None:  # a user's own dataset may return nothing
         found = _read(path)
     if found is None:

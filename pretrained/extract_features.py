@@ -90,7 +90,7 @@ def save(names, features, as_t7=False):
             t7.save("features.t7", {"features": torch.from_numpy(features), "image_list": names})
             print("saved features to features.t7")
     except OSError as error:
-        raise InputError(f"cannot save features: {error}") from None
+        raise InputError(f"cannot save features: {regular_files.reason(error)}") from None
 
 
 if __name__ == "__main__":

@@ -212,7 +212,7 @@ def test_a_failed_preparation_leaves_no_cache(opt, capsys):
 def test_a_gen_that_is_no_folder(opt, tmp_path):
     opt.gen = str(tmp_path / "file")
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=f"cannot prepare cifar10 in {opt.gen}: .*File exists"):
+    with pytest.raises(InputError, match=f"cannot prepare cifar10: File exists: {opt.gen}$"):
         datasets.create(opt)
 
 

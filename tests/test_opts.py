@@ -368,6 +368,11 @@ def test_the_files_of_a_run_stand_for_its_folder(program, tmp_path, monkeypatch)
                 else:
                     open(os.path.join(folder, name), "w").close()
     assert program.settle({"resume": "latest.pth"}).resume == "."
+    assert program.settle({"resume": "run/latest.pth/"}).resume == "run"
+    os.symlink("run", "folder")
+    assert program.settle({"resume": "folder/latest.pth"}).resume == "folder"
+    os.symlink("run/latest.pth", "newest")
+    assert program.settle({"resume": "newest"}).resume == os.path.realpath("run")
     os.mkdir("latest.pth")  # a strange name of a folder
     assert program.settle({"resume": "latest.pth"}).resume == "latest.pth"
     open("run/model_7.pth", "w").close()
