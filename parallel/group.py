@@ -34,8 +34,7 @@ def join():
     """Join the process group that the environment describes, if any; returns the device."""
     launch.check_environment()
     device = _pick_device()
-    if "OMP_NUM_THREADS" not in os.environ and process.cores() < torch.get_num_threads():
-        torch.set_num_threads(process.cores())  # torch does not know of a container's quota
+    process.limit_threads()
     if launch.joined():
         if device.type == "cuda":
             torch.cuda.set_device(device)

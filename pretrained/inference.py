@@ -9,6 +9,7 @@ import models
 from datasets.imagenet_gen import EXTENSIONS, is_hidden
 from datasets.input_spec import batches
 from models.fold import folded
+from runtime import process
 from runtime.progress import slow
 from runtime.terminal import complain
 
@@ -18,6 +19,7 @@ LARGEST = 1 << 26  # bytes of an image that is downloaded
 def load_folded(source, classifier=True):
     """A model ready for inference, on the GPU if there is one; `classifier` as in models.load."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    process.limit_threads()
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
     # float32 whatever the file holds, as the Lua's :cuda() makes it
     model = models.load(source, device, classifier).to(

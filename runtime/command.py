@@ -8,7 +8,7 @@ import sys
 
 from runtime.errors import InputError
 from runtime.memory import lacking
-from runtime.process import begin
+from runtime.process import begin, spin_briefly
 from runtime.terminal import Terminal, complain
 
 # Names to import; requirements.txt has the names for pip
@@ -22,6 +22,7 @@ def run(main):
     """
     name = os.path.basename(sys.argv[0])
     begin()
+    spin_briefly()
     try:
         with Terminal(strict=True):
             status = main()

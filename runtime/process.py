@@ -64,6 +64,14 @@ def spin_briefly():
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
 
 
+def limit_threads():
+    """Give torch no more threads than cores: it does not know of a container's quota."""
+    import torch  # not at the top: -help and wrong options need not wait for it
+
+    if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
+        torch.set_num_threads(cores())
+
+
 def begin():
     """Prepare the process of a command: its signals and its standard streams."""
     if os.getpid() == 1:  # in a container: the kernel drops signals that have no handler

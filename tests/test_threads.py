@@ -5,12 +5,15 @@ import os
 import re
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
 
+import models
 from parallel import group
-from runtime import process
+from pretrained import inference
+from runtime import command, process
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 PROGRAM = "from runtime import process; process.spin_briefly(); import torch"
@@ -60,10 +63,21 @@ def test_the_quota_of_a_container(tmp_path, groups, files, cores):
     assert process.quota(tmp_path / "cgroup", tmp_path) == cores
 
 
+def test_commands_of_one_process_spin_briefly_too(monkeypatch):
+    monkeypatch.setattr(command, "begin", lambda: None)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("OMP_WAIT_POLICY", None)
+        with pytest.raises(SystemExit) as ended:
+            command.run(lambda: os.environ["OMP_WAIT_POLICY"])
+    assert ended.value.code == "PASSIVE"
+
+
+@pytest.mark.parametrize("begin", [group.join, lambda: inference.load_folded("net.pth")])
 @pytest.mark.parametrize(
     "quota, given, threads", [(1.5, None, 1), (0.5, None, 1), (math.inf, None, 2), (1, "2", 2)]
 )
-def test_a_quota_limits_the_default_threads(monkeypatch, quota, given, threads):
+def test_a_quota_limits_the_default_threads(monkeypatch, quota, given, threads, begin):
+    monkeypatch.setattr(models, "load", lambda *_: torch.nn.Linear(1, 1))
     monkeypatch.setattr(process, "quota", lambda: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
@@ -72,5 +86,5 @@ def test_a_quota_limits_the_default_threads(monkeypatch, quota, given, threads):
     found = [2]
     monkeypatch.setattr(torch, "get_num_threads", lambda: found[-1])
     monkeypatch.setattr(torch, "set_num_threads", found.append)
-    group.join()
+    begin()
     assert found[-1] == threads
