@@ -127,7 +127,8 @@ def draw(pixels, found, names, least, truth=()):
         colour = COLOURS[label % len(COLOURS)]
         pen.rectangle(box, outline=colour, width=max(2, size // 6))
         text = f"{cut(names[label - 1], LONGEST)} {found['scores'][i]:.2f}"
-        corner = (box[0], max(0, box[1] - size - 2))
+        left = min(box[0], image.width - pen.textlength(text, font=font))
+        corner = (max(0, left), max(0, box[1] - size - 2))
         pen.rectangle(pen.textbbox(corner, text, font=font), fill=colour)
         pen.text(corner, text, fill="black", font=font)
     return image

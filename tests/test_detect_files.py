@@ -13,7 +13,7 @@ import datasets
 import detect
 import hubconf
 import models
-from detection import files
+from detection import files, show
 from runtime.errors import InputError
 from storage import atomic
 
@@ -152,6 +152,17 @@ def test_a_folder_of_photos_is_shown(tmp_path, content, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert out.count("=> pictures/") == 4
     assert out.count("nothing found with a score above 1 (-leastScore)") == 3
+
+
+@pytest.mark.parametrize("left", [0, 570, 599])
+def test_a_name_at_the_border_is_drawn_whole(left):
+    """As many pixels as that of a box in the middle."""
+    counts = []
+    for x in (300, left):
+        found = {"boxes": np.array([[x, 200, x, 200]]), "scores": np.ones(1), "labels": np.ones(1)}
+        picture = show.draw(np.zeros((3, 480, 600), np.uint8), found, ["a long name"], 0.5)
+        counts.append(np.asarray(picture).any(2).sum())
+    assert abs(counts[0] - counts[1]) < 40  # some of the box itself
 
 
 def test_weights_that_share_memory_in_a_file_are_trained_apart(tmp_path, content):
