@@ -1,4 +1,4 @@
-"""What torchvision and timm say of a net beside its weights; torchvision's weights by name."""
+"""What torchvision, timm and transformers say of a net; torchvision's weights by name."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ from formats.state_dicts import infer
 from runtime import regular_files
 from runtime.errors import InputError
 
-# The nets that torchvision has too; a wide ResNet is a ResNeXt of cardinality 1 and base width 128
+# Nets that torchvision has too. A wide ResNet is a ResNeXt of cardinality 1 and base width 128.
 NETS = (
     *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
     *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),

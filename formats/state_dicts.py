@@ -55,7 +55,7 @@ _OF_A_TRUNK = re.compile("conv|bn|layer|norm|stem")  # how the names of other tr
 _CLASSIFIER = re.compile(
     r"((?:.+\.)?(?:fc|linear|last_linear|classifier|head)(?:\.\d+)?|\d+)\.(weight|bias)"
 )
-# Of two nets in a file the second is meant: that which is tested, that which is trained
+# If a file has both nets of a pair, we take the second, which the other program tests or trains
 _PREFERRED = (
     ("state_dict", "state_dict_ema"),
     ("model", "model_ema"),
@@ -67,7 +67,7 @@ def find(saved, key=None, classifier=True):
     """The state dict of the net in what a program saved, under our names.
 
     key: which of several nets, by the keys and prefixes before its entries. classifier: whether
-    one is needed; if not, it may be missing or of another kind, and is then one output of zeros.
+    one is needed; if not, one output of zeros replaces a missing one, or one of another kind.
     InputError says which entry has no place in our nets.
     """
     place, entries, prefix = _chosen(saved, key)
@@ -107,7 +107,7 @@ def find(saved, key=None, classifier=True):
 
 
 def _chosen(saved, key):
-    """(place, entries, prefix) of the one net in what was saved, or of that which `key` names."""
+    """(place, entries, prefix) of the only net that was saved, or of the one that `key` names."""
     found, largest = {}, {}
     for place, entries in _state_dicts(saved):
         largest = max(largest, entries, key=len)

@@ -36,9 +36,9 @@ _PLAIN = re.compile(
 )
 # What PyTorch itself would call, or what has no place beside weights: refused and never replaced
 _CALLED = re.compile(
-    r"torch(?!\.(?:nn|optim)\b)[. ].*|(?:nt|os|posix|sys|subprocess) .*"
-    r"|(?:__builtin__|builtins) (?!(?:set|frozenset|complex|object|slice|range|list|dict|tuple|int"
-    r"|long|float|str|unicode|bool)$).*"
+    r"torch(?!\.(?:nn|optim|amp|cuda\.amp)\b)[. ].*|(?:nt|os|posix|sys|subprocess) .*"
+    r"|(?:__builtin__|builtins) (?!(?:set|frozenset|complex|object|slice|x?range|list|dict|tuple"
+    r"|int|long|float|str|unicode|bool)$).*"
 )
 _LONGEST_BYTES = 8192  # of bytes, which protocol 2 spells as a text and its encoding
 _GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
@@ -155,7 +155,7 @@ def verify_pickle(file, path, foreign=False):
         elif name == "GLOBAL":
             if not _PLAIN.fullmatch(argument):
                 if not foreign or _CALLED.fullmatch(argument):
-                    raise _more(path, argument, foreign)
+                    raise _more(path, argument)
                 asked[argument] = asked.get(argument, False)
             stack.append([1, argument])
         elif not code.stack_before and name not in _OTHERS:
@@ -178,7 +178,7 @@ def verify_pickle(file, path, foreign=False):
             weight = sum(cell[0] for cell in taken)
             made = taken[0][1:] if name in ("REDUCE", "NEWOBJ") else []
             if made == ["_codecs encode"] and weight != 4:  # itself, a tuple, and two texts in that
-                raise _more(path, *made, foreign)
+                raise _more(path, *made)
             if grows:
                 filled, *of = stack[-1]
                 if stack[-1] is _ATOM or (of and filled == 1):  # a global itself
@@ -193,17 +193,16 @@ def verify_pickle(file, path, foreign=False):
         if count > 2 * MOST:
             raise _too_many(path)
     if "_codecs encode" in asked and longest > _LONGEST_BYTES:
-        raise _more(path, "_codecs encode", foreign)
+        raise _more(path, "_codecs encode")
     return asked
 
 
-def _more(path, argument, foreign):
-    asked = {"_codecs encode": "long bytes, as of NumPy's arrays"}.get(
-        argument, argument.replace(" ", ".")
-    )
+def _more(path, argument):
+    asked = argument.replace(" ", ".")
+    if asked == "_codecs.encode":
+        asked = "long bytes, as of NumPy's arrays"
     what = f"it asks for {asked}, which could run code or take memory"
-    hint = f"; {STATE_DICT}" if foreign else ""
-    return InputError(f"{path} holds more than tensors and plain values: {what}{hint}")
+    return InputError(f"{path} holds more than tensors and plain values: {what}")
 
 
 def _verify_argument(argument, path):

@@ -39,7 +39,9 @@ def load(path, foreign=False):
             with torch.serialization.safe_globals([argparse.Namespace, *skipped]):
                 value = torch.load(file, map_location="cpu", weights_only=True)
         return archives.plain(value, path, foreign)
-    except InputError:
+    except InputError as error:
+        if foreign:
+            raise InputError(f"{error}; {archives.STATE_DICT}") from None
         raise
     except FileNotFoundError:
         raise Damaged(f"File not found: {path}") from None

@@ -374,6 +374,8 @@ VALUES = {
     "options": settings,
     "attributes": attributes,
     "bytes": lambda: b"abc",
+    "range": lambda: range(3),
+    "scaler": lambda: torch.amp.GradScaler("cpu"),
     "module": lambda: nn.Sequential(nn.Linear(2, 3)),
     "optimizer": lambda: torch.optim.SGD([torch.ones(2, requires_grad=True)], 0.1),
 }
@@ -386,6 +388,14 @@ def test_values_beside_the_weights_are_skipped(kind, state, tmp_path):
         saved = {"state_dict": state, "x": VALUES[kind](), "y": [VALUES[kind]()]}
         torch.save(saved, path, _use_new_zipfile_serialization=zipped or kind == "module")
         same_state(path, state)
+
+
+@pytest.mark.parametrize(
+    "value", [np.zeros(5000), {(1, 2): 3}, 10**30, bytearray(3), torch.eye(3).to_sparse()], ids=type
+)
+def test_values_that_cannot_be_skipped_say_how_to_make_another_file(value, state, tmp_path):
+    torch.save({"state_dict": state, "x": value}, tmp_path / "net.pth")
+    refused(tmp_path / "net.pth", "; torch.save(net.state_dict(), FILE) writes what can be read")
 
 
 def test_a_dict_of_another_class_may_hold_the_weights(state, tmp_path):
