@@ -88,6 +88,8 @@ def find(saved, key=None, classifier=True):
     matches = list(filter(None, map(_CLASSIFIER.fullmatch, rest)))
     last = matches[0][1] if len({match[1] for match in matches}) == 1 else None  # two are an MLP
     trunk |= {f"fc.{match[2]}": rest.pop(match[0]) for match in matches if last}
+    if "fc.weight" in trunk:  # a linear layer may have no bias
+        trunk.setdefault("fc.bias", trunk["fc.weight"].new_zeros(trunk["fc.weight"].shape[:1]))
     if last is None and classifier:
         raise InputError(
             "it has no classifier, no fc.weight: extract_features.py needs none, and for training"

@@ -72,10 +72,9 @@ def is_model(word):
 
 def split_key(path):
     """(FILE, KEY) of a path FILE:KEY, where KEY names a net in the file; else (path, None)."""
-    file, _, key = path.rpartition(":")
-    return (
-        (file, key) if key and not os.path.exists(path) and os.path.isfile(file) else (path, None)
-    )
+    cuts = [] if os.path.exists(path) else [match.start() for match in re.finditer(":", path)]
+    files = [cut for cut in cuts if path[cut + 1 :] and os.path.isfile(path[:cut])]
+    return (path[: files[0]], path[files[0] + 1 :]) if files else (path, None)
 
 
 def check_input(path, option=""):

@@ -292,6 +292,9 @@ def test_a_classifier_of_another_name(name, state, tmp_path):
     last = {f"{name}.{part}": state[f"fc.{part}"] for part in ("weight", "bias")}
     torch.save({**prefixed("backbone.", without_classifier(state)), **last}, tmp_path / "net.pth")
     same_state(tmp_path / "net.pth", state)
+    del last[f"{name}.bias"]
+    torch.save({**without_classifier(state), **last}, tmp_path / "net.pth")
+    same_state(tmp_path / "net.pth", {**state, "fc.bias": torch.zeros(3)})
 
 
 def test_of_several_nets_one_is_named(state, tmp_path):
@@ -301,6 +304,8 @@ def test_of_several_nets_one_is_named(state, tmp_path):
     same_state(f"{path}:teacher", state)
     same_state(f"{path}:student", other)
     refused(f"{path}:third", "no net 'third'", "'teacher'")
+    torch.save({"a:b": state, "c": other}, path)
+    same_state(f"{path}:a:b", state)
     for worse, better in (("model", "model_ema"), ("state_dict", "state_dict_ema")):
         torch.save({worse: other, better: prefixed("module.", state)}, path)
         same_state(path, state)
