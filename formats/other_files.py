@@ -9,23 +9,20 @@ from runtime.errors import InputError
 
 _SAVE = "if you trust it, torch.save({}, 'net.pth') makes a file that can be read"
 _ARRAYS = "save a dict of its arrays as tensors with torch.save"
-# How they begin, the first that fits
+# How they begin; the first that fits counts
 _BEGINNINGS = (
     (rb"version https://(?:git-lfs|hawser)", "a Git LFS pointer: git lfs pull fetches the file"),
     (rb"(?:\xef\xbb\xbf)?\s*<[!?a-z]", "a web page: download the file that the page leads to"),
-    (rb"\x08\x01\x12", "a SavedModel of TensorFlow: load it there, and " + _ARRAYS),
+    (rb"\x08\x01\x12", "a SavedModel of TensorFlow: " + _ARRAYS),
     (
         rb"\x08[\x03-\x1f][\x12\x1a\x22\x3a\x42]",
         "an ONNX file, which has no state dict: give the file that it was made from (only"
         " classify.py and evaluate.py take an .onnx, of convert.py)",
     ),
-    (rb"\x89HDF", "an HDF5 file, as Keras writes: load it there, and " + _ARRAYS),
+    (rb"\x89HDF", "an HDF5 file, as Keras writes: " + _ARRAYS),
     (rb"\x93NUMPY", "an array of NumPy: " + _ARRAYS),
-    (
-        rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w",
-        "msgpack, as Flax writes: load it there, and " + _ARRAYS,
-    ),
-    (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib, as joblib does: load it there, and " + _ARRAYS),
+    (rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w", "msgpack, as Flax writes: " + _ARRAYS),
+    (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib, as joblib does: " + _ARRAYS),
     (
         rb"sys_info\0.{248}ustar",
         "of a PyTorch before 0.2: " + _SAVE.format("torch.load(FILE, weights_only=False)"),
@@ -34,10 +31,10 @@ _BEGINNINGS = (
     (rb".{257}ustar", "an archive: unpack it"),
     (rb"PK\x05\x06", "an empty zip archive: give the model's own file"),
     (rb"\{\s*\"", "a JSON file: give the file with the weights"),
-    # but for Torch7's own, which begins with a number of one digit
+    # a .t7 may be text, which begins with a number of one digit
     (rb"(?![0-8]\s)[\t\n\r -~]+\Z", "a text file: download or give the file with the weights"),
 )
-# What the records of zip archives are called, the first that fits
+# What the records of zip archives are called; the first that fits counts
 _RECORDS = (
     (
         r"(?:.*/)?(?:constants\.pkl|code/.*)",
@@ -49,7 +46,7 @@ _RECORDS = (
         + _SAVE.format("torch.export.load(FILE).module().state_dict()"),
     ),
     (r"(?:.*/)?data\.pkl", None),  # a file of torch.save
-    (r"model\.weights\.h5", "a file of Keras: load it there, and " + _ARRAYS),
+    (r"model\.weights\.h5", "a file of Keras: " + _ARRAYS),
     (
         r".*\.(?:pth|pt|tar|ckpt|bin|safetensors|t7|pkl|h5|onnx)(?:\.gz)?",
         "a zip archive with a model in it: unpack it",
@@ -58,7 +55,7 @@ _RECORDS = (
     (r".*", "a zip archive without a model: give the model's own file"),
 )
 _OLD = b"\x80\2\x8a\n"  # with which torch.save began before PyTorch 1.6
-# What is in a pickle of another program
+# What the pickles of other programs contain
 _MARKS = (
     (b"joblib", " of joblib"),
     (b"__author__", " of Detectron2"),
@@ -70,15 +67,13 @@ _NAMES = r"(?:.*\.)?ckpt(?:-\d+)?\.(?:data-\d+-of-\d+|index|meta)|.*\.pb"
 
 def refuse(path, head):
     """InputError for a file that is known to be something else; head: its first 512 bytes."""
-    what = next(
-        (what for pattern, what in _BEGINNINGS if re.match(pattern, head, re.I | re.S)), None
-    )
+    what = next((text for start, text in _BEGINNINGS if re.match(start, head, re.I | re.S)), None)
     if head.startswith(b"PK\3\4"):
         what = _archive(path)
     elif head.startswith(b"\x80") and len(head) > 4 and not head.startswith(_OLD):
         what = _pickled(path)
     elif what is None and re.fullmatch(_NAMES, os.path.basename(path)):
-        what = "of TensorFlow: load it there, and " + _ARRAYS
+        what = "of TensorFlow: " + _ARRAYS
     if what:
         raise InputError(f"{path} is {what}")
 
@@ -99,4 +94,4 @@ def _pickled(path):
         file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
         data += file.read()
     by = next((name for mark, name in _MARKS if mark in data), "")
-    return f"a pickle{by}, which could run code: if you trust it, load it there, and {_ARRAYS}"
+    return f"a pickle{by}, which could run code: if you trust it, {_ARRAYS}"

@@ -149,10 +149,10 @@ def _state_dicts(value, place=""):
 
 
 def _from_tree(entries):
-    """The same tensors; names that are places in the tree of a .t7 become ours.
+    """The same tensors; names that are places in the tree of a .t7 (4.0.0.1.weight) become ours.
 
-    clcarwin's program makes such names (3.0.0.1.weight), and Cadene's weights have them from there.
-    Layers are recognised by their order in the tree.
+    clcarwin's program makes such names, and Cadene's weights were made by it. Layers are recognised
+    by their order in the tree.
     """
     firsts = filter(None, map(re.compile(r"((?:.+\.)?)0\.weight").fullmatch, entries))
     prefix = min((match[1] for match in firsts), key=len, default=None)
@@ -182,14 +182,17 @@ def _possible_layers(convs):
     threes = Counter(shape[0] for shape in convs[1:] if shape[2] == 3)
     kind, each = ("basic", 2) if 2 * threes.total() > len(convs) else ("bottleneck", 1)
     blocks = [count // each for count in threes.values()]
+    stem = "imagenet" if convs and convs[0][2] == 7 else "cifar"
     for net, norm, shortcut in product(("resnet", "preresnet"), ("each", "branch", "sum"), "BC"):
-        stem = "imagenet" if convs and convs[0][2] == 7 else "cifar"
         config = {"net": net, "norm": norm, "shortcut": shortcut, "stem": stem, "classes": 1}
         yield named(layout(config, kind, blocks))
 
 
 def _signature(layers):
-    """What tells the nets' layers apart, of (name or place, shape): kind, size, block by block."""
+    """The kind and kernel of each layer, and whether it is in the same block as the one before.
+
+    layers: pairs (name, or place in the tree; shape of the weights).
+    """
     found, before = [], None
     for name, shape in layers:
         block = name.split(".")[:2]

@@ -200,13 +200,9 @@ def _sequence(path, module):
 
     The published ResNeXts nest the first two convolutions of each branch.
     """
-    found, todo = [], [(path, module)]
-    while todo:  # no recursion: a file may nest thousands
-        place = todo.pop()
-        is_nested = _class_name(place[1]) == "Sequential"
-        todo += reversed(_children(*place)) if is_nested else []
-        found += [] if is_nested else [place]
-    return found
+    if _class_name(module) != "Sequential":
+        return [(path, module)]
+    return [part for place in _children(path, module) for part in _sequence(*place)]
 
 
 def _class_names(places):

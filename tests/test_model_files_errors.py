@@ -270,7 +270,7 @@ def test_another_file_is_named(net, kind, tmp_path):
 def test_files_of_tensorflow_are_known_by_their_names(tmp_path):
     for name in ("model.ckpt.meta", "m.ckpt-9.data-00000-of-00001", "ckpt.index", "frozen.pb"):
         (tmp_path / name).write_bytes(bytes(range(99)))
-        refused(tmp_path / name, "is of TensorFlow: load it there")
+        refused(tmp_path / name, "is of TensorFlow: save a dict")
 
 
 @pytest.mark.parametrize("name", ["resnext101", "resnet50", "wide_resnet50_2"])
