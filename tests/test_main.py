@@ -409,6 +409,12 @@ def test_going_on_with_a_repeated_command(run):
     assert any(line.startswith("=> 3 epochs are done") for line in run("-resume run -nEpochs 1"))
     assert not any(name.startswith("earlier") for name in os.listdir("run"))
 
+    os.mkdir("back")  # to epoch 2, as docs/files.md says
+    for name in ("model_2.pth", "optimState_2.pth", "log.jsonl"):
+        shutil.copy(f"run/{name}", "back")
+    run("-resume back -nEpochs 3 -LR 0.03")
+    assert atomic.digest("back/model_3.pth") == atomic.digest("run/model_3.pth")
+
 
 def test_a_position_beyond_the_end_is_refused(run):
     """So is one of an epoch that is not the next."""
