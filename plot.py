@@ -58,12 +58,12 @@ def parse(argv):
             raise InputError("give one or more run folders, plot.py RUN... (-help says more)")
         logs = [os.path.join(path, "log.jsonl") if os.path.isdir(path) else path for path in paths]
         output_files.check_outputs([("-out", out, pictures.FORMATS)], logs)
+        pictures.check_drawing(out)
         return kind, out, paths
 
 
 def plot(kind, out, paths):
     """Draw the runs at these paths into the file `out`, and print their final errors."""
-    pictures.check_drawing(out)
     runs = [curves.read_log(path) for path in paths]
     if len({run.detects for run in runs}) > 1:
         raise InputError("a detector's AP and a classifier's error cannot be drawn in one picture")

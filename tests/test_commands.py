@@ -110,12 +110,12 @@ def test_there_are_commands():
     assert len(commands("plot")) >= 4 and len(commands("convert")) >= 1
 
 
-def marked(command):
-    """The command as a parameter. A net of 1202 layers takes 10 s to count."""
-    return pytest.param(command, marks=pytest.mark.slow if "1202" in command else ())
+def marked(value, name=None):
+    """A command or a row as a parameter. A net of 1202 layers takes 10 s to count."""
+    return pytest.param(value, marks=pytest.mark.slow if "1202" in str(value) else (), id=name)
 
 
-@pytest.mark.parametrize("command", map(marked, filter(None, commands("main"))))
+@pytest.mark.parametrize("command", [marked(command) for command in commands("main") if command])
 def test_main(command, folder):
     opt = opts.parse(command.split())
     if opt.retrain == "none" and opt.resume == "none":
@@ -163,7 +163,7 @@ def tables():
             yield dict(zip(heads, cells, strict=True))
 
 
-@pytest.mark.parametrize("row", list(tables()), ids=lambda row: row["net"])
+@pytest.mark.parametrize("row", [marked(row, row["net"]) for row in tables()])
 def test_a_net_is_as_large_as_training_md_says(row, folder):
     parameters, multiply_adds = size(row["command"].strip("`").removeprefix("python main.py "))
     assert f"{parameters / 1e6:.1f}" == row["M"]

@@ -215,12 +215,13 @@ def test_batches_keep_the_order_and_name_what_is_broken(tmp_path):
             (tmp_path / f"{i}.png").write_bytes(b"")
         else:
             Image.fromarray(pixels(50, 45 + i)).save(paths[-1])
-    got = list(batches(paths, transform, 3))
+    transforms = [transform, InputTransform({**SMALL, "crop": 8})]
+    got = list(batches(paths, transforms, 3))
     assert [read for read, _, _ in got] == [[paths[0], paths[2]], [], [paths[6]]]
     for read, images, errors in got:
-        assert (images is None) if not read else len(images) == len(read)
-        for path, image in zip(read, () if images is None else images):
-            assert torch.equal(image, transform(path))
+        assert len(images) == (2 if read else 0)
+        for each, ready in zip(transforms, images):
+            assert torch.equal(ready, torch.stack([each(path) for path in read]))
         assert all(isinstance(error, InputError) for error in errors)
     named = [[str(error).split("'")[1] for error in errors] for _, _, errors in got]
     assert named == [[paths[1]], paths[3:6], []]
@@ -228,7 +229,7 @@ def test_batches_keep_the_order_and_name_what_is_broken(tmp_path):
 
 def test_batches_ask_for_the_values_first(tmp_path):
     with pytest.raises(InputError, match="does not say"):
-        next(batches([str(tmp_path / "missing.png")], InputTransform(None), 4))
+        next(batches([str(tmp_path / "missing.png")], [InputTransform(None)], 4))
 
 
 @pytest.mark.parametrize("resize", [None, "bilinear", "bicubic"])
@@ -237,5 +238,5 @@ def test_strips_that_would_fill_the_memory_are_named(tmp_path, resize, width, he
     spec = {"scale": 256, "crop": 224, "largest": 1, "mean": (0,) * 3, "std": (1,) * 3}
     Image.new("L", (width, height)).save(tmp_path / "strip.png")
     transform = InputTransform({**spec, "resize": resize})
-    ((read, _, errors),) = batches([str(tmp_path / "strip.png")], transform, 1)
+    ((read, _, errors),) = batches([str(tmp_path / "strip.png")], [transform], 1)
     assert read == [] and f"strip.png': {width}x{height} pixels would become" in str(errors[0])

@@ -34,7 +34,11 @@ COMMANDS = [
     # fb.resnet.torch, TRAINING.md
     ("-dataset cifar10 -nGPU 2 -batchSize 128 -depth 20", "resnet", 0.27, FB_CIFAR, 0.1),
     ("-dataset cifar10 -nGPU 2 -batchSize 128 -depth 110", "resnet", 1.7, FB_CIFAR, 0.1),
-    (f"-dataset cifar10 -nGPU 2 -batchSize 128 -depth 1202 {SHARE}", "resnet", 19.4, FB_CIFAR, 0.1),
+    pytest.param(
+        f"-dataset cifar10 -nGPU 2 -batchSize 128 -depth 1202 {SHARE}",
+        *("resnet", 19.4, FB_CIFAR, 0.1),
+        marks=pytest.mark.slow,
+    ),
     (
         "-depth 18 -nGPU 4 -nThreads 8 -batchSize 256 -data IMAGENET",
         "resnet",
