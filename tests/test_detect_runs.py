@@ -479,7 +479,7 @@ def test_damaged_images(run, folder, monkeypatch):
             for case in (
                 (coco.Coco, "pixels", 3, "in epoch 1 after iteration 1 of 2"),
                 (scores, "evaluate", 1, "in the test of epoch 2"),
-                (net.Detector, "forward", 4, "in the test of epoch 2"),
+                (net.Detector, "detections", 4, "in the test of epoch 2"),
             )
         ),
     ],
