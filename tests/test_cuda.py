@@ -144,8 +144,8 @@ def test_detections():
     """Boxes of a detector, in float64."""
     ours, (inputs, _) = detector().double().eval(), images((70, 96), (96, 60))
     with torch.no_grad():
-        expected = ours(inputs)
-        found = ours.to(GPU)([image.to(GPU) for image in inputs])
+        expected = ours.detections(inputs)
+        found = ours.to(GPU).detections([image.to(GPU) for image in inputs])
     for one, other in zip(found, expected):
         for name in ("boxes", "scores", "labels"):
             torch.testing.assert_close(one[name].cpu(), other[name], rtol=1e-9, atol=1e-7)
