@@ -59,6 +59,15 @@ def _channels(pointer, group, channel, C, CHANNELS: tl.constexpr):
 
 
 @triton.jit
+def _affine(mean, rstd, weight, bias, slice, channel, C, CHANNELS: tl.constexpr):
+    """What normalises a tile: mean and 1 / std of its slice, weight and bias of the layer."""
+    m = _channels(mean, slice, channel, C, CHANNELS)
+    r = _channels(rstd, slice, channel, C, CHANNELS)
+    w, b = _channels(weight, 0, channel, C, CHANNELS), _channels(bias, 0, channel, C, CHANNELS)
+    return m, r, w, b
+
+
+@triton.jit
 def _apply(
     x, shortcut, y, mean, rstd, weight, bias,
     R, C, SUM: tl.constexpr, ROWS: tl.constexpr, CHANNELS: tl.constexpr,
@@ -66,11 +75,7 @@ def _apply(
     """y = relu((x - mean) * rstd * weight + bias, + shortcut)."""
     part, channel, slice = tl.program_id(0), tl.program_id(1) * CHANNELS, tl.program_id(2)
     first, stop = slice * R + part * ROWS, (slice + 1) * R
-    m, r = (
-        _channels(mean, slice, channel, C, CHANNELS),
-        _channels(rstd, slice, channel, C, CHANNELS),
-    )
-    w, b = _channels(weight, 0, channel, C, CHANNELS), _channels(bias, 0, channel, C, CHANNELS)
+    m, r, w, b = _affine(mean, rstd, weight, bias, slice, channel, C, CHANNELS)
     at, inside = _tile(x, first, stop, channel, C, ROWS, CHANNELS)
     result = (tl.load(at, inside, 0.0).to(tl.float32) - m) * r * w + b
     if SUM:
@@ -91,11 +96,7 @@ def _reduce(
     """
     part, channel, slice = tl.program_id(0), tl.program_id(1) * CHANNELS, tl.program_id(2)
     first, stop = slice * R + part * ROWS * TILES, (slice + 1) * R
-    m, r = (
-        _channels(mean, slice, channel, C, CHANNELS),
-        _channels(rstd, slice, channel, C, CHANNELS),
-    )
-    w, b = _channels(weight, 0, channel, C, CHANNELS), _channels(bias, 0, channel, C, CHANNELS)
+    m, r, w, b = _affine(mean, rstd, weight, bias, slice, channel, C, CHANNELS)
     total, product = tl.zeros([CHANNELS], tl.float32), tl.zeros([CHANNELS], tl.float32)
     for i in range(TILES):
         at, inside = _tile(x, first + i * ROWS, stop, channel, C, ROWS, CHANNELS)
@@ -126,11 +127,7 @@ def _gradient(
     """dx = rstd * weight * (g - mean of g - xhat * mean of g * xhat)."""
     part, channel, slice = tl.program_id(0), tl.program_id(1) * CHANNELS, tl.program_id(2)
     first, stop = slice * R + part * ROWS, (slice + 1) * R
-    m, r = (
-        _channels(mean, slice, channel, C, CHANNELS),
-        _channels(rstd, slice, channel, C, CHANNELS),
-    )
-    w, b = _channels(weight, 0, channel, C, CHANNELS), _channels(bias, 0, channel, C, CHANNELS)
+    m, r, w, b = _affine(mean, rstd, weight, bias, slice, channel, C, CHANNELS)
     total = _channels(sums, slice, channel, C, CHANNELS)
     product = _channels(products, slice, channel, C, CHANNELS)
     at, inside = _tile(x, first, stop, channel, C, ROWS, CHANNELS)
