@@ -89,7 +89,9 @@ def _rows(path):
             first = re.sub('"[^"]*"', "x", next(filter(str.strip, text), "")).strip()
             text.seek(0)
             delimiter = next((c for c in "\t;, " if c in first), ",")
-            reader = csv.reader(text, delimiter=delimiter, skipinitialspace=True)
+            # csv refuses NUL before Python 3.11; UTF-8 has no such surrogate
+            lines = (line.replace("\0", "\udc00") for line in text)
+            reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
             rows = (cells for cells in reader if any(map(str.strip, cells)))
             head = next(rows, None)
             if head is None:
@@ -101,7 +103,7 @@ def _rows(path):
                     cells[n].strip() if n < len(cells) else "" for n in columns or (0, 1)
                 )
                 # more cells: a name holds the delimiter, and would be cut short
-                if not place or not name or "\0" in place + name or any(cells[width:]):
+                if not place or not name or "\udc00" in place + name or any(cells[width:]):
                     fault = f"should have a path and a class in UTF-8, separated by {delimiter!r}"
                     raise InputError(f"{path}, line {reader.line_num}: {fault}")
                 yield reader.line_num, place, name

@@ -212,8 +212,8 @@ def test_repeated_images_are_noted(here, capsys):
         ("id,width,class\n1.jpg,2,x\n", "line 1: one of the columns should be called path, "),
         ("id,kind\n1.jpg,x\n", "1 of 2 images are missing: 'id' .line 1"),
         ("1.jpg,x".encode("utf-16"), "line 1: should have a path and a class in UTF-8"),
-        (b"1.jpg,x\n1.jpg,\0y\n", "line 2: should have a path|line contains NUL"),
-        (b"\xff\xd8\xff\xe0\0\x10JFIF\0\1,\0\n", "line 1: should have a path|line contains NUL"),
+        (b"1.jpg,x\n1.jpg,\0y\n", "line 2: should have a path and a class in UTF-8"),
+        (b"\xff\xd8\xff\xe0\0\x10JFIF\0\1,\0\n", "line 1: should have a path and a class in UTF-8"),
     ],
 )
 def test_what_is_no_list(here, text, error):
