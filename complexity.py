@@ -41,7 +41,7 @@ Without options: the paper's tables of sizes, ours beside them.
 Options:"""
 
 
-MOST = 2000  # paths of a net in form A or B, each with up to three layers
+MOST = 2000  # blocks of a net, or paths in form A or B; each has up to three layers
 
 
 def _row(depth, c, d, parameters="", flops=""):
@@ -140,14 +140,16 @@ def build(start):
 
 def _check_size(opt):
     """Refuse a net of so many layers that its measurement would take minutes."""
-    if "resnext" not in opt.netType or opt.bottleneckType not in ("resnext_A", "resnext_B"):
+    if opt.netType not in depths.NETS:  # a net of one's own
         return
-    blocks = sum(depths.stages(opt.netType, opt.stem, opt.depth)[1])
-    if blocks * opt.cardinality > MOST:
-        paths = f"{blocks * opt.cardinality:,} paths"
-        raise InputError(
-            f"{paths} take minutes to measure; resnext_C is the same net with the same numbers"
-        )
+    count, what = sum(depths.stages(opt.netType, opt.stem, opt.depth)[1]), "blocks"
+    way_out = f"give a -depth with at most {MOST:,}"
+    is_split = "resnext" in opt.netType and opt.bottleneckType in ("resnext_A", "resnext_B")
+    if is_split and count <= MOST:
+        count, what = count * opt.cardinality, "paths"
+        way_out = "resnext_C is the same net with the same numbers"
+    if count > MOST:
+        raise InputError(f"{count:,} {what} take minutes to measure; {way_out}")
 
 
 def classes(opt):

@@ -13,7 +13,7 @@ import zipfile
 import numpy as np
 
 from runtime import regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.progress import slow
 from runtime.terminal import note
 from storage import archives
@@ -59,7 +59,7 @@ def _kept(folder, name, path, signature, make, is_valid):
         os.makedirs(folder, exist_ok=True)
         found = make(path)  # do not read it back: another run may have replaced the file
     except OSError as error:  # a full disk, or no permission
-        fault = f"{regular_files.reason(error)}: {error.filename or path}"
+        fault = f"{cause(error)}: {error.filename or path}"
         raise InputError(f"cannot prepare {name}: {fault}") from None
     if found is None:  # a user's own dataset may return nothing
         found = _read(path)

@@ -4,7 +4,7 @@ import http.client
 import time
 import urllib.request
 
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.terminal import show
 
 TIMEOUT = 30  # seconds to wait for the server
@@ -29,6 +29,5 @@ def fetch(url, largest):
         if size and len(data) < size:  # read1 takes a lost connection for the body's end
             raise ConnectionError(f"the connection ended after {len(data)} of {size} bytes")
     except (OSError, http.client.HTTPException, ValueError) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"cannot download {url}: {reason}") from None
+        raise InputError(f"cannot download {url}: {cause(error)}") from None
     return data

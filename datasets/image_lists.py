@@ -14,7 +14,7 @@ import re
 
 from datasets.class_names import normalized
 from runtime import regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 
 LARGEST = 1 << 30  # bytes of a list; one of a million images has 50 million
 # Names of columns, without spaces and underscores, in small letters; the first found is taken
@@ -108,7 +108,7 @@ def _rows(path):
                     raise InputError(f"{path}, line {reader.line_num}: {fault}")
                 yield reader.line_num, place, name
     except (OSError, csv.Error) as error:
-        raise InputError(f"cannot read {path}: {regular_files.reason(error)}") from None
+        raise InputError(f"cannot read {path}: {cause(error)}") from None
 
 
 def _columns(cells, where):

@@ -14,7 +14,7 @@ import tarfile
 import tempfile
 
 from runtime import command, options
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.terminal import say
 
 HEAD = """Usage: python -m datasets.prepare_imagenet ARCHIVES [DATA]
@@ -61,7 +61,7 @@ def prepare(archives, target):
     if "val" in splits and not os.path.isfile(paths["devkit"]):
         raise InputError(f"{paths['devkit']} is missing: it has the classes of the val images")
     # no member of an archive may be written outside (Python's default from 3.14 on)
-    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    tarfile.TarFile.extraction_filter = staticmethod(getattr(tarfile, "data_filter", None))
     try:
         os.makedirs(target, exist_ok=True)
         with lock.held(target, LOCK_WAIT, "name another folder"):
@@ -74,7 +74,7 @@ def prepare(archives, target):
             f"{paths['devkit']} needs the package {error.name}: pip install {error.name}"
         ) from None
     except (tarfile.TarError, OSError) as error:
-        raise InputError(f"cannot unpack to {target}: {error}") from None
+        raise InputError(f"cannot unpack to {target}: {cause(error)}") from None
 
 
 def _unpack(split, paths, target):

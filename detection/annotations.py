@@ -11,7 +11,7 @@ import numpy as np
 
 from datasets import cache
 from runtime import regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.options import EXACT
 from runtime.terminal import note
 from storage import atomic
@@ -150,7 +150,7 @@ def _parsed(path):
     except FileNotFoundError:
         raise InputError(f"missing annotations {path!r}: {LAYOUT}; -train and -val") from None
     except OSError as error:
-        raise InputError(f"cannot read {path!r}: {error.strerror or error}") from None
+        raise InputError(f"cannot read {path!r}: {cause(error)}") from None
     if (data.count(b"[") + data.count(b"{")) * DENSEST > len(data) + (1 << 20):
         raise InputError(f"{path} is not in COCO's format: it has more lists than values")
     try:

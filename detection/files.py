@@ -5,7 +5,7 @@ import torch
 from detection.net import CAPS, Detector
 from formats import model_files
 from runtime import regular_files
-from runtime.errors import InputError, shown
+from runtime.errors import InputError, cause, shown
 from runtime.options import EXACT, LONGEST
 from storage import atomic, tensors
 
@@ -53,8 +53,7 @@ def load_detector(source, saved=None, **settings):
         if len(model.classes) != config["classes"]:
             raise InputError("it does not name all its classes")
     except ERRORS as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"its config lacks {reason}" if isinstance(error, KeyError) else reason
+        reason = "its config lacks " * isinstance(error, KeyError) + cause(error)
         raise InputError(f"{source} is not a detector of this program: {reason}") from None
     return model
 

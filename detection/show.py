@@ -12,7 +12,7 @@ from datasets.image import decoding
 from datasets.imagenet_gen import EXTENSIONS
 from detection import files, scenes, scores, sources
 from parallel import group
-from runtime.errors import InputError, cut
+from runtime.errors import InputError, cause, cut
 from runtime.terminal import say
 from storage import atomic
 
@@ -46,7 +46,7 @@ def photos(opt):
     try:
         os.makedirs(opt.out, exist_ok=True)
     except OSError as error:
-        raise InputError(f"-out {opt.out}: cannot make this folder: {error.strerror}") from None
+        raise InputError(f"-out {opt.out}: cannot make this folder: {cause(error)}") from None
     results, categories = [], range(1, 1 + len(model.classes))
     for id, name in enumerate(names, 1):
         try:
@@ -153,5 +153,5 @@ def save(path, image):
     except (KeyError, ValueError):
         raise InputError(f"{path} should end in .png or .jpg") from None
     except OSError as error:  # a side too long for JPEG
-        raise InputError(f"cannot write {path}: {error}") from None
+        raise InputError(f"cannot write {path}: {cause(error)}") from None
     atomic.write(path, buffer.getvalue())

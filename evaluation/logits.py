@@ -13,8 +13,7 @@ import numpy as np
 import torch
 
 from parallel import group
-from runtime.errors import InputError
-from runtime.regular_files import reason
+from runtime.errors import InputError, cause
 from runtime.terminal import say
 from storage import atomic
 
@@ -41,7 +40,7 @@ class Logits:
                     file.seek(start + int(index) * row.nbytes)
                     file.write(row)
         except OSError as error:
-            raise InputError(f"cannot write {self.path}: {reason(error)}") from None
+            raise InputError(f"cannot write {self.path}: {cause(error)}") from None
 
 
 @contextlib.contextmanager

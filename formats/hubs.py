@@ -10,7 +10,7 @@ import torch
 
 from formats.state_dicts import infer
 from runtime import regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 
 # Nets that torchvision has too. A wide ResNet is a ResNeXt of cardinality 1 and base width 128.
 NETS = (
@@ -165,12 +165,11 @@ def download(name):
             progress=sys.stderr.isatty(), check_hash=True, weights_only=True
         )
     except Exception as error:  # network, disk, hash or damaged file
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         damaged = os.path.exists(os.path.join(folder, os.path.basename(weights.url)))
         place = f"in place of the damaged one in {folder}" if damaged else f"into {folder}"
         raise InputError(
-            f"cannot get {name} ({reason}): download {weights.url} where there is a network, and"
-            f" put the file {place}"
+            f"cannot get {name} ({cause(error)}): download {weights.url} where there is a network,"
+            f" and put the file {place}"
         ) from None
     transform = weights.transforms()
     spec = {

@@ -22,7 +22,7 @@ import torch
 
 from formats import hubs, other_files, state_dicts, t7, torch7
 from runtime import regular_files
-from runtime.errors import InputError, shown
+from runtime.errors import InputError, cause, shown
 from runtime.options import LONGEST
 from storage import archives, atomic, tensors
 
@@ -97,7 +97,7 @@ def write(path, content):
         else:
             _write_t7(path, content)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot write {path}: {cause(error)}") from None
 
 
 def kind(path):
@@ -132,7 +132,7 @@ def _head(path, packed=False):
     except FileNotFoundError:
         raise InputError(f"File not found: {path}{regular_files.name_hint(path)}") from None
     except (OSError, ValueError, EOFError, zlib.error) as error:
-        raise InputError(f"cannot read {path!r}: {regular_files.reason(error)}") from None
+        raise InputError(f"cannot read {path!r}: {cause(error)}") from None
 
 
 def _unpacked(path):
@@ -142,7 +142,7 @@ def _unpacked(path):
             largest = _MOST_PACKED * os.fstat(file.fileno()).st_size
             data = gzip.GzipFile(fileobj=file).read(largest + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged: {error}") from None
+        raise InputError(f"{path} is damaged: {cause(error)}") from None
     if len(data) > largest:
         raise InputError(f"{path} unpacks to over {_MOST_PACKED} times its size: unpack it by hand")
     return data
@@ -167,7 +167,7 @@ def load_t7(path):
     except ValueError as error:
         raise InputError(str(error)) from None
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+        raise InputError(f"cannot read {path}: {cause(error)}") from None
 
 
 def describe(content):

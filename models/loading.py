@@ -16,7 +16,7 @@ from datasets.input_spec import InputTransform
 from formats import model_files
 from models.blocks import freeze, init_linear, set_recompute
 from models.exported import Exported
-from runtime.errors import InputError, shown
+from runtime.errors import InputError, cause, shown
 from runtime.precision import Precision
 from runtime.terminal import note, say
 from storage import tensors
@@ -111,8 +111,7 @@ def load_file(source, classifier=True):
         _check_fits(model, content["model"])
         model.load_state_dict(tensors.separate(content["model"]), assign=True)
     except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{source} is not a net of this program: {reason}") from None
+        raise InputError(f"{source} is not a net of this program: {cause(error)}") from None
     spec = content["preprocessing"]
     if content.get("torch7"):
         spec = _original_input_spec(content["config"])

@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from parallel import interface, launch
 from runtime import process
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.process import leave, script
 from runtime.terminal import complain, note
 
@@ -231,7 +231,7 @@ def barrier():
 def _store():
     """The key-value store of the process group; an error of torch's at once if it is gone."""
     if error := interface.refused():
-        raise dist.DistNetworkError(str(error))
+        raise dist.DistNetworkError(cause(error))
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     return dist.TCPStore(address, port, is_master=False, timeout=datetime.timedelta(seconds=5))
 

@@ -13,7 +13,7 @@ import struct
 import sys
 import time
 
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.terminal import complain, is_rank_0
 
 VARIABLES = ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")
@@ -37,7 +37,7 @@ def route(host, port):
         reason = error
     except UnicodeError:  # not a valid name
         reason = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    raise InputError(unreachable(reason.strerror or reason))
+    raise InputError(unreachable(cause(reason)))
 
 
 def wait(seconds):
@@ -47,13 +47,13 @@ def wait(seconds):
     unknown name after 5 s, and prints frames of its C++ at each attempt.
     """
     began, silent = time.monotonic(), True
-    while reason := refused():
+    while error := refused():
         waited = time.monotonic() - began
-        if waited > seconds or isinstance(reason, ValueError):
-            raise InputError(unreachable(getattr(reason, "strerror", None) or reason))
+        if waited > seconds or isinstance(error, ValueError):
+            raise InputError(unreachable(cause(error)))
         if waited > 5 and silent and is_rank_0("LOCAL_RANK"):
             silent = False
-            complain(f"=> waiting for rank 0 for {seconds / 60:.0f} minutes: {reason}")
+            complain(f"=> waiting for rank 0 for {seconds / 60:.0f} minutes: {cause(error)}")
         time.sleep(0.5)
 
 

@@ -14,6 +14,7 @@ import threading
 import time
 
 from runtime import terminal
+from runtime.errors import cause
 from runtime.process import SIGNALS, script
 from runtime.terminal import complain, note
 
@@ -115,7 +116,7 @@ class Interrupts:
                     flush()
                     save(final=True)
                 except Exception as failure:  # report the first error
-                    note(f"=> not saved: {failure}")
+                    note(f"=> not saved: {cause(failure)}")
                 else:
                     note(f"=> an error {where}: saved what was done; to go on: {self.command}")
             raise

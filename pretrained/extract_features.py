@@ -14,7 +14,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from runtime import command, options, output_files, regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 
 HEAD = """Usage (single file mode): extract_features.py MODEL FILE... [options]
 Usage (batch mode)      : extract_features.py MODEL BATCH_SIZE DIRECTORY [options]
@@ -90,7 +90,7 @@ def save(names, features, as_t7=False):
             t7.save("features.t7", {"features": torch.from_numpy(features), "image_list": names})
             print("saved features to features.t7")
     except OSError as error:
-        raise InputError(f"cannot save features: {regular_files.reason(error)}") from None
+        raise InputError(f"cannot save features: {cause(error)}") from None
 
 
 if __name__ == "__main__":

@@ -26,6 +26,14 @@ class InputError(Exception):
         return text if len(text) <= MOST else f"{text[: MOST // 2]} … {text[-MOST // 2 :]}"
 
 
+def cause(error):
+    """The first line of an exception's text, without the number and the path of an OSError."""
+    inner = getattr(error, "reason", None)  # of a URLError
+    error = inner if isinstance(inner, OSError) else error
+    text = getattr(error, "strerror", None) or str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
 def named(error, name):
     """The error with the name of its image or file in the message."""
     return error if str(name) in str(error) else InputError(f"{name!r}: {error}")

@@ -6,8 +6,8 @@ storage/atomic.py writes such files: under a temporary name, then renamed.
 import os
 import stat
 
-from runtime.errors import InputError
-from runtime.regular_files import kind, reason
+from runtime.errors import InputError, cause
+from runtime.regular_files import kind
 
 _IMAGES = (".png", ".jpg", ".jpeg")
 
@@ -30,7 +30,7 @@ def check_outputs(outputs, inputs=()):
                 pass
             os.remove(temporary(path))
         except OSError as error:
-            raise InputError(f"{named} cannot be written: {reason(error)}") from None
+            raise InputError(f"{named} cannot be written: {cause(error)}") from None
         place = os.path.realpath(path).casefold()  # as some file systems compare names
         if place in seen:
             raise InputError(f"{path} would be written twice: give each option a file of its own")

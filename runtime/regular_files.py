@@ -8,7 +8,7 @@ import os
 import re
 import stat
 
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 
 _MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .onnx .bin .ckpt .tar .pkl".split())
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
@@ -84,7 +84,7 @@ def check_input(path, option=""):
     except FileNotFoundError:
         raise InputError(f"File not found: {path}{option}{name_hint(path)}") from None
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the path
-        raise InputError(f"cannot read {path}{option}: {reason(error)}") from None
+        raise InputError(f"cannot read {path}{option}: {cause(error)}") from None
 
 
 def name_hint(path):
@@ -94,8 +94,3 @@ def name_hint(path):
         return f", nor {' or '.join(MODEL_FILES[1:])}"
     is_name = re.fullmatch(r"(wide_)?resne(t|xt)\d+\w*", path)
     return f"; torchvision's weights have the name torchvision:{path}" if is_name else ""
-
-
-def reason(error):
-    """The text of an error of opening or reading, without its number and path."""
-    return getattr(error, "strerror", None) or str(error)

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 
-from runtime.errors import visible
+from runtime.errors import cause, visible
 from runtime.process import leave, script
 
 ERASE = "\r\x1b[K"  # go to the start of the line, erase it
@@ -113,7 +113,7 @@ class Output:
                     os.close(null)
             if not self.failed:
                 self.failed = True
-                self.report(getattr(error, "strerror", None) or str(error))
+                self.report(cause(error))
 
     def __getattr__(self, name):
         return getattr(self.stream, name)

@@ -11,7 +11,7 @@ import zipfile
 import zlib
 
 from runtime import memory, output_files, regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from storage import archives
 
 
@@ -46,7 +46,7 @@ def load(path, foreign=False):
     except FileNotFoundError:
         raise Damaged(f"File not found: {path}") from None
     except OSError as error:
-        raise Damaged(f"cannot read {path}: {regular_files.reason(error)}") from None
+        raise Damaged(f"cannot read {path}: {cause(error)}") from None
     except Exception as error:  # a changed byte can make zipfile and the unpickler raise anything
         asked = re.search(r"allocate (\d+) bytes", str(error))
         if memory.lacking(error) and not (asked and int(asked[1]) > os.path.getsize(path)):
@@ -66,7 +66,7 @@ def digest(path):
         with regular_files.opened(path) as file, zipfile.ZipFile(file) as archive:
             found = [(r.filename.partition("/")[2], r.CRC) for r in archive.infolist()]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise Damaged(f"{path} is damaged: {error}") from None
+        raise Damaged(f"{path} is damaged: {cause(error)}") from None
     return zlib.crc32(repr(sorted(found)).encode())
 
 
@@ -89,7 +89,7 @@ def write(path, data):
         with replacing(path) as file:
             file.write(data)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot write {path}: {cause(error)}") from None
 
 
 def copy(source, target):
@@ -137,7 +137,7 @@ def csv_rows(path):
             text.flush()
             text.detach()  # `replacing` flushes the file to disk and closes it
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        raise InputError(f"cannot write {path}: {cause(error)}") from None
 
 
 def left_over(folder, names=".+"):

@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.terminal import note
 from storage import atomic
 
@@ -30,8 +30,8 @@ def check_drawing(named, instead=""):
         reason = f"which is not installed: pip install matplotlib{instead}"
         raise InputError(f"{named} needs matplotlib, {reason}") from None
     except Exception as error:  # a damaged installation or matplotlibrc can raise anything
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{named} needs matplotlib, which fails here: {reason:.200}") from None
+        reason = f"which fails here: {cause(error):.200}"
+        raise InputError(f"{named} needs matplotlib, {reason}") from None
 
 
 def _import():

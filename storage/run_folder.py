@@ -17,7 +17,7 @@ import os
 import re
 
 from parallel import group
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.terminal import note
 from storage import atomic, lock, log, tensorboard, tensors
 from storage.writer import Writer
@@ -231,7 +231,7 @@ class RunFolder:
         try:
             self.log.write({"final": scores})
         except OSError as error:
-            self.failure = error.strerror or str(error)
+            self.failure = cause(error)
 
     def _run_state(self):
         """What a checkpoint holds beside the model, the trainer's state and the log."""
@@ -258,7 +258,7 @@ class RunFolder:
                 write(*content)
             self.saved, self.whole, self.failure = what, epoch, None
         except (OSError, InputError) as error:
-            self.failure = getattr(error, "strerror", None) or str(error)
+            self.failure = cause(error)
             if self.unsaved_best:
                 self.writer.buffers = {}  # the copy holds the best model, which a later save writes
             note(
@@ -349,7 +349,6 @@ def _check_finite(model, state):
 
 
 def _cannot_begin(path, error):
-    reason = error.strerror or error
     if not os.path.isdir(path):
-        return InputError(f"unable to create checkpoint directory {path}: {reason}")
-    return InputError(f"cannot save to {path}: {reason}: {error.filename or path}")
+        return InputError(f"unable to create checkpoint directory {path}: {cause(error)}")
+    return InputError(f"cannot save to {path}: {cause(error)}: {error.filename or path}")

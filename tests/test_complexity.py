@@ -231,9 +231,18 @@ def test_the_sides_are_those_of_the_images(cifar, tmp_path):
         assert complexity.side(opt) == side
 
 
-@pytest.mark.parametrize("form", ["resnext_A", "resnext_B"])
-@pytest.mark.parametrize("net", ["resnext", "preresnext"])
-def test_what_would_take_minutes_is_refused_at_once(net, form):
-    words = f"-netType {net} -depth 101 -baseWidth 1 -bottleneckType {form} -cardinality"
-    with pytest.raises(InputError, match="33,792 paths take minutes to measure; resnext_C is the"):
-        complexity.main([*words.split(), "1024"])
+@pytest.mark.parametrize(
+    "words, error",
+    [
+        ("-netType resnext -depth 101 -baseWidth 1 -bottleneckType resnext_A", "33,792 paths take"),
+        ("-netType preresnext -depth 101 -baseWidth 1 -bottleneckType resnext_B", "33,792 paths"),
+        ("-netType resnet -dataset cifar10 -depth 9998", "4,998 blocks take minutes"),
+        ("-netType preresnet -dataset digits -depth 6014", "3,006 blocks"),
+        ("-netType resnext -dataset cifar100 -depth 9992", "3,330 blocks"),
+        ("-netType preresnext -dataset cifar10 -depth 9992", "at most 2,000"),
+    ],
+)
+def test_what_would_take_minutes_is_refused_at_once(monkeypatch, words, error):
+    monkeypatch.setattr(complexity.models, "build", None)  # nothing is built
+    with pytest.raises(InputError, match=error):
+        complexity.main([*words.split(), *("-cardinality 1024" * ("_" in words)).split()])

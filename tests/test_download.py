@@ -233,7 +233,7 @@ def test_no_server(prepare, tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused
-        with pytest.raises(InputError, match="Connection refused"):
+        with pytest.raises(InputError, match="gz: Connection refused"):
             prepare(f"http://127.0.0.1:{free.getsockname()[1]}/")
     assert os.listdir(tmp_path) == []
 

@@ -110,7 +110,7 @@ def test_a_master_that_comes_later_is_waited_for(patient, monkeypatch, capsys, e
     interface.wait(600)
     assert set(calls) == {("master-0", 29500)} and 400 <= patient[0] < 410
     (line,) = capsys.readouterr().err.splitlines()
-    assert line == f"=> waiting for rank 0 for 10 minutes: {error}"
+    assert line == f"=> waiting for rank 0 for 10 minutes: {error.strerror or error}"
 
 
 @pytest.mark.parametrize("error", LATE, ids=str)

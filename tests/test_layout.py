@@ -111,3 +111,17 @@ def test_options_are_read_without_anything_heavy():
 def test_no_file_is_named_after_nothing():
     vague = {"utils", "util", "misc", "common", "helpers", "helper"}
     assert not vague & {os.path.basename(name.replace(".", "/")) for name, _ in files()}
+
+
+def test_no_message_shows_the_number_of_an_oserror():
+    """runtime.errors.cause gives the text alone."""
+    shown = []
+    for name, path in files():
+        program = ast.parse("" if name.startswith("tests.") else path.read_text())
+        for node in ast.walk(program):
+            if isinstance(node, ast.ExceptHandler) and node.type:
+                kinds = {n.id for n in ast.walk(node.type) if isinstance(n, ast.Name)}
+                values = [n.value for n in ast.walk(node) if isinstance(n, ast.FormattedValue)]
+                if kinds & {"OSError", "Exception"}:
+                    shown += [name for value in values if ast.unparse(value) == node.name]
+    assert shown == []

@@ -21,7 +21,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 from datasets.image import damage
 from datasets.image.damage import simplejpeg
 from runtime import regular_files
-from runtime.errors import InputError
+from runtime.errors import InputError, cause
 from runtime.terminal import note
 
 Image.init()  # registers all formats; AVIF needs Pillow 11.3
@@ -224,7 +224,7 @@ def _load_tiff(image):
             image.load()
         except OSError as error:
             lines.seek(0)
-            text = lines.read(1000).decode(errors="replace").splitlines() or [str(error)]
+            text = lines.read(1000).decode(errors="replace").splitlines() or [cause(error)]
             reason = text[0].removeprefix("tempfile.tif: ")
             raise InputError(f"its pixels are damaged or lost: {reason}") from None
         finally:
@@ -334,8 +334,8 @@ def _naming(source):
     except Exception as error:  # Pillow raises a dozen kinds for broken files
         if isinstance(error, MemoryError) or getattr(error, "errno", 0) in _NOT_OF_THE_FILE:
             raise  # the image may be good: -skipCorrupt must not leave it out
-        reason = regular_files.reason(error) or type(error).__name__
-        raise InputError(f"cannot read the image {_source_name(source)!r}: {reason}") from None
+        name = _source_name(source)
+        raise InputError(f"cannot read the image {name!r}: {cause(error)}") from None
 
 
 def _source_name(source):
