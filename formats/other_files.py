@@ -9,16 +9,28 @@ from runtime.errors import InputError
 
 _SAVE = "if you trust it, torch.save({}, 'net.pth') makes a file that can be read"
 _ARRAYS = "save a dict of its arrays as tensors with torch.save"
+_SOURCE = "which has no state dict: give the file that it was made from"
 # How they begin; the first that fits counts
 _BEGINNINGS = (
     (rb"version https://(?:git-lfs|hawser)", "a Git LFS pointer: git lfs pull fetches the file"),
+    (rb"(?:<\?xml[^>]*>\s*)?<net\s", "of OpenVINO, " + _SOURCE),
     (rb"(?:\xef\xbb\xbf)?\s*<[!?a-z]", "a web page: download the file that the page leads to"),
+    # the description of a first input, which has its name first
+    (rb"\x08[\x01-\x1f]\x12(?:[\x80-\xff]*[\0-\x7f]\n){2}", "of Core ML, " + _SOURCE),
     (rb"\x08\x01\x12", "a SavedModel of TensorFlow: " + _ARRAYS),
     (
         rb"\x08[\x03-\x1f][\x12\x1a\x22\x3a\x42]",
-        "an ONNX file, which has no state dict: give the file that it was made from (only"
-        " classify.py and evaluate.py take an .onnx, of convert.py)",
+        f"an ONNX file, {_SOURCE} (only classify.py and evaluate.py take an .onnx, of convert.py)",
     ),
+    (rb".{4}TFL3", "of TensorFlow Lite, " + _SOURCE),
+    (rb".{4}ET\d\d", "of ExecuTorch, " + _SOURCE),
+    (rb".{4}ORTM", "of ONNX Runtime, " + _SOURCE),
+    (rb"[fp]trt", "an engine of TensorRT, " + _SOURCE),
+    (rb"GGUF", "a GGUF file, " + _SOURCE),
+    (rb"\n[\x01-\x7f][ -~]+(?:\xa2\x06|\x12[\x80-\xff]*.[\x12\x1a\x22])", "of Caffe: " + _ARRAYS),
+    (rb"\x12\x01\0{14}", "of MXNet: " + _ARRAYS),
+    (rb"\0{4}[\x01\x02]\0{3}[\0-\x05]\0{3}", "of darknet: " + _ARRAYS),
+    (rb"MATLAB 5\.0 MAT", "of MATLAB: " + _ARRAYS),
     (rb"\x89HDF", "an HDF5 file, as Keras writes: " + _ARRAYS),
     (rb"\x93NUMPY", "an array of NumPy: " + _ARRAYS),
     (rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w", "msgpack, as Flax writes: " + _ARRAYS),

@@ -202,6 +202,33 @@ OTHERS = {
         "uses pickle protocol 4",
     ),
     "ONNX": (lambda _, path: joined(path, b"\x08\x0a\x12\x07pytorch\x1a\x03"), "an ONNX file"),
+    **{
+        name: (lambda _, path, head=head: joined(path, head, bytes(99)), f"is {words}")
+        for name, head, words in [
+            (
+                "Core ML 1",
+                b"\x08\1\x12\x84\1\n\x10\n\5image\x1a",
+                "of Core ML, which has no state dict",
+            ),
+            ("Core ML 7", b"\x08\7\x12\n\n\4\n\2xy\x1a", "of Core ML, which"),
+            ("ONNX of ten letters", b"\x08\7\x12\nexporter10", "an ONNX file"),
+            (
+                "OpenVINO",
+                b'<?xml version="1.0"?>\n<net name="x" version="11">',
+                "of OpenVINO, which",
+            ),
+            ("TFLite", b"\x1c\0\0\0TFL3", "of TensorFlow Lite, which"),
+            ("ExecuTorch", b"\x38\0\0\0ET12", "of ExecuTorch, which"),
+            ("ORT", b"\x28\0\0\0ORTM", "of ONNX Runtime, which"),
+            ("TensorRT", b"ftrt\0\0\0\0\xe8", "an engine of TensorRT, which"),
+            ("GGUF", b"GGUF\3\0\0\0", "a GGUF file, which"),
+            ("Caffe", b"\n\x09ResNet-50\xa2\6\x1c\n\4data", "of Caffe: save a dict"),
+            ("Caffe of old", b"\n\x09CaffeNet_\x12\xb1\x12\x1a\4data", "of Caffe"),
+            ("MXNet", b"\x12\1" + bytes(14) + b"\xa1", "of MXNet"),
+            ("darknet", bytes(4) + b"\2\0\0\0\5\0\0\0\0\x12", "of darknet"),
+            ("MATLAB", b"MATLAB 5.0 MAT-file, Platform: GLNXA64", "of MATLAB"),
+        ]
+    },
     "Git LFS": (
         lambda _, path: joined(path, b"version https://git-lfs.github.com/spec/v1\noid sha256:4d"),
         "git lfs pull",
