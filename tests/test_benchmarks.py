@@ -64,6 +64,7 @@ def test_the_gpus_script_on_the_cpu(stages, tmp_path):
     assert found == stages
 
 
+@pytest.mark.slow
 def test_the_candidate_in_triton():
     """It computes what batch norm, sum and ReLU compute; without a GPU, Triton interprets it."""
     pytest.importorskip("triton", reason="only PyTorch's CUDA builds bring Triton")

@@ -10,7 +10,7 @@ SIZES = ((70, 96), (96, 60), (64, 64))  # of different shapes, the last without 
 @pytest.fixture(scope="module")
 def pair():
     torch.manual_seed(3)
-    ours = detector(pool=8)
+    ours = detector(pool=4, regions=12)
     with torch.no_grad():  # larger than at the start, so that boxes move and scores differ
         for layer in (ours.rpn.head.bbox_pred, ours.roi_heads.box_predictor.bbox_pred):
             layer.weight.normal_(0, 0.02)

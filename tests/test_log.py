@@ -27,7 +27,7 @@ from storage import atomic, log
 from storage.tensorboard import TensorBoardLog
 
 DIGITS = (
-    "-dataset digits -depth 11 -cardinality 2 -baseWidth 4 -batchSize 500 -nGPU 3 -nEpochs 3 "
+    "-dataset digits -netType resnet -depth 8 -batchSize 500 -nGPU 3 -nEpochs 3 "
     "-LRSteps 2 -tensorboard true"
 )
 
