@@ -26,7 +26,6 @@ ANNOTATION = np.dtype(
         *(("area", np.float64), ("box", np.float64, 4)),
     ]
 )
-LAYOUT = "-data DIR should hold annotations/instances_NAME.json and the images in NAME/"
 
 
 def read(path, gen):
@@ -70,7 +69,7 @@ def _arrays(path):
     sizes = [[_as_whole(images[id].get(side)) for side in ("width", "height")] for id in ids]
     for id, size in zip(ids, sizes):
         if not all(_is_whole(side) and side > 0 for side in size):
-            raise InputError(f"{path}: image {id} has no width and height")
+            raise InputError(f"{path}: image {id} has no width and height: give them in pixels")
     facts = {"ids": ids, "files": [images[id].get("file_name") for id in ids]}
     facts |= {"categories": categories, "names": [names[id] for id in categories]}
     return {
@@ -123,23 +122,28 @@ def _annotations(path, content, ids, categories):
         id = _as_whole(entry.get("id", place + 1))
         if id is None or id in seen:
             what = "an annotation has the invalid" if id is None else "two annotations have the"
-            raise InputError(f"{path}: {what} id {entry.get('id')!r:.60}")
+            raise InputError(f"{path}: {what} id {entry.get('id')!r:.60}; give each its own")
         seen.add(id)
         about = {
             name: places.get(str(_as_whole(entry.get(name)))) for name, places in known.items()
         }
         for name, value in about.items():
             if value is None:
-                value = f"{entry.get(name)!r:.60}"
-                raise InputError(f"{path}: annotation {id} has an unknown {name}: {value}")
-        box, crowd = entry.get("bbox"), entry.get("iscrowd", 0)
-        if not _are_numbers(box, 4) or crowd not in (0, 1):
-            what = f"iscrowd: {crowd!r:.60}" if _are_numbers(box, 4) else f"bbox: {box!r:.60}"
-            raise InputError(f"{path}: annotation {id} has an invalid {what}")
-        area = entry.get("area") or box[2] * box[3]  # some tools write 0 or null
-        if not _are_numbers([area], 1):
-            raise InputError(f"{path}: annotation {id} has an invalid area: {area!r:.60}")
-        found[place] = (place + 1, *about.values(), int(crowd), area, box)
+                what = f"{entry.get(name)!r:.60}; list it, or take the annotation out"
+                raise InputError(f"{path}: annotation {id} has an unknown {name}: {what}")
+        box = _as_numbers(entry.get("bbox"), 4)
+        crowd = entry.get("iscrowd") or 0
+        # some tools write an area of 0 or null
+        area = box and _as_numbers([entry.get("area") or box[2] * box[3]], 1)
+        for name, is_right, right in (
+            ("bbox", box, "give x, y, width and height in pixels"),
+            ("area", area, "give a number, or leave it out"),
+            ("iscrowd", crowd in (0, 1, "0", "1"), "give 0 or 1"),
+        ):
+            if not is_right:
+                what = f"{name}: {entry.get(name)!r:.60}; {right}"
+                raise InputError(f"{path}: annotation {id} has an invalid {what}")
+        found[place] = (place + 1, *about.values(), int(crowd), *area, box)
     return found
 
 
@@ -148,13 +152,18 @@ def _parsed(path):
         with regular_files.opened(path) as file:
             data = file.read()
     except FileNotFoundError:
-        raise InputError(f"missing annotations {path!r}: {LAYOUT}; -train and -val") from None
+        raise InputError(
+            f"missing annotations {path!r}: -data DIR should hold annotations/instances_NAME.json "
+            "and the images in NAME/, or give COCO's JSON as -train and -val"
+        ) from None
     except OSError as error:
         raise InputError(f"cannot read {path!r}: {cause(error)}") from None
     if (data.count(b"[") + data.count(b"{")) * DENSEST > len(data) + (1 << 20):
         raise InputError(f"{path} is not in COCO's format: it has more lists than values")
     try:
         return json.loads(data, object_hook=_without_outlines)
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not in UTF-8, as JSON should be") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON: {str(error)[:120]}") from None
 
@@ -189,9 +198,14 @@ def _is_whole(value):
     return type(value) is int and abs(value) <= EXACT
 
 
-def _are_numbers(values, count):
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(type(value) in (int, float) and abs(value) <= EXACT for value in values)
-    )
+def _as_numbers(values, count):
+    """A list of `count` numbers, also of "7.5"; None for anything else."""
+    if not isinstance(values, list) or len(values) != count:
+        return None
+    if any(isinstance(value, str) for value in values):
+        try:
+            values = [float(value) for value in values]
+        except (ValueError, TypeError, OverflowError):
+            return None
+    are_right = all(type(value) in (int, float) and abs(value) <= EXACT for value in values)
+    return values if are_right else None

@@ -8,6 +8,7 @@ import glob
 import json
 import os
 import re
+import urllib.parse
 import zlib
 
 import numpy as np
@@ -23,12 +24,16 @@ from runtime.terminal import note
 # lose its area when it is mirrored and resized in float32, and then its loss is not finite.
 THINNEST = 1e-6
 HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
+
+
+def _last_part(name):
+    # Label Studio writes "/data/local-files/?d=a%20b.jpg"; a link to a cloud ends in "?key=..."
+    name = re.sub(r"\?(?!d=).*", "", name)
+    return re.split(r"[\\/]|\?d=", urllib.parse.unquote(name))[-1]
+
+
 # How a name of an image may have to be read: as it is, with a slash for a backslash, its last part
-# (Label Studio writes "/data/local-files/?d=a.jpg")
-_READINGS = (
-    *(str, lambda name: name.replace("\\", "/")),
-    lambda name: re.split(r"[\\/]|\?d=", name)[-1],
-)
+_READINGS = (str, lambda name: name.replace("\\", "/"), _last_part)
 
 
 class Coco:
@@ -75,10 +80,13 @@ class Coco:
             if name not in listed and not os.path.isfile(os.path.join(self.folder, name))
         ]
         if missing:
+            first = missing[0]
+            near = next((name for name in listed if name.lower() == first.lower()), "")
             raise InputError(
                 f"{self.path}: {len(missing)} of {len(names)} images have no file in "
-                f"{self.folder!r}, the first is {missing[0]!r}; give their folder as -trainImages "
-                "or -valImages, take the images out of the JSON, or give -skipCorrupt true"
+                f"{self.folder!r}, the first is {first!r:.80}{near and f' (there is {near!r})'}; "
+                "give their folder as -trainImages or -valImages, take the images out of the JSON, "
+                "or give -skipCorrupt true"
             )
 
     def name(self, i):
@@ -133,21 +141,35 @@ class Coco:
         Names that fit nowhere lose their own folders.
         """
         names = [name for name in files if isinstance(name, str) and "\0" not in name]
-        for read in _READINGS:
-            some = [name for name in map(read, names[:100]) if not _leads_out(name)]
+        for place, read in enumerate(_READINGS):
             for folder in folders:
-                if not any(os.path.isfile(os.path.join(folder, name)) for name in some):
-                    continue
-                if read is _READINGS[-1]:
-                    if len(set(map(read, names))) < len(set(names)):
-                        break
-                    note(f" | {self.path}: {names[0]!r} is read as {read(names[0])!r}, and so on")
-                return folder, [read(name) if isinstance(name, str) else name for name in files]
+                if any(_is_in(folder, name) for name in map(read, names[:100])):
+                    read_as = self._as_read(folder, names, _READINGS[place:])
+                    return folder, [read_as.get(n, n) if isinstance(n, str) else n for n in files]
         return folders[0], files
+
+    def _as_read(self, folder, names, ways):
+        """{name: as it is read} in the first way; an odd one in the first way that fits."""
+        found = {}
+        for name in names:
+            found[name] = ways[0](name)
+            if _leads_out(found[name]) or "\\" in found[name] or "://" in found[name]:
+                read = (way(name) for way in ways[1:])
+                found[name] = next((n for n in read if _is_in(folder, n)), found[name])
+        shortened = [n for n in found if n != found[n] == _last_part(n)]
+        if shortened and len(set(found.values())) < len(found):
+            return {name: name for name in names}
+        if shortened:
+            first = shortened[0]
+            note(f" | {self.path}: {first!r} is read as {found[first]!r}, and so on")
+        return found
 
     def _check_name(self, id, file):
         if not isinstance(file, str) or not file or _leads_out(file) or "\0" in file:
-            raise InputError(f"{self.path}: image {id} has an invalid file_name: {file!r:.80}")
+            raise InputError(
+                f"{self.path}: image {id} has an invalid file_name: {file!r:.80}; give a path "
+                "below the folder of the images"
+            )
 
     def _check_units(self, boxes, sizes):
         """A line where boxes (n, 4) seem not to be x, y, width, height in pixels."""
@@ -183,23 +205,23 @@ class Coco:
         self._labels = self.annotations["category"][single] + 1
 
 
-def find(data, train, val):
+def find(data, train, val, testing):
     """(-train, -val, whether one file is divided among both) of the data in a folder.
 
     Where the default names have no file, the files of COCO's JSON are found by their names, or one
-    file serves for both.
+    file serves for both. testing: only -val is needed.
     """
     lack = [
         name in ("train2017", "val2017") and not os.path.isfile(_annotations_path(data, name))
         for name in (train, val)
     ]
-    if not any(lack):
+    if not (lack[1] if testing else any(lack)):
         return train, val, False
     files = [
         path
-        for pattern in ("*.json", "*/*.json")
+        for pattern in ("*.json", "*/*.json", "*/*/*.json")
         for path in sorted(glob.glob(os.path.join(glob.escape(data), pattern)))
-        if _begins_with_brace(path)
+        if _lists_images(path)
     ]
     if not files:
         _refuse_other_formats(data)
@@ -219,13 +241,19 @@ def find(data, train, val):
 
 def _refuse_other_formats(data):
     """InputError for boxes in a format that another program has to convert."""
-    for kind, ending, reader in (("VOC", "xml", "from_pascal_voc"), ("YOLO", "txt", "from_yolo")):
+    supervision = (
+        "the package supervision converts these, DetectionDataset.from_{}(...).as_coco(...)"
+    )
+    for ending, kind, advice in (
+        ("xml", ", as VOC has", supervision.format("pascal_voc")),
+        ("txt", ", as YOLO has", supervision.format("yolo")),
+        ("json", " of another kind", "labelme2coco converts labelme's; other tools export COCO's"),
+    ):
         pattern = os.path.join(glob.escape(data), "**", f"*.{ending}")
         found = map(os.path.basename, glob.iglob(pattern, recursive=True))
         if not all(name.startswith("README") for name in found):  # Roboflow adds two of .txt
             raise InputError(
-                f"{data!r} has no file of COCO's JSON, but .{ending} files, as {kind} has: the "
-                f"package supervision converts these, DetectionDataset.{reader}(...).as_coco(...)"
+                f"{data!r} has no file of COCO's JSON, but .{ending} files{kind}: {advice}"
             )
 
 
@@ -236,11 +264,11 @@ def _choose(data, files, word):
     return found[0] if len(found) == 1 else None
 
 
-def _begins_with_brace(path):
-    """Whether a file may be COCO's annotations; a list would be results."""
+def _lists_images(path):
+    """Whether a file may be COCO's annotations: those of other tools do not have this list."""
     try:
         with regular_files.opened(path) as file:
-            return file.read(100).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
+            return b'"images"' in file.read()
     except OSError:
         return False
 
@@ -253,10 +281,13 @@ def open_split(data, name, folder, part="", gen=""):
         if not os.path.isdir(folder):
             raise InputError(f"missing image folder {folder!r}: give another one, or leave it out")
         return Coco(path, [folder], part, gen)
-    stem = os.path.basename(path).removeprefix("instances_").removesuffix(".json")
-    beside, usual = [os.path.dirname(path)], [os.path.join(data, stem)]
-    usual += [os.path.join(data, "images", stem), os.path.join(data, "images"), data]
-    folders = beside + usual if name.endswith(".json") else usual + beside
+    # the images of image_info_test-dev2017.json are in test2017
+    known = r"^(instances|image_info)_|(?<=image_info_test)-dev|\.json$"
+    stem, beside = re.sub(known, "", os.path.basename(path)), os.path.dirname(path)
+    above = os.path.dirname(beside) if os.path.basename(beside) == "annotations" else data
+    usual = (stem, f"images/{stem}", f"{stem}/images", "images", "data", "")
+    folders = [os.path.join(root, sub) for root in dict.fromkeys((data, above)) for sub in usual]
+    folders.insert(0 if name.endswith(".json") else len(folders), beside)
     return Coco(path, folders, part, gen)
 
 
@@ -278,6 +309,10 @@ def _files(root, folder):
             return [entry.name for entry in entries if entry.is_file()]
     except (OSError, ValueError):
         return []
+
+
+def _is_in(folder, name):
+    return not _leads_out(name) and os.path.isfile(os.path.join(folder, name))
 
 
 def _leads_out(name):

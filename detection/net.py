@@ -155,11 +155,10 @@ class Detector(nn.Module):
             image = torch.from_numpy(decoding.load_image(image, upright_unless=decoding.ALWAYS))
         if image.dim() != 3 or len(image) != 3 or not image.numel():
             raise InputError(f"an image of shape {tuple(image.shape)}: (3, H, W) would be right")
-        if image.is_floating_point():
-            if not (image.min() >= 0 and image.max() <= 1):
-                raise InputError("a tensor of floats should lie in 0..1, one of bytes in 0..255")
-            image = image * 255
-        (found,) = self.detections([image.to(weight)])
+        highest = 1 if image.is_floating_point() else 255
+        if not (image.min() >= 0 and image.max() <= highest):
+            raise InputError("a tensor of floats should lie in 0..1, one of bytes in 0..255")
+        (found,) = self.detections([image.to(weight) * (255 / highest)])
         return {**found, "names": [self.classes[k - 1] for k in found["labels"].tolist()]}
 
     def forward(self, images):

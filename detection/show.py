@@ -41,6 +41,7 @@ def photos(opt):
         _photo(_upright(opt.show), model, opt, opt.out)
         return
     names = sorted(name for name in os.listdir(opt.show) if name.lower().endswith(EXTENSIONS))
+    names = [name for name in names if not name.startswith(".")]  # macOS adds "._photo.jpg"
     if not names:
         raise InputError(f"{opt.show!r} has no photo ({' '.join(EXTENSIONS)})")
     try:
@@ -53,7 +54,7 @@ def photos(opt):
             pixels = _upright(os.path.join(opt.show, name))
         except InputError as error:
             if not opt.skipCorrupt:
-                raise
+                raise InputError(f"{error}; remove it, or give -skipCorrupt true") from None
             say(f"=> skipped: {error}")
             continue
         picture = name if name.lower().endswith(PICTURES) else f"{name}.png"

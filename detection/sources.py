@@ -9,19 +9,19 @@ from runtime.terminal import note
 
 def create(opt):
     """The Images of both splits, (train, val); train is None for a test alone."""
+    train = None if opt.testOnly else source(opt, "train")
     val = source(opt, "val")
     tested = Images(val, training=False, mirror=False)
     if opt.testOnly:
         _check_files(opt, tested)
         return None, tested
-    train = source(opt, "train")
     if train.names != val.names or train.categories != val.categories:
         ids = [dict(zip(each.names, each.categories)) for each in (train, val)]
         name = next(n for n in {**ids[0], **ids[1]} if ids[0].get(n) != ids[1].get(n))
         ids = [each.get(name, "none") for each in ids]
         raise InputError(
             f"the training and validation images do not have the same categories: {name!r} has the "
-            f"id {ids[0]} in {train.path}, {ids[1]} in {val.path}"
+            f"id {ids[0]} in {train.path}, {ids[1]} in {val.path}; give both the same list"
         )
     # digits are not mirrored, because a mirrored 2 is not a 2
     trained = Images(train, training=True, mirror=opt.dataset != "digits")
@@ -44,8 +44,10 @@ def source(opt, split):
         digits = dict(zip(("train", "val"), datasets.create(opt)))
         names = list(datasets.module("digits").classes(opt))
         return scenes.Scenes(digits[split], names, split, opt.manualSeed)
-    train, val, divided = coco.find(opt.data, opt.train, opt.val)
+    train, val, divided = coco.find(opt.data, opt.train, opt.val, opt.testOnly)
     name, folder = (train, opt.trainImages) if split == "train" else (val, opt.valImages)
+    if divided:
+        folder = folder or opt.trainImages or opt.valImages
     if divided and not opt.testOnly and split == "train":
         note(f"=> {train}: the only file of boxes; every fifth image is for the test")
     return coco.open_split(opt.data, name, folder, split if divided else "", opt.gen)

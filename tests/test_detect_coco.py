@@ -55,6 +55,14 @@ def test_sizes_that_are_text_or_floats(tmp_path, content, kind):
     assert found.truth()["images"][0] == {"id": 10, "width": 48, "height": 40}
 
 
+def test_numbers_that_are_text(tmp_path, content):
+    plain = opened(tmp_path, content).truth()
+    for entry in content["annotations"]:
+        entry.update({name: str(entry[name]) for name in ("area", "iscrowd")})
+        entry["bbox"] = [str(value) for value in entry["bbox"]]
+    assert opened(tmp_path, content).truth() == plain
+
+
 def test_odd_boxes(tmp_path, content, capsys):
     width = content["images"][0]["width"]
     odd = [
@@ -170,7 +178,11 @@ def twice(name):
         (changed("annotations", 1, id=10**400), "has the invalid id 10000"),
         (changed("images", 1, width=10**400), "image 11 has no width and height"),
         (changed("images", 1, id=10**400), "entry 1 of its images has no valid id: 10000"),
-        (changed("annotations", 1, iscrowd=2), "annotation 2 has an invalid iscrowd: 2"),
+        (changed("annotations", 1, iscrowd=2), "annotation 2 has an invalid iscrowd: 2; give 0"),
+        (changed("annotations", 1, bbox=["1", "a", 2, 3]), "has an invalid bbox: .*; give x, y, w"),
+        (changed("annotations", 1, bbox=["1", None, 2, 3]), "has an invalid bbox"),
+        (changed("annotations", 1, bbox=["1", 10**400, 2, 3]), "has an invalid bbox"),
+        (changed("annotations", 1, area="nan"), "has an invalid area: 'nan'; give a number"),
         (changed("images", 1, width="48.5"), "image 11 has no width and height"),
         (changed("images", 1, width=0), "image 11 has no width and height"),
         (
@@ -260,6 +272,10 @@ def test_files_that_are_missing_or_broken(tmp_path, content):
         opened(tmp_path, '{"images": [')
     with pytest.raises(InputError, match="is not in COCO's format"):
         opened(tmp_path, "[1]")
+    path = tmp_path / "annotations" / "instances_train2017.json"
+    path.write_bytes('{"images": "K\u00fche"}'.encode("latin-1"))
+    with pytest.raises(InputError, match="is not in UTF-8"):
+        coco.open_split(str(tmp_path), "train2017", "")
     with pytest.raises(InputError, match="missing image folder .*nowhere'"):
         coco.open_split(str(tmp_path), "train2017", "nowhere")
     for folder in ("", "train2017"):
@@ -308,6 +324,21 @@ def test_the_files_of_a_folder_that_is_not_listed(tmp_path, content, monkeypatch
     found.check_files(range(2))
     with pytest.raises(InputError, match="the first is '12.png'"):
         found.check_files(range(3))
+
+
+def test_a_name_in_another_case_is_named(tmp_path, content):
+    content["images"][1]["file_name"] = "11.PNG"
+    with pytest.raises(InputError, match=r"the first is '11.PNG' \(there is '11.png'\)"):
+        opened(tmp_path, content).check_files(range(3))
+
+
+@pytest.mark.parametrize("missing", ["train", "val"])
+def test_the_file_that_is_missing_is_named(tmp_path, content, missing):
+    given = {"train": "train2017", "val": "train2017", missing: "typo"}
+    opt = types.SimpleNamespace(dataset="coco", data=str(tmp_path), testOnly=False, gen="", **given)
+    opt.trainImages = opt.valImages = ""
+    with pytest.raises(InputError, match="missing annotations .*instances_typo.json"):
+        sources.create(opt)
 
 
 def test_other_names(tmp_path, content):

@@ -67,6 +67,12 @@ def test_a_detector_in_python(tmp_path, content):
         (tensor * float("nan"), "should lie in 0..1"),
         (tensor[:1], "of shape"),
         (tensor[:, :0] / 255, "of shape"),
+        (tensor[None], "of shape"),
+        (tensor.int() + 255, "bytes in 0..255"),
+        (tensor.int() - 255, "bytes in 0..255"),
+        (pixels, "ndarray is neither a file nor a Pillow image"),
+        ((path, path), "tuple is neither"),
+        (None, "NoneType is neither"),
     ):
         with pytest.raises(InputError, match=words):
             model(wrong)
@@ -126,9 +132,10 @@ def test_a_folder_of_photos_is_shown(tmp_path, content, monkeypatch, capsys):
         pixels = np.random.default_rng(len(name)).integers(0, 255, (500, 600, 3), np.uint8)
         Image.fromarray(pixels).save(tmp_path / "photos" / name, exif=exif)
     (tmp_path / "photos" / "d.jpg").write_bytes(b"no photo")
-    (tmp_path / "photos" / "notes.txt").write_text("no photo")
+    for name in ("notes.txt", "._a.jpg"):
+        (tmp_path / "photos" / name).write_text("no photo")
     command = ["detector.pth", "-show", "photos/", "-maxBoxes", "5", "-leastScore", "0"]
-    with pytest.raises(InputError, match="d.jpg"):
+    with pytest.raises(InputError, match="d.jpg.*give -skipCorrupt true"):
         detect.main(command)
     capsys.readouterr()
     detect.main([*command, "-skipCorrupt", "true"])

@@ -58,6 +58,13 @@ SPLIT = {
         (f"{s}.json", "images", "C:\\Users\\me\\photos\\{}") for s in ("train", "val")
     ],
     "COCO": [(f"annotations/instances_{s}2017.json", f"{s}2017", "{}") for s in ("train", "val")],
+    "unpacked": [
+        (f"Shapes/{s}/_annotations.coco.json", f"Shapes/{s}", "{}") for s in ("train", "test")
+    ],
+    "CVAT, unpacked": [
+        (f"job/annotations/instances_{s}.json", f"job/images/{s}", "{}") for s in ("train", "val")
+    ],
+    "MMDetection": [(f"annotations/{s}.json", f"{s}/images", "{}") for s in ("train", "val")],
     "2014": [(f"annotations/instances_{s}2014.json", f"{s}2014", "{}") for s in ("train", "val")],
 }
 ONE = {
@@ -66,7 +73,9 @@ ONE = {
     "labelme2coco": ("annotations.json", "JPEGImages", "JPEGImages/{}"),
     "Label Studio": ("result.json", "images", "images/{}"),
     "Label Studio, Windows": ("result.json", "images", "images\\{}"),
-    "Label Studio, local": ("result.json", "images", "/data/local-files/?d={}"),
+    "Label Studio, local": ("result.json", "images", "/data/local-files/?d=a%20b/{}"),
+    "cloud": ("result.json", "images", "https://example.org/a/{}?key=a/b"),
+    "FiftyOne": ("labels.json", "data", "{}"),
     "Label Studio, elsewhere": ("result.json", "images", "..\\..\\label-studio\\upload\\4\\{}"),
     "absolute": ("dataset.json", "images", "/home/me/photos/{}"),
     "VIA": ("via_export_coco.json", ".", "{}"),
@@ -103,6 +112,46 @@ def test_one_file_is_divided(whole, layout, given, capsys, monkeypatch):
     assert sum("is read as '10.png', and so on" in line for line in notes) == 2 * elsewhere
 
 
+@pytest.mark.parametrize("first", ["{}", "./{}", "..\\a\\{}", "/gone/{}"])
+@pytest.mark.parametrize("others", ["{}", "./{}", "..\\a\\{}", "/gone/{}", "https://gone.org/{}"])
+def test_names_of_several_kinds(whole, first, others):
+    root, content = whole
+    data = lay_out(whole, ("a.json", "images", "{}"))
+    for number, image in enumerate(content["images"]):
+        image["file_name"] = (others if number else first).format(image["file_name"])
+    (root / "data" / "a.json").write_text(json.dumps(content))
+    found = coco.open_split(data, "a.json", "")
+    found.check_files(range(len(found.ids)))
+    assert [found.name(i)[-6:] for i in range(10)] == [f"{id}.png" for id in range(10, 20)]
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", "[]", '{"image": 1}', "", '{"shapes": [], "imagePath": "a"}']
+)
+def test_other_files_of_json_do_not_matter(whole, text):
+    data = lay_out(whole, ("a.json", "images", "{}"))
+    for other in ("package.json", "train/notes.json", "images/10.json"):
+        (whole[0] / "data" / other).parent.mkdir(exist_ok=True)
+        (whole[0] / "data" / other).write_text(text)
+    assert len(sources.create(options(data))[0].source.ids) == 8
+
+
+def test_one_folder_of_images_serves_both_parts_of_a_file(whole):
+    data = lay_out(whole, ("a.json", "photos", "{}"))
+    for name in ("trainImages", "valImages"):
+        train, val = sources.create(options(data, **{name: "photos"}))
+        assert (train.size(), val.size()) == (8, 2)
+
+
+@pytest.mark.parametrize("name", ["image_info_test2017", "image_info_test-dev2017"])
+def test_images_without_annotations(whole, name):
+    data = lay_out(whole, (f"annotations/{name}.json", "test2017", "{}"))
+    for other in ("instances_a", "instances_b"):  # which would have to be the training images
+        shutil.copy(f"{data}/annotations/{name}.json", f"{data}/annotations/{other}.json")
+    given = {"val": f"annotations/{name}.json", "testOnly": True}
+    assert sources.create(options(data, **given))[1].size() == 10
+
+
 def test_a_last_part_that_two_images_share_is_not_taken(whole):
     root, content = whole
     data = lay_out(whole, ("a.json", "images", "{}"))
@@ -116,7 +165,8 @@ def test_a_last_part_that_two_images_share_is_not_taken(whole):
 @pytest.mark.parametrize(
     "names, words",
     [
-        (["a.json", "b.json"], "has 2 files, a.json, b.json...: give -train and -val"),
+        (["a.json", "b.json"], "has no file .* .json files of another kind: labelme2coco converts"),
+        (["notes.json", "labels/a.txt"], "but .txt files, as YOLO has"),
         (["a.xml"], "but .xml files, as VOC has: the package supervision .*from_pascal_voc"),
         (["labels/a.txt"], "but .txt files, as YOLO has: the package supervision .*from_yolo"),
         (["a.jpg"], "missing annotations"),

@@ -136,6 +136,9 @@ def decode(source, report=None, upright_unless=None):
         if isinstance(source, (str, bytes, os.PathLike)):
             data = regular_files.read_bytes(source, LONGEST)
         else:
+            if not hasattr(source, "read"):
+                kind = type(source).__name__
+                raise InputError(f"{kind} is neither a file nor a Pillow image (Image.fromarray)")
             with contextlib.suppress(AttributeError, io.UnsupportedOperation):  # a pipe
                 source.seek(0)
             data = source.read()
