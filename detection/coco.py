@@ -50,7 +50,11 @@ class Coco:
         self.categories, self.names = facts["categories"], facts["names"]
         self.folder, files = self._find_images(folders, facts["files"])
         for id, file in zip(facts["ids"], files):
-            self._check_name(id, file)
+            if not isinstance(file, str) or not file or _leads_out(file) or "\0" in file:
+                raise InputError(
+                    f"{path}: image {id} has an invalid file_name: {file!r:.80}; give a path below "
+                    "the folder of the images"
+                )
         count = len(files)
         held_out = np.arange(count) % HELD_OUT == 0
         chosen = np.flatnonzero({"": np.full(count, True), "val": held_out}.get(part, ~held_out))
@@ -163,13 +167,6 @@ class Coco:
             first = shortened[0]
             note(f" | {self.path}: {first!r} is read as {found[first]!r}, and so on")
         return found
-
-    def _check_name(self, id, file):
-        if not isinstance(file, str) or not file or _leads_out(file) or "\0" in file:
-            raise InputError(
-                f"{self.path}: image {id} has an invalid file_name: {file!r:.80}; give a path "
-                "below the folder of the images"
-            )
 
     def _check_units(self, boxes, sizes):
         """A line where boxes (n, 4) seem not to be x, y, width, height in pixels."""

@@ -129,53 +129,44 @@ def check_place(streams, state):
     order, epoch = position.get("order", ()), position.get("epoch")
     if epoch is None or len(order) != 2 * len(streams) + 1:
         return  # nothing was trained yet
-    names = [stream.step.name for stream in streams]
-    now = names.index(state["step"])
+    now = [stream.step.name for stream in streams].index(state["step"])
     for k, stream in enumerate(streams[: now + 1]):
-        batch, every = order[k], order[len(streams) + k]
-        if stream.step.batch != batch:
-            option = "-rpnBatchSize" if names[k] == "rpn" else "-batchSize"
+        step, batch, every = stream.step, order[k], order[len(streams) + k]
+        if step.batch != batch:
+            option = "-rpnBatchSize" if step.name == "rpn" else "-batchSize"
             raise InputError(
-                f"{option} {stream.step.batch}, but the checkpoint has {shown(batch)}: a resumed "
-                "run cannot change it"
+                f"{option} {step.batch}, but the checkpoint has {shown(batch)}: a resumed run "
+                "cannot change it"
             )
         if stream.every != every:
             raise InputError(
                 f"an epoch has {stream.every} iterations, but {shown(every)} in the checkpoint: a "
                 "resumed run cannot change -epochSize or the number of images"
             )
-    lengths = [_iterations(state, name) for name in names]
-    _check_done(streams[:now], lengths)
-    if lengths[now]:
-        _check_step(streams, now, lengths[now], state)
-
-
-def _iterations(state, name):
-    """A step's -iterations in a checkpoint."""
-    option = "rpnIterations" if name == "rpn" else "iterations"
-    return tuple(state.get("options", {}).get(option, ()))
-
-
-def _check_done(streams, lengths):
-    """InputError if the iterations of a finished step were changed."""
-    for stream, before in zip(streams, lengths):
-        if before and before != stream.step.iterations:
-            wanted = ",".join(map(str, stream.step.iterations))
+        option = "rpnIterations" if step.name == "rpn" else "iterations"
+        before = tuple(state.get("options", {}).get(option, ()))
+        if k < now and before not in ((), step.iterations):
+            wanted = ",".join(map(str, step.iterations))
             raise InputError(
-                f"the {stream.step.name} step ended after {before[-1]} iterations: it can no "
-                f"longer have {wanted}"
+                f"the {step.name} step ended after {before[-1]} iterations: it can no longer have "
+                f"{wanted}"
             )
+    if before:
+        _check_step(stream, stream is streams[-1], before[-1], state)
 
 
-def _check_step(streams, now, before, state):
-    """InputError if the current step would end before what is done, or be longer but cannot."""
-    stream, position = streams[now], state["position"]
+def _check_step(stream, is_last, before, state):
+    """InputError if the current step would end before what is done, or be longer but cannot.
+
+    before: its iterations in the checkpoint.
+    """
+    position = state["position"]
     inside = position["epoch"] == state.get("epoch", 0) + 1
     start = stream.start(position["epoch"])
-    end = min(start + stream.every, before[-1])
+    end = min(start + stream.every, before)
     done = min(start + position["train"]["done"], end) if inside else end
     last, name = stream.step.iterations[-1], stream.step.name
-    if last < done and stream is not streams[-1]:
+    if last < done and not is_last:
         raise InputError(f"the {name} step cannot end after {last} iterations: {done} are done")
     if last > done and not inside and done < start + stream.every:
         raise InputError(

@@ -112,12 +112,3 @@ def implementation():
 
         return COCO, COCOeval
     raise InputError("COCO's scores need a package: pip install faster-coco-eval (or pycocotools)")
-
-
-def recall(boxes, proposals):
-    """How many of the objects (n, 4) a proposal (m, 4) covers with an IoU of 0.5 or more."""
-    from torchvision import ops
-
-    if not len(boxes) or not len(proposals):
-        return 0
-    return int((ops.box_iou(boxes, proposals).max(1).values >= 0.5).sum())

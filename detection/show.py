@@ -135,10 +135,10 @@ def draw(pixels, found, names, least, truth=()):
     return image
 
 
-def sheet(pictures, columns=COLUMNS):
+def sheet(pictures):
     """Several pictures on one, in rows."""
     width, height = (max(p.size[i] for p in pictures) for i in (0, 1))
-    columns = min(columns, len(pictures))
+    columns = min(COLUMNS, len(pictures))
     rows = -(-len(pictures) // columns)
     page = Image.new("RGB", (width * columns, height * rows), "white")
     for k, picture in enumerate(pictures):
