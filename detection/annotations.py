@@ -94,8 +94,8 @@ def _category_names(path, content):
     names = {}
     for place, entry in enumerate(_entries(content, "categories", path)):
         id = _id(path, entry, place, "categories")
-        if not isinstance(entry.get("name"), str):
-            raise InputError(f"{path}: category {id} has no name")
+        if not entry.get("name") or not isinstance(entry["name"], str):
+            raise InputError(f"{path}: category {id} has no name: give a text as its name")
         names.setdefault(id, {})[entry["name"]] = None
     several = [id for id in names if len(names[id]) > 1]
     if several and len(names) > 1:

@@ -194,7 +194,8 @@ def twice(name):
         (changed("images", 1, id=11.5), "entry 1 of its images has no valid id: 11.5"),
         (changed("images", 1, id="10"), "two of its images have the id 10"),
         (changed("annotations", 1, image_id=True), "annotation 2 has an unknown image_id: True"),
-        (changed("categories", 0, name=5), "category 90 has no name"),
+        (changed("categories", 0, name=5), "category 90 has no name: give a text"),
+        (changed("categories", 0, name=""), "category 90 has no name"),
         (twice("images"), "two of its images have the id 10"),
         (twice("annotations"), "two annotations have the id 1"),
         (
