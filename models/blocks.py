@@ -280,7 +280,8 @@ class Net(nn.Module):
         self.relu_last = nn.ReLU(inplace=True) if preactivation else None
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(channels, config["classes"])
-        initialise(self)
+        if not self.fc.weight.is_meta:  # there, PyTorch would import torch._dynamo to draw numbers
+            initialise(self)
 
     def train(self, mode=True):
         """Set training or evaluation mode; the frozen parts stay in evaluation mode."""

@@ -18,9 +18,12 @@ from models.blocks import freeze, init_linear, set_recompute
 from models.exported import Exported
 from runtime.errors import InputError, cause, shown
 from runtime.precision import Precision
+from runtime.progress import slow
 from runtime.terminal import note, say
 from storage import tensors
 
+# raised by a configuration of no net, or by weights that do not fit
+_ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
 _STEMS = {"cifar": "small images, as CIFAR's", "imagenet": "photos of some 224 pixels"}
 
 
@@ -104,14 +107,15 @@ def load_file(source, classifier=True):
     that share memory are copied, and a configuration that claims more weights than the file has
     takes no memory.
     """
-    content = model_files.read(source, classifier)
-    try:
-        with torch.device("meta"):
-            model = from_config(content["config"])
-        _check_fits(model, content["model"])
-        model.load_state_dict(tensors.separate(content["model"]), assign=True)
-    except (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError) as error:
-        raise InputError(f"{source} is not a net of this program: {cause(error)}") from None
+    with slow(f"loading {source}"):
+        content = model_files.read(source, classifier)
+        try:
+            with torch.device("meta"):
+                model = from_config(content["config"])
+            _check_fits(model, content["model"])
+            model.load_state_dict(tensors.separate(content["model"]), assign=True)
+        except _ERRORS as error:
+            raise InputError(f"{source} is not a net of this program: {cause(error)}") from None
     spec = content["preprocessing"]
     if content.get("torch7"):
         spec = _original_input_spec(content["config"])

@@ -17,6 +17,7 @@ import models
 from formats import model_files, t7, torch7
 from models.preresnet import preresnet
 from models.resnet import resnet
+from runtime import progress
 from runtime.errors import InputError
 
 
@@ -44,6 +45,19 @@ def test_what_is_written_is_read(net, extension, tmp_path):
     assert isinstance(read["preprocessing"]["mean"], tuple)
     x = images(net, 8)
     assert torch.equal(models.load_file(tmp_path / "file").eval()(x), net(x))
+
+
+@pytest.mark.parametrize("extension", model_files.EXTENSIONS)
+def test_loading_draws_no_weights_and_is_shown_where_it_is_slow(
+    net, extension, tmp_path, monkeypatch, capsys
+):
+    """Drawing on the meta device imports torch._dynamo: 150 MiB, and most of the seconds."""
+    path = str(tmp_path / "net") + extension
+    model_files.write(path, models.pack(net))
+    monkeypatch.setattr(torch.nn.init, "normal_", None)
+    monkeypatch.setattr(progress, "SILENT", 0)
+    assert torch.equal(models.load(path)(images(net, 8)), net(images(net, 8)))
+    assert f"=> loading {path}: done in" in capsys.readouterr().err
 
 
 def test_a_header_of_any_length_is_known(net, tmp_path):
