@@ -335,7 +335,7 @@ def test_a_name_in_another_case_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("missing", ["train", "val"])
 def test_the_file_that_is_missing_is_named(tmp_path, content, missing):
-    given = {"train": "train2017", "val": "train2017", missing: "typo"}
+    given = {"train": "train2017", "val": "val2017", missing: "typo"}
     opt = types.SimpleNamespace(dataset="coco", data=str(tmp_path), testOnly=False, gen="", **given)
     opt.trainImages = opt.valImages = ""
     with pytest.raises(InputError, match="missing annotations .*instances_typo.json"):
