@@ -342,7 +342,11 @@ def check_split(opt):
     if opt.valShare >= 1:
         raise InputError(f"-valShare {opt.valShare}: should be a share below 1, such as 0.2")
     if opt.valShare and opt.fold:
-        raise InputError("-valShare and -fold both hold images out: leave one out")
+        kept = "a resumed run keeps the one that it began with"
+        raise InputError(f"-valShare and -fold both hold images out: give one; {kept}")
+    if opt.train and opt.given.get("classOrder") == "number":
+        fixed = "a list's classes are sorted as numbers if all are numbers"
+        raise InputError(f"-classOrder number orders class folders, and {fixed}: leave it out")
 
 
 def check_folder(opt):

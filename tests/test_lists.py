@@ -16,6 +16,7 @@ import evaluate
 import opts
 from datasets import image_lists, imagenet
 from runtime.errors import InputError
+from runtime.options import Options, defaults
 
 
 @pytest.fixture
@@ -314,3 +315,16 @@ def test_the_pixels_are_those_of_the_folder(photos, here):
         assert ours.targets.tolist() == theirs.targets.tolist()
         for i in range(ours.size()):
             assert np.array_equal(ours.get(i)[0], theirs.get(i)[0])
+
+
+@pytest.mark.parametrize(
+    "given, error",
+    [
+        ({"train": "a.csv", "classOrder": "number"}, "a list's classes are sorted as numbers"),
+        ({"valShare": 0.2, "fold": (1, 3)}, "a resumed run keeps the one that it began with"),
+    ],
+)
+def test_options_of_the_split_that_do_not_go_together_are_refused(given, error):
+    opt = Options(given=given, default=defaults(opts.OPTIONS))
+    with pytest.raises(InputError, match=error):
+        opts.check_split(opt)
