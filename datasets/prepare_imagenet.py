@@ -60,8 +60,10 @@ def prepare(archives, target):
         raise InputError(f"{archives} has no {names}")
     if "val" in splits and not os.path.isfile(paths["devkit"]):
         raise InputError(f"{paths['devkit']} is missing: it has the classes of the val images")
+    if not hasattr(tarfile, "data_filter"):
+        raise InputError("unpacking safely needs Python 3.10.12, 3.11.4 or newer")
     # no member of an archive may be written outside (Python's default from 3.14 on)
-    tarfile.TarFile.extraction_filter = staticmethod(getattr(tarfile, "data_filter", None))
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         os.makedirs(target, exist_ok=True)
         with lock.held(target, LOCK_WAIT, "name another folder"):

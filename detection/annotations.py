@@ -133,8 +133,7 @@ def _annotations(path, content, ids, categories):
                 raise InputError(f"{path}: annotation {id} has an unknown {name}: {what}")
         box = _as_numbers(entry.get("bbox"), 4)
         crowd = entry.get("iscrowd") or 0
-        # some tools write an area of 0 or null
-        area = box and _as_numbers([entry.get("area") or box[2] * box[3]], 1)
+        area = _as_numbers([entry.get("area") or 0], 1)
         for name, is_right, right in (
             ("bbox", box, "give x, y, width and height in pixels"),
             ("area", area, "give a number, or leave it out"),
@@ -143,7 +142,8 @@ def _annotations(path, content, ids, categories):
             if not is_right:
                 what = f"{name}: {entry.get(name)!r:.60}; {right}"
                 raise InputError(f"{path}: annotation {id} has an invalid {what}")
-        found[place] = (place + 1, *about.values(), int(crowd), *area, box)
+        area = area[0] or box[2] * box[3]  # some tools write 0 or null
+        found[place] = (place + 1, *about.values(), int(crowd), area, box)
     return found
 
 

@@ -25,7 +25,7 @@ _BEGINNINGS = (
     (rb".{4}TFL3", "of TensorFlow Lite, " + _SOURCE),
     (rb".{4}ET\d\d", "of ExecuTorch, " + _SOURCE),
     (rb".{4}ORTM", "of ONNX Runtime, " + _SOURCE),
-    (rb"[fp]trt", "an engine of TensorRT, " + _SOURCE),
+    (rb"ftrt", "an engine of TensorRT, " + _SOURCE),
     (rb"GGUF", "a GGUF file, " + _SOURCE),
     (rb"\n[\x01-\x7f][ -~]+(?:\xa2\x06|\x12[\x80-\xff]*.[\x12\x1a\x22])", "of Caffe: " + _ARRAYS),
     (rb"\x12\x01\0{14}", "of MXNet: " + _ARRAYS),

@@ -5,6 +5,7 @@ runs the tests of a GPU, and only these.
 """
 
 import os
+import signal
 
 import numpy as np
 import pytest
@@ -12,6 +13,8 @@ import torch
 from PIL import Image
 
 torch.set_num_threads(1)
+if hasattr(signal, "SIGHUP"):  # nohup ignores it, also for the processes that a test signals
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser):

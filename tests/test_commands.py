@@ -101,6 +101,7 @@ def folder(monkeypatch, tmp_path):
         (tmp_path / name).touch()
     for name in ("train.csv", "val.csv"):
         (tmp_path / name).touch()
+    (tmp_path / "pretrained").symlink_to(os.path.join(ROOT, "pretrained"))
     monkeypatch.chdir(tmp_path)
 
 
