@@ -26,13 +26,7 @@ from torch.utils import data
 import datasets
 from datasets.draws import permutation, table
 from datasets.sharing import SharedBatch, nested, passing
-from datasets.workers import (
-    PREFETCH,
-    BatchReader,
-    advice,
-    image_name,
-    init_worker,
-)
+from datasets.workers import PREFETCH, BatchReader, advice, image_name, init_worker
 from parallel import group, signals
 from parallel.group import split, split_sizes
 from runtime import process

@@ -16,13 +16,12 @@ from runtime import regular_files
 from runtime.errors import InputError, cause
 from runtime.progress import slow
 from runtime.terminal import note
-from storage import archives
+from storage import archives, atomic
 
 
 def info(opt):
     """The cache of opt.dataset as a dict of arrays; made first if missing, stale or damaged."""
     gen = importlib.import_module(f"datasets.{opt.dataset}_gen")
-    facts = importlib.import_module(f"datasets.{opt.dataset}")
     is_valid = getattr(gen, "is_valid", lambda *arguments: True)
     places = [opt.data] if getattr(opt, "data", "") else []
     if places and hasattr(gen, "places"):
@@ -33,7 +32,7 @@ def info(opt):
         places,
         lambda: gen.signature(opt),
         lambda path: gen.exec(opt, path),
-        lambda found: is_valid(found, facts, opt),
+        lambda found: is_valid(found, opt),
     )
 
 
@@ -42,31 +41,31 @@ def kept(folder, name, places, signature, make, is_valid=bool):
 
     signature(): the present one. make(path): write the cache; may return its arrays.
     """
+    path = _path(folder, name, places)
     with slow(f"preparing {name}"):
-        return _kept(folder, name, _path(folder, name, places), signature, make, is_valid)
+        try:
+            found = _read(path)
+            stale = found is not None and str(found["signature"]) != signature()
+            if found is not None and not stale and is_valid(found):
+                return found
+            if os.path.exists(path):
+                damaged = "is damaged or of another version"
+                fault = "describes data that has changed since" if stale else damaged
+                note(f"=> {path} {fault}: making it again")
+            os.makedirs(folder, exist_ok=True)
+            # do not read it back unless a user's dataset returns nothing: another run may have
+            # replaced the file
+            return make(path) or _read(path)
+        except OSError as error:  # a full disk, or no permission
+            fault = f"{cause(error)}: {error.filename or path}"
+            raise InputError(f"cannot prepare {name}: {fault}") from None
 
 
-def _kept(folder, name, path, signature, make, is_valid):
-    try:
-        found = _read(path)
-        stale = found is not None and str(found["signature"]) != signature()
-        if found is not None and not stale and is_valid(found):
-            return found
-        if os.path.exists(path):
-            damaged = "is damaged or of another version"
-            fault = "describes data that has changed since" if stale else damaged
-            note(f"=> {path} {fault}: making it again")
-        os.makedirs(folder, exist_ok=True)
-        found = make(path)  # do not read it back: another run may have replaced the file
-    except OSError as error:  # a full disk, or no permission
-        fault = f"{cause(error)}: {error.filename or path}"
-        raise InputError(f"cannot prepare {name}: {fault}") from None
-    if found is None:  # a user's own dataset may return nothing
-        found = _read(path)
-    if found is None:
-        what = "an .npz with a signature"
-        raise RuntimeError(f"datasets.{name}_gen.exec did not write {what} to {path}")
-    return found
+def save(path, info):
+    """Write a cache, a dict of arrays with a signature, as an atomic write; returns the dict."""
+    with atomic.replacing(path) as file:
+        np.savez(file, **info)
+    return info
 
 
 def _path(folder, name, places):

@@ -11,6 +11,5 @@ VERSIONS = [
 ]
 # two label bytes: the coarse label, then the fine one
 SOURCE = Source("CIFAR-100", 100, 2, "fine_labels", ["train"], ["test"], VERSIONS)
-is_valid = cifar10_gen.is_valid
 signature = functools.partial(cifar10_gen.signature, source=SOURCE)
 exec = functools.partial(cifar10_gen.exec, source=SOURCE)

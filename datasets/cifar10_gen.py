@@ -55,7 +55,6 @@ VERSIONS = [
     Version("cifar-10-batches-py", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a"),
 ]
 SOURCE = Source("CIFAR-10", 10, 1, "labels", BATCHES, ["test_batch"], VERSIONS)
-is_valid = in_memory.is_valid
 
 
 def signature(opt, source=SOURCE):

@@ -11,7 +11,6 @@ from runtime.errors import InputError
 from runtime.terminal import say
 
 EVERY = 6  # every sixth image of a class goes to val
-is_valid = in_memory.is_valid
 
 
 def signature(opt):

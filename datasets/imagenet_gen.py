@@ -12,16 +12,14 @@ import contextlib
 import hashlib
 import operator
 import os
-import zlib
 from collections import Counter
 
 import numpy as np
 
-from datasets import image_lists
+from datasets import cache, image_lists
 from datasets.class_names import normalized
 from runtime.errors import InputError
 from runtime.terminal import note, say, show
-from storage import atomic
 
 LAYOUT = (
     "-data must hold train/<class>/<image> and val/<class>/<image>, or with -valShare "
@@ -87,7 +85,7 @@ def exec(opt, cache_file):
 
     `train_paths`, `val_paths`: bytes (N,), "class/image" below the split's folder, as the file
     system has them, or of a list, below -data or absolute; `train_targets`, `val_targets`: int64
-    (N,) from 0; `classes`: bytes (C,); `checksum`.
+    (N,) from 0; `classes`: bytes (C,).
     """
     stamp = signature(opt)  # before the search: a change during the search makes the list stale
     say("=> Generating list of images")
@@ -103,35 +101,17 @@ def exec(opt, cache_file):
             say(f" | finding all {kind} images")
             paths, targets = _images(opt, split, numbers)
             if not _may_be_empty(opt, split):
-                _note_empty(names, targets, kind)
+                empty = np.setdiff1d(np.arange(len(names)), targets)
+                _note(f"classes without a {kind} image", [names[n] for n in empty])
         info |= {f"{split}_paths": paths, f"{split}_targets": targets}
     _note_repeated(opt, info)
     say(f" | saving list of images to {cache_file}")
-    info["checksum"] = np.array(_checksum(info))
-    with atomic.replacing(cache_file) as file:
-        np.savez(file, **info)  # 40 bytes an image; compressing takes as long as the search
-    return info
+    return cache.save(cache_file, info)
 
 
-def is_valid(info, facts, opt):
-    """Whether `exec` wrote these arrays, and found the images that this run needs."""
-    is_own = info.get("checksum") == _checksum(info)
-    return is_own and (len(info["train_paths"]) > 0 or _may_be_empty(opt, "train"))
-
-
-def _checksum(info):
-    """A checksum of the arrays, their names and their types."""
-    arrays = sorted((name, array) for name, array in info.items() if name != "checksum")
-    parts = [(name, a.dtype.str, a.shape, zlib.crc32(a.tobytes())) for name, a in arrays]
-    return zlib.crc32(repr(parts).encode())
-
-
-def _note_empty(names, targets, kind):
-    """Note which classes have no image of this kind."""
-    counts = np.bincount(targets, minlength=len(names))
-    empty = [name for name, count in zip(names, counts) if not count]
-    if empty:
-        note(f"=> {len(empty)} of {len(names)} classes have no {kind} image: {_few(empty)}")
+def is_valid(info, opt):
+    """Whether a list has the images that this run needs: that of a test may have none of train."""
+    return len(info["train_paths"]) > 0 or _may_be_empty(opt, "train")
 
 
 def _note_repeated(opt, info):
@@ -140,20 +120,17 @@ def _note_repeated(opt, info):
     lists = {split: path for split in paths if (path := image_lists.find(opt, split))}
     for split, path in lists.items():
         found, counts = np.unique(paths[split], return_counts=True)
-        _note_images(f"{path} has more than once", found[counts > 1])
+        _note(f"images that {path} has more than once", found[counts > 1])
     if len(lists) == 2:
-        _note_images(f"{' and '.join(lists.values())} both have", np.intersect1d(*paths.values()))
+        both = " and ".join(lists.values())
+        _note(f"images that {both} both have", np.intersect1d(*paths.values()))
 
 
-def _note_images(what, paths):
-    if len(paths):
-        images = "1 image" if len(paths) == 1 else f"{len(paths)} images"
-        note(f"=> {images} {what}: {_few([os.fsdecode(path) for path in paths[:4].tolist()])}")
-
-
-def _few(names):
-    """The first three names, quoted, and whether there are more."""
-    return ", ".join(repr(name) for name in names[:3]) + ", ..." * (len(names) > 3)
+def _note(what, names, then=""):
+    """Note what these names are, if there are any: how many, and the first three."""
+    if len(names):
+        few = ", ".join(repr(os.fsdecode(name)) for name in names[:3])
+        note(f"=> {what}: {len(names)} ({few}{', ...' * (len(names) > 3)}){then}")
 
 
 def _splits(opt):
@@ -189,13 +166,14 @@ def places(opt):
 
 def class_folders(folder):
     """The names of the folders in a folder, sorted; without hidden ones."""
-    return sorted(name for name, is_folder in _entries(folder) if is_folder)
+    return [entry.name for entry in _entries(folder) if entry.is_dir()]
 
 
 def _entries(folder):
-    """(name, whether it is a folder) of every entry that is not hidden. Links are followed."""
+    """The os.DirEntry of everything that is not hidden, sorted by name."""
     with _listing(folder), os.scandir(folder) as entries:
-        return [(e.name, e.is_dir()) for e in entries if not is_hidden(e.name)]
+        shown = [entry for entry in entries if not is_hidden(entry.name)]
+    return sorted(shown, key=operator.attrgetter("name"))
 
 
 @contextlib.contextmanager
@@ -222,78 +200,62 @@ def _images(opt, split, numbers):
     if image_lists.find(opt, split):
         listed, numbers = image_lists.images(opt, split, list(numbers))
         return np.array(listed), np.array(numbers, np.int64)
-    folder, count, others = folder_of(opt, split), 0, []
-    paths, targets = [np.zeros(0, "S1")], [np.zeros(0, np.int64)]
-    entries = sorted(_entries(folder))
-    for n, (name, is_folder) in enumerate(entries):
-        show(f" {count} images in {n} of {len(entries)} folders")
-        path = os.path.join(folder, name)
-        if not is_folder:
-            if _is_image(name):
-                raise _misplaced(path)
+    folder, others = folder_of(opt, split), []
+    paths, targets = [], []
+    entries = _entries(folder)
+    for n, entry in enumerate(entries):
+        show(f" {len(paths)} images in {n} of {len(entries)} folders")
+        if not entry.is_dir():
+            if _is_image(entry.name):
+                raise _misplaced(entry.path)
             continue
-        images = _class_images(folder, name, others, opt.skipCorrupt)
-        if not len(images):
-            continue
-        number = numbers.get(normalized(name))
-        if number is None:
+        images = _class_images(entry, others, opt.skipCorrupt)
+        number = numbers.get(normalized(entry.name))
+        if images and number is None:
             raise InputError(
-                f"class not found: {os.fsdecode(path)!r} holds images, but train has no folder "
-                f"with that name; {LAYOUT}"
+                f"class not found: {os.fsdecode(entry.path)!r} holds images, but train has no "
+                f"folder with that name; {LAYOUT}"
             )
-        paths.append(np.char.add(name + b"/", images))
-        targets.append(np.full(len(images), number, np.int64))
-        count += len(images)
+        paths += images
+        targets += [number] * len(images)
     show("")
     endings = " ".join(EXTENSIONS)
-    if others:
-        count = f"{len(others)} file" + "s" * (len(others) > 1)
-        left = f"left out {count} without an image ending ({endings}): {_few(others)}"
-        note(f"=> {left}; export HEIC and others as JPEG")
-    if len(paths) == 1 and not _may_be_empty(opt, split):
+    advice = "; export HEIC and others as JPEG"
+    _note(f"files left out, because their names do not end in {endings}", others, advice)
+    if not paths and not _may_be_empty(opt, split):
         raise InputError(f"no images ({endings}) in {os.fsdecode(folder)!r}: {LAYOUT}")
-    return np.concatenate(paths), np.concatenate(targets)
+    return np.array(paths, "S"), np.array(targets, np.int64)
 
 
-def _class_images(folder, name, others, skip):
-    """File names of the images of one class, sorted, bytes (N,).
+def _class_images(folder, others, skip):
+    """The paths "class/image" of the images of one class, sorted. folder: its os.DirEntry.
 
     others: a list to which the paths of its other files are added. InputError if an image lies in a
     subfolder or, unless `skip`, is not a file (a broken link, say).
     """
-    path, images = os.path.join(folder, name), []
-    with _listing(path), os.scandir(path) as entries:
-        for entry in sorted(entries, key=operator.attrgetter("name")):
-            if is_hidden(entry.name):
-                continue
-            if entry.is_dir():
-                _check_subfolder(path, entry.path)
-            elif not _is_image(entry.name):
-                others.append(os.fsdecode(entry.path))
-            elif entry.is_file() or skip:
-                images.append(entry.name)
-            else:
-                raise InputError(
-                    f"{os.fsdecode(entry.path)!r} is not a file, or is a broken link; repair or "
-                    "remove it, or give -skipCorrupt true"
-                )
-    return np.array(images, "S")
+    images = []
+    for entry in _entries(folder.path):
+        if entry.is_dir(follow_symlinks=False):
+            _check_subfolder(entry.path)
+        elif not _is_image(entry.name):
+            others.append(entry.path)
+        elif entry.is_file() or skip:
+            images.append(folder.name + b"/" + entry.name)
+        else:
+            raise InputError(
+                f"{os.fsdecode(entry.path)!r} is not a file, or is a broken link; repair or "
+                "remove it, or give -skipCorrupt true"
+            )
+    return images
 
 
-def _check_subfolder(folder, subfolder):
-    """InputError for an image at any depth below a subfolder; links in it are not followed."""
-    real, below = (os.path.join(os.path.realpath(path), b"") for path in (folder, subfolder))
-    if real.startswith(below):
-        return  # a link that leads back up is not a subfolder
-
-    def stop(error):  # os.walk would leave out what it cannot list
-        raise error
-
-    for place, folders, files in os.walk(subfolder, onerror=stop):
-        folders[:] = sorted(name for name in folders if not is_hidden(name))
-        for name in sorted(files):
-            if _is_image(name) and not is_hidden(name):
-                raise _misplaced(os.path.join(place, name))
+def _check_subfolder(folder):
+    """InputError for an image at any depth below a subfolder; links are not followed."""
+    for entry in _entries(folder):
+        if entry.is_dir(follow_symlinks=False):
+            _check_subfolder(entry.path)
+        elif _is_image(entry.name):
+            raise _misplaced(entry.path)
 
 
 def _misplaced(path):

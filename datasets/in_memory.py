@@ -12,9 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from datasets import cache
 from datasets.image import compiled_kernels
 from datasets.transforms import ColorNormalize, Compose, HorizontalFlip, RandomCrop, parts
-from storage import atomic
 
 
 def save(cache_file, signature, train, val):
@@ -25,26 +25,7 @@ def save(cache_file, signature, train, val):
     info = {"signature": np.array(signature)}
     for split, (images, labels) in (("train", train), ("val", val)):
         info |= {f"{split}_images": images, f"{split}_labels": labels}
-    with atomic.replacing(cache_file) as file:
-        np.savez(file, **info)
-    return info
-
-
-def is_valid(info, facts, opt):
-    """Whether `save` can have written these arrays for the dataset of the module `facts`."""
-    names = {f"{split}_{what}" for split in ("train", "val") for what in ("images", "labels")}
-    if info.keys() != names | {"signature"}:
-        return False
-    for split in ("train", "val"):
-        images, labels = info[f"{split}_images"], info[f"{split}_labels"]
-        if labels.dtype != np.int64 or labels.ndim != 1 or not len(labels):
-            return False
-        if labels.min() < 0 or labels.max() >= len(facts.classes(opt)):
-            return False
-        shape = (len(labels), 3, facts.side, facts.side)
-        if images.dtype != np.uint8 or images.shape != shape:
-            return False
-    return True
+    return cache.save(cache_file, info)
 
 
 class Images:

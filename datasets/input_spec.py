@@ -15,9 +15,6 @@ from datasets.image.resize import check_size
 from datasets.transforms import CenterCrop, ColorNormalize, Scale
 from runtime.errors import InputError, named
 
-_NEEDED = ("scale", "crop", "largest", "mean", "std")
-_RESIZES = ("bilinear", "bicubic")
-
 
 class InputTransform:
     """The transform that an input spec describes: image -> float32 tensor (3, crop, crop).
@@ -37,27 +34,27 @@ class InputTransform:
         """The image is a path, an open binary file, a Pillow image or a uint8 array (H, W, 3)."""
         self.check()
         if isinstance(image, np.ndarray):
-            image = _to_pillow(image)
+            if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
+                raise InputError(
+                    "an image array should be uint8 of shape (height, width, 3), not"
+                    f" {image.dtype} of shape {image.shape}"
+                )
+            image = Image.fromarray(image)
         image = decoding.floats(decoding.decode(image), self.spec["largest"])
         image = self.scaled(image, self.spec["scale"])
         return torch.from_numpy(self.cropped(image, self.spec["crop"]))
 
     def check(self):
-        """InputError if the spec is unknown, incomplete or has an invalid resize."""
+        """InputError if the spec is unknown or has an invalid resize."""
         if self.spec is None:
             raise InputError(
                 "this model does not say how an image becomes its input; set it, for example by"
                 ' model.transform = InputTransform({"scale": 256, "crop": 224, "largest": 1,'
                 ' "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)})'
             )
-        missing = [name for name in _NEEDED if name not in self.spec]
-        if missing:
-            raise InputError(f"the input spec of this model lacks {', '.join(missing)}")
-        if self.spec.get("resize") not in (None, *_RESIZES):
-            known = " or ".join(_RESIZES)
-            raise InputError(
-                f"invalid resize in the input spec: {self.spec['resize']}; should be {known}"
-            )
+        resize = self.spec.get("resize")
+        if resize not in (None, "bilinear", "bicubic"):
+            raise InputError(f"invalid resize in the input spec: {resize}; bilinear or bicubic")
 
     def scaled(self, image, scale):
         """The image resized to a shorter side of `scale`, and normalised.
@@ -65,37 +62,24 @@ class InputTransform:
         image: float32 (3, H, W) in 0..largest.
         """
         spec = self.spec
-        if spec.get("resize"):
-            return self._resized(image, scale)
-        return ColorNormalize(spec["mean"], spec["std"])(Scale(scale)(image))
-
-    def cropped(self, image, crop):
-        """The centre crop of a scaled image: (3, crop, crop)."""
-        if not self.spec.get("resize"):
-            return CenterCrop(crop)(image)
+        if not spec.get("resize"):
+            return ColorNormalize(spec["mean"], spec["std"])(Scale(scale)(image))
         from torchvision import transforms as tv  # takes a second, which other nets save
 
-        # torchvision rounds the offset differently
-        return tv.CenterCrop(crop)(torch.from_numpy(image)).numpy()
-
-    def _resized(self, image, scale):
-        from torchvision import transforms as tv
-
-        spec = self.spec
         check_size(image, *Scale(scale).lengths(*image.shape[:0:-1]))
         pixels = np.rint(image * np.float32(255 / spec["largest"])).astype(np.uint8)
         image = Image.fromarray(pixels.transpose(1, 2, 0).copy())
         image = tv.ToTensor()(tv.Resize(scale, tv.InterpolationMode(spec["resize"]))(image))
         return tv.Normalize(spec["mean"], spec["std"])(image * spec["largest"]).numpy()
 
+    def cropped(self, image, crop):
+        """The centre crop of a scaled image: (3, crop, crop)."""
+        if not self.spec.get("resize"):
+            return CenterCrop(crop)(image)
+        from torchvision import transforms as tv
 
-def _to_pillow(pixels):
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        raise InputError(
-            "an image array should be uint8 of shape (height, width, 3), not"
-            f" {pixels.dtype} of shape {pixels.shape}"
-        )
-    return Image.fromarray(pixels)
+        # torchvision rounds the offset differently
+        return tv.CenterCrop(crop)(torch.from_numpy(image)).numpy()
 
 
 def batches(paths, transforms, size, source=str):

@@ -36,7 +36,6 @@ class BatchReader(data.Dataset):
     def __init__(self, dataset, seed, current):
         self.dataset, self.seed = dataset, seed
         self.current, self.own_current = current, None
-        self.stack = getattr(dataset, "stack", None)
         self.load = None
         self.buffers, self.slot = [torch.empty(0)] * (PREFETCH + 1), 0
         fast_path(dataset)  # compiles the kernels once, before the workers are forked
@@ -56,6 +55,7 @@ class BatchReader(data.Dataset):
         epoch, indices = batch
         # made in the worker, so that transforms need not be picklable
         self.load = self.load or fast_path(self.dataset)
+        stack = getattr(self.dataset, "stack", None)
         input, images, targets, unreadable = None, [], [], []
         for place, index in enumerate(indices):
             self._set_current(index)
@@ -68,35 +68,30 @@ class BatchReader(data.Dataset):
             except MemoryError:
                 reason = f"out of memory at {image_name(self.dataset, index)}; lower -nThreads"
                 return failed(reason)
-            if self.stack:
+            if stack:
                 images.append(image)
             elif image is not out:
                 if input is None:
                     input = self._buffer(len(indices), image.shape)
                 if image.shape != input.shape[1:]:
                     shapes = f"{tuple(input.shape[1:])} and {tuple(image.shape)}"
-                    reason = f"the transform gives images of different shapes: {shapes}"
-                    return failed(reason)
+                    return failed(f"the transform gives images of different shapes: {shapes}")
                 # a user's own transform may give any strides or dtype
                 np.copyto(input[len(targets)].numpy(), image)
             targets.append(target)
         self._set_current(-1)
         if images:
-            input = self.stack(images)
+            input = stack(images)
             input = SharedBatch.of(input) if in_worker else input
         elif input is not None:
             input = input[: len(targets)]
             if input.dim() == 5:  # (N, 10, 3, H, W) -> (10 N, 3, H, W)
                 input = input.flatten(0, 1)
             input = SharedBatch(input) if in_worker else input
-        return input, np.array(targets, np.int64), unreadable, self._take_odd()
-
-    def _take_odd(self):
-        """The dataset's sentences about damaged files in this batch; empties its list."""
-        odd = list(getattr(self.dataset, "odd", ()))
-        if odd:
-            self.dataset.odd.clear()
-        return odd
+        odd = getattr(self.dataset, "odd", [])
+        found = list(odd)
+        odd.clear()
+        return input, np.array(targets, np.int64), unreadable, found
 
     def _buffer(self, count, shape):
         """A tensor (count, *shape); in a worker, one of PREFETCH + 1 shared buffers in turn.

@@ -14,7 +14,6 @@ from runtime import regular_files
 from runtime.errors import InputError, cause
 from runtime.options import EXACT
 from runtime.terminal import note
-from storage import atomic
 
 # Least bytes of a large file for each list or object, which takes 200 in memory. COCO has 130.
 DENSEST = 16
@@ -39,10 +38,7 @@ def read(path, gen):
 
     def make(file_name):
         note(f"=> {path}: reading {about.st_size >> 20} MB, once; the arrays go to {file_name}")
-        found = {"signature": np.array(stamp), **_arrays(path)}
-        with atomic.replacing(file_name) as file:
-            np.savez(file, **found)
-        return found
+        return cache.save(file_name, {"signature": np.array(stamp), **_arrays(path)})
 
     stamp = f"{os.path.realpath(path)}: {about.st_size} bytes of {about.st_mtime_ns}"
     return cache.kept(gen, "coco", [path], lambda: stamp, make)

@@ -1,6 +1,5 @@
 """Caches that are missing, stale or damaged; datasets by file name; the example of the README."""
 
-import importlib
 import os
 import re
 import shutil
@@ -140,66 +139,6 @@ def test_a_damaged_cache_is_made_again(opt, capsys, damage):
     assert not made(opt, capsys)[1]
 
 
-def changed(info):
-    """(what, arrays) with a right signature that no preparation can have written."""
-    for name, array in info.items():
-        if name == "signature":
-            continue
-        yield f"no {name}", {n: a for n, a in info.items() if n != name}
-        if name == "checksum":
-            yield "another checksum", {**info, name: array + 1}
-            continue
-        others = {"short": array[1:], "empty": array[:0], "deep": array[None], "scalar": array[0]}
-        kind = array.dtype.kind
-        others |= {"float": array.astype("f8")} if kind in "iu" else {"text": array.astype("U")}
-        if kind == "i":
-            others |= {"small": array.astype("i4"), "swapped": array.astype(">i8")}
-            others |= {"negative": array - 1, "above": array + 1000}
-        if name.endswith("targets"):
-            others |= {"flipped": array[::-1]}
-        if name.endswith("images"):
-            others |= {"grey": array[:, :1], "narrow": array[..., 1:]}
-        if name.endswith("paths"):
-            for path in (b"../%b", b"a/../%b", b"/%b", b"%b/", b"%b/x.png", b"%b\0x", b"c/x.png"):
-                others[f"{path}"] = np.array([path.replace(b"%b", p) for p in array.tolist()])
-            others |= {"hidden": np.char.replace(array, b"/", b"/.")}
-            others |= {"bare": np.char.partition(array, b"/")[:, 0]}
-            others |= {"folders": np.char.add(np.char.partition(array, b"/")[:, 0], b"/")}
-        if name == "classes":
-            others |= {"other": np.array([b"x", b"y"]), "order": array[::-1]}
-        yield from ((f"{name} {what}", {**info, name: value}) for what, value in others.items())
-    yield "more", {**info, "train_more": np.zeros(3)}
-
-
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "digits", "imagenet"])
-def test_a_cache_that_cannot_be_is_made_again(name, opt, photos, tmp_path, monkeypatch, capsys):
-    opt = types.SimpleNamespace(dataset=name, data="", gen=str(tmp_path / "gen"))
-    opt.testOnly, opt.classOrder, opt.skipCorrupt = False, "text", False
-    if name == "imagenet":
-        opt.data = str(photos)
-        info = cache.info(opt)
-    else:
-        facts, random = datasets.module(name), np.random.default_rng(0)
-        images = random.integers(0, 256, (4, 3, facts.side, facts.side), np.uint8)
-        labels = np.array([0, 1, len(facts.classes(opt)) - 1, 1])
-        os.mkdir(opt.gen)
-        gen = importlib.import_module(f"datasets.{name}_gen")
-        signature = gen.signature(opt)
-        info = in_memory.save(
-            os.path.join(opt.gen, name + ".npz"), signature, *[(images, labels)] * 2
-        )
-        monkeypatch.setattr(gen, "exec", lambda opt, path: info)
-    capsys.readouterr()
-    for what, arrays in changed(info):
-        np.savez(path_of(opt), **arrays)
-        found = cache.info(opt)
-        assert "is damaged or of another version: making it again" in capsys.readouterr().err, what
-        assert found.keys() == info.keys(), what
-        assert all(np.array_equal(found[key], info[key]) for key in info), what
-    np.savez(path_of(opt), **info)
-    assert cache.info(opt).keys() == info.keys() and capsys.readouterr().err == ""
-
-
 def test_a_failed_preparation_leaves_no_cache(opt, capsys):
     path = os.path.join(opt.data, "cifar-10-batches-bin", "test_batch.bin")
     with open(path, "ab") as file:
@@ -259,16 +198,6 @@ def test_the_readmes_example_works_as_it_stands(package):
     assert np.allclose(mean, train.mean, atol=0.05) and np.allclose(std, train.std, atol=0.05)
     batch = val.augment(val.images, None)
     assert batch.shape == (64, 3, 32, 32) and val.get(1)[1] == 1
-
-
-def test_a_preparation_that_saves_nothing(package):
-    (package / "idle.py").write_text("")
-    (package / "idle_gen.py").write_text(
-        "def signature(opt):\n    return ''\n\n\ndef exec(opt, cache_file):\n    pass\n"
-    )
-    opt = types.SimpleNamespace(dataset="idle", data="", gen=str(package / "gen"))
-    with pytest.raises(RuntimeError, match="datasets.idle_gen.exec did not write an .npz"):
-        datasets.create(opt)
 
 
 SPLITS = [("digits", "-valShare 0.1"), ("cifar10", "-fold 2/3"), ("imagenet", "-valShare 0.3")]

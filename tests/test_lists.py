@@ -192,8 +192,8 @@ def test_repeated_images_are_noted(here, capsys):
     touch("d/d/none")
     datasets.create(options(data="d", train="a.csv", val="b.csv"))
     notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("=> ")]
-    assert "=> 1 image a.csv has more than once: '0.jpg'" in notes
-    assert "=> 2 images a.csv and b.csv both have: '0.jpg', '1.jpg'" in notes
+    assert "=> images that a.csv has more than once: 1 ('0.jpg')" in notes
+    assert "=> images that a.csv and b.csv both have: 2 ('0.jpg', '1.jpg')" in notes
     assert not any("b.csv has more than once" in line for line in notes)
 
 

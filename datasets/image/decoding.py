@@ -43,9 +43,7 @@ _ORIENTATION, _BITS, _PHOTOMETRIC, _BANDS, _SAMPLE_FORMAT = 274, 258, 262, 277, 
 _TURNED = re.compile(
     rb"\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0\0\0[\x02-\x08]\0"
 )
-# Pillow turns a TIFF by its orientation of 2, 3 and so on; these turn the picture back
-_TURNS = "FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_90 TRANSVERSE ROTATE_270"
-_UNTURN = {n: Image.Transpose[name] for n, name in enumerate(_TURNS.split(), start=2)}
+# By the orientation, how pixels are turned upright; 6 and 8 undo each other, the others themselves
 _UPRIGHT = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -207,19 +205,19 @@ def _decode_bytes(data, source, buffer=None):
                 f"{image.width} x {image.height} pixels are more than the limit of {LARGEST}"
             )
         odd = damage.check_photo(data)
-        turn = None
-        if image.format == "TIFF":  # loses its orientation when it is loaded
-            turn, image = _turn(image), _load_tiff(image)
-        image.load()
-        return _pixels(image, source), odd, turn or _turn(image)
+        if image.format != "TIFF":
+            image.load()
+            return _pixels(image, source), odd, _turn(image)
+        orientation = image.getexif().get(_ORIENTATION)
+        _load_tiff(image)
+        pixels, back = _pixels(image, source), {6: 8, 8: 6}.get(orientation, orientation)
+        if orientation in _UPRIGHT:  # Pillow turns a TIFF when it loads the file
+            pixels = np.ascontiguousarray(_UPRIGHT[back](pixels))
+        return pixels, odd, _UPRIGHT.get(orientation)
 
 
 def _load_tiff(image):
-    """Load a TIFF as it is stored: without turning the picture by its orientation.
-
-    libtiff prints on stderr. Its first line becomes the reason of an error instead.
-    """
-    orientation = image.getexif().get(_ORIENTATION)
+    """Load a TIFF. libtiff prints on stderr: its first line becomes the reason of an error."""
     with tempfile.TemporaryFile() as lines:
         stderr = os.dup(2)
         os.dup2(lines.fileno(), 2)
@@ -233,11 +231,6 @@ def _load_tiff(image):
         finally:
             os.dup2(stderr, 2)
             os.close(stderr)
-    if orientation not in _UNTURN:
-        return image
-    turned = image.transpose(_UNTURN[orientation])
-    turned.tag_v2 = image.tag_v2
-    return turned
 
 
 def _pixels(image, source):
