@@ -54,7 +54,7 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
     path = os.path.join(folder, "latest.pth")
     problems, named, last = [], None, math.inf
     try:
-        pointer = _read_pointer(path)
+        pointer = _pointer(path, atomic.load(path))
         say(f"=> Loading checkpoint {path}")
         named, last = (pointer["modelFile"], pointer["optimFile"]), pointer["epoch"]
         return _read(folder, *named), named
@@ -90,25 +90,16 @@ def _first(problems):
     return "; ".join(problems[:3]) + more
 
 
-def _read_pointer(path):
-    """The content of latest.pth. InputError for names that lead out of its folder."""
-    pointer = atomic.load(path)
-    names = (
-        [pointer.get(name) for name in ("modelFile", "optimFile")]
-        if isinstance(pointer, dict)
-        else []
-    )
-    for name in names:
-        _check_name(path, name)
-    if not names or not schema.is_count(pointer.get("epoch")):
-        raise InputError(f"{path} does not name a checkpoint of this program")
-    return pointer
-
-
-def _check_name(path, name):
-    """InputError for a name that leads out of the folder of the file that names it."""
-    if not isinstance(name, str) or name in ("", ".", "..") or re.search(r"[/\\\0]", name):
-        raise InputError(f"{path} names {shown(name)}: should be a file in the same folder")
+def _pointer(path, found):
+    """The content of a latest.pth or latest.t7; InputError for names that leave its folder."""
+    fields = found if isinstance(found, dict) else {}
+    for name in ("modelFile", "optimFile"):
+        file = fields.get(name)
+        if not isinstance(file, str) or file in ("", ".", "..") or re.search(r"[/\\\0]", file):
+            raise InputError(f"{path} names {shown(file)}: should be a file in the same folder")
+    if not schema.is_count(fields.get("epoch")):
+        raise InputError(f"{path} does not name a checkpoint: it lacks the epoch")
+    return fields
 
 
 def _finished(folder):
@@ -155,7 +146,7 @@ def pointer_field(folder, name):
     """A field of latest.pth; if that is damaged, of the newest intact checkpoint; or None."""
     path = os.path.join(folder, "latest.pth")
     try:
-        return _read_pointer(path).get(name)
+        return _pointer(path, atomic.load(path)).get(name)
     except atomic.Damaged:
         checkpoint, _ = newest(folder)
     if checkpoint is None:
@@ -175,12 +166,7 @@ def restarted(folder):
 
 def _torch7(path):
     """A checkpoint of checkpoints.lua. It has no best error; the rate is the command line's."""
-    newest, folder = model_files.load_t7(path), os.path.dirname(path)
-    fields = newest if isinstance(newest, dict) else {}
-    for name in ("modelFile", "optimFile"):
-        _check_name(path, fields.get(name))
-    if not schema.is_count(fields.get("epoch")):
-        raise InputError(f"{path} is not a checkpoint of the original program: it lacks the epoch")
+    newest, folder = _pointer(path, model_files.load_t7(path)), os.path.dirname(path)
     model = os.path.join(folder, newest["modelFile"])
     checkpoint = _torch7_state(os.path.join(folder, newest["optimFile"]), model)
     return {**checkpoint, "epoch": newest["epoch"], "modelFile": model}

@@ -79,6 +79,8 @@ def main(argv=None):
 def test(opt):
     """Test in this process, as the options say; returns the errors of ensemble.test."""
     # imported here, so that -help and option errors do not wait for torch
+    import torch
+
     import dataloader
     import models
     from evaluation import classes, ensemble, logits, predictions
@@ -94,7 +96,8 @@ def test(opt):
     cudnn = opt.given.get("cudnn", "default") if opt.dense else opt.cudnn
     models.set_backend(cudnn, opt.precision)
     precision = Precision(opt.precision, device)
-    nets = [ensemble.load_net(source, precision) for source in opt.models]
+    form = {"dtype": precision.dtype, "memory_format": torch.channels_last}
+    nets = [models.load(source, device).to(**form) for source in opt.models]
 
     trained = as_trained(opt)
     train, val, *_ = group.rank_0_first(lambda: datasets.create_split(trained))
@@ -105,7 +108,7 @@ def test(opt):
     if len(nets) > 1:  # leave out outputs without a name, which -nClasses adds
         tested = [name for name in tested if name is not None]
     columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]
-    indices, targets = classes.targets(val, data, tested, listed, opt.skipCorrupt)
+    indices, targets = classes.targets(val, data, tested, listed)
 
     settings = {
         **{"workers": opt.nThreads, "dtype": precision.dtype, "skip_corrupt": opt.skipCorrupt},

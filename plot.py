@@ -78,24 +78,20 @@ def plot(kind, out, paths):
 
 
 def table(drawn):
-    """The val errors as text: after the last epoch, and the lowest, as mean +- standard error.
-
-    The line below a curve has the options that differ from other curves'.
-    """
+    """The val errors as text: after the last epoch, and the lowest, as mean +- standard error."""
     measure = ("val AP %", "highest") if drawn[0].runs[0].detects else ("val top-1 %", "lowest")
     tested = any(curve.final()[0] == curve.final()[0] for curve in drawn)
     measure += ("best on test",) * tested
-    rows, below = [("", "runs", "epochs", "parameters", *measure)], [""]
+    rows = [("", "runs", "epochs", "parameters", *measure)]
     for curve in drawn:
         count, epochs = curve.runs[0].parameters, curve.mean("val")[0]
         error = "{:.2f} +- {:.2f}" if len(curve.runs) > 1 else "{:.2f}"
         numbers = str(len(curve.runs)), str(epochs[-1]), f"{count:,}" if count else "not logged"
         errors = [error.format(*pair) for pair in (curve.last(), curve.best(), curve.final())]
         rows.append((cut(curve.label, LONGEST), *numbers, *errors[: len(measure)]))
-        below.append(f"\n    {cut(curve.differing, 1000)}" if curve.differing else "")
     first, *widths = (max(map(len, column)) for column in zip(*rows))
     lines = ["  ".join([row[0].ljust(first), *map(str.rjust, row[1:], widths)]) for row in rows]
-    return "\n".join(line.rstrip() + more for line, more in zip(lines, below))
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def _colours(count):

@@ -24,7 +24,6 @@ from runtime.terminal import note, say
 
 # options that decide the batches of an epoch and the images of its test
 ORDER = ("batchSize", "manualSeed", "trainCrop", "tenCrop", "testScale", "testCrop", "testPool")
-_OLD = ("batchSize", "manualSeed", "tenCrop", "testScale", "testCrop")  # before it had names
 FEW = 8  # images of a replica slice: fewer make batch norm noisy
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
 ONE_BY_ONE = "-accumulate true"  # comes first where replicas share a process
@@ -210,16 +209,8 @@ class Trainer(loop.Loop):
         before = {name for name in self.parameters if name.partition(".")[0] not in new}
         known = dict(self.model.named_parameters())
         self.load_optimizer(state, known, before)
-        if not inside:
-            return
-        old = state.get("position") or {}
-        if "order" in old:
-            order = old["order"]
-            if isinstance(order, list):  # at first only three values
-                order = dict(zip(_OLD, order))
-            order = {n: order.get(n, saved.get(n, value)) for n, value in self.order.items()}
-            state = {**state, "position": {**old, "order": order}}
-        self.load_position(state)
+        if inside:
+            self.load_position(state)
 
 
 def _outputs(model, input, window):

@@ -119,7 +119,7 @@ class Loop:
         if state.get("scaler") and self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
 
-    def load_position(self, state, options=""):
+    def load_position(self, state, options="options"):
         """Go on inside an epoch, if the state is from inside one and still holds.
 
         A line names a change of the images, or of the options in `order` (`options` if it has no

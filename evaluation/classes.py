@@ -15,7 +15,6 @@ import torch
 from datasets import class_names, imagenet_gen
 from runtime import regular_files
 from runtime.errors import InputError
-from runtime.progress import slow
 from runtime.terminal import note
 
 LARGEST = 1 << 26  # bytes of a file with class names
@@ -88,15 +87,15 @@ def columns(source, names, tested, listed=None):
     return torch.tensor([columns[name] for name in tested])
 
 
-def targets(dataset, data, tested, listed=None, skip=False):
+def targets(dataset, data, tested, listed=None):
     """The indices of the images of tested classes, and their targets as indices into `tested`.
 
     data: the dataset's class names. listed: the file of the tested classes; with one, images of
-    other classes are left out, without one they are an error. skip: leave out unreadable images if
-    the dataset has no labels.
+    other classes are left out, without one they are an error.
     """
     labels = next((getattr(dataset, n) for n in ("targets", "labels") if hasattr(dataset, n)), None)
-    places, labels = _read_labels(dataset, skip) if labels is None else (None, labels)
+    if labels is None:
+        labels = [dataset.get(i)[1] for i in range(dataset.size())]
     labels = np.asarray(labels)
     index = {name: i for i, name in enumerate(tested)}
     found = np.array([index.get(name, -1) for name in data])[labels]
@@ -109,22 +108,4 @@ def targets(dataset, data, tested, listed=None, skip=False):
             raise InputError(f"no image is of a class in {listed}; the first is of {name}")
         note(f"=> {len(left_out)} of {len(found)} images are of classes not in {listed}: left out")
     kept = np.flatnonzero(found >= 0)
-    return kept if places is None else places[kept], found[kept]
-
-
-def _read_labels(dataset, skip):
-    """The indices of the images that can be read, and their labels."""
-    places, labels = [], []
-    with slow(f"reading the labels of {dataset.size()} images") as show_detail:
-        for i in range(dataset.size()):
-            show_detail(f"{i} done")
-            try:
-                labels.append(dataset.get(i)[1])
-                places.append(i)
-            except InputError as error:
-                if not skip:
-                    raise
-                note(f" | skipped {error} ({i + 1 - len(places)} so far)")
-    if not labels:
-        raise InputError("no validation image could be read")
-    return np.array(places), labels
+    return kept, found[kept]

@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-import models
 from datasets.input_spec import InputTransform
 from engine import batchnorm, loop
 from engine.batchnorm import ADVICE
@@ -39,13 +38,6 @@ class EnsembleMetrics(Metrics):
 
     soft1: int = 0
     soft5: int = 0
-
-
-def load_net(source, precision):
-    """A model from a file or by name, in the precision and memory format of the test."""
-    net = models.load(source, precision.device)
-    # the dtype of training, whatever the file has
-    return net.to(precision.dtype, memory_format=torch.channels_last)
 
 
 def recompute(nets, loader, opt, precision):

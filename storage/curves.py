@@ -54,7 +54,6 @@ class Curve(NamedTuple):
     runs: list
     label: str  # the net's name, and what tells it from other curves of that name
     family: str  # likewise without the net's size
-    differing: str  # all options that differ from those of another curve
 
     def mean(self, what):
         """(epochs, mean, standard error) of "train" or "val", for the epochs that all runs have."""
@@ -93,10 +92,7 @@ def read_log(path):
         with regular_files.opened(file, LARGEST) as log:
             # a line above _LONGEST comes in parts, which are no JSON
             texts = iter(lambda: log.readline(_LONGEST).decode(), "")
-            first = next(texts, None)
-            if first is None:
-                raise InputError(f"{file} is empty: no run has begun there")
-            header = parsed(first)
+            header = parsed(next(texts, ""))
             if not isinstance(header.get("options"), dict):
                 raise InputError(f"{foreign}: its first line has no options")
             train, val, detects, final = _epochs(texts, log, file)
@@ -124,15 +120,15 @@ def read_log(path):
 
 def _epochs(texts, log, file):
     """(training errors, test errors, whether of a detector, final error) of a log's other lines."""
-    train, val, detects, final, before = {}, {}, False, None, 0
+    train, val, detects, before = {}, {}, False, 0
     for number, text in enumerate(texts, 2):
         line = parsed(text)
         if not line and log.tell() == os.fstat(log.fileno()).st_size:
             note(f"=> {file}: its last line is cut short and left out")
             break
-        if "final" in line and before < math.inf:
-            final, before = line["final"], math.inf  # no epoch comes after
-            continue
+        if "final" in line:  # no epoch comes after
+            final = _percent(line["final"], "top1")
+            return train, val, detects, math.nan if final is None else final
         epoch, errors = line.get("epoch"), _errors(line)
         if type(epoch) is not int or not before < epoch <= EXACT or None in errors:
             fault = f"line {number} is not the line of the next epoch, with errors"
@@ -141,8 +137,7 @@ def _epochs(texts, log, file):
             raise InputError(f"{file} has over {_MOST:,} epochs")
         train[epoch], val[epoch] = errors
         detects, before = detects or "top1" not in line["test"], epoch
-    final = _percent(final.get("top1")) if isinstance(final, dict) else None
-    return train, val, detects, math.nan if final is None else final
+    return train, val, detects, math.nan
 
 
 def parsed(text):
@@ -151,30 +146,30 @@ def parsed(text):
         value = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return named(value) if isinstance(value, dict) else {}
+    return _named(value) if isinstance(value, dict) else {}
 
 
-def named(line):
+def _named(line):
     """A line of a log with its errors by name: earlier versions wrote lists, top-1 first."""
-    lists = {name: line.get(name) for name in ("train", "test", "best")}
-    lists = {name: errors for name, errors in lists.items() if isinstance(errors, (list, tuple))}
     names = ("top1", "top5", "loss")
-    return {**line, **{n: dict(zip(names, errors)) for n, errors in lists.items() if errors}}
+    lists = {part: line[part] for part in ("train", "test") if isinstance(line.get(part), list)}
+    return {**line, **{part: dict(zip(names, errors)) for part, errors in lists.items()}}
 
 
 def _errors(line):
     """The two numbers of an epoch: top-1 errors; of a detector AP50 and AP, NaN in its RPN step."""
-    train, test = line.get("train"), line.get("test")
+    test = line.get("test")
     if isinstance(test, dict) and "top1" not in test:
-        return [_percent(test.get(name, math.nan)) for name in ("AP50", "AP")]
-    return [_percent(p.get("top1")) if isinstance(p, dict) else None for p in (train, test)]
+        return [_percent({name: math.nan, **test}, name) for name in ("AP50", "AP")]
+    return [_percent(line.get(part), "top1") for part in ("train", "test")]
 
 
-def _percent(value):
-    """A number in per cent, NaN if it is not finite; None for anything else."""
+def _percent(errors, name):
+    """The error of this name in per cent, NaN if it is not finite; None if there is none."""
+    value = errors.get(name) if isinstance(errors, dict) else None
     if type(value) not in (int, float):
         return None
-    if not -math.inf < value < math.inf:
+    if value != value or abs(value) == math.inf:
         return math.nan
     return value if 0 <= value <= 100 else None
 
@@ -183,12 +178,9 @@ def _options(header):
     """{-option: value} of what decides the result; the net's configuration says what the net is."""
     options, net = header["options"], header.get("net")
     net = net.get("backbone", net) if isinstance(net, dict) else None  # "backbone" of a detector
-    if isinstance(net, dict):
-        net = {OF_THE_NET.get(k, k): v for k, v in net.items() if k not in ("classes", "stem")}
-    else:  # a log of an older version; ResNets ignored ResNeXt's options
-        net = {name: options[name] for name in OF_THE_NET.values() if name in options}
-        if net.get("netType") in ("resnet", "preresnet"):
-            net = {n: net[n] for n in net.keys() - {"cardinality", "baseWidth", "bottleneckType"}}
+    if not isinstance(net, dict):  # a log of an older version
+        net = {key: options[name] for key, name in OF_THE_NET.items() if name in options}
+    net = {OF_THE_NET.get(k, k): v for k, v in net.items() if k not in ("classes", "stem")}
     if net.get("bottleneckType") == "resnet":  # a block of one path with 64 channels
         net |= {"cardinality": 1, "baseWidth": 64}
     rest = {n: v for n, v in options.items() if n not in {*IGNORED, *OF_THE_NET.values()}}
@@ -204,6 +196,8 @@ def _names(options):
     """(family, size, name) of a net; in the paper a ResNeXt of cardinality 1 is a ResNet."""
     kind = family = NAMES.get(options["-netType"], options["-netType"])
     depth, paths, width = (options.get(name, "") for name in SIZE)
+    if options["-netType"] in ("resnet", "preresnet"):  # older logs have ResNeXt's options as well
+        paths = ""
     if paths == "1":
         kind = kind.replace("ResNeXt", "ResNet")
         family = f"{kind}, cardinality 1"  # ResNets of fb.resnet.torch are another family
@@ -242,7 +236,7 @@ def group(runs):
             note(f"=> no mean of {' and '.join(equal)}, whose options are equal, because {reason}")
         which = f"{own.path}: " if len(equal) > 1 else ""
         label, family = (which + _label(own, firsts, name) for name in ("name", "family"))
-        curves.append(Curve(members, label, family, _differing(own, firsts)))
+        curves.append(Curve(members, label, family))
     return curves
 
 
@@ -250,14 +244,10 @@ def _label(own, runs, name):
     """The dataset if there are several, the name, and what differs among equal names."""
     same = [r for r in runs if (getattr(r, name), r.data) == (getattr(own, name), own.data)]
     data = own.data if len({run.data for run in runs}) > 1 else ""
-    return " ".join(filter(None, (data, getattr(own, name), _differing(own, same))))
-
-
-def _differing(own, runs):
-    """The options of `own` that differ among the runs, without those that the net's name has."""
-    return " ".join(
-        f"{name} {value}"
-        for name, value in own.options.items()
-        if name not in ("-netType", *SIZE)
-        and len({run.options.get(name, value) for run in runs}) > 1
-    )
+    differing = [
+        f"{option} {value}"
+        for option, value in own.options.items()
+        if option not in ("-netType", *SIZE)
+        and len({run.options.get(option, value) for run in same}) > 1
+    ]
+    return " ".join(filter(None, (data, getattr(own, name), *differing)))

@@ -45,9 +45,8 @@ class LogFile:
 
     def __init__(self, path, header, checkpoint):
         """header: of this start. checkpoint: what the run resumes, or {}."""
-        self.before, *tail = map(curves.named, checkpoint.get("log", [header]))
+        self.before, *tail = checkpoint.get("log", [header])
         self.path, self.header, self.tail = path, header, collections.deque(tail)
-        # earlier versions had all lines in "log"
         head = checkpoint.get("logged", {}) if tail else {}
         self.size, self.crc = head.get("size", 0), head.get("crc", 0)
         self.first = head.get("first", tail[0]["epoch"] if tail else None)  # epoch of the run
@@ -113,7 +112,11 @@ class LogFile:
         yield from (line for line in self.tail if line["epoch"] > epoch)
 
     def _rewrite(self, header, source):
-        if self.size and not self._is_head_of(source):
+        is_head = not self.size
+        with contextlib.suppress(OSError), regular_files.opened(source) as old:
+            old.readline(_BLOCK)
+            is_head = is_head or self._has_head(old)
+        if not is_head:
             first = self.tail[0]["epoch"]
             lost = f"{source} lacks the lines of the epochs before {first}"
             note(f"=> {lost}: {self.path} begins with epoch {first}")
@@ -123,28 +126,25 @@ class LogFile:
             if self.size:
                 with regular_files.opened(source) as old:
                     old.readline(_BLOCK)
-                    for left in range(self.size, 0, -_BLOCK):
-                        file.write(old.read(min(left, _BLOCK)))
+                    for piece in self._head(old):
+                        file.write(piece)
             file.write(_encoded(self.tail))
             end = file.tell()
         self.end, self.written = end, len(self.tail)
 
-    def _is_head_of(self, path):
-        try:
-            with regular_files.opened(path) as file:
-                file.readline(_BLOCK)
-                return self._has_head(file)
-        except OSError:
-            return False
-
     def _has_head(self, file):
         """Whether the head follows in a file; reads it."""
-        if os.fstat(file.fileno()).st_size < self.size:
-            return False
         crc = 0
-        for left in range(self.size, 0, -_BLOCK):
-            crc = zlib.crc32(file.read(min(left, _BLOCK)), crc)
+        for piece in self._head(file):
+            crc = zlib.crc32(piece, crc)
         return crc == self.crc
+
+    def _head(self, file):
+        """As many bytes of a file as the head has, in pieces."""
+        left = self.size
+        while left and (piece := file.read(min(left, _BLOCK))):
+            left -= len(piece)
+            yield piece
 
 
 def _encoded(lines):
@@ -157,7 +157,7 @@ def header(opt, model, device):
         "options": dict(opt.values),
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),  # a plain str instead of torch's subclass
-        "torchvision": _version("torchvision"),
+        "torchvision": importlib.metadata.version("torchvision"),
         "numpy": np.__version__,
         **_source(),
         "net": model.config,  # the options do not describe a net from a file
@@ -231,12 +231,6 @@ def _peak_memory(device):
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB on Linux
-
-
-def _version(package):
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return importlib.metadata.version(package)
-    return None
 
 
 def _source():

@@ -173,20 +173,6 @@ def test_a_dataset_that_keeps_its_labels_to_itself():
     assert classes.targets(images, DATA, DATA)[1].tolist() == [2, 0, 2]
 
 
-def test_of_such_a_dataset_images_that_cannot_be_read_are_left_out(capsys):
-    def get(i):
-        if i in (0, 3):
-            raise InputError(f"image {i} is torn")
-        return None, i % 3
-
-    images = types.SimpleNamespace(size=lambda: 5, get=get)
-    with pytest.raises(InputError, match="image 0 is torn"):
-        classes.targets(images, DATA, DATA)
-    indices, targets = classes.targets(images, DATA, DATA, skip=True)
-    assert indices.tolist() == [1, 2, 4] and targets.tolist() == [1, 2, 1]
-    assert " | skipped image 3 is torn (2 so far)" in capsys.readouterr().err
-
-
 @pytest.mark.parametrize(
     "text, message",
     [("", "is empty"), ("\n \n", "is empty"), ("cat\ndog\ncat\n", "names cat twice")],
