@@ -73,16 +73,16 @@ def exec(opt, cache_file, source=SOURCE):
     stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
     data = _data(source, opt)
     place, paths = _find(source, data) if data else (opt.gen, [])
-    is_lua = place.endswith(".t7")
-    if not data:
-        files = _published(source, opt.gen)
-    elif not is_lua:
-        files = {os.path.basename(path): regular_files.read_bytes(path, LARGEST) for path in paths}
-        if paths == [place]:
-            advice = "; unpack your own, and give its folder"
-            files = _unpack(source, files.popitem()[1], place, advice)
+    if place.endswith(".t7"):
+        splits = _torch7(source, place)
+    else:
+        read = {os.path.basename(p): regular_files.read_bytes(p, LARGEST) for p in paths}
+        if not data:
+            read = _published(source, opt.gen)
+        elif paths == [place]:
+            read = _unpack(source, read.popitem()[1], place)
+        splits = _splits(source, read, place)
     say(" | combining dataset into a single file")
-    splits = _torch7(source, place) if is_lua else _splits(source, files, place)
     found = len(np.unique(splits[0][1]))
     if found < source.classes:
         note(
@@ -203,13 +203,13 @@ def _find(source, data):
     )
 
 
-def _unpack(source, data, where, advice=""):
+def _unpack(source, data, where):
     """The files of an archive, name -> bytes, if it is a published one. `where` names it."""
     published = [version.md5 for version in source.versions]
     if _md5(data) not in published:
         raise InputError(
             f"{where} is not a published archive of {source.name} (its MD5 is {_md5(data)}, should "
-            f"be {' or '.join(published)}){advice}"
+            f"be {' or '.join(published)}); your own can be read from a folder"
         )
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {m.name.rpartition("/")[2]: tar.extractfile(m).read() for m in tar if m.isfile()}

@@ -58,9 +58,7 @@ def images(opt, split, names):
         numbers |= {str(number): number for number in range(len(names))}
     paths, targets, missing = [], [], []
     for line, place, name in _rows(path):
-        number = numbers.get(name)
-        if number is None:
-            number = numbers.get(normalized(name))
+        number = numbers.get(normalized(name))
         if number is None:
             raise InputError(f"{path}, line {line}: no training image is of the class {name!r}")
         full = (os.path.normpath(os.path.join(root, place)) for root in roots)

@@ -36,8 +36,7 @@ def classes(opt):
 
     The folders are those of train, or of val for -testOnly where train has none; likewise a list's.
     """
-    split = _splits(opt)[0]
-    path, folder = image_lists.find(opt, split), folder_of(opt, split)
+    path, folder = next(iter(_sources(opt).values()))
     if path:
         return image_lists.classes(path)
     names = class_folders(folder)
@@ -65,8 +64,7 @@ def signature(opt):
     A list counts by its content.
     """
     digest, count = hashlib.sha256(), 0
-    for split in _splits(opt):
-        path, folder = image_lists.find(opt, split), folder_of(opt, split)
+    for split, (path, folder) in _sources(opt).items():
         if path:
             digest.update(f"{split} {image_lists.digest(path)}\0".encode())
             continue
@@ -97,7 +95,7 @@ def exec(opt, cache_file):
     }
     for split, kind in (("val", "validation"), ("train", "training")):
         paths, targets = np.zeros(0, "S1"), np.zeros(0, np.int64)
-        if split in _splits(opt):
+        if split in _sources(opt):
             say(f" | finding all {kind} images")
             paths, targets = _images(opt, split, numbers)
             if not _may_be_empty(opt, split):
@@ -133,13 +131,18 @@ def _note(what, names, then=""):
         note(f"=> {what}: {len(names)} ({few}{', ...' * (len(names) > 3)}){then}")
 
 
-def _splits(opt):
-    """The splits to list. Where there is no val, -valShare or -fold makes it of train."""
-    train, val = (folder_of(opt, split) for split in ("train", "val"))
-    if not (image_lists.find(opt, "val") or os.path.isdir(val)):
-        return ("train",)
-    has_classes = image_lists.find(opt, "train") or (os.path.isdir(train) and class_folders(train))
-    return ("train", "val") if has_classes or not opt.testOnly else ("val",)
+def _sources(opt):
+    """The splits to list: {split: (its list or None, its folder)}.
+
+    Where there is no val, -valShare or -fold makes it of train.
+    """
+    found = {s: (image_lists.find(opt, s), folder_of(opt, s)) for s in ("train", "val")}
+    (train, folder), (val, val_folder) = found.values()
+    if not (val or os.path.isdir(val_folder)):
+        del found["val"]
+    elif opt.testOnly and not (train or (os.path.isdir(folder) and class_folders(folder))):
+        del found["train"]
+    return found
 
 
 def _may_be_empty(opt, split):

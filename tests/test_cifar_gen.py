@@ -318,7 +318,7 @@ def test_only_a_published_archive_is_unpacked(tmp_path, forms, kind, monkeypatch
     monkeypatch.setattr(tarfile, "open", None)
     message = refused(options(tmp_path, path))
     assert message.startswith(f"{path} is not a published archive of CIFAR-10 (its MD5 is ")
-    assert message.endswith("); unpack your own, and give its folder")
+    assert message.endswith("); your own can be read from a folder")
 
 
 def test_a_file_that_is_too_large(tmp_path):

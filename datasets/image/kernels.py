@@ -192,17 +192,6 @@ def color(planes, blends, shift, mean, std):
             blue[x] = b0 * r + b1 * g + b2 * b + b3
 
 
-@compiled("void(float32[:,:,::1], float32[::1], float32[::1])")
-def normalize(planes, mean, std):
-    """ColorNormalize in place, equal to the last bit: (3, h, w)."""
-    for c in range(3):
-        m, s = mean[c], std[c]
-        for y in range(planes.shape[1]):
-            row = planes[c, y]
-            for x in range(len(row)):
-                row[x] = (row[x] - m) / s
-
-
 @compiled("void(uint8[:,:,:,::1], float64[:,::1], float32[:,::1], int64, float32[:,:,:,::1])")
 def augment(images, uniforms, lookup, padding, out):
     """ColorNormalize, HorizontalFlip(0.5) and RandomCrop of a batch, equal to the last bit.
