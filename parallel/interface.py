@@ -22,22 +22,14 @@ SIOCGIFCONF, ENTRY, ENTRIES = 0x8912, 40, 1024  # linux/sockios.h; bytes of a st
 
 def route(host, port):
     """This machine's own address on the route to another; nothing is sent. InputError if none."""
-    reason = None
     try:
-        for family, kind, protocol, _, place in socket.getaddrinfo(
-            host, port, type=socket.SOCK_DGRAM
-        ):
-            try:
-                with socket.socket(family, kind, protocol) as probe:
-                    probe.connect(place)
-                    return probe.getsockname()[0]
-            except OSError as error:
-                reason = error
-    except OSError as error:  # unknown name
-        reason = error
-    except UnicodeError:  # not a valid name
-        reason = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-    raise InputError(unreachable(cause(reason)))
+        # the system puts addresses without a route last
+        family, kind, protocol, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(place)
+            return probe.getsockname()[0]
+    except (OSError, UnicodeError) as error:  # UnicodeError: not a valid name
+        raise InputError(unreachable(cause(error))) from None
 
 
 def wait(seconds):
@@ -80,8 +72,7 @@ def choose(store, rank, world_size):
         others = (store.get(f"address of {other}").decode() for other in range(world_size))
         other = next((other for other in others if not _is_loopback(other)), None)
         own = other and route(other, os.environ["MASTER_PORT"])
-    name = own and _holder(own)
-    if name:
+    if name := own and _holder(own):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
         os.environ.setdefault("NCCL_SOCKET_IFNAME", f"={name}")  # exactly this name
 

@@ -79,22 +79,18 @@ def check_environment():
             f"{', '.join(missing)}: set all four, as torchrun does, or unset all for a run of one "
             "process"
         )
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")
-    given = {name: os.environ[name] for name in names if name in os.environ}
+    given = {n: os.environ[n] for n in (*TORCH, "MASTER_PORT") if n in os.environ}
     for name, value in given.items():
         if not re.fullmatch("0|[1-9][0-9]{0,8}", value):  # 00 would not be rank 0
             raise InputError(f"{name}={value}: it should be a whole number")
-    if not 0 < int(given["MASTER_PORT"]) < 1 << 16:
-        raise InputError(f"MASTER_PORT={given['MASTER_PORT']}: ports are 1 to 65535")
-    for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
-        number, count = given.get(rank, "0"), given.get(size)
-        if count and int(number) >= int(count):
-            places = f"{rank}={number} {size}={count}"
-            raise InputError(f"{places}: ranks count from 0, so they are below {size}")
-    local, world = given.get("LOCAL_WORLD_SIZE", "1"), given["WORLD_SIZE"]
-    if int(local) > int(world):
-        places = f"LOCAL_WORLD_SIZE={local} WORLD_SIZE={world}"
-        raise InputError(f"{places}: the processes of one machine are among those of the run")
+    world, port = int(given["WORLD_SIZE"]), int(given["MASTER_PORT"])
+    local, local_world = int(given.get("LOCAL_RANK", 0)), int(given.get("LOCAL_WORLD_SIZE", world))
+    if not (int(given["RANK"]) < world and local < local_world <= world and 0 < port < 1 << 16):
+        places = " ".join(f"{name}={value}" for name, value in given.items())
+        raise InputError(
+            f"{places}: ranks count from 0 and are below the sizes, a local size is at most "
+            "WORLD_SIZE, and ports are 1 to 65535"
+        )
 
 
 def ranks(environment):

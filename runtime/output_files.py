@@ -24,11 +24,7 @@ def check_outputs(outputs, inputs=()):
         if os.path.splitext(path)[1].lower() not in endings:
             raise InputError(f"{named} should end in {' or '.join(endings)}")
         try:
-            _check_folder(named, path)
-            _check_present(named, path, inputs)
-            with open(temporary(path), "ab"):
-                pass
-            os.remove(temporary(path))
+            _check(named, path, inputs)
         except OSError as error:
             raise InputError(f"{named} cannot be written: {cause(error)}") from None
         place = os.path.realpath(path).casefold()  # as some file systems compare names
@@ -44,47 +40,32 @@ def temporary(path):
     return os.path.join(folder, f"{start}.{os.getpid()}.tmp")
 
 
-def _check_folder(named, path):
+def _check(named, path, inputs):
     folder = os.path.dirname(path) or "."
     if not os.path.isdir(folder):
         raise InputError(
             f"{named}: the folder {folder!r} does not exist: make this folder, or give another one"
         )
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{named}: cannot write files to the folder {folder!r}")
-
-
-def _check_present(named, path, inputs):
-    """Check the file that is at `path` already, if any."""
     try:
-        there = os.stat(path)
+        mode = os.stat(path).st_mode
     except FileNotFoundError:
-        return
-    if stat.S_ISDIR(there.st_mode):
-        raise InputError(f"{named} is a folder; it should be a file to write")
-    if not stat.S_ISREG(there.st_mode):
-        raise InputError(f"{named} is {kind(there.st_mode)}; it should be a file to write")
-    for read in inputs:
-        if _reads(read, path, there):
-            raise InputError(f"{named} would overwrite the input {read}: give another name")
-    if not os.access(path, os.W_OK):
-        raise InputError(f"{named} exists already and is write-protected: give another name")
-    folder, own = os.stat(os.path.dirname(path) or "."), os.lstat(path)
-    if folder.st_mode & stat.S_ISVTX and _user() not in (0, folder.st_uid, own.st_uid):
-        raise InputError(f"{named} belongs to another user, in a folder that protects it (sticky)")
+        pass
+    else:
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{named} is {kind(mode)}; it should be a file to write")
+        for read in inputs:
+            if _reads(read, path):
+                raise InputError(f"{named} would overwrite the input {read}: give another name")
+        if not os.access(path, os.W_OK):
+            raise InputError(f"{named} exists already and is write-protected: give another name")
+    with open(temporary(path), "ab"):
+        pass
+    os.remove(temporary(path))
 
 
-def _reads(source, path, there):
+def _reads(source, path):
     """Whether `source` is the file at `path`, or a folder that has this file as an image."""
-    try:
-        found = os.stat(source)
-    except (OSError, ValueError):
-        return False
-    if not stat.S_ISDIR(found.st_mode):
-        return os.path.samestat(found, there)
-    inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(source), ""))
-    return inside and path.lower().endswith(_IMAGES)
-
-
-def _user():
-    return os.geteuid() if hasattr(os, "geteuid") else 0  # Windows has no sticky folders
+    if os.path.isdir(source):
+        inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(source), ""))
+        return inside and path.lower().endswith(_IMAGES)
+    return os.path.isfile(source) and os.path.samefile(source, path)

@@ -11,7 +11,7 @@ import stat
 from runtime.errors import InputError, cause
 
 _MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .onnx .bin .ckpt .tar .pkl".split())
-_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket"}
+_KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 MODEL_FILES = ("model_best.pth", "model.safetensors", "pytorch_model.bin")  # of a folder
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows has neither
 
@@ -43,7 +43,7 @@ def _open(path, flags):
 
 
 def kind(mode):
-    """What an st_mode describes that is neither a regular file nor a folder."""
+    """What an st_mode describes that is not a regular file."""
     return _KINDS.get(stat.S_IFMT(mode), "a device")
 
 

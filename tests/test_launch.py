@@ -217,10 +217,10 @@ def wrong_environments():
     for rank, size in (("RANK", "WORLD_SIZE"), ("LOCAL_RANK", "LOCAL_WORLD_SIZE")):
         for number, count in (("2", "2"), ("3", "2"), ("0", "0")):
             values = {rank: number, size: count}
-            yield WHOLE | values, f"{rank}={number} {size}={count}: ranks count from 0"
-    yield WHOLE | {"LOCAL_WORLD_SIZE": "5"}, "LOCAL_WORLD_SIZE=5 WORLD_SIZE=4: the processes of one"
+            yield WHOLE | values, f"{rank}={number} .*{size}={count} .*: ranks count from 0"
+    yield WHOLE | {"LOCAL_WORLD_SIZE": "5"}, "LOCAL_WORLD_SIZE=5 .* local size is at most WORLD_S"
     for port in ("0", "65536"):
-        yield WHOLE | {"MASTER_PORT": port}, f"MASTER_PORT={port}: ports are 1 to 65535"
+        yield WHOLE | {"MASTER_PORT": port}, f"MASTER_PORT={port}: .* ports are 1 to 65535"
 
 
 def set_environment(monkeypatch, variables):

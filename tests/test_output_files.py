@@ -127,23 +127,11 @@ def check(path, *inputs):
 
 
 def test_files_that_are_protected(here, monkeypatch):
-    user = os.geteuid()
     check("c.csv")  # to write a file again is no fault
-    os.chmod(here, 0o1777)
-    check("c.csv")
-    monkeypatch.setattr(os, "geteuid", lambda: user + 1000)
-    check("new.csv")
-    with pytest.raises(InputError, match="c.csv belongs to another user, .*sticky"):
-        check("c.csv")
-    os.chmod(here, 0o777)
-    check("c.csv")
     access = os.access
     monkeypatch.setattr(os, "access", lambda path, mode: path != "c.csv" and access(path, mode))
     with pytest.raises(InputError, match="c.csv exists already and is write-protected"):
         check("c.csv")
-    monkeypatch.setattr(os, "access", lambda path, mode: path != "." and access(path, mode))
-    with pytest.raises(InputError, match="cannot write files to the folder '.'"):
-        check("new.csv")
 
 
 def test_what_is_no_fault(here):
