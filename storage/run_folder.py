@@ -197,7 +197,8 @@ class RunFolder:
         self.wait()  # the thread writes the log
         self.log.add({"epoch": epoch, **entry})
         state = {"epoch": epoch, **self._run_state(), **state}
-        self._start(f"epoch {epoch}", self._write_epoch, content, state, is_best)
+        what = f"epoch {epoch}"
+        self.writer.start(self._try_to_save, what, self._write_epoch, content, state, is_best)
 
     def save_inside(self, content, state, final=False):
         """Save the state inside an epoch; `final`: the run ends now, so a failure is an error."""
@@ -206,7 +207,8 @@ class RunFolder:
         epoch = state["position"]["epoch"]
         # in the file, `epoch` counts finished epochs
         state = {"epoch": epoch - 1, **self._run_state(), **state}
-        self._start(f"a part of epoch {epoch}", self._write_inside, content, state)
+        what = f"a part of epoch {epoch}"
+        self.writer.start(self._try_to_save, what, self._write_inside, content, state)
         if final:
             self.wait()
             self._raise_unsaved("the state of the interrupted run")
@@ -236,9 +238,6 @@ class RunFolder:
     def _run_state(self):
         """What a checkpoint holds beside the model, the trainer's state and the log."""
         return {"best": self.best, "options": dict(self.opt.values), "agents": self.agents}
-
-    def _start(self, what, write, *content):
-        self.writer.start(self._try_to_save, what, write, *content)
 
     def wait(self):
         """Wait until the last save is finished."""
@@ -294,10 +293,7 @@ class RunFolder:
         self.log.write()
         if self.tensorboard:
             self.tensorboard.write(self.log)
-        digests = {
-            "digest": atomic.digest(self._file(model_file)),
-            "bestDigest": self.best_digest,
-        }
+        digests = {"digest": atomic.digest(self._file(model_file)), "bestDigest": self.best_digest}
         atomic.save(self._file(optim_file), {**state, **self.log.state(), **digests})
         self._write_latest(epoch, model_file, optim_file)
         with contextlib.suppress(FileNotFoundError):

@@ -9,14 +9,13 @@ def fault(tensor):
     """Why a tensor cannot be weights or momentum of a net, as a phrase; None if it can."""
     if not isinstance(tensor, torch.Tensor):
         return "is not a tensor of weights"
-    if tensor.dtype not in _DTYPES:  # first, because PyTorch supports hardly anything else
+    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    # an expanded view has more numbers than its memory
+    if not dense or tensor.dtype not in _DTYPES or tensor.untyped_storage().nbytes() < tensor.nbytes:
         return (
-            f"is not a tensor of weights: it is of {tensor.dtype}, not of 16, 32 or 64-bit floats"
+            f"is not a tensor of weights, dense and in memory of its own, of 16, 32 or 64-bit "
+            f"floats: it is of {tensor.dtype}"
         )
-    if tensor.layout != torch.strided or tensor.device.type != "cpu":
-        return "is not a tensor of weights: it is not dense, or not in memory"
-    if tensor.untyped_storage().nbytes() < tensor.nbytes:
-        return "is not a tensor of weights: it is an expanded view of fewer numbers"
     if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
         return "has a value that is not finite: that training diverged"
     return None
