@@ -11,7 +11,11 @@ def fault(tensor):
         return "is not a tensor of weights"
     dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
     # an expanded view has more numbers than its memory
-    if not dense or tensor.dtype not in _DTYPES or tensor.untyped_storage().nbytes() < tensor.nbytes:
+    if (
+        not dense
+        or tensor.dtype not in _DTYPES
+        or tensor.untyped_storage().nbytes() < tensor.nbytes
+    ):
         return (
             f"is not a tensor of weights, dense and in memory of its own, of 16, 32 or 64-bit "
             f"floats: it is of {tensor.dtype}"
