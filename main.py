@@ -72,9 +72,9 @@ def run(start, argv, end):
         # Data loading
         train_loader, val_loader, *test_loader = loaders = dataloader.create(opt, device)
         report_few(opt, train_loader.dataset.size(), classes)
-        # the size in the model's file, which a new net lacks; training has its own size
-        spec = getattr(model, "input_spec", None) if opt.testOnly else None
-        own = spec["crop"] if spec else opt.trainCrop
+        side = opt.trainCrop
+        if opt.testOnly and getattr(model, "input_spec", None):
+            side = model.input_spec.get("trained", model.input_spec["crop"])
         model.input_spec = val_loader.dataset.input_spec()
         if model.input_spec is None:
             note(
@@ -95,8 +95,10 @@ def run(start, argv, end):
         )
         resume(trainer, checkpoint, opt)
 
-        larger = opt.testCrop > own and opt.testPool == "windows"
-        window = window_side(model, own) if larger else 0
+        larger = model.input_spec and model.input_spec["crop"] > side
+        if larger:
+            model.input_spec["trained"] = side
+        window = window_side(model, side) if larger and opt.testPool == "windows" else 0
 
         def test(epoch):
             trainer.recompute(epoch, train_loader, opt.recomputeBN)

@@ -22,6 +22,7 @@ class InputTransform:
     spec: a dict, or None if the net's input is unknown:
       scale: the length of the shorter side after resizing, in pixels.
       crop: the side of the centre crop, in pixels.
+      trained: the side of the training images, in pixels; absent if it is `crop`.
       largest: the value of a white pixel before normalisation: 1 or 255.
       mean, std: of each colour over the training images, on that scale.
       resize: "bilinear" or "bicubic" for Pillow's antialiased resize; absent for Torch's bicubic.

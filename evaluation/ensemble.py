@@ -62,7 +62,7 @@ def views(net, dataset, opt):
         )
     spec = dict(net.input_spec or own)
     InputTransform(spec).check()
-    scale, crop = (spec.pop(name) for name in ("scale", "crop"))
+    scale, crop, _ = (spec.pop(name, None) for name in ("scale", "crop", "trained"))
     spec = tuple(sorted(spec.items()))
     if opt.dense:
         return [View(spec, scale, 0) for scale in opt.dense]
@@ -75,18 +75,15 @@ def views(net, dataset, opt):
 def window(net, dataset, opt):
     """The side of a net's last maps for an image of the training size; 0 for one global mean.
 
-    Windows of this side are for -dense, and for a crop that is larger than the net's own.
+    Windows of this side are for -dense, and for a crop larger than the images of the training.
     """
-    own = (net.input_spec or dataset.input_spec())["crop"]
-    larger = opt.testCrop > own and opt.testPool == "windows" and hasattr(net, "maps")
-    if not (opt.dense or larger):
-        return 0
-    if not hasattr(net, "maps"):
+    spec = net.input_spec or dataset.input_spec()
+    own = spec.get("trained", spec["crop"])
+    larger = (opt.testCrop or spec["crop"]) > own and opt.testPool == "windows"
+    side = scores.window_side(net, own) if opt.dense or larger else 0
+    if opt.dense and not side:
         raise InputError("-dense needs the last feature maps, but this net has no function `maps`")
-    # a smaller crop in the net's spec is its training size, a larger one a setting for tests
-    side = min(spec["crop"] for spec in (dataset.input_spec(), net.input_spec) if spec)
-    side = side if opt.dense else own
-    return scores.window_side(net, side)
+    return side
 
 
 def test(members, loader, opt, precision, predictions=None):

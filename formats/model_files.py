@@ -290,12 +290,12 @@ def checked_spec(path, found):
     number = (int, float)
     if (
         not isinstance(found, dict)
-        or not _is_list_of([found.get("scale"), found.get("crop")], (int,))
+        or not _is_list_of([found.get("scale"), found.get("crop"), found.get("trained", 1)], (int,))
         or not _is_list_of([found.get("largest")], number)
         or not _is_list_of(found.get("mean"), number, 3)
         or not _is_list_of(found.get("std"), number, 3)
         or not isinstance(found.get("resize", ""), str)
-        or not all(1 <= found[name] <= LONGEST for name in ("scale", "crop"))
+        or not all(1 <= found.get(name, 1) <= LONGEST for name in ("scale", "crop", "trained"))
         or not all(1e-6 <= value <= 1e6 for value in (found["largest"], *found["std"]))
         or not all(abs(value) <= 1e6 for value in found["mean"])
     ):
