@@ -136,8 +136,11 @@ class Loop:
         if epoch != state.get("epoch", epoch - 1) + 1:
             fault = f"its position is in epoch {epoch}, but {state['epoch']} epochs are done"
             raise InputError(f"{file} is not a checkpoint of this program: {fault}")
-        if position["order"] != self.order or not same_data:
-            what = self._changed(position["order"], options) if same_data else "the images"
+        order = position["order"]
+        if isinstance(order, dict):  # earlier versions had fewer options
+            order = {**self.order, **order}
+        if order != self.order or not same_data:
+            what = self._changed(order, options) if same_data else "the images"
             if not trained or before[:1] != self.data[:1]:
                 note(f"=> epoch {epoch} begins again, because {what} changed")
                 return

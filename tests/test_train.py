@@ -322,6 +322,11 @@ def test_a_test_of_other_sizes_begins_again(capsys):
     trainer = small()
     trainer.load_state(inside())
     assert trainer.position.epoch == 2 and trainer.position.test.seen == 6
+    earlier = inside()  # before there was the option
+    del earlier["position"]["order"]["testPool"]
+    trainer = small()
+    trainer.load_state(earlier)
+    assert trainer.position.epoch == 2 and trainer.position.test.seen == 6
     assert capsys.readouterr().err == ""
     for sizes in ({"testScale": 300}, {"testCrop": 200}):
         trainer = small(**sizes)
