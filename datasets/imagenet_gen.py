@@ -203,11 +203,11 @@ def _images(opt, split, numbers):
     if image_lists.find(opt, split):
         listed, numbers = image_lists.images(opt, split, list(numbers))
         return np.array(listed), np.array(numbers, np.int64)
-    folder, others = folder_of(opt, split), []
-    paths, targets = [], []
+    folder, others, count = folder_of(opt, split), [], 0
+    paths, targets = [np.zeros(0, "S1")], [np.zeros(0, np.int64)]  # arrays, for millions of images
     entries = _entries(folder)
     for n, entry in enumerate(entries):
-        show(f" {len(paths)} images in {n} of {len(entries)} folders")
+        show(f" {count} images in {n} of {len(entries)} folders")
         if not entry.is_dir():
             if _is_image(entry.name):
                 raise _misplaced(entry.path)
@@ -219,15 +219,17 @@ def _images(opt, split, numbers):
                 f"class not found: {os.fsdecode(entry.path)!r} holds images, but train has no "
                 f"folder with that name; {LAYOUT}"
             )
-        paths += images
-        targets += [number] * len(images)
+        if images:
+            paths.append(np.array(images, "S"))
+            targets.append(np.full(len(images), number, np.int64))
+            count += len(images)
     show("")
     endings = " ".join(EXTENSIONS)
     advice = "; export HEIC and others as JPEG"
     _note(f"files left out, because their names do not end in {endings}", others, advice)
-    if not paths and not _may_be_empty(opt, split):
+    if not count and not _may_be_empty(opt, split):
         raise InputError(f"no images ({endings}) in {os.fsdecode(folder)!r}: {LAYOUT}")
-    return np.array(paths, "S"), np.array(targets, np.int64)
+    return np.concatenate(paths), np.concatenate(targets)
 
 
 def _class_images(folder, others, skip):
