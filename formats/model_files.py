@@ -32,6 +32,7 @@ TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
 _LARGEST_HEADER = 1 << 24  # bytes, of a safetensors file; a net's is below a million
 _MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
+_GZIP = b"\x1f\x8b\x08"
 # Numbers of a configuration
 _WHOLE = ("depth", "cardinality", "base_width", "classes", "expansion")
 _METADATA = ("config", "classes", "preprocessing")
@@ -102,49 +103,44 @@ def write(path, content):
 
 def kind(path):
     """The kind of a file, from its first bytes: "torch", "safetensors" or "t7" (.t7.gz too)."""
-    packed = _is_gzip(path)
-    head = _head(path, packed)
-    if not packed:
-        # First, because the length of a safetensors header may begin with any byte
-        if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
-            return "safetensors"
-        other_files.refuse(path, head)
-        if head.startswith((b"PK\3\4", b"\x80")):  # a zip; or a pickle, before PyTorch 1.6
-            return "torch"
+    head = _head(path)
+    # First, because the length of a safetensors header may begin with any byte
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= _LARGEST_HEADER:
+        return "safetensors"
+    other_files.refuse(path, head)
+    if head.startswith((b"PK\3\4", b"\x80")):  # a zip; or a pickle, before PyTorch 1.6
+        return "torch"
     # A net of Torch7 begins with the tag of a table or an object: four bytes, or a line of text
-    if re.match(rb"[\3\4]\0\0\0|[34]\s", head):
+    if re.match(rb"[\3\4]\0\0\0|[34]\s|" + _GZIP, head):
         return "t7"
-    if packed:
-        raise InputError(f"{path} is packed by gzip but is not a .t7.gz: unpack it")
-    what = "does not begin like one of PyTorch, safetensors or Torch7" if head else "is empty"
-    raise InputError(f"{path} is not a model file: it {what}")
+    what = (
+        "does not begin like one of PyTorch, safetensors or Torch7; for weights of another program,"
+        f" {other_files.ARRAYS}"
+    )
+    raise InputError(f"{path} is not a model file: it {what if head else 'is empty'}")
 
 
-def _is_gzip(path):
-    return _head(path).startswith(b"\x1f\x8b\x08")
-
-
-def _head(path, packed=False):
-    """The first bytes of a file, or of what gzip packed in it."""
+def _head(path):
+    """The first bytes of a file."""
     try:
         with regular_files.opened(path) as file:
-            return (gzip.GzipFile(fileobj=file) if packed else file).read(512)
+            return file.read(512)
     except FileNotFoundError:
         raise InputError(f"File not found: {path}{regular_files.name_hint(path)}") from None
-    except (OSError, ValueError, EOFError, zlib.error) as error:
+    except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path!r}: {cause(error)}") from None
 
 
 def _unpacked(path):
-    """The bytes in a .t7.gz; InputError if they are damaged, or many for a file of its size."""
+    """The bytes in a .t7.gz; ValueError if they are damaged, or many for a file of its size."""
     try:
         with regular_files.opened(path) as file:
             largest = _MOST_PACKED * os.fstat(file.fileno()).st_size
             data = gzip.GzipFile(fileobj=file).read(largest + 1)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path} is damaged: {cause(error)}") from None
+        raise ValueError(f"{path} is damaged: {cause(error)}") from None
     if len(data) > largest:
-        raise InputError(f"{path} unpacks to over {_MOST_PACKED} times its size: unpack it by hand")
+        raise ValueError(f"{path} unpacks to over {_MOST_PACKED} times its size: unpack it by hand")
     return data
 
 
@@ -153,19 +149,16 @@ def is_onnx(source):
     return os.fspath(source).lower().endswith(".onnx")
 
 
-def is_t7(path):
-    """Whether a file is Torch7's."""
-    return kind(regular_files.split_key(path)[0]) == "t7"
-
-
 def load_t7(path):
     """The tree of a Torch7 file (see t7.load), also of a .t7.gz; a bad file is an InputError."""
+    is_packed = _head(path).startswith(_GZIP)
     try:
-        if _is_gzip(path):
-            return t7.loads(_unpacked(path), str(path))
-        return t7.load(path)
+        return t7.loads(_unpacked(path), str(path)) if is_packed else t7.load(path)
     except ValueError as error:
-        raise InputError(str(error)) from None
+        hint = (
+            "; of the files that gzip packed only a .t7 can be read: unpack it" if is_packed else ""
+        )
+        raise InputError(f"{error}{hint}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {cause(error)}") from None
 

@@ -8,37 +8,23 @@ from runtime import regular_files
 from runtime.errors import InputError
 
 _SAVE = "if you trust it, torch.save({}, 'net.pth') makes a file that can be read"
-_ARRAYS = "save a dict of its arrays as tensors with torch.save"
+ARRAYS = "save a dict of its arrays as tensors with torch.save"
 _SOURCE = "which has no state dict: give the file that it was made from"
 # How they begin; the first that fits counts
 _BEGINNINGS = (
     (rb"version https://(?:git-lfs|hawser)", "a Git LFS pointer: git lfs pull fetches the file"),
-    (rb"(?:<\?xml[^>]*>\s*)?<net\s", "of OpenVINO, " + _SOURCE),
-    (rb"(?:\xef\xbb\xbf)?\s*<[!?a-z]", "a web page: download the file that the page leads to"),
+    (rb"(?:\xef\xbb\xbf)?\s*<(?:!|html|head|body)", "a web page: download the file behind it"),
     # the description of a first input, which has its name first
     (rb"\x08[\x01-\x1f]\x12(?:[\x80-\xff]*[\0-\x7f]\n){2}", "of Core ML, " + _SOURCE),
-    (rb"\x08\x01\x12", "a SavedModel of TensorFlow: " + _ARRAYS),
+    (rb"\x08\x01\x12", "a SavedModel of TensorFlow: " + ARRAYS),
     (
         rb"\x08[\x03-\x1f][\x12\x1a\x22\x3a\x42]",
         f"an ONNX file, {_SOURCE} (only classify.py and evaluate.py take an .onnx, of convert.py)",
     ),
-    (rb".{4}TFL3", "of TensorFlow Lite, " + _SOURCE),
-    (rb".{4}ET\d\d", "of ExecuTorch, " + _SOURCE),
-    (rb".{4}ORTM", "of ONNX Runtime, " + _SOURCE),
-    (rb"ftrt", "an engine of TensorRT, " + _SOURCE),
-    (rb"GGUF", "a GGUF file, " + _SOURCE),
-    (rb"\n[\x01-\x7f][ -~]+(?:\xa2\x06|\x12[\x80-\xff]*.[\x12\x1a\x22])", "of Caffe: " + _ARRAYS),
-    (rb"\x12\x01\0{14}", "of MXNet: " + _ARRAYS),
-    (rb"\0{4}[\x01\x02]\0{3}[\0-\x05]\0{3}", "of darknet: " + _ARRAYS),
-    (rb"MATLAB 5\.0 MAT", "of MATLAB: " + _ARRAYS),
-    (rb"\x89HDF", "an HDF5 file, as Keras writes: " + _ARRAYS),
-    (rb"\x93NUMPY", "an array of NumPy: " + _ARRAYS),
-    (rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w", "msgpack, as Flax writes: " + _ARRAYS),
-    (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib, as joblib does: " + _ARRAYS),
-    (
-        rb"sys_info\0.{248}ustar",
-        "of a PyTorch before 0.2: " + _SAVE.format("torch.load(FILE, weights_only=False)"),
-    ),
+    (rb"\x89HDF", "an HDF5 file, as Keras writes: " + ARRAYS),
+    (rb"\x93NUMPY", "an array of NumPy: " + ARRAYS),
+    (rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w", "msgpack, as Flax writes: " + ARRAYS),
+    (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib, as joblib does: " + ARRAYS),
     (rb"7z\xbc\xaf|Rar!|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18", "an archive: unpack it"),
     (rb".{257}ustar", "an archive: unpack it"),
     (rb"PK\x05\x06", "an empty zip archive: give the model's own file"),
@@ -58,23 +44,16 @@ _RECORDS = (
         + _SAVE.format("torch.export.load(FILE).module().state_dict()"),
     ),
     (r"(?:.*/)?data\.pkl", None),  # a file of torch.save
-    (r"model\.weights\.h5", "a file of Keras: " + _ARRAYS),
+    (r"model\.weights\.h5", "a file of Keras: " + ARRAYS),
     (
         r".*\.(?:pth|pt|tar|ckpt|bin|safetensors|t7|pkl|h5|onnx)(?:\.gz)?",
         "a zip archive with a model in it: unpack it",
     ),
-    (r".*\.npy", "an archive of NumPy: " + _ARRAYS),
+    (r".*\.npy", "an archive of NumPy: " + ARRAYS),
     (r".*", "a zip archive without a model: give the model's own file"),
 )
 _OLD = b"\x80\2\x8a\n"  # with which torch.save began before PyTorch 1.6
-# What the pickles of other programs contain
-_MARKS = (
-    (b"joblib", " of joblib"),
-    (b"__author__", " of Detectron2"),
-    (b"StructuredToParameterName@@", " of PaddlePaddle"),
-)
-# TensorFlow's files, which do not begin alike
-_NAMES = r"(?:.*\.)?ckpt(?:-\d+)?\.(?:data-\d+-of-\d+|index|meta)|.*\.pb"
+_MARKS = ((b"joblib", " of joblib"), (b"__author__", " of Detectron2"))  # in a pickle
 
 
 def refuse(path, head):
@@ -84,8 +63,6 @@ def refuse(path, head):
         what = _archive(path)
     elif head.startswith(b"\x80") and len(head) > 4 and not head.startswith(_OLD):
         what = _pickled(path)
-    elif what is None and re.fullmatch(_NAMES, os.path.basename(path)):
-        what = "of TensorFlow: " + _ARRAYS
     if what:
         raise InputError(f"{path} is {what}")
 
@@ -106,4 +83,4 @@ def _pickled(path):
         file.seek(max(0, os.fstat(file.fileno()).st_size - (1 << 16)))
         data += file.read()
     by = next((name for mark, name in _MARKS if mark in data), "")
-    return f"a pickle{by}, which could run code: if you trust it, {_ARRAYS}"
+    return f"a pickle{by}, which could run code: if you trust it, {ARRAYS}"

@@ -11,7 +11,7 @@ from itertools import product
 import torch
 from torch.nn import functional as F
 
-from formats.torch7_layout import counts, layout, named
+from formats.torch7_layout import layout, named
 from runtime.errors import InputError, shown
 from storage import archives
 
@@ -239,17 +239,38 @@ def convert(state):
     if first is not None and first.shape[2:] == (1, 1):  # kuangliu's ResNeXt-29
         state["conv1.weight"] = F.pad(first, (1, 1, 1, 1))
     config = infer(state)
-    for node in named(layout(config, *counts(state))):
-        # the originals' released nets have biases in their convolutions, some of zeros
-        bias, into = state.get(f"{node.name}.bias"), state.get(node.bias_into)
-        if bias is None or "bias" in node.shapes:
-            continue
-        if into is not None and into.shape == bias.shape:
-            state[node.bias_into] = into + (bias if node.bias_into.endswith("bias") else -bias)
-        elif bias.any():
-            continue
-        del state[f"{node.name}.bias"]
+    absorb_biases(state)
     return config
+
+
+def absorb_biases(state):
+    """Move the biases of convolutions, which our nets lack, into the batch norms after them.
+
+    The originals' released nets have such biases, some of zeros. InputError where no batch norm
+    can absorb one.
+    """
+    for name in [name for name in state if re.search(r"(?:conv\d|downsample\.0)\.bias$", name)]:
+        bias, into = state.pop(name), _absorbing(name.removesuffix(".bias"), state)
+        if into is not None and state[into].shape == bias.shape:
+            state[into] = state[into] + (bias if into.endswith("bias") else -bias)
+        elif bias.any():
+            raise InputError(f"{shown(name)} is a bias that no batch norm after it can absorb")
+
+
+def _absorbing(conv, state):
+    """The entry of a state dict that can absorb the bias of a convolution, or None.
+
+    Batch norm is weight (x - running_mean) / sqrt(running_var + eps) + bias.
+    """
+    block = re.match(r"(?:layer\d+\.\d+\.)?", conv)[0]
+    own = conv.replace("conv", "bn").replace("downsample.0", "downsample.1")
+    after_paths = f"{block}{own.rpartition('.')[2]}"  # in form A it follows their sum
+    for norm in (own, f"{block}bn_sum", after_paths):
+        if f"{norm}.running_mean" in state:
+            return f"{norm}.running_mean"
+    # a shortcut without batch norm: the branch's last one adds the bias to the sum
+    last = f"{block}bn3.bias" if f"{block}conv3.weight" in state else f"{block}bn2.bias"
+    return last if "downsample" in conv and last in state else None
 
 
 def _no_classifier(trunk):

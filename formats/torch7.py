@@ -1,8 +1,8 @@
 """Nets of Torch7: converts a t7 tree of nn, cudnn and cunn modules to config and state, and back.
 
-Reading infers the configuration from a few modules of the tree. It then compares the whole tree
-with what the Lua files build for that configuration (torch7_layout.py): the class, numbers and
-shapes of every module. Writing builds those modules with all fields that Torch7's have.
+Reading compares the whole tree with what the Lua files build for each configuration that it may
+have (torch7_layout.py): the class, numbers and shapes of every module. Writing builds
+those modules with all fields that Torch7's have.
 
 Also read: a net inside nn.DataParallelTable; old batch norm without running_var; convolutions with
 a bias, which the batch norm after them absorbs; and the released ResNets that are older than the
@@ -10,7 +10,7 @@ final Lua files. In this file a *place* is a pair (path, module), such as ("5.1.
 """
 
 import math
-from itertools import zip_longest
+from itertools import product, zip_longest
 
 import torch
 
@@ -32,14 +32,11 @@ def from_t7(tree, source="the file"):
         if _class_name(tree) == "DataParallelTable":
             tree = next(iter(_children("", tree)), ("", None))[1]
         _check_unshared(tree)
-        config, kind, blocks = _infer(tree)
-        state, biases = {}, []
-        _match(layout(config, kind, blocks), "", tree, state, biases)
+        config, state = _recognised(tree)
+        state_dicts.absorb_biases(state)
     except InputError as error:
         raise InputError(f"{source} is not a net of this program: {error}") from None
     dtype = torch.float64 if state["fc.weight"].dtype == torch.float64 else torch.float32
-    for entry, bias in biases:  # batch norm: weight (x - mean) / sqrt(var + eps) + bias
-        state[entry] = state[entry] + (bias if entry.endswith("bias") else -bias)
     state = {name: tensor.detach().to(dtype) for name, tensor in state.items()}
     state_dicts.count_batches(state)
     return config, state
@@ -95,39 +92,36 @@ def _check_unshared(net):
         todo += _children(path, module) if not path or "modules" in module else []
 
 
-def _match(node, path, module, state, biases):
-    """Compare a module with its node; collect its tensors in `state` and its bias in `biases`.
+def _match(node, path, module):
+    """Compare a module with its node; yields the entries of our state dict of each module below.
 
     A Sequential in a Sequential is the same function as its modules in the outer one.
     """
     if "Sequential" in (node.class_name, _class_name(module)):
         expected, found = unnested(node), _sequence(path, module)
     else:
-        _match_fields(node, path, module, state, biases)
+        yield _tensors(node, path, module)
         expected, found = node.children, _children(path, module) if node.children else []
     for i, (child, place) in enumerate(zip_longest(expected, found)):
         if child is None:
             _refuse(*place, "comes after the last expected module")
         if place is None:
             _refuse(path, module, f"ends after {i} modules, before a {child.class_name}")
-        _match(child, *place, state, biases)
+        yield from _match(child, *place)
 
 
-def _match_fields(node, path, module, state, biases):
+def _tensors(node, path, module):
+    """The tensors of a module, if its class and numbers are those of its node."""
     if _class_name(module) != node.class_name:
         _refuse(path, module, f"is where a {node.class_name} should be")
     for field, value in node.numbers.items():
         found = _number(module, field)
         if found != value:
             _refuse(path, module, f"has {field} {found}, not {value}")
-    for field, shape in node.shapes.items():
-        state[f"{node.name}.{field}"] = _tensor(path, module, field, shape)
+    shapes = node.shapes
     if node.class_name == "SpatialConvolution" and module.get("bias") is not None:
-        bias = _tensor(path, module, "bias", node.shapes["weight"][:1])
-        if bias.count_nonzero() and not node.bias_into:
-            _refuse(path, module, "has a bias, and no batch norm after it can absorb it")
-        if bias.count_nonzero():
-            biases.append((node.bias_into, bias))
+        shapes = {**shapes, "bias": shapes["weight"][:1]}
+    return {f"{node.name}.{f}": _tensor(path, module, f, shape) for f, shape in shapes.items()}
 
 
 def _number(module, field):
@@ -152,47 +146,80 @@ def _tensor(path, module, field, shape):
     return tensor
 
 
-def _infer(net):
-    """Infer the configuration, the kind of block and the blocks in each stage from a few modules.
+def _recognised(net):
+    """The configuration and the tensors of a net, those of the first candidate that fits.
 
-    `_match` checks all the others.
+    If none fits, InputError names the module at which the best candidate fails.
+    """
+    failures = []
+    for config, kind, blocks in _candidates(net):
+        matched, state = 0, {}
+        try:
+            for tensors in _match(layout(config, kind, blocks), "", net):
+                matched += 1
+                state |= tensors
+        except InputError as error:
+            failures.append((matched, error))
+        else:
+            return config, state
+    raise max(failures, key=lambda failure: failure[0])[1]
+
+
+def _candidates(net):
+    """What a net may be: configurations, with the kind of block and the blocks in each stage.
+
+    Stem, classes and the numbers of blocks are read from the tree, the sizes of all blocks from the
+    first one.
     """
     modules = _children("", net)
     stages = [_children(*place) for place in modules if _class_name(place[1]) == "Sequential"]
-    blocks = [_children(*place) for stage in stages for place in stage]
-    if not blocks or not all(stages) or not all(blocks):
+    convs = [conv for place in stages[0][:1] for conv in _convolutions(*place)] if stages else []
+    threes = [place for place in convs if _number(place[1], "kW") == 3]
+    if not threes or not all(stages):
         _refuse("", net, "has no stages of residual blocks")
-    branches, shortcuts, after_sums = zip(*map(_split_block, blocks))
-    large = _number(modules[0][1], "kW") == 7
-    after_stages = "".join(_class_names(modules)).rpartition("Sequential")[2]
-    pre = after_stages.startswith("SpatialBatchNormalization")
-    layers, form = _form(branches, large)
     classes = modules[-1][1].get("weight")
     if not isinstance(classes, torch.Tensor) or classes.ndim != 2:
         _refuse(*modules[-1], "is not a classifier")
-    config = {
-        "net": ("pre" if pre else "") + ("resnext" if form else "resnet"),
-        "depth": 2 + layers * len(blocks),
+    large, basic = _number(modules[0][1], "kW") == 7, threes[0] is convs[0]
+    counts = tuple(map(len, stages))
+    common = {
+        "depth": 2 + (2 if basic else 3) * sum(counts),
         "classes": len(classes),
         "stem": "imagenet" if large else "cifar",
-        "shortcut": _shortcut_type(shortcuts),
-        **form,
     }
-    norm = _norm(shortcuts, after_sums[0])
-    if norm and not form and norm != ("branch" if pre else "each"):
-        config["norm"] = norm
-    return config, "basic" if layers == 2 else "bottleneck", tuple(map(len, stages))
+    pre = "SpatialBatchNormalization" in [_class_name(module) for _, module in modules[-5:]]
+    for form in [{}] if basic else _forms(convs[0], threes, large):
+        norms = ("branch", "each") if pre else ("each", "branch", "sum")
+        for norm, shortcut in product(norms[:1] if form else norms, ("B", "A", "C", "none")):
+            name = ("pre" if pre else "") + ("resnext" if form else "resnet")
+            config = {"net": name, **common, "shortcut": shortcut, **form}
+            if norm != norms[0]:
+                config["norm"] = norm
+            yield config, "basic" if basic else "bottleneck", counts
 
 
-def _split_block(block):
-    """The places of a block's branch, of its shortcut (or None), and after the sum."""
-    for i, (path, module) in enumerate(block):
-        if _class_name(module) == "ConcatTable":
-            parts = [_sequence(*place) for place in _children(path, module)]
-            # the paths of forms A and B are in a ConcatTable too, with six or more modules each
-            if len(parts) == 2 and 0 < len(parts[1]) <= 2:
-                return *parts, block[i + 1 :]
-    return block, None, []
+def _convolutions(path, module):
+    """The places of the convolutions in a module and in those inside it, in order."""
+    if _class_name(module) == "SpatialConvolution":
+        return [(path, module)]
+    parts = _children(path, module) if "modules" in module else []
+    return [conv for place in parts for conv in _convolutions(*place)]
+
+
+def _forms(first, threes, large):
+    """What the bottlenecks of a net may be, as entries of a configuration; none is ResNet's.
+
+    first, threes: the places of the first and of the 3x3 convolutions of a block.
+    """
+    width, groups = _positive(*first, "nOutputPlane"), _positive(*threes[0], "groups")
+    forms = [
+        {"bottleneck": "resnext_C", "cardinality": groups, "base_width": width // groups},
+        {"bottleneck": "resnext_B", "cardinality": len(threes), "base_width": width},
+        {"bottleneck": "resnext_A", "cardinality": len(threes), "base_width": width},
+    ]
+    if (groups, width) == (1, 64):
+        forms[0] = {} if large else {**forms[0], "bottleneck": "resnet"}
+    return forms
 
 
 def _sequence(path, module):
@@ -203,55 +230,6 @@ def _sequence(path, module):
     if _class_name(module) != "Sequential":
         return [(path, module)]
     return [part for place in _children(path, module) for part in _sequence(*place)]
-
-
-def _class_names(places):
-    return [_class_name(module) for _, module in places]
-
-
-def _shortcut_type(shortcuts):
-    first = [places[0][1] for places in shortcuts if places]
-    if not first:
-        return "none"
-    if any(_class_name(module) == "SpatialAveragePooling" for module in first):
-        return "A"
-    # C has convolutions where the width stays, B has identities there
-    convs = [module for module in first if _class_name(module) == "SpatialConvolution"]
-    same = any(_number(m, "nInputPlane") == _number(m, "nOutputPlane") for m in convs)
-    return "C" if same else "B"
-
-
-def _norm(shortcuts, after_sum):
-    """The configuration's `norm` (see `layout`), or None if no shortcut has a convolution."""
-    if "SpatialBatchNormalization" in _class_names(after_sum):
-        return "sum"
-    convs = [_class_names(places) for places in shortcuts if places]
-    convs = [kinds for kinds in convs if kinds[0] == "SpatialConvolution"]
-    return ("branch" if len(convs[0]) == 1 else "each") if convs else None
-
-
-def _form(branches, large):
-    """The number of convolutions in a block; and, for a ResNeXt, cardinality, width and form."""
-    tables = [[p for p in branch if _class_name(p[1]) == "ConcatTable"] for branch in branches]
-    paths = _children(*tables[0][0]) if tables[0] else []
-    layers = _sequence(*paths[0]) if paths else branches[0]
-    convs = [place for place in layers if _class_name(place[1]) == "SpatialConvolution"]
-    others = {len(_children(*place)) for places in tables for place in places}
-    if len(convs) not in (2, 3) or (paths and len(others) > 1):
-        raise InputError("the branches of its blocks are not basic, bottleneck, form B or form A")
-    if len(convs) == 2 and not paths:
-        return 2, {}
-    width = _positive(*convs[0], "nOutputPlane")
-    if paths:
-        form, cardinality = "resnext_B" if len(convs) == 2 else "resnext_A", len(paths)
-    else:
-        form, cardinality = "resnext_C", _positive(*convs[1], "groups")
-        width //= cardinality
-        if cardinality == 1 and width == 64:  # the same as the bottleneck of ResNet
-            if large:
-                return 3, {}
-            form = "resnet"
-    return 3, {"cardinality": cardinality, "base_width": width, "bottleneck": form}
 
 
 def _positive(path, module, field):

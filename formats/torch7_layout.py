@@ -21,7 +21,6 @@ class Node(NamedTuple):
     numbers: dict = {}  # fields that must have these values
     name: str = ""  # of the layer in our state dict
     shapes: dict = {}  # fields that are tensors, with their shapes
-    bias_into: str = ""  # of a convolution: the entry of our state dict that can absorb its bias
     fields: dict = {}  # others, written but not compared; a tuple is a LongStorage, {} a table
     cudnn: bool = False  # whether the Lua files take the class from the package cudnn
 
@@ -44,12 +43,12 @@ def _window(class_name, size, stride, padding=0, **fields):
     return Node(class_name, numbers=numbers | {"ceil_mode": False}, fields=fields)
 
 
-def _conv(name, inputs, outputs, size, stride=1, groups=1, bias_into=""):
+def _conv(name, inputs, outputs, size, stride=1, groups=1):
     numbers = {"nInputPlane": inputs, "nOutputPlane": outputs, "groups": groups}
     numbers |= _window("", size, stride, size // 2).numbers
     del numbers["ceil_mode"]
     shapes = {"weight": (outputs, inputs // groups, size, size)}
-    return Node("SpatialConvolution", (), numbers, name, shapes, bias_into, cudnn=True)
+    return Node("SpatialConvolution", (), numbers, name, shapes, cudnn=True)
 
 
 def _bn(name, channels, key=None):
@@ -98,9 +97,7 @@ def layout(config, kind, counts):
     pre, large = config["net"].startswith("pre"), config["stem"] == "imagenet"
     norm = config.get("norm", "branch" if pre else "each")
     channels = width = 64 if large or config.get("bottleneck") else 16
-    modules = [
-        _conv("conv1", 3, width, *((7, 2) if large else (3, 1)), bias_into="bn1.running_mean")
-    ]
+    modules = [_conv("conv1", 3, width, *((7, 2) if large else (3, 1)))]
     if large or not pre:
         modules += [_bn("bn1", width), RELU]
     if large:
@@ -132,71 +129,59 @@ def _block(name, inputs, planes, stride, activation, norm, kind, config):
     """One residual block, and its output channels; `activation` as in models/blocks.py."""
     outputs = planes if kind == "basic" else planes * 4
     last = name + ("bn2" if kind == "basic" else "bn3")
-    post, after_sum = activation == "postact", []
-    bias_into = f"{last}.running_mean" if post else ""
-    if norm == "sum":
-        last, bias_into = "", f"{name}bn_sum.running_mean"
-        after_sum = [_bn(f"{name}bn_sum", outputs)]
-    branch = _branch(name, inputs, planes, outputs, stride, kind, config, bias_into)
-    branch += [_bn(last, outputs)] if post and last else []
+    post = activation == "postact"
+    after_sum = [_bn(f"{name}bn_sum", outputs)] if norm == "sum" else []
+    branch = _branch(name, inputs, planes, outputs, stride, kind, config)
+    branch += [_bn(last, outputs)] if post and not after_sum else []
     both = activation == "both_preact"
     preact = [_bn(f"{name}bn0", inputs, "preact" if both else None), RELU]
     if activation == "preact":
         branch = preact + branch
-    each = norm == "each"
-    shortcut = _shortcut(name, inputs, outputs, stride, each, config["shortcut"], bias_into)
+    shortcut = _shortcut(name, inputs, outputs, stride, norm == "each", config["shortcut"])
     middle = [_parallel(_sequential(*branch), shortcut), SUM] if shortcut else branch
     modules = (preact if both else []) + middle + after_sum + ([RELU] if post else [])
     return _sequential(*modules), outputs
 
 
-def _branch(name, inputs, planes, outputs, stride, kind, config, bias_into):
-    """The branch up to its last convolution; `bias_into` as in Node, for that convolution."""
+def _branch(name, inputs, planes, outputs, stride, kind, config):
+    """The branch up to its last convolution."""
     form, c = config.get("bottleneck", "resnet"), config.get("cardinality", 1)
     d = planes if form == "resnet" else planes * config["base_width"] // 64
     if kind == "basic":
         return [
             *_layer(name, 1, inputs, planes, 3, stride),
-            _conv(f"{name}conv2", planes, planes, 3, bias_into=bias_into),
+            _conv(f"{name}conv2", planes, planes, 3),
         ]
     if form in ("resnet", "resnext_C"):
         groups = c if form == "resnext_C" else 1
         return [
             *_layer(name, 1, inputs, d * groups, 1),
             *_layer(name, 2, d * groups, d * groups, 3, stride, groups),
-            _conv(f"{name}conv3", d * groups, outputs, 1, bias_into=bias_into),
+            _conv(f"{name}conv3", d * groups, outputs, 1),
         ]
     paths = []
     for i in range(c):
         path = f"{name}paths.{i}."
         layers = [*_layer(path, 1, inputs, d, 1), *_layer(path, 2, d, d, 3, stride)]
         if form == "resnext_A":
-            layers.append(_conv(f"{path}conv3", d, outputs, 1, bias_into=bias_into))
+            layers.append(_conv(f"{path}conv3", d, outputs, 1))
         paths.append(_sequential(*layers))
     if form == "resnext_A":
         return [_parallel(*paths), SUM]
     join = Node("JoinTable", numbers={"dimension": 2}, fields={"gradInput": {}, "size": ()})
-    return [_parallel(*paths), join, _conv(f"{name}conv3", c * d, outputs, 1, bias_into=bias_into)]
+    return [_parallel(*paths), join, _conv(f"{name}conv3", c * d, outputs, 1)]
 
 
 def _layer(name, i, *arguments):
-    norm = f"{name}bn{i}"
-    conv = _conv(f"{name}conv{i}", *arguments, bias_into=f"{norm}.running_mean")
-    return [conv, _bn(norm, arguments[1]), RELU]
+    return [_conv(f"{name}conv{i}", *arguments), _bn(f"{name}bn{i}", arguments[1]), RELU]
 
 
-def _shortcut(name, inputs, outputs, stride, norm, kind, bias_into):
+def _shortcut(name, inputs, outputs, stride, norm, kind):
     if kind == "none":
         return None
     if kind == "C" or (kind == "B" and inputs != outputs):
-        name = f"{name}downsample."
-        if norm:
-            conv = _conv(f"{name}0", inputs, outputs, 1, stride, bias_into=f"{name}1.running_mean")
-            return _sequential(conv, _bn(f"{name}1", outputs))
-        if "bn_sum" not in bias_into:
-            # no batch norm absorbs this bias: the branch's last one adds it to the sum
-            bias_into = bias_into.replace("running_mean", "bias")
-        return _sequential(_conv(f"{name}0", inputs, outputs, 1, stride, bias_into=bias_into))
+        conv = _conv(f"{name}downsample.0", inputs, outputs, 1, stride)
+        return _sequential(conv, *([_bn(f"{name}downsample.1", outputs)] if norm else []))
     if inputs == outputs:
         return Node("Identity")
     # without `divide`, nn's class sums instead

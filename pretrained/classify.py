@@ -50,6 +50,7 @@ def main(arguments):
     import torch
 
     from evaluation import scores
+    from evaluation.predictions import best_cells, best_columns
     from pretrained import inference
 
     paths, errors = inference.image_files(files)
@@ -59,7 +60,7 @@ def main(arguments):
         raise InputError(f"-show draws at most {DRAWN} photos, not {len(paths)}: give fewer")
     models, names, columns = load(sources, given.get("classes"))
 
-    done, photos, drawn = 0, {}, []
+    done, photos, drawn, count = 0, {}, [], min(TOP, len(names))
 
     def source(path):
         image = inference.source(path)
@@ -67,18 +68,24 @@ def main(arguments):
             photos[path] = thumbnail(image)
         return image
 
-    with writer(table, names) as write, score_writer(given.get("scores"), names) as keep:
+    with rows(table, best_columns(count)) as write, rows(given.get("scores"), names) as keep:
         batches = inference.run(models, models, paths, AT_ONCE, "classify.py", source)
         for read, outputs in batches:
-            outputs = torch.stack([rows[:, own] for rows, own in zip(outputs, columns)], dim=1)
+            outputs = torch.stack([part[:, own] for part, own in zip(outputs, columns)], dim=1)
             for path, logits, probabilities in zip(read, *scores.averages(outputs)):
-                write(path, probabilities)
-                keep(path, logits)
+                best, indices = (part.tolist() for part in probabilities.topk(count))
+                found = [(probability, names[i]) for probability, i in zip(best, indices)]
+                if write:
+                    write([path, *best_cells(names, indices, best)])
+                else:
+                    show(path, found)
+                if keep:
+                    keep([path, *logits.numpy().astype(str)])
                 if picture:
-                    drawn.append((path, photos[path], probabilities))
+                    drawn.append((path, photos[path], found))
             done += len(read)
     if drawn:
-        draw(picture, drawn, names)
+        draw(picture, drawn)
     return 0 if done == len(paths) and not errors else 1
 
 
@@ -128,36 +135,16 @@ def load(sources, listed):
 
 
 @contextlib.contextmanager
-def writer(table, names):
-    """A function (path, probabilities) that prints a result, or adds a row to the file `table`."""
-    if table is None:
-        yield lambda path, probabilities: show(path, probabilities, names)
-        return
-    from evaluation.predictions import best_cells, best_columns
-    from storage import atomic
-
-    with atomic.csv_rows(table) as rows:
-        rows.writerow(["path", *best_columns(min(TOP, len(names)))])
-
-        def write(path, probabilities):
-            best, indices = probabilities.topk(min(TOP, len(names)))
-            cells = best_cells(names, indices.tolist(), best.tolist())
-            rows.writerow([path, *cells])
-
-        yield write
-
-
-@contextlib.contextmanager
-def score_writer(path, names):
-    """A function (path of an image, logits) that adds a row to the file `path`, if there is one."""
+def rows(path, columns):
+    """A function that adds a row, an image's, to the CSV file `path`; None without a file."""
     if path is None:
-        yield lambda path, logits: None
+        yield None
         return
     from storage import atomic
 
-    with atomic.csv_rows(path) as rows:
-        rows.writerow(["path", *names])
-        yield lambda path, logits: rows.writerow([path, *logits.numpy().astype(str)])
+    with atomic.csv_rows(path) as table:
+        table.writerow(["path", *columns])
+        yield table.writerow
 
 
 def thumbnail(source):
@@ -172,21 +159,20 @@ def thumbnail(source):
     return np.asarray(image)
 
 
-def draw(path, results, names):
+def draw(path, results):
     """Draw each photo in a row, beside bars of its most probable classes.
 
-    results: (path of the photo, pixels, probabilities) of each.
+    results: of each (path, pixels, its best classes as pairs of probability and name).
     """
     with pictures.drawing(path, (7.5, 2.4 * len(results))) as figure:
-        rows = figure.subplots(len(results), 2, squeeze=False, width_ratios=(1, 1.6))
-        for (photo, bars), (name, pixels, probabilities) in zip(rows, results):
+        places = figure.subplots(len(results), 2, squeeze=False, width_ratios=(1, 1.6))
+        for (photo, bars), (file, pixels, found) in zip(places, results):
             photo.imshow(pixels)
-            photo.set_title(cut(os.path.basename(name), LONGEST), fontsize=9)
+            photo.set_title(cut(os.path.basename(file), LONGEST), fontsize=9)
             photo.axis("off")
-            best, indices = probabilities.topk(min(TOP, len(names)))
-            for i, (probability, index) in enumerate(zip(best.tolist(), indices.tolist())):
+            for i, (probability, name) in enumerate(found):
                 bars.barh(i, probability, color="#9ecae1")  # pale, because text is written on it
-                text = f"{100 * probability:.1f} %  {cut(names[index], LONGEST)}"
+                text = f"{100 * probability:.1f} %  {cut(name, LONGEST)}"
                 bars.text(0.01, i, text, va="center", fontsize=9)
             bars.set_xlim(0, 1)
             bars.set_ylim(TOP - 0.5, -0.5)  # the most probable on top
@@ -196,19 +182,15 @@ def draw(path, results, names):
 def class_names(model):
     """The model's class names, or ImageNet's if it has 1000; missing ones are named "class 17"."""
     outputs = model.fc.out_features
-    names = model.classes
-    if not names and outputs == 1000:
-        names = english()
-    names = list(names or ())
+    names = list(model.classes or (english() if outputs == 1000 else ()))
     return names + [f"class {i}" for i in range(len(names), outputs)]
 
 
-def show(path, probabilities, names):
+def show(path, found):
     """Print one file's result as Lua's print does: tabs, 14 digits; control characters escaped."""
     print("Classes for", visible(path), sep="\t")
-    best, indices = probabilities.topk(min(TOP, len(probabilities)))
-    for probability, index in zip(best.tolist(), indices.tolist()):
-        print(f"{probability:.14g}", visible(names[index]), sep="\t")
+    for probability, name in found:
+        print(f"{probability:.14g}", visible(name), sep="\t")
     print(flush=True)
 
 
