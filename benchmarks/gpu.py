@@ -30,16 +30,14 @@ import timing
 import torch
 import torch.nn.functional as F
 import torchvision
+from steps import options, ours, theirs
 from torch import nn
 
 import models
-import opts
-from dataloader import LAYOUT, Batch
+from dataloader import LAYOUT
 from models.fold import folded
 from models.resnet import resnet
 from models.resnext import resnext
-from parallel.group import split_sizes
-from train import setup
 
 try:
     import timm
@@ -53,6 +51,7 @@ CIFAR = {
     "ResNet-20": lambda: resnet(20, 10, "cifar", "A"),
     "ResNeXt-29 8x64d": lambda: resnext(29, 8, 64, 10, "cifar"),
 }
+BFLOAT16 = "-precision bfloat16"
 # grouped and dense 3x3 convolutions: (channels, groups, side) of the paper's nets
 SHAPES = [
     *((128 * 2**k, groups, 56 // 2**k) for k in range(4) for groups in (32, 1)),
@@ -122,30 +121,6 @@ class Bench:
         return self.images(self.size(count, 2), self.size(224, 32), 1000, **layout)
 
 
-def ours(net, images, targets, words="", replicas=1):
-    """A function that takes main.py's step."""
-    opt = opts.parse(f"-dataset cifar10 -depth 20 -LR 0.01 -nGPU {replicas} {words}".split())
-    models.set_backend("fastest", opt.precision)
-    trainer = setup(opt, net.to(images.device).train(), images.device)
-    batch = Batch(images, targets, [split_sizes(len(targets), replicas)])
-    return lambda: trainer._step(batch)[1]
-
-
-def theirs(net, images, targets, mixed):
-    """A function that takes the step of torchvision's and timm's scripts."""
-    net = net.to(images.device).train()
-    sgd = torch.optim.SGD(net.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True, fused=True)
-
-    def step():
-        with torch.autocast(images.device.type, mixed):
-            loss = F.cross_entropy(net(images), targets)
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
-
-    return step
-
-
 def peers(name):
     """{project: its net of this name}."""
     found = {"torchvision": lambda: torchvision.models.get_model(name)}
@@ -182,10 +157,11 @@ def headline(b):
     images, targets = b.imagenet()
     for name, make in b.nets().items():
         net = make().to(memory_format=LAYOUT)
-        rates = {"ours": len(images) / b.seconds(ours(net, images, targets, "-precision bfloat16"))}
+        rates = {"ours": len(images) / b.seconds(ours(net, images, targets, options(BFLOAT16)))}
         b.row(f"{name}, ours", rates["ours"], "images/s")
         for who, create in peers(name).items():
-            step = theirs(create().to(memory_format=LAYOUT), images, targets, torch.bfloat16)
+            net = create().to(memory_format=LAYOUT)
+            step = theirs(net, images, targets, "bfloat16", fused=True)
             rates[who] = len(images) / b.seconds(step)
             b.row(f"{name}, {who}", rates[who], "images/s", ratio=rates["ours"] / rates[who])
 
@@ -204,7 +180,7 @@ def profile(b):
     activity = torch.profiler.ProfilerActivity
     images, targets = b.imagenet()
     for name, make in b.nets().items():
-        step = ours(make().to(memory_format=LAYOUT), images, targets, "-precision bfloat16")
+        step = ours(make().to(memory_format=LAYOUT), images, targets, options(BFLOAT16))
         step()
         step()
         b.wait()
@@ -242,15 +218,13 @@ def replicas(b):
         side, count = b.size(side, 32), b.size(count, 16)
         images, targets = b.images(count, side, classes)
         for words, number in (("", 1), ("", most), ("-accumulate true", most)):
-            step = ours(
-                make().to(memory_format=LAYOUT),
-                *(images, targets, f"-precision {b.size('bfloat16', 'single')} {words}", number),
-            )
+            opt = options(f"-precision {b.size('bfloat16', 'single')} -nGPU {number} {words}")
+            step = ours(make().to(memory_format=LAYOUT), images, targets, opt)
             rate = count / b.seconds(step, 10)
             b.row(f"{name}, batch {count}, -nGPU {number} {words}", rate, "images/s")
     images, targets = b.imagenet(32)
     for name, make in list(b.nets().items())[:1]:
-        step = ours(make().to(memory_format=LAYOUT), images, targets)
+        step = ours(make().to(memory_format=LAYOUT), images, targets, options())
         b.row(f"{name}, batch 32, single", len(images) / b.seconds(step), "images/s")
 
 
@@ -276,7 +250,8 @@ def fused(b):
         for count in (1, 8):
             net = make().to(memory_format=LAYOUT)
             norm_relu.use(net, count)
-            step = ours(net, images, targets, "-precision bfloat16", count)
+            opt = options(f"-precision bfloat16 -nGPU {count}")
+            step = ours(net, images, targets, opt)
             b.row(f"{name}, -nGPU {count}", len(images) / b.seconds(step), "images/s")
 
 
@@ -287,7 +262,7 @@ def precisions(b):
             for layout in (LAYOUT, torch.contiguous_format):
                 images, targets = b.imagenet(layout=layout)
                 net = make().to(memory_format=layout)
-                step = ours(net, images, targets, f"-precision {precision}")
+                step = ours(net, images, targets, options(f"-precision {precision}"))
                 where = "channels_last" if layout == LAYOUT else "NCHW"
                 rate = len(images) / b.seconds(step, 10)
                 b.row(f"{name}, {precision}, {where}", rate, "images/s")
@@ -361,14 +336,14 @@ def compiled(b):
     for name, make in reversed(b.nets().items()):
         words = "-precision bfloat16 -compile true"
         began = time.perf_counter()
-        step = ours(make().to(memory_format=LAYOUT), images, targets, words)
+        step = ours(make().to(memory_format=LAYOUT), images, targets, options(words))
         step()
         b.wait()
         taken = time.perf_counter() - began
         b.row(f"{name}, ours", len(images) / b.seconds(step), "images/s", compiling=taken)
         if timm:
-            net = timm.create_model(name).to(b.device, memory_format=LAYOUT)
-            step = theirs(torch.compile(net), images, targets, torch.bfloat16)
+            net = timm.create_model(name).to(memory_format=LAYOUT)
+            step = theirs(net, images, targets, "bfloat16", compiled=True, fused=True)
             b.row(f"{name}, timm", len(images) / b.seconds(step), "images/s")
 
 
@@ -394,7 +369,8 @@ def memory(b):
         torch.cuda.reset_peak_memory_stats()
         net, (images, targets) = IMAGENET["resnet50"](), b.imagenet(64)
         models.blocks.set_recompute(net, "optnet" in words)
-        ours(net.to(memory_format=LAYOUT), images, targets, words, number)()
+        opt = options(f"-nGPU {number} {words}")
+        ours(net.to(memory_format=LAYOUT), images, targets, opt)()
         peak = torch.cuda.max_memory_allocated() / 2**20
         b.row(f"resnet50, batch 64, -nGPU {number} {words}", peak, "MiB")
     torch.cuda.empty_cache()
@@ -402,7 +378,8 @@ def memory(b):
     torch.cuda.set_per_process_memory_fraction(7.5 * 2**30 / total)
     try:
         images, targets = b.imagenet(256)
-        ours(IMAGENET["resnet50"]().to(memory_format=LAYOUT), images, targets, "", 8)()
+        net = IMAGENET["resnet50"]().to(memory_format=LAYOUT)
+        ours(net, images, targets, options("-nGPU 8"))()
         b.row("resnet50, batch 256, fits 7.5 GiB", 1, "")
     except RuntimeError as error:
         b.row("resnet50, batch 256, in 7.5 GiB", 0, "", error=str(error)[:300])

@@ -58,42 +58,29 @@ def measure(way, batch, words):
 
 def ours(words, input, target):
     """Our step as main.py takes it, a function that returns the mean loss."""
-    model, opt = net(words, input.device)
-    from dataloader import LAYOUT, Batch
-    from parallel.group import split_sizes
-    from runtime import memory
-    from train import setup
+    import steps
 
+    from dataloader import LAYOUT
+    from runtime import memory
+
+    model, opt = net(words, input.device)
     if input.device.type == "cpu":
         memory.keep_freed()
-    trainer = setup(opt, model.train(), input.device)
-    sizes = split_sizes(len(target), opt.nGPU)
-    batch = Batch(input.contiguous(memory_format=LAYOUT), target, [sizes])
-    return lambda: trainer._step(batch)[1] / len(target)
+    return steps.ours(model, input.contiguous(memory_format=LAYOUT), target, opt)
 
 
 def theirs(words, input, target):
     """torchvision's net of the same weights, plainly."""
-    import torch
+    import steps
     import torchvision
 
     model, opt = net(words, input.device)
     config = model.config
     width = f"_{config['cardinality']}x{config['base_width']}d" if "cardinality" in config else ""
     name = f"{'resnext' if width else 'resnet'}{config['depth']}{width}"
-    peer = torchvision.models.get_model(name).to(input.device).train()
+    peer = torchvision.models.get_model(name)
     peer.load_state_dict(model.state_dict())
-    settings = {"momentum": opt.momentum, "nesterov": True, "weight_decay": opt.weightDecay}
-    sgd = torch.optim.SGD(peer.parameters(), opt.LR, **settings)
-
-    def step():
-        loss = torch.nn.functional.cross_entropy(peer(input), target)
-        sgd.zero_grad()
-        loss.backward()
-        sgd.step()
-        return loss.detach()
-
-    return step
+    return steps.theirs(peer, input, target, opt.precision, rate=opt.LR)
 
 
 def net(words, device):

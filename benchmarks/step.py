@@ -28,16 +28,15 @@ import timm
 import torch
 import torch.nn.functional as F
 import torchvision
+from steps import options, ours, theirs
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import opts
-from dataloader import Batch
+import models
 from models.resnet import resnet
 from models.resnext import resnext
 from runtime import memory
 from runtime.precision import MIXED
-from train import setup
 
 # name: ours, side, classes, name at torchvision and timm, batch on the CPU and on a GPU
 NETS = {
@@ -54,12 +53,9 @@ CIFAR = 50_000  # images in an epoch
 
 
 def main():
-    args = options()
+    args = arguments()
     device = torch.device(args.device)
-    # ours: -cudnn fastest and -precision single, or tf32
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = args.precision == "tf32"
-    torch.backends.cuda.matmul.allow_tf32 = args.precision == "tf32"
+    models.set_backend("fastest", args.precision)
     print(timing.machine("torchvision", "timm"), f"precision {args.precision}", sep=", ")
     most = types.SimpleNamespace(wait=torch.cuda.synchronize if device.type == "cuda" else None)
     most.product, most.copy = limits(device, MIXED.get(args.precision))
@@ -71,7 +67,7 @@ def main():
             print(f"{wide} runs at {ratio:.2f} of the speed of {plain} (paper, 101 layers: 0.74)")
 
 
-def options():
+def arguments():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--nets", nargs="+", default=["resnext50_32x4d"], help="or all")
@@ -176,10 +172,15 @@ def start(way):
     input, target = torch.randn(batch, 3, side, side), torch.randint(classes, (batch,))
     to = torch.channels_last if way.layout == "channels_last" else torch.contiguous_format
     net = nets[way.who].to(device, memory_format=to).train()
-    images = input.to(device, memory_format=to)
+    images, target, precision = (
+        input.to(device, memory_format=to),
+        target.to(device),
+        way.args.precision,
+    )
     if way.who == "ours":
-        return ours(net, images, target.to(device), way.compiled, way.args)
-    return theirs(net, images, target.to(device), way.compiled, way.args)
+        compiled = str(way.compiled).lower()
+        return ours(net, images, target, options(f"-precision {precision} -compile {compiled}"))
+    return theirs(net, images, target, precision, way.compiled)
 
 
 class Apart:
@@ -225,34 +226,6 @@ def peers(name, make):
     if name in torchvision.models.list_models():
         nets["torchvision"] = torchvision.models.get_model(name)
     return nets
-
-
-def ours(net, input, target, compiled, args):
-    """Our step as main.py takes it."""
-    words = f"-LR 0.01 -precision {args.precision} -compile {str(compiled).lower()}"
-    opt = opts.parse(f"-dataset cifar10 -depth 20 {words}".split())  # no net and no data of these
-    trainer = setup(opt, net, input.device)
-    batch = Batch(input, target, [[len(target)]])
-    return lambda: trainer._step(batch)[1] / len(target)
-
-
-def theirs(net, input, target, compiled, args):
-    """The step of torchvision's and timm's scripts, with the same optimizer."""
-    sgd = torch.optim.SGD(net.parameters(), 0.01, 0.9, weight_decay=1e-4, nesterov=True)
-    mixed = MIXED.get(args.precision)
-    scaler = torch.amp.GradScaler(input.device.type, enabled=args.precision == "half")
-    forward = torch.compile(net) if compiled else net
-
-    def step():
-        with torch.autocast(input.device.type, mixed, enabled=mixed is not None):
-            loss = F.cross_entropy(forward(input), target)
-        sgd.zero_grad()
-        scaler.scale(loss).backward()
-        scaler.step(sgd)
-        scaler.update()
-        return loss.detach()
-
-    return step
 
 
 def check(nets, side, classes):
