@@ -22,7 +22,8 @@ import zipfile
 from runtime.errors import InputError
 
 STATE_DICT = "torch.save(net.state_dict(), FILE) writes what can be read"
-MOST = 700_000  # values; ResNet-1202 has 200,000, detectors of earlier versions 80 for each epoch
+MOST = 700_000  # values beside tensors; detectors of earlier versions have 80 for each epoch
+_OF_A_TENSOR = 40  # values, its name included; a record takes over 80 bytes
 _DEEPEST = 100  # levels of nesting; files of this program have 5
 _LARGEST = 2**63  # integers; dict keys that are multiples of 2^61 - 1 all have the same hash
 _MAGIC = 0x1950A86A20F9469CFC6C  # a file from before PyTorch 1.6 begins with this number
@@ -102,10 +103,11 @@ def verify(file, path, foreign=False):
         changed = archive.testzip() if checked else None
         if changed:
             raise ValueError(f"its record {changed} has changed")
+        most = MOST + _OF_A_TENSOR * len(archive.infolist())
         for record in archive.infolist():
             if record.filename.endswith("data.pkl"):
                 with archive.open(record) as data:
-                    asked |= verify_pickle(data, path, foreign)
+                    asked |= verify_pickle(data, path, foreign, most)
     return asked
 
 
@@ -134,11 +136,11 @@ def verify_layout(file, archive):
         raise ValueError("its records overlap their directory")
 
 
-def verify_pickle(file, path, foreign=False):
+def verify_pickle(file, path, foreign=False, most=MOST):
     """Verify one pickle in a file that is open for reading; ValueError if it is damaged.
 
     InputError if the pickle asks for more than tensors and plain values, if a key holds other
-    values, or if there are more than MOST values, each counted as often as it is referred to. Of
+    values, or if there are more than `most` values, each counted as often as it is referred to. Of
     a foreign file, returns what else it asks for: {"module name": whether a dict is made of it}.
     """
     stack, marks, memo = [], [], {}  # each value is [weight]: 1 and the weights of its content
@@ -159,7 +161,9 @@ def verify_pickle(file, path, foreign=False):
                 asked[argument] = asked.get(argument, False)
             stack.append([1, argument])
         elif not code.stack_before and name not in _OTHERS:
-            _verify_argument(argument, path)
+            if type(argument) is int and abs(argument) >= _LARGEST and argument != _MAGIC:
+                bits = argument.bit_length()
+                raise InputError(f"{path} has an integer of {bits} bits; at most 63 are allowed")
             longest = max(longest, len(argument) if isinstance(argument, str) else 0)
             stack.append(_ATOM)
         elif name == "PROTO":
@@ -188,10 +192,10 @@ def verify_pickle(file, path, foreign=False):
                     asked[of[0]] = True
             else:
                 stack.append([1 + weight, *made])
-            if stack[-1][0] > MOST:
-                raise _too_many(path)
-        if count > 2 * MOST:
-            raise _too_many(path)
+            if stack[-1][0] > most:
+                raise _too_many(path, most)
+        if count > 2 * most:
+            raise _too_many(path, most)
     if "_codecs encode" in asked and longest > _LONGEST_BYTES:
         raise _more(path, "_codecs encode")
     return asked
@@ -203,13 +207,6 @@ def _more(path, argument):
         asked = "long bytes, as of NumPy's arrays"
     what = f"it asks for {asked}, which could run code or take memory"
     return InputError(f"{path} holds more than tensors and plain values: {what}")
-
-
-def _verify_argument(argument, path):
-    if type(argument) is int and abs(argument) >= _LARGEST and argument != _MAGIC:
-        raise InputError(
-            f"{path} has an integer of {argument.bit_length()} bits; at most 63 are allowed"
-        )
 
 
 def plain(value, path, foreign=False):
@@ -227,7 +224,7 @@ def plain(value, path, foreign=False):
 
     def copy(value, depth=0):
         if next(count) > MOST or depth > _DEEPEST:
-            raise _too_many(path)
+            raise _too_many(path, MOST)
         if foreign and isinstance(value, Skipped):
             return value
         # methods of the class, because the value may hide them
@@ -252,5 +249,5 @@ def plain(value, path, foreign=False):
     return copy(value)
 
 
-def _too_many(path):
-    return InputError(f"{path} holds values that contain themselves, or over {MOST:,} of them")
+def _too_many(path, most):
+    return InputError(f"{path} holds values that contain themselves, or over {most:,} of them")

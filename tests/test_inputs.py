@@ -34,7 +34,7 @@ from formats import model_files
 from models.resnet import resnet
 from runtime.errors import InputError, shown, visible
 from runtime.options import whole
-from storage import archives, curves, schema
+from storage import archives, atomic, curves, schema
 
 SUMS = {"done": 1, "seen": 8, "wrong1": 1, "wrong5": 1, "loss": 1.0}
 STATE = {
@@ -134,6 +134,18 @@ def test_a_refused_pickle_does_not_count_for_the_next():
     with pytest.raises(ValueError):
         archives.verify_pickle(io.BytesIO(b"\x80\x02N(" + b"K\x01" * 400_000 + b"e."), "crafted")
     archives.verify_pickle(io.BytesIO(pickle.dumps([1, 2], 2)), "whole")
+
+
+@pytest.mark.parametrize("depth", [20, 200])
+def test_a_net_may_have_any_depth(monkeypatch, tmp_path, depth):
+    """The bound on values grows with the tensors of a file, and with nothing else."""
+    monkeypatch.setattr(archives, "MOST", 500)
+    blocks = {f"layer1.{n}.bn1.weight": torch.ones(n + 1) for n in range(depth)}
+    atomic.save(tmp_path / "net.pth", {"model": blocks})
+    assert len(atomic.load(tmp_path / "net.pth")["model"]) == depth
+    atomic.save(tmp_path / "net.pth", {"model": blocks, "x": [None] * (501 + 40 * depth)})
+    with pytest.raises(InputError, match="contain themselves, or over"):
+        atomic.load(tmp_path / "net.pth")
 
 
 def test_pictures_that_cost_much():
