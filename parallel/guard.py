@@ -24,7 +24,11 @@ def guard(main):
         except (InputError, Interrupted) as error:
             complain(f"{script()}: {error}")
         return
-    end_with_parent()
+    if launch.PARENT in os.environ:  # main.py started this process, and leaves Ctrl-C to itself
+        launch.die_with_parent(os.environ[launch.PARENT])
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    elif "TORCHELASTIC_RUN_ID" in os.environ:
+        launch.die_with_parent(os.getppid())  # torchrun does not pass on its process id
     try:
         launch.check_environment()
         main()
@@ -50,15 +54,6 @@ def end(error):
     if is_rank_0():
         complain(f"{script()}: {message}")
     leave(status)
-
-
-def end_with_parent():
-    """In a process that main.py or torchrun started: end with the parent; leave Ctrl-C to it."""
-    if launch.PARENT in os.environ:
-        launch.die_with_parent(os.environ[launch.PARENT])
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-    elif "TORCHELASTIC_RUN_ID" in os.environ:
-        launch.die_with_parent(os.getppid())  # torchrun does not pass on its process id
 
 
 def fail(error):

@@ -197,7 +197,7 @@ def _watch(children, received, folder):
             if received[forwarded] == signal.SIGINT and signal.SIGINT in received[:forwarded]:
                 return _report_interrupted(folder)
             if folder is not None and not forwarded:
-                complain(announcement(received[0], begun=False))
+                complain(announcement(received[0]))
             for child in children:
                 with contextlib.suppress(ValueError):  # on Windows SIGINT goes to all by itself
                     child.send_signal(received[forwarded])  # twice does no harm (signals.py)

@@ -127,17 +127,16 @@ class Interrupts:
         received: `self.received`, summed over all processes. flush: called before a save; an error
         in it prevents the save. Returns whether the state was saved.
         """
-        saved = False
         signum = next((signum for signum, count in zip(SIGNALS, received) if count), None)
         due = self.seconds and time.monotonic() - self.last >= self.seconds
-        if self.save and (signum or due):
+        saves = bool(self.save and (signum or due))
+        if saves:
             flush()
             self.save(final=signum is not None)
             self.last = time.monotonic()
-            saved = True
         if signum:
             raise Interrupted(signum, where, self.command)
-        return saved
+        return saves
 
     def _watch(self):
         """The watchdog thread: announces the first signal, and ends the process if it must.
@@ -227,14 +226,11 @@ def handle(handler):
     }
 
 
-def announcement(signum, begun=True):
-    """The message when a signal comes; begun: whether training has certainly begun."""
+def announcement(signum):
+    """The message when a signal comes, perhaps before the first iteration."""
     again = "; Ctrl-C again ends it at once" if signum == signal.SIGINT else ""
-    name = signal.Signals(signum).name
-    what = "finishes its iteration, saves and ends"
-    if not begun:
-        what = "finishes its iteration and saves, if it is in one, and ends"
-    return f"{script()}: {name}: the run {what}{again}"
+    what = "the run finishes its iteration and saves, if it is in one, and ends"
+    return f"{script()}: {signal.Signals(signum).name}: {what}{again}"
 
 
 def ended_at_once(folder):

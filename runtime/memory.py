@@ -92,14 +92,17 @@ def lacking(error):
 
     Under a limit such as `ulimit -v` a half-imported module fails with other errors too.
     """
-    limit = _limit()
+    limit = _limit("AS")
     strange = (SystemError, ImportError) if limit else ()
     while error is not None:
         text = str(error)
         if _OPEN_FILES.search(text):
-            return f"too many open files{_most('n')}: raise the limit, or lower -nThreads"
+            most = _limit("NOFILE") or "unlimited"
+            return f"too many open files (ulimit -n {most}): raise the limit, or lower -nThreads"
         if isinstance(error, BlockingIOError) or _NO_THREAD in text and not limit:
-            return f"too many processes or threads{_most('u')}: raise the limit, or lower -nThreads"
+            most = _limit("NPROC") or "unlimited"
+            what = f"too many processes or threads (ulimit -u {most})"
+            return f"{what}: raise the limit, or lower -nThreads"
         if found := _CUDA.search(text):
             return f"out of memory on the GPU: {found[0]}"
         if (
@@ -114,18 +117,9 @@ def lacking(error):
     return None
 
 
-def _most(letter):
-    """The limit of open files (n) or of processes and threads (u), as `ulimit` shows it."""
+def _limit(name):
+    """A limit of this process, such as AS: of its memory in bytes; None if there is none."""
     if resource is None:
-        return ""
-    kind = {"n": resource.RLIMIT_NOFILE, "u": resource.RLIMIT_NPROC}[letter]
-    limit = resource.getrlimit(kind)[0]
-    return f" (ulimit -{letter} {'unlimited' if limit == resource.RLIM_INFINITY else limit})"
-
-
-def _limit():
-    """The memory limit of this process in bytes, or 0."""
-    if resource is None:
-        return 0
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return 0 if limit == resource.RLIM_INFINITY else limit
+        return None
+    limit = resource.getrlimit(getattr(resource, f"RLIMIT_{name}"))[0]
+    return None if limit == resource.RLIM_INFINITY else limit

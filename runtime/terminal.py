@@ -34,7 +34,7 @@ def say(*args):
     if is_rank_0():
         text = " ".join(map(str, args))
         line = text.rstrip("\n")
-        # one write, because the thread that saves prints too (storage/writer.py)
+        # one write, because the thread that saves prints too (storage/run_folder.py)
         print(visible(line, "\t") + text[len(line) :] + "\n", end="", flush=True)
 
 

@@ -5,8 +5,8 @@ atomic (atomic.py), and no file is overwritten or removed that this run has not 
 finds is set aside. optimState_N.pth is the last file of its epoch but for latest.pth, which names
 both: whenever the run is killed, the folder resumes. A checkpoint inside an epoch is a single file
 with model and state, which the next checkpoint replaces. Differs from the Lua: training goes on
-while a thread writes a copy of the state (writer.py), and a full disk ends the run only if its last
-state could not be saved.
+while a thread writes a copy of the state, and a full disk ends the run only if its last state could
+not be saved.
 """
 
 import contextlib
@@ -15,12 +15,14 @@ import itertools
 import math
 import os
 import re
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
 
 from parallel import group
 from runtime.errors import InputError, cause
 from runtime.terminal import note
 from storage import atomic, lock, log, tensorboard, tensors
-from storage.writer import Writer
 
 INSIDE = "inside_epoch.pth"
 # What a run leaves, but for the lock. A Torch7 program's files are not ours.
@@ -44,7 +46,7 @@ class RunFolder:
         self.writes = writes and group.rank() == 0
         self.best = (math.inf, math.inf)  # (top-1, top-5) error of the best model so far
         self.log = self.tensorboard = None
-        self.writer = Writer()
+        self.writer = _Writer()
         self.saved = "nothing"  # the latest state on disk, in words
         self.whole = None  # the epochs done in that state
         self.failure = None  # why a later state is not on disk
@@ -334,6 +336,45 @@ class RunFolder:
 
     def _file(self, name):
         return os.path.join(self.path, name)
+
+
+class _Writer:
+    """A thread that writes a copy of its input while training goes on, one write at a time.
+
+    The next write reuses the copy's buffers on the CPU.
+    """
+
+    def __init__(self):
+        self.buffers = {}  # {path of keys to a tensor: its copy}
+        self.thread, self.written = ThreadPoolExecutor(1), None
+
+    def start(self, write, *content):
+        """Call write(*copy of content) in the thread; the caller only waits for the copy."""
+        self.wait()  # the buffers are in use until then
+        with torch.inference_mode(False), torch.no_grad():  # the caller may be inside a test
+            content = self._copy(content, ())
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.written = self.thread.submit(write, *content)
+
+    def wait(self):
+        """Wait until the thread is done; raises the error that ended it."""
+        if self.written is not None:
+            self.written.result()
+
+    def _copy(self, value, path):
+        """The same value, with each tensor copied to its buffer."""
+        if isinstance(value, dict):
+            return {k: self._copy(v, (*path, k)) for k, v in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._copy(v, (*path, i)) for i, v in enumerate(value))
+        if not isinstance(value, torch.Tensor):
+            return value
+        buffer = self.buffers.get(path)
+        if buffer is None or (buffer.shape, buffer.dtype) != (value.shape, value.dtype):
+            buffer = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+            self.buffers[path] = buffer
+        return buffer.copy_(value, non_blocking=True)
 
 
 def _check_finite(model, state):

@@ -107,9 +107,9 @@ def test_too_many_open_files(error):
 )
 def test_too_many_processes(error, monkeypatch):
     """Not a lack of memory, unless that is limited."""
-    monkeypatch.setattr(memory, "_limit", lambda: 0)
+    monkeypatch.setattr(memory, "_limit", lambda name: None)
     assert memory.lacking(error).startswith("too many processes or threads (ulimit -u ")
-    monkeypatch.setattr(memory, "_limit", lambda: 1 << 30)
+    monkeypatch.setattr(memory, "_limit", lambda name: 1 << 30)
     if isinstance(error, RuntimeError):
         assert memory.lacking(error).startswith("out of memory: ")
 
