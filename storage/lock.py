@@ -35,9 +35,11 @@ def held(folder, seconds, advice="give another -save"):
     try:
         lock.acquire(timeout=seconds, poll_interval=0.1)
     except filelock.Timeout:
+        who = "it just started"
+        with contextlib.suppress(OSError), regular_files.opened(owner) as file:
+            who = file.read(200).decode(errors="replace") or who
         raise InputError(
-            f"another run writes to {folder}: {_read(owner) or 'it just started'}; wait until "
-            f"it ends, or {advice}"
+            f"another run writes to {folder}: {who}; wait until it ends, or {advice}"
         ) from None
     except OSError as error:
         if not os.path.isfile(path):  # the folder cannot be written to at all
@@ -54,9 +56,3 @@ def held(folder, seconds, advice="give another -save"):
             with contextlib.suppress(OSError):
                 os.remove(name)
         lock.release()
-
-
-def _read(owner):
-    with contextlib.suppress(OSError), regular_files.opened(owner) as file:
-        return file.read(200).decode(errors="replace")
-    return None

@@ -21,11 +21,8 @@ def check_drawing(named, instead=""):
     named: its path, after the option that gives it; instead: what else would be right, in words.
     """
     try:
-        matplotlib = _import()
-        with matplotlib.rc_context(STYLE):
-            figure = _figure((1, 1))
+        with _drawn(io.BytesIO(), named, (1, 1)) as figure:
             figure.subplots()
-            _picture(figure, named)
     except ModuleNotFoundError:
         reason = f"which is not installed: pip install matplotlib{instead}"
         raise InputError(f"{named} needs matplotlib, {reason}") from None
@@ -48,29 +45,29 @@ def _import():
 
 
 @contextlib.contextmanager
-def drawing(path, size, style=()):
+def drawing(path, size, style=None):
     """A matplotlib Figure, `size` inches wide and high, that becomes the file `path`.
 
     The picture grows by what is drawn beyond the figure's edges.
     """
-    settings = _import().rc_context({**STYLE, **dict(style)})
-    with settings, warnings.catch_warnings(record=True) as caught:
-        figure = _figure(size)
+    picture = io.BytesIO()
+    with (
+        warnings.catch_warnings(record=True) as caught,
+        _drawn(picture, path, size, style) as figure,
+    ):
         yield figure
-        picture = _picture(figure, path)
     for warning in caught[:1]:  # one for each character that the font does not have
         note(f"=> {path}: {warning.message}")
-    atomic.write(path, picture)
+    atomic.write(path, picture.getvalue())
 
 
-def _figure(size):
-    from matplotlib.figure import Figure  # pyplot would open a window's backend
+@contextlib.contextmanager
+def _drawn(file, path, size, style=None):
+    """A Figure that is written to an open file, in the format that the path's ending names."""
+    with _import().rc_context(STYLE | (style or {})):
+        from matplotlib.figure import Figure  # pyplot would open a window's backend
 
-    return Figure(figsize=size, dpi=150)
-
-
-def _picture(figure, path):
-    """The bytes of the picture, in the format that the path's ending names."""
-    buffer, ending = io.BytesIO(), os.path.splitext(path)[1]
-    figure.savefig(buffer, format=ending[1:].lower(), bbox_inches="tight")
-    return buffer.getvalue()
+        figure = Figure(figsize=size, dpi=150)
+        yield figure
+        ending = os.path.splitext(path)[1]
+        figure.savefig(file, format=ending[1:].lower(), bbox_inches="tight")

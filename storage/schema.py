@@ -86,7 +86,7 @@ def _is_metrics(sums):
 
 
 def _is_scaler(scaler):
-    right = _is_dict_of(lambda value: _is_finite(value) and value >= 0, scaler)
+    right = _is_dict_of(_is_finite, scaler) and min(scaler.values(), default=0) >= 0
     return right and set(scaler) in (set(), SCALER)
 
 
@@ -94,16 +94,18 @@ def _is_log(log):
     if not _is_list_of(lambda line: isinstance(line, dict), log) or not log or not is_plain(log):
         return False
     header, *lines = log
-    known = isinstance(header.get("options", {}), dict) and isinstance(
-        header.get("earlier", []), list
-    )
+    options, earlier = header.get("options", {}), header.get("earlier", [])
+    known = isinstance(options, dict) and isinstance(earlier, list)
     return known and all(is_count(line.get("epoch")) for line in lines)
 
 
 def _is_head(head):
-    if not isinstance(head, dict) or head.keys() != {"first", "size", "crc"}:
-        return False
-    return is_count(head["size"]) and is_count(head["crc"]) and _is_count_or_none(head["first"])
+    known = isinstance(head, dict) and head.keys() == {"first", "size", "crc"}
+    return (
+        known
+        and all(map(is_count, (head["size"], head["crc"])))
+        and _is_count_or_none(head["first"])
+    )
 
 
 def _is_count_or_none(value):
