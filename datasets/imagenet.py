@@ -40,8 +40,8 @@ def check_folders(data, splits, holds_out=False, option="-data"):
         path = os.path.join(data, missing[0])
         few = ", ".join(map(repr, found[:3])) + ", ..." * (len(found) > 3) or "no folders"
         share = (
-            ": rename them, or hold out a fifth of the training images with -valShare 0.2, for "
-            "which train/ or the class folders alone will do"
+            "; if these are the classes, or only val is missing, -valShare 0.2 holds out a fifth of "
+            "the images; otherwise rename the folders"
         )
         raise InputError(
             f"ImageNet missing `{missing[0]}` directory: {path}; {option} {held}, but has "

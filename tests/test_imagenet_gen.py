@@ -255,10 +255,15 @@ def test_classes_without_images_are_noted(tmp_path, capsys, extra, kind):
     [
         ("train/a val/a", "train val", False, ""),
         ("val/a", "val", False, ""),
-        ("train/a valid/a", "train val", False, "DIR/val; .* has 'train', 'valid': rename"),
-        ("test/a", "val", False, "has 'test': rename them, or hold out a fifth .* -valShare 0.2"),
+        ("train/a valid/a", "train val", False, "DIR/val; .* has 'train', 'valid'; if"),
+        ("test/a", "val", False, "has 'test'; if .*, -valShare 0.2 holds out a fifth of .* rename"),
         ("training/a val/a", "train val", False, "`train` directory: .* has 'training', 'val'$"),
-        ("a/a b/a c/a d/a", "train val", False, "has 'a', 'b', 'c', ...: rename them, or hold"),
+        (
+            "a/a b/a c/a d/a",
+            "train val",
+            False,
+            "has 'a', 'b', 'c', ...; if these are the classes,",
+        ),
         ("val/a", "train val", False, "has 'val'$"),
         ("", "train val", False, "has no folders$"),
         ("train/a val/a", "train val", True, ""),

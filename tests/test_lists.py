@@ -172,15 +172,15 @@ def test_the_cache_knows_the_content(here, capsys):
         assert "making it again" in capsys.readouterr().err
 
 
-def test_missing_files_are_all_counted(here, capsys):
+def test_missing_files_are_all_named(here, capsys):
     touch("d/0.jpg")
     write("a.csv", [("path", "class"), *((f"{n}.jpg", "x") for n in range(6))])
     opt = options(data="d", train="a.csv", val="a.csv")
     with pytest.raises(InputError) as error:
         datasets.create(opt)
     roots = f"sought in '{here}/d/', '{here}'"
-    few = "'1.jpg' (line 3), '2.jpg' (line 4), '3.jpg' (line 5), ..."
-    assert str(error.value) == f"a.csv: 5 of 6 images are missing: {few}; {roots}"
+    lines = ", ".join(f"'{n}.jpg' (line {n + 2})" for n in range(1, 6))
+    assert str(error.value) == f"a.csv: 5 of 6 images are missing: {lines}; {roots}"
     opt.skipCorrupt = True
     assert datasets.create(opt)[0].size() == 6
 
