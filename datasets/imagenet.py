@@ -1,5 +1,6 @@
 """The facts of ImageNet, or of any folder laid out like it. Port of datasets/imagenet.lua."""
 
+import glob
 import os
 
 from runtime.errors import InputError
@@ -24,6 +25,10 @@ def create(info, opt, split):
     return ImageFolder(info, opt, split, mean, std)
 
 
+# What people call val, in small letters
+_LIKE_VAL = ("val", "valid", "validation", "test", "testing", "dev")
+
+
 def check_folders(data, splits, holds_out=False, option="-data"):
     """InputError unless the folder of an option has these splits; it says what is there instead.
 
@@ -33,17 +38,22 @@ def check_folders(data, splits, holds_out=False, option="-data"):
     held = "must hold train/<class>/<image> and val/<class>/<image>"
     if not os.path.isdir(data):
         raise InputError(f"missing ImageNet data directory {data!r}: give {option} DIR; it {held}")
-    found = sorted(name for name in os.listdir(data) if os.path.isdir(os.path.join(data, name)))
+    found = sorted(name[:-1] for name in glob.glob("*/", root_dir=data))
     missing = [split for split in splits if split not in found]
-    is_alone = found and ("train" in found or "val" not in found)
+    alike = [name for name in found if name.lower() in _LIKE_VAL and "val" in missing]
+    is_alone = found and not alike and ("train" in found or "val" not in found)
     if missing and not (holds_out and is_alone):
         path = os.path.join(data, missing[0])
         few = ", ".join(map(repr, found[:3])) + ", ..." * (len(found) > 3) or "no folders"
-        share = (
-            "; if these are the classes, or only val is missing, -valShare 0.2 holds out a fifth of "
-            "the images; otherwise rename the folders"
-        )
+        advice = ""
+        if alike:
+            advice = f"; rename {os.path.join(data, alike[0])} to val"
+        elif is_alone:
+            advice = (
+                "; if these are the classes, or only val is missing, -valShare 0.2 holds out a "
+                "fifth of the images"
+            )
         raise InputError(
             f"ImageNet missing `{missing[0]}` directory: {path}; {option} {held}, but has "
-            f"{few}{share if is_alone else ''}"
+            f"{few}{advice}"
         )

@@ -255,8 +255,13 @@ def test_classes_without_images_are_noted(tmp_path, capsys, extra, kind):
     [
         ("train/a val/a", "train val", False, ""),
         ("val/a", "val", False, ""),
-        ("train/a valid/a", "train val", False, "DIR/val; .* has 'train', 'valid'; if"),
-        ("test/a", "val", False, "has 'test'; if .*, -valShare 0.2 holds out a fifth of .* rename"),
+        (
+            "train/a valid/a",
+            "train val",
+            False,
+            "DIR/val; .* has 'train', 'valid'; rename DIR/valid to val$",
+        ),
+        ("test/a", "val", False, "has 'test'; rename DIR/test to val$"),
         ("training/a val/a", "train val", False, "`train` directory: .* has 'training', 'val'$"),
         (
             "a/a b/a c/a d/a",
@@ -267,6 +272,8 @@ def test_classes_without_images_are_noted(tmp_path, capsys, extra, kind):
         ("val/a", "train val", False, "has 'val'$"),
         ("", "train val", False, "has no folders$"),
         ("train/a val/a", "train val", True, ""),
+        ("train/a Test/a", "train val", True, "has 'Test', 'train'; rename DIR/Test to val$"),
+        ("train/a", "train val", False, "or only val is missing, -valShare 0.2 holds out a fifth"),
         ("train/a", "train val", True, ""),
         ("cat dog", "train val", True, ""),
         ("val/a", "train val", True, "has 'val'$"),
