@@ -3,6 +3,7 @@
 Files, resuming, replicas, processes and signals work as in main.py, by the same code.
 """
 
+import json
 import os
 import re
 import sys
@@ -35,7 +36,7 @@ Options:"""
 
 # rows that are the same as in opts.py
 _SHARED = (
-    *("data", "manualSeed", "nGPU", "nProcs", "backend", "cudnn", "gen", "precision", "nThreads"),
+    *("data", "manualSeed", "nGPU", "nProcs", "cudnn", "gen", "precision", "nThreads"),
     *("skipCorrupt", "testOnly", "resume", "saveEvery", "keep", "tensorboard", "progress"),
     *("momentum", "weightDecay", "retrain", "resetClassifier", "optnet", "printEvery"),
 )
@@ -148,12 +149,10 @@ def settle(given, checkpoint=None):
     }
 
     if known.show:
-        name, ending = os.path.basename(os.path.abspath(known.show)), ""
-        if _is_scene(known):
-            name, ending = f"scene{known.show.lstrip('0'):.9}", ".png"
-        elif not os.path.isdir(known.show):
-            name, ending = os.path.splitext(name)[0], ".png"
-        recipe["out"] = f"{name}_detected{ending}"
+        is_folder = os.path.isdir(known.show) and not _is_scene(known)
+        name = f"scene{known.show:.9}" if _is_scene(known) else os.path.abspath(known.show)
+        name = os.path.basename(name if is_folder else os.path.splitext(name)[0])
+        recipe["out"] = f"{name}_detected{'' if is_folder else '.png'}"
 
     def decided(layer):  # without values such as 0, which leave it to the recipe
         blank = {name for name in recipe if name in layer and layer[name] == default.get(name)}
@@ -205,21 +204,13 @@ def check_options(opt):
     if opt.momentum == 0:
         raise InputError("-momentum 0: a run without momentum cannot be resumed; give e.g. 0.9")
     if opt.regions < 4:
-        raise InputError(
-            f"-regions {opt.regions}: give 4 or more, because a quarter of the regions are objects"
-        )
-    if opt.anchors[0] < 2:
-        raise InputError("-anchors 1: give 2 or more, because half of 1 is rounded to 0")
+        raise InputError(f"-regions {opt.regions}: give 4 or more; a quarter of them are objects")
     if "out" in opt.given and not opt.testOnly:
         raise InputError("-out is for -testOnly true or -show; training writes detections.json")
     if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):
         raise InputError("-bnData only goes with -recomputeBN N and -dataset coco: leave it out")
     if opt.recomputeBN and opt.dataset == "coco" and "checkpoint" not in opt.layers:
         imagenet.check_folders(opt.bnData, ["train"], True, "-bnData")
-    places = (*(() if opt.testOnly else ("train", "trainImages")), "val", "valImages")
-    elsewhere = all(opt.source(name) not in ("recipe", "default") for name in places)
-    if opt.dataset == "coco" and not os.path.isdir(opt.data) and not elsewhere:
-        raise InputError(f"missing data directory {opt.data!r}: give -data DIR, in COCO's layout")
     if opt.out and opt.testOnly:
         places = [opt.val, os.path.join("annotations", f"instances_{opt.val}.json")]
         files = [opt.retrain, *(os.path.join(opt.data, place) for place in places)]
@@ -302,11 +293,11 @@ def data(opt, device):
     A test alone has no streams. Unless it is given, the schedule follows the number of images.
     """
     import dataloader
-    from detection import schedule, sources
+    from detection import images, schedule
     from detection.schedule import Step
     from parallel import group
 
-    train, val = group.rank_0_first(lambda: sources.create(opt))
+    train, val = group.rank_0_first(lambda: images.create(opt))
     settings = dataloader.settings(opt, device)
     val_loader = dataloader.DataLoader(
         val, device, training=False, batch_size=opt.batchSize, **settings
@@ -341,33 +332,27 @@ def setup(opt, checkpoint, names, device):
     settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
     caps = files.caps(opt)
     given = {name: value for name, value in settings.items() if name in opt.given} | caps
-    if opt.backend == "cunn":
-        note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     # images differ in size, and cuDNN would time its algorithms again for each size
     models.set_backend(opt.given.get("cudnn", "default"), opt.precision)
-    if checkpoint is not None:
-        say(f"=> Resuming model from {checkpoint['modelFile']}")
-        saved, model = None, files.load_detector(checkpoint["modelFile"], **given)
-    else:
-        say(f"Loading model from file: {opt.retrain}")
-        saved = files.is_detector(opt.retrain)
-        if saved is not None:
-            model = files.load_detector(opt.retrain, saved, **given)
-            if opt.resetClassifier and not opt.testOnly:
-                model.reset_classes(names)
-        elif opt.testOnly:
-            raise InputError(f"{opt.retrain} is a classifier: -testOnly needs a detector")
-        else:
-            net = models.load_file(opt.retrain, classifier=False)
-            if opt.recomputeBN:
-                recompute(opt, net, device)
-            config = settings | {
-                **{"shared": opt.shared, "anchors": list(opt.anchors)},
-                **{"proposals": list(opt.proposals), "pool": opt.pool, **caps},
-            }
-            model = files.from_classifier(net.float(), config, names)
-    if checkpoint is not None or saved is not None:
+    source = checkpoint["modelFile"] if checkpoint else opt.retrain
+    say(f"=> Resuming model from {source}" if checkpoint else f"Loading model from file: {source}")
+    saved = files.is_detector(source)
+    if saved is not None or checkpoint:
+        model = files.load_detector(source, saved, **given)
         refuse_fixed(opt, model, checkpoint["options"] if checkpoint else {})
+        if opt.resetClassifier and not opt.testOnly and not checkpoint:
+            model.reset_classes(names)
+    elif opt.testOnly:
+        raise InputError(f"{source} is a classifier: -testOnly needs a detector")
+    else:
+        net = models.load_file(source, classifier=False)
+        if opt.recomputeBN:
+            recompute(opt, net, device)
+        config = settings | {
+            **{"shared": opt.shared, "anchors": list(opt.anchors)},
+            **{"proposals": list(opt.proposals), "pool": opt.pool, **caps},
+        }
+        model = files.from_classifier(net.float(), config, names)
     if model.classes != names:
         other = next(iter({*names} ^ {*model.classes}), "another order")
         raise InputError(
@@ -434,6 +419,7 @@ def test(epoch, trainer, loader, out, proposing=False):
     """
     from detection import scores
     from parallel import group
+    from storage import atomic
 
     total, values = trainer.test(epoch, loader, proposing), None
     if proposing:
@@ -442,7 +428,12 @@ def test(epoch, trainer, loader, out, proposing=False):
         source = loader.dataset.source
         found = scores.results(trainer.found, source.categories)
         if out:
-            scores.write(out, found, needed=not epoch)
+            try:
+                atomic.write(out, json.dumps(found).encode())
+            except InputError as error:
+                if not epoch:  # a test alone is for this file
+                    raise
+                note(f"=> {error}")
         with slow(f"scoring {len(found)} boxes"):
             values = scores.evaluate(source.truth(), found, [id for id, *_ in trainer.found])
     values = group.all_gather(values)[0]

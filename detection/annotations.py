@@ -6,6 +6,7 @@ An error names the file and the id of what COCO does not define.
 import json
 import os
 import re
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,28 +19,52 @@ from runtime.terminal import note
 # Least bytes of a large file for each list or object, which takes 200 in memory. COCO has 130.
 DENSEST = 16
 LARGE = 1 << 25  # bytes of a file whose arrays are kept in a cache
-# "id" counts from 1; "box" is x, y, width, height as in the file
+# "box" is x, y, width, height as in the file
 ANNOTATION = np.dtype(
     [
-        *(("id", np.int64), ("image", np.int64), ("category", np.int64), ("crowd", np.int64)),
+        *(("image", np.int64), ("category", np.int64), ("crowd", np.int64)),
         *(("area", np.float64), ("box", np.float64, 4)),
     ]
 )
 
 
+class Objects(NamedTuple):
+    """The objects of an image: corners x1, y1, x2, y2 in pixels, labels from 1."""
+
+    boxes: np.ndarray  # float32 (n, 4)
+    labels: np.ndarray  # int64 (n,)
+    crowd: np.ndarray  # float32 (m, 4): regions full of objects that nobody counted
+
+
+def truth(source, rows):
+    """COCO's dictionary for the evaluation of a source (images.py).
+
+    rows: (place of the image, place of the category, crowd, area, box) of each annotation. Ids of
+    annotations count from 1, because COCO's evaluation takes 0 for "no object".
+    """
+    return {
+        "images": [{"id": id} for id in source.ids],
+        "annotations": [
+            {
+                **{"id": id, "image_id": source.ids[image], "bbox": box, "area": area},
+                **{"category_id": source.categories[category], "iscrowd": crowd},
+            }
+            for id, (image, category, crowd, area, box) in enumerate(rows, 1)
+        ],
+        "categories": [{"id": i, "name": n} for i, n in zip(source.categories, source.names)],
+    }
+
+
 def read(path, gen):
     """The arrays of a file (see _arrays). Those of a large one are kept in a cache in `gen`."""
-    try:
-        about = os.stat(path)
-    except OSError:
-        return _arrays(path)  # which says what is wrong
-    if not gen or about.st_size < LARGE:
+    if not gen or not os.path.isfile(path) or os.path.getsize(path) < LARGE:
         return _arrays(path)
 
     def make(file_name):
         note(f"=> {path}: reading {about.st_size >> 20} MB, once; the arrays go to {file_name}")
         return cache.save(file_name, {"signature": np.array(stamp), **_arrays(path)})
 
+    about = os.stat(path)
     stamp = f"{os.path.realpath(path)}: {about.st_size} bytes of {about.st_mtime_ns}"
     return cache.kept(gen, "coco", [path], lambda: stamp, make)
 
@@ -52,94 +77,82 @@ def _arrays(path):
     order, with image and category as places in the facts.
     """
     content = _parsed(path)
-    images = {}
-    for place, entry in enumerate(_entries(content, "images", path)):
-        id = _id(path, entry, place, "images")
-        if id in images:
+    images, categories = (_by_id(path, content, name) for name in ("images", "categories"))
+    sizes = []
+    for id, entries in images.items():
+        size = [_as_whole(entries[0].get(side)) for side in ("width", "height")]
+        if len(entries) > 1:
             raise InputError(f"{path}: two of its images have the id {id}")
-        images[id] = entry
-    names = _category_names(path, content)
-    ids, categories = _sorted(images), _sorted(names)
-    if not names or not images:
-        raise InputError(f"{path} has no {'images' if names else 'categories'}")
-    sizes = [[_as_whole(images[id].get(side)) for side in ("width", "height")] for id in ids]
-    for id, size in zip(ids, sizes):
-        if not all(_is_whole(side) and side > 0 for side in size):
+        if not all(isinstance(side, int) and side > 0 for side in size):
             raise InputError(f"{path}: image {id} has no width and height: give them in pixels")
-    facts = {"ids": ids, "files": [images[id].get("file_name") for id in ids]}
-    facts |= {"categories": categories, "names": [names[id] for id in categories]}
+        sizes.append(size)
+    names = _names(path, categories)
+    files = [entries[0].get("file_name") for entries in images.values()]
+    facts = {"ids": [*images], "files": files, "categories": [*categories], "names": names}
     return {
         "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
         "sizes": np.array(sizes, np.int64),
-        "annotations": _annotations(path, content, ids, categories),
+        "annotations": _annotations(path, content, images, categories),
     }
 
 
-def _id(path, entry, place, what):
-    """The id of an entry: a whole number, or text that is not a number."""
-    id = _as_whole(entry.get("id"))
-    if id is None:
-        raise InputError(
-            f"{path}: entry {place} of its {what} has no valid id: {entry.get('id')!r:.60}"
-        )
-    return id
+def _by_id(path, content, name):
+    """{id: entries} of a list, sorted. An id is a whole number, or text that is not a number."""
+    found = {}
+    for place, entry in enumerate(_entries(content, name, path)):
+        id = _as_whole(entry.get("id"))
+        if id is None:
+            what = f"no valid id: {entry.get('id')!r:.60}"
+            raise InputError(f"{path}: entry {place} of its {name} has {what}")
+        found.setdefault(id, []).append(entry)
+    if not found:
+        raise InputError(f"{path} has no {name}")
+    return {id: found[id] for id in sorted(found, key=lambda id: (isinstance(id, str), id))}
 
 
-def _category_names(path, content):
-    """{id: name}. If all categories have one id, as in VIA's exports, they are one class."""
-    names = {}
-    for place, entry in enumerate(_entries(content, "categories", path)):
-        id = _id(path, entry, place, "categories")
-        if not entry.get("name") or not isinstance(entry["name"], str):
+def _names(path, categories):
+    """The name of each category. If all have one id, as in VIA's exports, they are one class."""
+    found = []
+    for id, entries in categories.items():
+        names = list(dict.fromkeys(str(entry.get("name")) for entry in entries))
+        if not all(isinstance(entry.get("name"), str) and entry["name"] for entry in entries):
             raise InputError(f"{path}: category {id} has no name: give a text as its name")
-        names.setdefault(id, {})[entry["name"]] = None
-    several = [id for id in names if len(names[id]) > 1]
-    if several and len(names) > 1:
-        raise InputError(f"{path}: two of its categories have the id {several[0]}")
-    names = {id: " / ".join(each) for id, each in names.items()}
-    for id in several:
-        one = f"so they are one class, {names[id]!r}"
-        note(f" | {path}: all categories have the id {id}, {one}")
-    return names
+        if len(names) > 1 and len(categories) > 1:
+            raise InputError(f"{path}: two of its categories have the id {id}")
+        found.append(" / ".join(names))
+        if len(names) > 1:
+            one = f"so they are one class, {found[0]!r}"
+            note(f" | {path}: all categories have the id {id}, {one}")
+    return found
 
 
-def _annotations(path, content, ids, categories):
-    """The annotations, checked; missing "area" and "iscrowd" are filled in.
-
-    Ids count from 1, whatever the file has, because COCO's evaluation takes 0 for "no object".
-    """
-    known = {
-        name: {str(id): place for place, id in enumerate(each)}
-        for name, each in (("image_id", ids), ("category_id", categories))
-    }
+def _annotations(path, content, images, categories):
+    """The annotations, checked; missing "area" and "iscrowd" are filled in."""
+    images, categories = ({id: n for n, id in enumerate(each)} for each in (images, categories))
     entries = _entries(content, "annotations", path) if "annotations" in content else []
     found, seen = np.zeros(len(entries), ANNOTATION), set()
     for place, entry in enumerate(entries):
         id = _as_whole(entry.get("id", place + 1))
-        if id is None or id in seen:
-            what = "an annotation has the invalid" if id is None else "two annotations have the"
-            raise InputError(f"{path}: {what} id {entry.get('id')!r:.60}; give each its own")
-        seen.add(id)
-        about = {
-            name: places.get(str(_as_whole(entry.get(name)))) for name, places in known.items()
-        }
-        for name, value in about.items():
-            if value is None:
-                what = f"{entry.get(name)!r:.60}; list it, or take the annotation out"
-                raise InputError(f"{path}: annotation {id} has an unknown {name}: {what}")
+        image = images.get(_as_whole(entry.get("image_id")))
+        category = categories.get(_as_whole(entry.get("category_id")))
         box = _as_numbers(entry.get("bbox"), 4)
         crowd = entry.get("iscrowd") or 0
         area = _as_numbers([entry.get("area") or 0], 1)
         for name, is_right, right in (
+            ("id", id is not None and id not in seen, "give each annotation its own"),
+            ("image_id", image is not None, "list this image, or take the annotation out"),
+            ("category_id", category is not None, "list it, or take the annotation out"),
             ("bbox", box, "give x, y, width and height in pixels"),
             ("area", area, "give a number, or leave it out"),
             ("iscrowd", crowd in (0, 1, "0", "1"), "give 0 or 1"),
         ):
             if not is_right:
-                what = f"{name}: {entry.get(name)!r:.60}; {right}"
-                raise InputError(f"{path}: annotation {id} has an invalid {what}")
+                what = f"an invalid {name}: {entry.get(name)!r:.60}; {right}"
+                own = entry.get("id", place + 1)
+                raise InputError(f"{path}: annotation {own!r:.60} has {what}")
+        seen.add(id)
         area = area[0] or box[2] * box[3]  # some tools write 0 or null
-        found[place] = (place + 1, *about.values(), int(crowd), area, box)
+        found[place] = (image, category, int(crowd), area, box)
     return found
 
 
@@ -158,10 +171,8 @@ def _parsed(path):
         raise InputError(f"{path} is not in COCO's format: it has more lists than values")
     try:
         return json.loads(data, object_hook=_without_outlines)
-    except UnicodeDecodeError:
-        raise InputError(f"{path} is not in UTF-8, as JSON should be") from None
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON: {str(error)[:120]}") from None
+        raise InputError(f"{path} is not JSON in UTF-8: {str(error)[:120]}") from None
 
 
 def _without_outlines(entry):
@@ -183,25 +194,15 @@ def _as_whole(value):
         return int(value) if re.fullmatch("0|-?[1-9][0-9]{0,14}", value) else value or None
     if type(value) is float and value.is_integer():
         value = int(value)
-    return value if _is_whole(value) else None
-
-
-def _sorted(ids):
-    return sorted(ids, key=lambda id: (isinstance(id, str), id))
-
-
-def _is_whole(value):
-    return type(value) is int and abs(value) <= EXACT
+    return value if type(value) is int and abs(value) <= EXACT else None
 
 
 def _as_numbers(values, count):
-    """A list of `count` numbers, also of "7.5"; None for anything else."""
+    """A list of `count` floats, also of "7.5"; None for anything else."""
     if not isinstance(values, list) or len(values) != count:
         return None
-    if any(isinstance(value, str) for value in values):
-        try:
-            values = [float(value) for value in values]
-        except (ValueError, TypeError, OverflowError):
-            return None
-    are_right = all(type(value) in (int, float) and abs(value) <= EXACT for value in values)
-    return values if are_right else None
+    try:
+        values = [float(value) for value in values]
+    except (ValueError, TypeError, OverflowError):
+        return None
+    return values if all(abs(value) <= EXACT for value in values) else None

@@ -4,6 +4,7 @@ Read as py-faster-rcnn does: boxes are cut at the border of the image, boxes wit
 out, and crowds do not count as objects. The scores use every annotation as it stands in the file.
 """
 
+import copy
 import glob
 import json
 import os
@@ -15,7 +16,6 @@ import numpy as np
 
 from datasets.image import decoding
 from detection import annotations
-from detection.images import Objects
 from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note
@@ -23,7 +23,6 @@ from runtime.terminal import note
 # A box has an area if its sides are larger than this share of the image's sides. A thinner box may
 # lose its area when it is mirrored and resized in float32, and then its loss is not finite.
 THINNEST = 1e-6
-HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
 
 
 def _last_part(name):
@@ -32,6 +31,7 @@ def _last_part(name):
     return re.split(r"[\\/]|\?d=", urllib.parse.unquote(name))[-1]
 
 
+_JSON = "*.[jJ][sS][oO][nN]"
 # How a name of an image may have to be read: as it is, with a slash for a backslash, its last part
 _READINGS = (str, lambda name: name.replace("\\", "/"), _last_part)
 
@@ -39,35 +39,43 @@ _READINGS = (str, lambda name: name.replace("\\", "/"), _last_part)
 class Coco:
     """A file of annotations and the folder of its images."""
 
-    def __init__(self, path, folders, part="", gen=""):
-        """folders: where the images may be, the likeliest first. part: see `find`.
+    def __init__(self, path, folders, gen=""):
+        """folders: where the images may be, the likeliest first.
 
         gen: the folder for the cache of a large file; "" for none.
         """
         self.path = path
         found = annotations.read(path, gen)
         facts = json.loads(found["facts"].tobytes())
-        self.categories, self.names = facts["categories"], facts["names"]
-        self.folder, files = self._find_images(folders, facts["files"])
-        for id, file in zip(facts["ids"], files):
-            if not isinstance(file, str) or not file or _leads_out(file) or "\0" in file:
+        self.ids, self.categories, self.names = (facts[n] for n in ("ids", "categories", "names"))
+        names = [name if isinstance(name, str) else "" for name in facts["files"]]
+        self.folder, self.files = self._find_images(folders, names)
+        for id, file in zip(self.ids, self.files):
+            if not file or _leads_out(file) or "\0" in file:
                 raise InputError(
                     f"{path}: image {id} has an invalid file_name: {file!r:.80}; give a path below "
                     "the folder of the images"
                 )
-        count = len(files)
-        held_out = np.arange(count) % HELD_OUT == 0
-        chosen = np.flatnonzero({"": np.full(count, True), "val": held_out}.get(part, ~held_out))
-        self.ids, self.files = ([each[i] for i in chosen] for each in (facts["ids"], files))
-        self.sizes = found["sizes"][chosen]
-        place = np.full(count, -1)
-        place[chosen] = np.arange(len(chosen))
-        self.annotations = found["annotations"]
-        self.annotations["image"] = place[self.annotations["image"]]
-        self.annotations = self.annotations[self.annotations["image"] >= 0]
+        self.sizes, self.annotations = found["sizes"], found["annotations"]
         self.odd = []  # see datasets/image_folder.py
-        self.left_out = 0  # boxes
+        self._check_units()
         self._sort_by_image()
+        if self.left_out:
+            many = f"{self.left_out} boxes without area or outside their image"
+            note(f" | {path}: left out {many}")
+
+    def subset(self, places):
+        """These images alone."""
+        part = copy.copy(self)
+        part.ids, part.files = ([each[i] for i in places] for each in (self.ids, self.files))
+        part.sizes, part.odd = self.sizes[places], []
+        place = np.full(len(self.ids), -1)
+        place[places] = np.arange(len(places))
+        part.annotations = self.annotations.copy()
+        part.annotations["image"] = place[self.annotations["image"]]
+        part.annotations = part.annotations[part.annotations["image"] >= 0]
+        part._sort_by_image()
+        return part
 
     def check_files(self, places):
         """InputError if one of these images has no file.
@@ -110,25 +118,13 @@ class Coco:
 
     def objects(self, i):
         (start, end), (first, last) = (bounds[i : i + 2] for bounds in self._bounds)
-        return Objects(self._boxes[start:end], self._labels[start:end], self._crowd[first:last])
+        parts = self._boxes[start:end], self._labels[start:end], self._crowd[first:last]
+        return annotations.Objects(*parts)
 
     def truth(self):
         """The annotations for COCO's evaluation."""
-        rows = zip(self.annotations.tolist(), self.annotations["box"].tolist())
-        return {
-            "images": [
-                {"id": id, "width": width, "height": height}
-                for id, (width, height) in zip(self.ids, self.sizes.tolist())
-            ],
-            "annotations": [
-                {
-                    **{"id": id, "image_id": self.ids[image], "bbox": box, "area": area},
-                    **{"category_id": self.categories[category], "iscrowd": crowd},
-                }
-                for (id, image, category, crowd, area, _), box in rows
-            ],
-            "categories": [{"id": i, "name": n} for i, n in zip(self.categories, self.names)],
-        }
+        names = ("image", "category", "crowd", "area", "box")
+        return annotations.truth(self, zip(*(self.annotations[n].tolist() for n in names)))
 
     def fingerprint(self):
         """A checksum of the images' names and objects, in order."""
@@ -139,21 +135,19 @@ class Coco:
                 found = zlib.crc32(part, found)
         return found
 
-    def _find_images(self, folders, files):
-        """The first folder that holds an image, and the files' names as they have to be read.
+    def _find_images(self, folders, names):
+        """The first folder that holds an image, and the names as they have to be read.
 
         Names that fit nowhere lose their own folders.
         """
-        names = [name for name in files if isinstance(name, str) and "\0" not in name]
         for place, read in enumerate(_READINGS):
             for folder in folders:
-                if any(_is_in(folder, name) for name in map(read, names[:100])):
-                    read_as = self._as_read(folder, names, _READINGS[place:])
-                    return folder, [read_as.get(n, n) if isinstance(n, str) else n for n in files]
-        return folders[0], files
+                if any(_is_in(folder, read(name)) for name in names[:100]):
+                    return folder, self._as_read(folder, names, _READINGS[place:])
+        return folders[0], names
 
     def _as_read(self, folder, names, ways):
-        """{name: as it is read} in the first way; an odd one in the first way that fits."""
+        """The names as they are read in the first way; an odd one in the first way that fits."""
         found = {}
         for name in names:
             found[name] = ways[0](name)
@@ -162,14 +156,15 @@ class Coco:
                 found[name] = next((n for n in read if _is_in(folder, n)), found[name])
         shortened = [n for n in found if n != found[n] == _last_part(n)]
         if shortened and len(set(found.values())) < len(found):
-            return {name: name for name in names}
+            return names
         if shortened:
             first = shortened[0]
             note(f" | {self.path}: {first!r} is read as {found[first]!r}, and so on")
-        return found
+        return [found[name] for name in names]
 
-    def _check_units(self, boxes, sizes):
-        """A line where boxes (n, 4) seem not to be x, y, width, height in pixels."""
+    def _check_units(self):
+        """A line where boxes seem not to be x, y, width, height in pixels."""
+        boxes, sizes = self.annotations["box"], self.sizes[self.annotations["image"]]
         beyond = np.count_nonzero((boxes[:, :2] + boxes[:, 2:] > sizes + 1).any(1))
         if beyond:
             note(
@@ -186,14 +181,11 @@ class Coco:
         counts copy a list's.
         """
         where, boxes = self.annotations["image"], self.annotations["box"].copy()
-        sizes = self.sizes.astype(np.float64)
-        self._check_units(boxes, sizes[where])
+        sizes = np.tile(self.sizes[where].astype(np.float64), 2)
         boxes[:, 2:] += boxes[:, :2]
-        boxes = np.clip(boxes, 0, np.tile(sizes, 2)[where])
-        kept = (boxes[:, 2:] - boxes[:, :2] > THINNEST * sizes[where]).all(1)
-        if not kept.all():
-            lost = self.left_out = np.count_nonzero(~kept)
-            note(f" | {self.path}: left out {lost} boxes without area or outside their image")
+        boxes = np.clip(boxes, 0, sizes)
+        kept = (boxes[:, 2:] - boxes[:, :2] > THINNEST * sizes[:, :2]).all(1)
+        self.left_out = np.count_nonzero(~kept)
         order, crowd = np.argsort(where, kind="stable"), self.annotations["crowd"] == 1
         single, many = (order[(kept & each)[order]] for each in (~crowd, crowd))
         each = np.arange(len(self.ids) + 1)
@@ -216,8 +208,8 @@ def find(data, train, val, testing):
         return train, val, False
     files = [
         path
-        for pattern in ("*.json", "*/*.json", "*/*/*.json")
-        for path in sorted(glob.glob(os.path.join(glob.escape(data), pattern)))
+        for folders in ("", "*", "*/*")
+        for path in sorted(glob.glob(os.path.join(glob.escape(data), folders, _JSON)))
         if _lists_images(path)
     ]
     if not files:
@@ -238,19 +230,14 @@ def find(data, train, val, testing):
 
 def _refuse_other_formats(data):
     """InputError for boxes in a format that another program has to convert."""
-    supervision = (
-        "the package supervision converts these, DetectionDataset.from_{}(...).as_coco(...)"
-    )
-    for ending, kind, advice in (
-        ("xml", ", as VOC has", supervision.format("pascal_voc")),
-        ("txt", ", as YOLO has", supervision.format("yolo")),
-        ("json", " of another kind", "labelme2coco converts labelme's; other tools export COCO's"),
-    ):
+    for ending in ("xml", "txt", "json"):
         pattern = os.path.join(glob.escape(data), "**", f"*.{ending}")
         found = map(os.path.basename, glob.iglob(pattern, recursive=True))
         if not all(name.startswith("README") for name in found):  # Roboflow adds two of .txt
             raise InputError(
-                f"{data!r} has no file of COCO's JSON, but .{ending} files{kind}: {advice}"
+                f"{data!r} has .{ending} files, but none of COCO's JSON: the package supervision "
+                "converts VOC's XML and YOLO's txt (DetectionDataset), labelme2coco converts "
+                "labelme's JSON"
             )
 
 
@@ -270,27 +257,32 @@ def _lists_images(path):
         return False
 
 
-def open_split(data, name, folder, part="", gen=""):
+def open_split(data, name, folder, gen=""):
     """The Coco of a split. name: train2017, say, or a .json file. folder: of images, or ""."""
     path = _annotations_path(data, name)
     if folder:
         folder = _first((os.path.join(data, folder), folder), os.path.isdir)
         if not os.path.isdir(folder):
             raise InputError(f"missing image folder {folder!r}: give another one, or leave it out")
-        return Coco(path, [folder], part, gen)
+        return Coco(path, [folder], gen)
     # the images of image_info_test-dev2017.json are in test2017
-    known = r"^(instances|image_info)_|(?<=image_info_test)-dev|\.json$"
+    known = r"(?i)^(instances|image_info)_|(?<=image_info_test)-dev|\.json$"
     stem, beside = re.sub(known, "", os.path.basename(path)), os.path.dirname(path)
     above = os.path.dirname(beside) if os.path.basename(beside) == "annotations" else data
     usual = (stem, f"images/{stem}", f"{stem}/images", "images", "data", "")
     folders = [os.path.join(root, sub) for root in dict.fromkeys((data, above)) for sub in usual]
-    folders.insert(0 if name.endswith(".json") else len(folders), beside)
-    return Coco(path, folders, part, gen)
+    folders.insert(0 if _is_json(name) else len(folders), beside)
+    folders += sorted(glob.glob(os.path.join(glob.escape(above), "*", "")))
+    return Coco(path, folders, gen)
+
+
+def _is_json(name):
+    return name.lower().endswith(".json")
 
 
 def _annotations_path(data, name):
     """The file of a split. A .json file is looked for in `data`, then in the current folder."""
-    if name.endswith(".json"):
+    if _is_json(name):
         return _first((os.path.join(data, name), name), os.path.isfile)
     return os.path.join(data, "annotations", f"instances_{name}.json")
 

@@ -1,26 +1,64 @@
-"""Images with boxes, as a dataset for dataloader.py: only the pixels go through the workers.
+"""The images of a run with their boxes, as datasets for dataloader.py.
 
 A source (coco.py, scenes.py) has `ids`, `categories` and `names` (of the classes, in the order of
 the labels), name(i), pixels(i): uint8 (3, H, W), objects(i): Objects, truth(): COCO's dictionary of
 images and annotations, and fingerprint(): a number that changes with them.
 """
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 
-from runtime.errors import cut
+from detection import coco, scenes
+from runtime.errors import InputError, cut
+from runtime.terminal import note
 
 MOST = 20  # classes that a line names
+HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
 
 
-class Objects(NamedTuple):
-    """The objects of an image: corners x1, y1, x2, y2 in pixels, labels from 1."""
+def create(opt):
+    """The Images of both splits, (train, val); train is None for a test alone."""
+    train, val = scenes.create(opt) if opt.dataset == "digits" else _coco(opt)
+    tested = Images(val, training=False, mirror=False)
+    if opt.testOnly:
+        _check_files(opt, tested)
+        return None, tested
+    if train.names != val.names or train.categories != val.categories:
+        ids = [dict(zip(each.names, each.categories)) for each in (train, val)]
+        name = next(n for n in {**ids[0], **ids[1]} if ids[0].get(n) != ids[1].get(n))
+        ids = [each.get(name, "none") for each in ids]
+        raise InputError(
+            f"the training and validation images do not have the same categories: {name!r} has the "
+            f"id {ids[0]} in {train.path}, {ids[1]} in {val.path}; give both the same list"
+        )
+    # digits are not mirrored, because a mirrored 2 is not a 2
+    trained = Images(train, training=True, mirror=opt.dataset != "digits")
+    if not trained.size():
+        raise InputError(f"{train.path} has no image with a box to train on")
+    _check_files(opt, trained, tested)
+    return trained, tested
 
-    boxes: np.ndarray  # float32 (n, 4)
-    labels: np.ndarray  # int64 (n,)
-    crowd: np.ndarray  # float32 (m, 4): regions full of objects that nobody counted
+
+def _coco(opt):
+    """The sources of both splits; None for the training images of a test alone."""
+    train, val, divided = coco.find(opt.data, opt.train, opt.val, opt.testOnly)
+    if divided:
+        whole = coco.open_split(opt.data, train, opt.trainImages or opt.valImages, opt.gen)
+        if not opt.testOnly:
+            note(f"=> {train}: the only file of boxes; every fifth image is for the test")
+        held_out = np.arange(len(whole.ids)) % HELD_OUT == 0
+        return [whole.subset(np.flatnonzero(chosen)) for chosen in (~held_out, held_out)]
+    if opt.testOnly:
+        return None, coco.open_split(opt.data, val, opt.valImages, opt.gen)
+    splits = (train, opt.trainImages), (val, opt.valImages)
+    return [coco.open_split(opt.data, *split, opt.gen) for split in splits]
+
+
+def _check_files(opt, *splits):
+    """InputError for a missing image now, not after hours of training, unless it may be skipped."""
+    if opt.dataset == "coco" and not opt.skipCorrupt:
+        for images in splits:
+            images.source.check_files(images.places)
 
 
 class Images:
@@ -85,18 +123,13 @@ class Images:
 
     def target(self, code, width, dtype=torch.float32):
         """The "boxes", "labels" and "crowd" for a code, in an image `width` pixels wide."""
-        objects = self.source.objects(self.places[code // 2])
-        boxes, crowd = (torch.as_tensor(part, dtype=dtype) for part in (objects[0], objects[2]))
+        boxes, labels, crowd = self.source.objects(self.places[code // 2])
+        boxes, crowd = (torch.tensor(part, dtype=dtype) for part in (boxes, crowd))
         if code % 2:
-            boxes, crowd = mirrored(boxes, width), mirrored(crowd, width)
-        return {"boxes": boxes, "labels": torch.as_tensor(objects.labels), "crowd": crowd}
+            for part in (boxes, crowd):
+                part[:, [0, 2]] = width - part[:, [2, 0]]
+        return {"boxes": boxes, "labels": torch.as_tensor(labels), "crowd": crowd}
 
     def id(self, code):
         """The id of an image in its annotations."""
         return self.source.ids[self.places[code // 2]]
-
-
-def mirrored(boxes, width):
-    """Boxes (n, 4) with left and right exchanged."""
-    left, top, right, bottom = boxes.unbind(1)
-    return torch.stack([width - right, top, width - left, bottom], 1)

@@ -12,14 +12,22 @@ import zlib
 import numpy as np
 from PIL import Image
 
+import datasets
 from datasets.draws import Draws
-from detection.images import Objects
+from detection.annotations import Objects, truth
 from runtime.errors import InputError
 
 SIDE = 128  # pixels
 COUNTS = {"train": 1000, "val": 200}
 SIZES = (18, 44)  # sides of the square that a digit fills
 INK = 48  # of 255: a digit's box holds what is at least this bright
+
+
+def create(opt):
+    """The Scenes of both splits, (train, val)."""
+    names = list(datasets.module("digits").classes(opt))
+    splits = zip(("train", "val"), datasets.create(opt))
+    return [Scenes(digits, names, split, opt.manualSeed) for split, digits in splits]
 
 
 class Scenes:
@@ -47,18 +55,13 @@ class Scenes:
 
     def truth(self):
         """The boxes of all scenes as COCO has them."""
-        found = []
-        for i, id in enumerate(self.ids):
+        rows = []
+        for i in range(len(self.ids)):
             objects = self.objects(i)
             for (x, y, right, bottom), label in zip(objects.boxes.tolist(), objects.labels):
                 box = [x, y, right - x, bottom - y]
-                about = {"id": len(found) + 1, "image_id": id, "category_id": int(label)}
-                found.append({**about, "bbox": box, "area": box[2] * box[3], "iscrowd": 0})
-        return {
-            "images": [{"id": id, "width": SIDE, "height": SIDE} for id in self.ids],
-            "annotations": found,
-            "categories": [{"id": i, "name": n} for i, n in zip(self.categories, self.names)],
-        }
+                rows.append((i, label - 1, 0, box[2] * box[3], box))
+        return truth(self, rows)
 
     def _scene(self, i):
         """(uint8 (SIDE, SIDE), Objects) of a scene."""

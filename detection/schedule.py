@@ -120,56 +120,35 @@ def epoch_of(streams, number):
 
 
 def check_place(streams, state):
-    """InputError if a run would not go on at the very iteration that its checkpoint was at.
+    """InputError if a resumed run would not go on at the very iteration of its checkpoint.
 
     The epoch number means that iteration only with the same batch sizes, epoch length and
-    iterations of the finished steps. The rest of the current step and later steps may change.
+    iterations of the finished steps. The current step may end elsewhere, but not before what is
+    done, and not later if its last epoch was cut short.
     """
-    position = state.get("position") or {}
+    position, count = state.get("position") or {}, len(streams)
     order, epoch = position.get("order", ()), position.get("epoch")
-    if epoch is None or len(order) != 2 * len(streams) + 1:
+    if epoch is None or len(order) != 2 * count + 1:
         return  # nothing was trained yet
-    now = [stream.step.name for stream in streams].index(state["step"])
-    for k, stream in enumerate(streams[: now + 1]):
-        step, batch, every = stream.step, order[k], order[len(streams) + k]
-        if step.batch != batch:
-            option = "-rpnBatchSize" if step.name == "rpn" else "-batchSize"
-            raise InputError(
-                f"{option} {step.batch}, but the checkpoint has {shown(batch)}: a resumed run "
-                "cannot change it"
-            )
-        if stream.every != every:
-            raise InputError(
-                f"an epoch has {stream.every} iterations, but {shown(every)} in the checkpoint: a "
-                "resumed run cannot change -epochSize or the number of images"
-            )
+    current = [stream.step.name for stream in streams].index(state["step"])
+    for k, stream in enumerate(streams[: current + 1]):
+        step, every = stream.step, stream.every
         option = "rpnIterations" if step.name == "rpn" else "iterations"
-        before = tuple(state.get("options", {}).get(option, ()))
-        if k < now and before not in ((), step.iterations):
-            wanted = ",".join(map(str, step.iterations))
-            raise InputError(
-                f"the {step.name} step ended after {before[-1]} iterations: it can no longer have "
-                f"{wanted}"
+        last = (state.get("options", {}).get(option) or step.iterations)[-1]
+        before, now = (order[k], order[count + k], last), (step.batch, every, step.iterations[-1])
+        fits = before == now
+        if k == current and before[:2] == now[:2]:
+            start = stream.start(epoch)
+            was, end = (min(start + every, each[2]) for each in (before, now))
+            done = min(start + position["train"]["done"], was)
+            is_inside = epoch == state.get("epoch", 0) + 1
+            fits = end >= done if is_inside else end == was
+        if not fits:
+            sizes, saved = (
+                "{} images an iteration, {} iterations an epoch and {} in all".format(*each)
+                for each in (now, map(shown, before))
             )
-    if before:
-        _check_step(stream, stream is streams[-1], before[-1], state)
-
-
-def _check_step(stream, is_last, before, state):
-    """InputError if the current step would end before what is done, or be longer but cannot.
-
-    before: its iterations in the checkpoint.
-    """
-    position = state["position"]
-    inside = position["epoch"] == state.get("epoch", 0) + 1
-    start = stream.start(position["epoch"])
-    end = min(start + stream.every, before)
-    done = min(start + position["train"]["done"], end) if inside else end
-    last, name = stream.step.iterations[-1], stream.step.name
-    if last < done and not is_last:
-        raise InputError(f"the {name} step cannot end after {last} iterations: {done} are done")
-    if last > done and not inside and done < start + stream.every:
-        raise InputError(
-            f"the {name} step ended after {done} iterations, inside an epoch of {stream.every}: it "
-            "can no longer be extended"
-        )
+            raise InputError(
+                f"the {step.name} step would have {sizes}; the checkpoint has {saved}: a resumed "
+                "run can only change how long the current step goes on"
+            )

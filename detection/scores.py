@@ -6,13 +6,10 @@ This program computes none itself.
 import collections
 import contextlib
 import io
-import json
 
 import numpy as np
 
 from runtime.errors import InputError
-from runtime.terminal import note
-from storage import atomic
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
@@ -29,16 +26,6 @@ def results(found, categories):
         for id, boxes, scores, labels in found
         for (x, y, right, bottom), score, label in zip(boxes, scores, labels)
     ]
-
-
-def write(path, found, needed):
-    """Write COCO's results. If that fails: an InputError if they are `needed`, else a line."""
-    try:
-        atomic.write(path, json.dumps(found).encode())
-    except InputError as error:
-        if needed:
-            raise
-        note(f"=> {error}")
 
 
 def evaluate(truth, detections, ids=None):
@@ -72,12 +59,11 @@ def evaluate(truth, detections, ids=None):
             "categories": [{"id": number} for number in categories.values()],
         }
         coco.createIndex()
-        if detections:
-            mine = coco.loadRes(numbered(detections))
-        else:  # loadRes refuses an empty list
-            mine = kind()
-            mine.dataset = {**coco.dataset, "annotations": []}
-            mine.createIndex()
+        mine = kind()  # by hand, because loadRes refuses an empty list
+        mine.dataset = {**coco.dataset, "annotations": numbered(detections)}
+        for id, entry in enumerate(mine.dataset["annotations"], 1):
+            entry |= {"id": id, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
+        mine.createIndex()
         found = evaluation(coco, mine, "bbox")
         if ids is not None:
             found.params.imgIds = sorted(images[id] for id in ids)

@@ -1,7 +1,9 @@
 """Draws what a detector finds, in one photo or in the first images of a test."""
 
+import contextlib
 import io
 import itertools
+import json
 import os
 
 import numpy as np
@@ -10,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from datasets.image import decoding
 from datasets.imagenet_gen import EXTENSIONS
-from detection import files, scenes, scores, sources
+from detection import files, scenes, scores
 from parallel import group
 from runtime.errors import InputError, cause, cut
 from runtime.terminal import say
@@ -35,19 +37,20 @@ def photos(opt):
     model.to(device, torch.float32, memory_format=torch.channels_last)
     number = scenes.scene(opt.show) if opt.dataset == "digits" else None
     if number is not None:
-        _photo(sources.source(opt, "val").pixels(number), model, opt, opt.out)
-        return
-    if not os.path.isdir(opt.show):
+        _photo(scenes.create(opt)[1].pixels(number), model, opt, opt.out)
+    elif os.path.isdir(opt.show):
+        _folder(model, opt)
+    else:
         _photo(_upright(opt.show), model, opt, opt.out)
-        return
+
+
+def _folder(model, opt):
     names = sorted(name for name in os.listdir(opt.show) if name.lower().endswith(EXTENSIONS))
     names = [name for name in names if not name.startswith(".")]  # macOS adds "._photo.jpg"
     if not names:
         raise InputError(f"{opt.show!r} has no photo ({' '.join(EXTENSIONS)})")
-    try:
+    with contextlib.suppress(OSError):  # writing the first picture says what is wrong
         os.makedirs(opt.out, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"-out {opt.out}: cannot make this folder: {cause(error)}") from None
     results, categories = [], range(1, 1 + len(model.classes))
     for id, name in enumerate(names, 1):
         try:
@@ -63,7 +66,7 @@ def photos(opt):
             label = model.classes[each["category_id"] - 1]
             results.append({**each, "file_name": name, "category": label})
     path = os.path.join(opt.out, "results.json")
-    scores.write(path, results, needed=True)
+    atomic.write(path, json.dumps(results).encode())
     say(f"=> {path}")
 
 
@@ -80,13 +83,10 @@ def _photo(pixels, model, opt, out):
         if score >= opt.minScore:
             corners = " ".join(f"{value:7.1f}" for value in box)
             say(f" {score:5.3f}  {corners}  {cut(model.classes[label - 1], LONGEST)}")
-    best = max(found["scores"].tolist(), default=None)
-    if best is None:
-        least = model.roi_heads.score_thresh
-        say(f" nothing found with a score above {least:g} (-leastScore)")
-    elif best < opt.minScore:
-        text = f"nothing found with a score of {opt.minScore:g} or more (-minScore)"
-        say(f" {text}; the best score is {best:.3f}")
+    if not (found["scores"] >= opt.minScore).any():
+        least = max(opt.minScore, model.roi_heads.score_thresh)
+        best = f"; the best is {found['scores'].max():.3f}" if len(found["scores"]) else ""
+        say(f" nothing found with a score of {least:g} or more (-minScore, -leastScore){best}")
     say(f"=> {out}")
     return found
 
@@ -104,8 +104,13 @@ def sheet_of(found, images, model, opt):
         picture = draw(pixels, parts, model.classes, opt.minScore, truth)
         picture.thumbnail((LARGEST // COLUMNS, LARGEST // COLUMNS))
         pictures.append(picture)
+    width, height = (max(p.size[i] for p in pictures) for i in (0, 1))
+    rows = -(-len(pictures) // COLUMNS)
+    page = Image.new("RGB", (width * min(COLUMNS, len(pictures)), height * rows), "white")
+    for k, picture in enumerate(pictures):
+        page.paste(picture, (k % COLUMNS * width, k // COLUMNS * height))
     path = os.path.join(opt.save, "detections.png")
-    save(path, sheet(pictures))
+    save(path, page)
     say(f"=> {path}")
 
 
@@ -135,24 +140,11 @@ def draw(pixels, found, names, least, truth=()):
     return image
 
 
-def sheet(pictures):
-    """Several pictures on one, in rows."""
-    width, height = (max(p.size[i] for p in pictures) for i in (0, 1))
-    columns = min(COLUMNS, len(pictures))
-    rows = -(-len(pictures) // columns)
-    page = Image.new("RGB", (width * columns, height * rows), "white")
-    for k, picture in enumerate(pictures):
-        page.paste(picture, (k % columns * width, k // columns * height))
-    return page
-
-
 def save(path, image):
     """Write a picture atomically, in the format of its extension."""
     buffer = io.BytesIO()
     try:
-        image.save(buffer, format=Image.registered_extensions()[path[path.rindex(".") :].lower()])
-    except (KeyError, ValueError):
-        raise InputError(f"{path} should end in .png or .jpg") from None
+        image.save(buffer, "PNG" if path.lower().endswith(".png") else "JPEG")
     except OSError as error:  # a side too long for JPEG
         raise InputError(f"cannot write {path}: {cause(error)}") from None
     atomic.write(path, buffer.getvalue())

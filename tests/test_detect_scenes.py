@@ -5,7 +5,7 @@ import types
 import numpy as np
 import pytest
 
-from detection import scenes, sources
+from detection import scenes
 from runtime.errors import InputError
 
 
@@ -15,7 +15,7 @@ def source(tmp_path_factory):
 
     def source(split, seed=0):
         opt = types.SimpleNamespace(dataset="digits", gen=gen, manualSeed=seed, data="")
-        return sources.source(opt, split)
+        return dict(zip(("train", "val"), scenes.create(opt)))[split]
 
     return source
 

@@ -15,7 +15,7 @@ import dataloader
 import main
 import opts
 import train
-from detection.metrics import DetectionMetrics
+from detection.trainer import DetectionMetrics
 from engine import loop, metrics
 from engine.metrics import MetricQueue, Metrics
 from evaluation import ensemble, scores
