@@ -130,9 +130,7 @@ def parse(argv):
         if words and "retrain" in given:
             raise InputError("give the detector as a word or as -retrain, not both")
         opt = settle({**given, "retrain": words[0]} if words else given)
-        if opt.show:
-            _check_show(opt)
-        elif opt.resume == "none":
+        if opt.show or opt.resume == "none":
             check_options(opt)
         return opt
 
@@ -167,11 +165,24 @@ def _is_scene(opt):
     return opt.dataset == "digits" and re.fullmatch("[0-9]+", opt.show)
 
 
+def check_options(opt):
+    """Refuse what cannot work together."""
+    if "checkpoint" not in opt.layers:
+        if opt.retrain == "none":
+            what = "a detector" if opt.show else "the classifier to start from"
+            raise InputError(f"give {what}: -retrain model_best.pth")
+        if not opt.retrain.startswith("torchvision:"):
+            regular_files.check_input(opt.retrain, " (-retrain)")
+    for name in ("minScore", "leastScore", "nms"):
+        if getattr(opt, name) > 1:
+            raise InputError(f"-{name} {getattr(opt, name):g}: should be 0 to 1")
+    if opt.show:
+        _check_show(opt)
+    else:
+        _check_run(opt)
+
+
 def _check_show(opt):
-    if opt.retrain == "none":
-        raise InputError("-show needs a detector: detect.py DETECTOR -show PHOTO")
-    _check_retrain(opt)
-    _check_shares(opt)
     if os.path.isdir(opt.show) and not _is_scene(opt):
         if os.path.realpath(opt.out) == os.path.realpath(opt.show):
             raise InputError(f"-out {opt.out}: give another folder than -show's")
@@ -183,24 +194,7 @@ def _check_show(opt):
     )
 
 
-def _check_shares(opt):
-    for name in ("minScore", "leastScore", "nms"):
-        if getattr(opt, name) > 1:
-            raise InputError(f"-{name} {getattr(opt, name):g}: should be 0 to 1")
-
-
-def _check_retrain(opt):
-    if opt.retrain == "none":
-        raise InputError("give the classifier to start from: -retrain model_best.pth")
-    if not opt.retrain.startswith("torchvision:"):
-        regular_files.check_input(opt.retrain, " (-retrain)")
-
-
-def check_options(opt):
-    """Refuse what cannot work together."""
-    if "checkpoint" not in opt.layers:
-        _check_retrain(opt)
-    _check_shares(opt)
+def _check_run(opt):
     if opt.momentum == 0:
         raise InputError("-momentum 0: a run without momentum cannot be resumed; give e.g. 0.9")
     if opt.regions < 4:
@@ -426,7 +420,7 @@ def test(epoch, trainer, loader, out, proposing=False):
         values = {"recall": total.recall} if total.objects else {}
     elif group.rank() == 0:
         source = loader.dataset.source
-        found = scores.results(trainer.found, source.categories)
+        found = scores.results(trainer.found, source.ids, source.categories)
         if out:
             try:
                 atomic.write(out, json.dumps(found).encode())
@@ -435,7 +429,7 @@ def test(epoch, trainer, loader, out, proposing=False):
                     raise
                 note(f"=> {error}")
         with slow(f"scoring {len(found)} boxes"):
-            values = scores.evaluate(source.truth(), found, [id for id, *_ in trainer.found])
+            values = scores.evaluate(source, trainer.found)
     values = group.all_gather(values)[0]
     for name, value in values.get("classes", {}).items():
         say(f" | AP {value:7.3f}  {cut(name, 40)}")

@@ -36,25 +36,6 @@ class Objects(NamedTuple):
     crowd: np.ndarray  # float32 (m, 4): regions full of objects that nobody counted
 
 
-def truth(source, rows):
-    """COCO's dictionary for the evaluation of a source (images.py).
-
-    rows: (place of the image, place of the category, crowd, area, box) of each annotation. Ids of
-    annotations count from 1, because COCO's evaluation takes 0 for "no object".
-    """
-    return {
-        "images": [{"id": id} for id in source.ids],
-        "annotations": [
-            {
-                **{"id": id, "image_id": source.ids[image], "bbox": box, "area": area},
-                **{"category_id": source.categories[category], "iscrowd": crowd},
-            }
-            for id, (image, category, crowd, area, box) in enumerate(rows, 1)
-        ],
-        "categories": [{"id": i, "name": n} for i, n in zip(source.categories, source.names)],
-    }
-
-
 def read(path, gen):
     """The arrays of a file (see _arrays). Those of a large one are kept in a cache in `gen`."""
     if not gen or not os.path.isfile(path) or os.path.getsize(path) < LARGE:

@@ -4,6 +4,7 @@ Read as py-faster-rcnn does: boxes are cut at the border of the image, boxes wit
 out, and crowds do not count as objects. The scores use every annotation as it stands in the file.
 """
 
+import contextlib
 import copy
 import glob
 import json
@@ -82,9 +83,11 @@ class Coco:
 
         Each folder is listed once, because looking up every file takes minutes over a network.
         """
-        names = [self.files[i] for i in places]
-        folders = sorted({os.path.dirname(name) for name in names})
-        listed = {os.path.join(f, name) for f in folders for name in _files(self.folder, f)}
+        names, listed = [self.files[i] for i in places], set()
+        for folder in sorted({os.path.dirname(name) for name in names}):
+            with contextlib.suppress(OSError):
+                found = os.listdir(os.path.join(self.folder, folder))
+                listed |= {os.path.join(folder, name) for name in found}
         missing = [
             name
             for name in names
@@ -93,7 +96,7 @@ class Coco:
         ]
         if missing:
             first = missing[0]
-            near = next((name for name in listed if name.lower() == first.lower()), "")
+            near = next((name for name in sorted(listed) if name.lower() == first.lower()), "")
             raise InputError(
                 f"{self.path}: {len(missing)} of {len(names)} images have no file in "
                 f"{self.folder!r}, the first is {first!r:.80}{near and f' (there is {near!r})'}; "
@@ -121,10 +124,10 @@ class Coco:
         parts = self._boxes[start:end], self._labels[start:end], self._crowd[first:last]
         return annotations.Objects(*parts)
 
-    def truth(self):
-        """The annotations for COCO's evaluation."""
+    def rows(self):
+        """The annotations as they stand in the file, see images.py."""
         names = ("image", "category", "crowd", "area", "box")
-        return annotations.truth(self, zip(*(self.annotations[n].tolist() for n in names)))
+        return zip(*(self.annotations[name].tolist() for name in names))
 
     def fingerprint(self):
         """A checksum of the images' names and objects, in order."""
@@ -289,15 +292,6 @@ def _annotations_path(data, name):
 
 def _first(paths, is_there):
     return next(filter(is_there, paths), paths[0])
-
-
-def _files(root, folder):
-    """The names of the regular files in a folder below `root`; none if it cannot be listed."""
-    try:
-        with os.scandir(os.path.join(root, folder)) as entries:
-            return [entry.name for entry in entries if entry.is_file()]
-    except (OSError, ValueError):
-        return []
 
 
 def _is_in(folder, name):

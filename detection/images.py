@@ -1,8 +1,9 @@
 """The images of a run with their boxes, as datasets for dataloader.py.
 
 A source (coco.py, scenes.py) has `ids`, `categories` and `names` (of the classes, in the order of
-the labels), name(i), pixels(i): uint8 (3, H, W), objects(i): Objects, truth(): COCO's dictionary of
-images and annotations, and fingerprint(): a number that changes with them.
+the labels), name(i), pixels(i): uint8 (3, H, W), objects(i): Objects, fingerprint(): a number that
+changes with all this, and rows(), for the evaluation: the image's place, the category's place,
+crowd, area and [x, y, width, height] of each annotation.
 """
 
 import numpy as np
@@ -121,15 +122,15 @@ class Images:
             f"({', '.join(classes)}), {getattr(source, 'left_out', 0)} left out"
         )
 
-    def target(self, code, width, dtype=torch.float32):
+    def target(self, code, width, dtype=torch.float32, device=None):
         """The "boxes", "labels" and "crowd" for a code, in an image `width` pixels wide."""
-        boxes, labels, crowd = self.source.objects(self.places[code // 2])
-        boxes, crowd = (torch.tensor(part, dtype=dtype) for part in (boxes, crowd))
+        boxes, labels, crowd = self.source.objects(self.place(code))
+        boxes, crowd = (torch.tensor(each, dtype=dtype, device=device) for each in (boxes, crowd))
         if code % 2:
             for part in (boxes, crowd):
                 part[:, [0, 2]] = width - part[:, [2, 0]]
-        return {"boxes": boxes, "labels": torch.as_tensor(labels), "crowd": crowd}
+        return {"boxes": boxes, "labels": torch.tensor(labels, device=device), "crowd": crowd}
 
-    def id(self, code):
-        """The id of an image in its annotations."""
-        return self.source.ids[self.places[code // 2]]
+    def place(self, code):
+        """The place of an image in its source."""
+        return self.places[code // 2]

@@ -207,11 +207,6 @@ class FrozenBatchNorm2d(nn.Module):
         for name, buffer in norm.named_buffers():
             self.register_buffer(name, buffer)
 
-    def affine(self):
-        """The factor and the offset of each channel."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        return scale, self.bias - self.running_mean * scale
-
     def forward(self, x):  # (N, C, H, W)
         if self.folded:
             return x  # done by the convolution before
@@ -223,8 +218,9 @@ class FoldedConv2d(nn.Conv2d):
     """A convolution with the frozen batch norm after it, `norm[0]`. Only freeze_norms makes it."""
 
     def forward(self, x):
-        scale, shift = self.norm[0].affine()
-        weight = self.weight * scale.view(-1, 1, 1, 1)
+        norm = self.norm[0]
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        weight, shift = self.weight * scale.view(-1, 1, 1, 1), norm.bias - norm.running_mean * scale
         return F.conv2d(x, weight, shift, self.stride, self.padding, self.dilation, self.groups)
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 
 import datasets
 from datasets.draws import Draws
-from detection.annotations import Objects, truth
+from detection.annotations import Objects
 from runtime.errors import InputError
 
 SIDE = 128  # pixels
@@ -53,15 +53,13 @@ class Scenes:
         """A checksum of the digits. The trainer checks the seed."""
         return zlib.crc32(np.ascontiguousarray(self.images))
 
-    def truth(self):
-        """The boxes of all scenes as COCO has them."""
-        rows = []
+    def rows(self):
+        """The annotations, see images.py."""
         for i in range(len(self.ids)):
             objects = self.objects(i)
             for (x, y, right, bottom), label in zip(objects.boxes.tolist(), objects.labels):
                 box = [x, y, right - x, bottom - y]
-                rows.append((i, label - 1, 0, box[2] * box[3], box))
-        return truth(self, rows)
+                yield i, int(label) - 1, 0, box[2] * box[3], box
 
     def _scene(self, i):
         """(uint8 (SIDE, SIDE), Objects) of a scene."""

@@ -14,71 +14,67 @@ from runtime.errors import InputError
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 
 
-def results(found, categories):
-    """Detections in COCO's format; found: [(image id, boxes, scores, labels)] in arrays."""
+def results(found, ids, categories):
+    """Detections in COCO's format; found: [(place of the image, boxes, scores, labels)] in arrays.
+
+    ids, categories: what stands for each place and each label in the file.
+    """
     return [
         {
-            "image_id": id,
+            "image_id": ids[place],
             "category_id": categories[int(label) - 1],
             "bbox": [round(float(v), 2) for v in (x, y, right - x, bottom - y)],
             "score": round(float(score), 5),
         }
-        for id, boxes, scores, labels in found
+        for place, boxes, scores, labels in found
         for (x, y, right, bottom), score, label in zip(boxes, scores, labels)
     ]
 
 
-def evaluate(truth, detections, ids=None):
+def evaluate(source, found):
     """COCO's twelve numbers in %, {name of NAMES: value}, except for sizes that no object has.
 
     "classes" holds the AP of each class that has an object, by name (and id, if a name repeats).
-    truth: COCO's dictionary of images and annotations. detections: a list of COCO's results. ids:
-    of the tested images, None for all. Objects in other images do not count as missed.
+    source: see images.py. found: as in `results`, an entry for each tested image. Objects in other
+    images do not count as missed.
     """
     kind, evaluation = implementation()
-    images, categories = (
-        {entry["id"]: number for number, entry in enumerate(truth[part], 1)}
-        for part in ("images", "categories")
-    )
-
-    def numbered(entries):  # the libraries need numbers, and write to the entries
-        return [
-            {
-                **entry,
-                "image_id": images[entry["image_id"]],
-                "category_id": categories[entry["category_id"]],
-            }
-            for entry in entries
-        ]
-
-    with contextlib.redirect_stdout(io.StringIO()):  # the libraries print
-        coco = kind()
-        coco.dataset = {
-            **{"info": {}, "licenses": [], "annotations": numbered(truth["annotations"])},
-            "images": [{**entry, "id": images[entry["id"]]} for entry in truth["images"]],
-            "categories": [{"id": number} for number in categories.values()],
+    # All ids count from 1: the libraries need numbers, and take the annotation 0 for "no object"
+    images, categories = (range(1, 1 + len(each)) for each in (source.ids, source.categories))
+    objects = [
+        {
+            **{"id": id, "image_id": images[image], "category_id": categories[category]},
+            **{"bbox": box, "area": area, "iscrowd": crowd},
         }
-        coco.createIndex()
-        mine = kind()  # by hand, because loadRes refuses an empty list
-        mine.dataset = {**coco.dataset, "annotations": numbered(detections)}
-        for id, entry in enumerate(mine.dataset["annotations"], 1):
-            entry |= {"id": id, "area": entry["bbox"][2] * entry["bbox"][3], "iscrowd": 0}
-        mine.createIndex()
-        found = evaluation(coco, mine, "bbox")
-        if ids is not None:
-            found.params.imgIds = sorted(images[id] for id in ids)
-        found.evaluate()
-        found.accumulate()
-        found.summarize()
+        for id, (image, category, crowd, area, box) in enumerate(source.rows(), 1)
+    ]
+    mine = results(found, images, categories)
+    for id, entry in enumerate(mine, 1):  # as loadRes, which refuses an empty list
+        entry.update(id=id, area=entry["bbox"][2] * entry["bbox"][3], iscrowd=0)
+    sides = []
+    with contextlib.redirect_stdout(io.StringIO()):  # the libraries print
+        for annotations in (objects, mine):
+            sides.append(kind())
+            sides[-1].dataset = {
+                "images": [{"id": id} for id in images],
+                "annotations": annotations,
+                "categories": [{"id": id} for id in categories],
+            }
+            sides[-1].createIndex()
+        run = evaluation(*sides, "bbox")
+        run.params.imgIds = sorted(images[place] for place, *_ in found)
+        run.evaluate()
+        run.accumulate()
+        run.summarize()
     # of each class, at all thresholds and recalls, for all sizes and the most detections
-    curves = found.eval["precision"][:, :, :, 0, -1].transpose(2, 0, 1).reshape(len(categories), -1)
-    count = collections.Counter(entry["name"] for entry in truth["categories"])
+    curves = run.eval["precision"][:, :, :, 0, -1].transpose(2, 0, 1).reshape(len(categories), -1)
+    count = collections.Counter(source.names)
     names = [  # two categories may have one name
-        entry["name"] if count[entry["name"]] == 1 else f"{entry['name']} ({entry['id']})"
-        for entry in truth["categories"]
+        name if count[name] == 1 else f"{name} ({id})"
+        for id, name in zip(source.categories, source.names)
     ]
     classes = zip(names, curves.mean(1).tolist())
-    values = zip(NAMES, np.asarray(found.stats[:12], np.float64).tolist())
+    values = zip(NAMES, np.asarray(run.stats[:12], np.float64).tolist())
     values, classes = (
         {name: 100 * value for name, value in each if value >= 0}  # COCO's -1: no object
         for each in (values, classes)

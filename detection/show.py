@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import itertools
 import json
 import os
 
@@ -62,7 +61,7 @@ def _folder(model, opt):
             continue
         picture = name if name.lower().endswith(PICTURES) else f"{name}.png"
         found = _photo(pixels, model, opt, os.path.join(opt.out, picture))
-        for each in scores.results([(id, *found.values())], categories):
+        for each in scores.results([(0, *found.values())], [id], categories):
             label = model.classes[each["category_id"] - 1]
             results.append({**each, "file_name": name, "category": label})
     path = os.path.join(opt.out, "results.json")
@@ -95,11 +94,10 @@ def sheet_of(found, images, model, opt):
     """Draw the first images of the last test, with found and true boxes, into detections.png."""
     if group.rank() or not found:
         return
-    by_id = {id: dict(zip(("boxes", "scores", "labels"), parts)) for id, *parts in found}
+    by_place = {place: dict(zip(("boxes", "scores", "labels"), parts)) for place, *parts in found}
     pictures = []
-    readable = (code for code in range(0, 2 * images.size(), 2) if images.id(code) in by_id)
-    for code in itertools.islice(readable, SHEET):  # the others were skipped (-skipCorrupt)
-        place, parts = images.places[code // 2], by_id[images.id(code)]
+    # images that were skipped (-skipCorrupt) are not among them
+    for place, parts in sorted(by_place.items())[:SHEET]:
         pixels, truth = images.source.pixels(place), images.source.objects(place).boxes
         picture = draw(pixels, parts, model.classes, opt.minScore, truth)
         picture.thumbnail((LARGEST // COLUMNS, LARGEST // COLUMNS))

@@ -21,6 +21,7 @@ from runtime.errors import InputError
 ADVICE = "a smaller -batchSize or -scale, more replicas (-nGPU), -optnet true, -precision bfloat16"
 ORDER = "-batchSize, -rpnBatchSize, -epochSize or -manualSeed"
 STEPS = ("rpn", "fast", "shared")
+LOSSES = ("objectness", "proposal", "classifier", "box")  # the RPN's first
 
 
 @dataclasses.dataclass
@@ -66,14 +67,6 @@ class ProposalMetrics(DetectionMetrics):
         return f"recall {self.recall:7.3f} ({total.recall:7.3f})"
 
 
-# all fields that are not counts
-LOSSES = [
-    field.name
-    for field in dataclasses.fields(DetectionMetrics)
-    if field.type is float and field not in dataclasses.fields(Metrics)
-]
-
-
 class Trainer(loop.Loop):
     """Trains and tests one detector."""
 
@@ -91,7 +84,7 @@ class Trainer(loop.Loop):
         super().__init__(model, device, order=order, **more)
         self.streams, self.seed = streams, seed
         self.settings = {"momentum": momentum, "weight_decay": decay}
-        self.found = []  # in the last test: (image id, boxes, scores, labels), by process
+        self.found = []  # in the last test: (place, boxes, scores, labels), by process
 
     def begin(self, epoch, loader):
         """Set the rate of the epoch; make the optimizer if a new step begins."""
@@ -135,11 +128,8 @@ class Trainer(loop.Loop):
             inputs = [image[0] for image in batch.input[part]]
             codes = batch.target[part].tolist()
             targets = [
-                {name: value.to(self.device) for name, value in target.items()}
-                for target in (
-                    images.target(code, image.shape[2], image.dtype)
-                    for code, image in zip(codes, inputs)
-                )
+                images.target(code, image.shape[2], image.dtype, self.device)
+                for code, image in zip(codes, inputs)
             ]
             self._seed(iteration, number)
             with memory.out_of_memory(inputs[0].shape, self.device, ADVICE):
@@ -178,33 +168,27 @@ class Trainer(loop.Loop):
         self.model.eval()
         total = ProposalMetrics() if proposing else DetectionMetrics()
         self.at(epoch).test = total
-        images, own = loader.dataset, []
+        images, autocast, own = loader.dataset, self.precision.autocast, []
 
         def detect(batch, n):
             count = {"found": 0, "objects": 0}
             for image, code in zip(batch.input, batch.target.tolist()):
-                with memory.out_of_memory(image.shape, self.device, ADVICE):
-                    if proposing:
-                        self._count(image[0], images.target(code, image.shape[3]), count)
-                        continue
-                    with self.precision.autocast():
-                        (found,) = self.model.detections([image[0]])
+                find = self.model.proposals if proposing else self.model.detections
+                with memory.out_of_memory(image.shape, self.device, ADVICE), autocast():
+                    (found,) = find([image[0]])
+                if proposing:
+                    boxes = images.target(code, image.shape[3])["boxes"].to(found)
+                    count["found"] += int((ops.box_iou(boxes, found) >= 0.5).any(1).sum())
+                    count["objects"] += len(boxes)
+                    continue
                 parts = [found[name].cpu().numpy() for name in ("boxes", "scores", "labels")]
-                own.append((images.id(code), *parts))
+                own.append((images.place(code), *parts))
                 count["found"] += len(parts[1])
             return {name: torch.tensor(n, device=self.device) for name, n in count.items()}
 
         loop.test(epoch, loader, total, detect, self.queue, self.reporter)
         self.found = sum(group.all_gather(own), [])
         return total
-
-    def _count(self, image, target, count):
-        with self.precision.autocast():
-            (proposals,) = self.model.proposals([image])
-        boxes = target["boxes"].to(proposals)
-        covered = (ops.box_iou(boxes, proposals) >= 0.5).any(1)
-        count["found"] += int(covered.sum())
-        count["objects"] += len(boxes)
 
     @staticmethod
     def errors(scores):

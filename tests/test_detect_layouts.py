@@ -105,7 +105,7 @@ def test_one_file_is_divided(whole, layout, given, capsys, monkeypatch):
     pixels = np.asarray(Image.open(whole[0] / "before" / "all" / "15.png")).transpose(2, 0, 1)
     assert (val.source.pixels(1) == pixels).all()
     for split in (train.source, val.source):
-        assert {a["image_id"] for a in split.truth()["annotations"]} == set(split.ids)
+        assert {row[0] for row in split.rows()} == set(range(len(split.ids)))
         assert len(split.objects(1).labels) == 2
     notes = capsys.readouterr().err.splitlines()
     assert sum("every fifth image is for the test" in line for line in notes) == 1
@@ -266,8 +266,8 @@ def test_a_good_box_without_an_area_is_a_box(tmp_path, area):
     (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     found = coco.open_split(str(tmp_path), "train2017", "")
     assert len(found.objects(0).labels) == 2
-    for entry in found.truth()["annotations"]:
-        assert entry["area"] == entry["bbox"][2] * entry["bbox"][3]
+    for *_, area, box in found.rows():
+        assert area == box[2] * box[3]
 
 
 @pytest.mark.parametrize("stated", ["turned", "as it lies"])

@@ -323,7 +323,7 @@ def test_the_picture_shows_the_first_images_that_could_be_read(tmp_path):
     nothing = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)
     opt = types.SimpleNamespace(save=str(tmp_path), minScore=0.5)
     model = types.SimpleNamespace(classes=["square", "tall"])
-    show.sheet_of([(images.id(2 * i), *nothing) for i in (8, 7)], images, model, opt)
+    show.sheet_of([(i, *nothing) for i in (8, 7)], images, model, opt)
     page = np.asarray(Image.open(tmp_path / "detections.png"))
     for place, i in enumerate((7, 8)):
         expected = images.source.pixels(i).transpose(1, 2, 0).repeat(10, 0).repeat(10, 1)
@@ -445,9 +445,9 @@ def test_damaged_images(run, folder, monkeypatch):
         run(command)
     tested, evaluate = [], scores.evaluate
 
-    def noting(truth, found, ids):
-        tested.extend(ids)
-        return evaluate(truth, found, ids)
+    def noting(source, found):
+        tested.extend(source.ids[place] for place, *_ in found)
+        return evaluate(source, found)
 
     monkeypatch.setattr(scores, "evaluate", noting)
     lines = run(command + " -skipCorrupt true")

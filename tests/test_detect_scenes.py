@@ -68,8 +68,8 @@ def test_all_scenes_have_objects_that_do_not_overlap(source):
                 height = min(one[3], other[3]) - max(one[1], other[1])
                 assert width <= 0 or height <= 0
     assert seen == set(range(1, 11))
-    truth = found.truth()
-    assert len(truth["images"]) == 200 and truth["categories"][9]["name"] == "nine"
+    assert len(found.ids) == 200 and found.names[9] == "nine"
+    assert [row[0] for row in found.rows()][:3] == [0, 0, 0]
     assert found.pixels(0).shape == (3, 128, 128) and found.pixels(0).dtype == np.uint8
 
 
