@@ -333,7 +333,12 @@ def setup(opt, checkpoint, names, device):
     saved = files.is_detector(source)
     if saved is not None or checkpoint:
         model = files.load_detector(source, saved, **given)
-        refuse_fixed(opt, model, checkpoint["options"] if checkpoint else {})
+        fixed = {"recomputeBN": 0, "bnData": "", **(checkpoint["options"] if checkpoint else {})}
+        fixed["anchors"] = tuple(model.config["anchors"])
+        for name in ("anchors", "recomputeBN", "bnData"):
+            if name in opt.given and opt.given[name] != fixed[name]:
+                value = value_text(opt.given[name])
+                raise InputError(f"-{name} {value} is only for a run that starts from a classifier")
         if opt.resetClassifier and not opt.testOnly and not checkpoint:
             model.reset_classes(names)
     elif opt.testOnly:
@@ -367,21 +372,6 @@ def setup(opt, checkpoint, names, device):
     opt = opt.replaced(**own, anchors=tuple(model.config["anchors"]))
     dtype = Precision(opt.precision, device).dtype
     return opt, model.to(device, dtype, memory_format=torch.channels_last)
-
-
-def refuse_fixed(opt, model, before):
-    """InputError for given options that an existing detector cannot follow.
-
-    before: the options of the run that is resumed, which a command may repeat.
-    """
-    fixed = {"anchors": tuple(model.config["anchors"])}
-    fixed |= {name: before.get(name, none) for name, none in (("recomputeBN", 0), ("bnData", ""))}
-    for name, value in fixed.items():
-        if name in opt.given and getattr(opt, name) != value:
-            raise InputError(
-                f"-{name} {value_text(getattr(opt, name))} is only for a run that starts from a "
-                "classifier: leave it out"
-            )
 
 
 def recompute(opt, net, device):

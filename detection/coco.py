@@ -275,7 +275,8 @@ def open_split(data, name, folder, gen=""):
     usual = (stem, f"images/{stem}", f"{stem}/images", "images", "data", "")
     folders = [os.path.join(root, sub) for root in dict.fromkeys((data, above)) for sub in usual]
     folders.insert(0 if _is_json(name) else len(folders), beside)
-    folders += sorted(glob.glob(os.path.join(glob.escape(above), "*", "")))
+    others = glob.glob(os.path.join(glob.escape(above), "*", ""))
+    folders += others if len(others) == 1 else []  # of several, the images may be in another
     return Coco(path, folders, gen)
 
 

@@ -36,8 +36,11 @@ def load_detector(source, saved=None, **settings):
         raise InputError(f"{source} is not a detector of this program: detect.py trains one")
     config, state = {**saved["config"], **settings}, saved.get("model")
     model_files.check_state(source, state)
-    _check(source, config, state)
+    if not isinstance(config.get("backbone"), dict):
+        raise InputError(f"{source} is damaged: its config has no backbone")
+    model_files.check_config(source, config["backbone"], state)
     try:
+        _check(config, state)
         with torch.device("meta"):
             model = Detector(config)
         own = model.state_dict()
@@ -58,28 +61,23 @@ def load_detector(source, saved=None, **settings):
     return model
 
 
-def _check(path, config, state):
+def _check(config, state):
     """InputError for settings that no detector has, before anything of that size is built."""
     numbers = sum(tensor.numel() for tensor in state.values())
-    backbone = config.get("backbone")
-    if not isinstance(backbone, dict) or not isinstance(backbone.get("net"), str):
-        raise InputError(f"{path} is damaged: its config does not name the net of its backbone")
-    model_files.check_config(path, backbone, state)
-    most = {"classes": numbers, "regions": EXACT, **_MOST}
-    fits = {name: _is_whole(config.get(name), most[name]) for name in most}
-    fits["shared"] = type(config.get("shared")) is bool
+    most = {"classes": numbers, "regions": EXACT, "pool": 128}
+    most |= {"scale": LONGEST, "largest": LONGEST}
+    fits = {name: _is_whole(config[name], most[name]) for name in most}
+    fits["shared"] = type(config["shared"]) is bool
     for name, least, longest in (("anchors", 1, numbers), ("proposals", 4, 4)):
-        values = config.get(name)
+        values = config[name]
         is_list = isinstance(values, (list, tuple)) and least <= len(values) <= longest
         fits[name] = is_list and all(_is_whole(value, EXACT) for value in values)
     for name, value in ((name, config[name]) for name in CAPS if name in config):
         is_share = type(value) is float and 0 <= value <= 1
         fits[name] = _is_whole(value, EXACT) if name == "maxBoxes" else is_share
-    for name, is_right in fits.items():
-        if name not in config:
-            raise InputError(f"{path} is not a detector of this program: its config lacks {name!r}")
-        if not is_right:
-            raise InputError(f"{path} is damaged: its detector has {name} {shown(config[name])}")
+    for name in fits:
+        if not fits[name]:
+            raise InputError(f"its {name} is {shown(config[name])}")
 
 
 def _is_whole(value, most):

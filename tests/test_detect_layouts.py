@@ -81,6 +81,7 @@ ONE = {
     "absolute": ("dataset.json", "images", "/home/me/photos/{}"),
     "VIA": ("via_export_coco.json", ".", "{}"),
     "URL": ("boxes.json", "images", "https://example.org/a/{}"),
+    "a folder of any name": ("boxes.JSON", "my photos", "{}"),
     "beside annotations": ("annotations/all.json", "images", "../images/{}"),
 }
 
