@@ -13,7 +13,8 @@ _SOURCE = "which has no state dict: give the file that it was made from"
 # How they begin; the first that fits counts
 _BEGINNINGS = (
     (rb"version https://(?:git-lfs|hawser)", "a Git LFS pointer: git lfs pull fetches the file"),
-    (rb"(?:\xef\xbb\xbf)?\s*<(?:!|html|head|body)", "a web page: download the file behind it"),
+    (rb"(?:<\?xml[^>]*>\s*)?<net\s", "of OpenVINO, " + _SOURCE),
+    (rb"(?:\xef\xbb\xbf)?\s*<[!?a-z]", "a web page: download the file that the page leads to"),
     # the description of a first input, which has its name first
     (rb"\x08[\x01-\x1f]\x12(?:[\x80-\xff]*[\0-\x7f]\n){2}", "of Core ML, " + _SOURCE),
     (rb"\x08\x01\x12", "a SavedModel of TensorFlow: " + ARRAYS),
@@ -25,6 +26,10 @@ _BEGINNINGS = (
     (rb"\x93NUMPY", "an array of NumPy: " + ARRAYS),
     (rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w", "msgpack, as Flax writes: " + ARRAYS),
     (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib, as joblib does: " + ARRAYS),
+    (
+        rb"sys_info\0.{248}ustar",
+        "of a PyTorch before 0.2: " + _SAVE.format("torch.load(FILE, weights_only=False)"),
+    ),
     (rb"7z\xbc\xaf|Rar!|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18", "an archive: unpack it"),
     (rb".{257}ustar", "an archive: unpack it"),
     (rb"PK\x05\x06", "an empty zip archive: give the model's own file"),

@@ -125,7 +125,10 @@ def test_main(command, folder):
 
 @pytest.mark.parametrize("command", commands("complexity"))
 def test_complexity(command, folder):
-    size(command or "-depth 50")  # without options it is tested in test_complexity.py
+    if "-retrain" in command:  # test_detect_sizes.py measures a detector
+        assert opts.parse(command.split(), data=False).retrain.endswith(".pth")
+    else:
+        size(command or "-depth 50")  # without options it is tested in test_complexity.py
 
 
 @pytest.mark.parametrize("command", commands("evaluate"))

@@ -188,11 +188,8 @@ def test_a_tree_of_torch7_that_is_no_net(tmp_path):
     for value in ({"learningRate": 0.1}, None, [torch.ones(3)]):
         t7.save(path, value)
         refused(path)
-    assert model_files.kind(path) == "t7" and model_files.load_t7(path).array()[0].tolist() == [
-        1,
-        1,
-        1,
-    ]
+    assert model_files.kind(path) == "t7"
+    assert model_files.load_t7(path).array()[0].tolist() == [1, 1, 1]
     os.truncate(path, 30)
     with pytest.raises(InputError, match="byte"):
         model_files.load_t7(path)

@@ -208,7 +208,12 @@ OTHERS = {
             ),
             ("Core ML 7", b"\x08\7\x12\n\n\4\n\2xy\x1a", "of Core ML, which"),
             ("ONNX of ten letters", b"\x08\7\x12\nexporter10", "an ONNX file"),
-            ("XML", b'<?xml version="1.0"?>\n<net name="x" version="11">', "not a model file"),
+            (
+                "OpenVINO",
+                b'<?xml version="1.0"?>\n<net name="x" version="11">',
+                "of OpenVINO, which",
+            ),
+            ("a page of errors", b'<?xml version="1.0"?>\n<Error><Code>AccessDenied', "a web page"),
             ("GGUF", b"GGUF\3\0\0\0", "not a model file: it does not begin"),
         ]
     },
@@ -232,6 +237,10 @@ OTHERS = {
     "Flax": (lambda _, path: joined(path, b"\x81\xa6params\x81"), "msgpack, as Flax writes"),
     "zlib": (lambda _, path: joined(path, zlib.compress(b"a" * 99)), "as joblib does"),
     "one array": (lambda _, path: joined(path, b"\x93NUMPY\1\0"), "an array of NumPy"),
+    "PyTorch 0.1": (
+        lambda _, path: tarred(path, "sys_info", "pickle", "tensors", "storages"),
+        "of a PyTorch before 0.2: if you trust it, torch.save(torch.load(FILE, weights_only=False)",
+    ),
     "tar": (lambda _, path: tarred(path, "net.pth"), "an archive: unpack it"),
     "text": (lambda _, path: joined(path, b"Entry not found\n"), "a text file"),
     "zeros": (lambda _, path: joined(path, bytes(999)), "does not begin like"),
