@@ -68,8 +68,6 @@ class Scale:
 
     def __call__(self, image, draws=None):
         h, w = image.shape[1:]
-        if min(w, h) == self.size:
-            return image
         return scale(image, *self.lengths(w, h), self.interpolation)
 
     def lengths(self, w, h):
@@ -112,8 +110,6 @@ class RandomCrop:
         h, w = image.shape[1:]
         if w == self.size and h == self.size:
             return image
-        if w < self.size or h < self.size:
-            return crop(image, 0, 0, self.size, self.size)  # raises
         x, y = draws.random(0, w - self.size), draws.random(0, h - self.size)
         return crop(image, x, y, self.size, self.size)
 

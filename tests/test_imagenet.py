@@ -259,8 +259,3 @@ def test_training_chain_asks_and_acts_in_order():
     jitter = ["order"] + [(-0.4, 0.4)] * 3
     crop = [(0.08, 1.0), (0.75, 1.3333), (0.0, 1.0), "place", "place"]
     assert asked == crop + jitter + ["normal"] * 3 + [(0.0, 1.0)]
-
-
-def test_other_splits_are_refused():
-    with pytest.raises(ValueError, match="invalid split: test"):
-        dataset("test")
