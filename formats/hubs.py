@@ -70,10 +70,12 @@ def described(content, layers):
     net, spec = content["config"], content["preprocessing"]
     form = net.get("bottleneck", "resnet")
     known = net["net"] in ("resnet", "resnext") and form in ("resnet", "resnext_C")
-    if not known or (net["stem"], net["shortcut"]) != ("imagenet", "B"):
+    parts = {"stem": "imagenet", "shortcut": "B", "norm": "each", "expansion": 4}
+    parts["preactivation"] = False
+    if not known or any(net.get(name, value) != value for name, value in parts.items()):
         raise InputError(
-            "timm has the nets resnet and resnext, with the ImageNet stem, shortcut B and the form "
-            "resnext_C (-form): this net is another one"
+            "timm has the nets resnet and resnext, with the ImageNet stem, shortcut B, a batch norm"
+            " after each convolution and the form resnext_C (-form): this net is another one"
         )
     if form == "resnet":
         found = {"architecture": f"resnet{net['depth']}"}

@@ -19,10 +19,12 @@ from support.nets import OWN, images, ours, shake
 
 import convert
 import models
+from formats import hubs
 from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
 from runtime import command
+from runtime.errors import InputError
 from storage import atomic
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -179,6 +181,19 @@ def test_the_page_on_other_programs(saved, tmp_path, monkeypatch):
 def test_a_net_that_timm_lacks_has_no_folder(name, saved, tmp_path, capsys):
     error = refused(capsys, 1, saved(NETS[name]()), f"{tmp_path}/hub/")
     assert "timm has the nets resnet and resnext" in error and os.listdir(tmp_path / "hub") == []
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"norm": "branch"}, {"norm": "sum"}, {"expansion": 2}, {"preactivation": True}],
+    ids=str,
+)
+def test_a_net_that_timm_builds_otherwise_is_not_described(other):
+    config = resnext(50, 2, 4, 3).config if "norm" not in other else resnet(50, 3).config
+    content = {"config": config, "preprocessing": None, "classes": None}
+    assert hubs.described(content, [3, 4, 6, 3])["num_classes"] == 3
+    with pytest.raises(InputError, match="timm has the nets resnet and resnext"):
+        hubs.described({**content, "config": {**config, **other}}, [3, 4, 6, 3])
 
 
 def test_a_folder_that_cannot_be_made(saved, tmp_path, capsys):
