@@ -35,7 +35,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from models.resnet import resnet
 from models.resnext import resnext
-from runtime import memory
+from runtime import memory, process
 from runtime.precision import MIXED
 
 # name: ours, side, classes, name at torchvision and timm, batch on the CPU and on a GPU
@@ -188,11 +188,11 @@ class Apart:
 
     def __init__(self, way):
         self.pipe, theirs = multiprocessing.Pipe()
-        process = multiprocessing.get_context("spawn").Process
         before = dict(os.environ)
         if way.who == "ours":
             process.spin_briefly()  # as main.py
-        self.process = process(target=serve, args=(theirs, way), daemon=True)
+        spawn = multiprocessing.get_context("spawn")
+        self.process = spawn.Process(target=serve, args=(theirs, way), daemon=True)
         self.process.start()
         os.environ.clear()
         os.environ.update(before)
