@@ -89,7 +89,8 @@ def in_notebook():
 
 
 def _end(signum, _):
-    os.write(2, f"{script()}: interrupted by {signal.Signals(signum).name}\n".encode())
+    name = os.path.basename(sys.argv[0])
+    os.write(2, f"{name}: interrupted by {signal.Signals(signum).name}\n".encode())
     leave(128 + signum)
 
 

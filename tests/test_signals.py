@@ -454,13 +454,14 @@ def test_a_worker_that_starts_after_its_parent_has_ended():
 def test_process_1_ends_on_a_signal(name, begin, monkeypatch, capfd):
     """In a container: the kernel drops what has no handler. A test alone has no other one."""
     monkeypatch.setattr(os, "getpid", lambda: 1)
+    monkeypatch.setattr(sys, "argv", ["pretrained/classify.py"])
     child = os.fork()
     if not child:
         signum = getattr(signal, f"SIG{name}")
         signal.signal(signum, signal.SIG_DFL)
         begin(lambda: signal.raise_signal(signum) or time.sleep(9))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == STATUSES[name]
-    assert capfd.readouterr().err == f"main.py: interrupted by SIG{name}\n"
+    assert capfd.readouterr().err == f"classify.py: interrupted by SIG{name}\n"
 
 
 def test_what_process_1_ignores_stays_ignored(monkeypatch):
