@@ -49,7 +49,7 @@ class LogFile:
         self.path, self.header, self.tail = path, header, collections.deque(tail)
         head = checkpoint.get("logged", {}) if tail else {}
         self.size, self.crc = head.get("size", 0), head.get("crc", 0)
-        self.first = head.get("first", tail[0]["epoch"] if tail else None)  # epoch of the run
+        self.first = head.get("first")  # epoch of the run
         self.written, self.end = 0, None  # lines of the tail in the file; where they end
 
     def state(self):

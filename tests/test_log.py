@@ -215,28 +215,6 @@ def test_a_resumed_run_counts_the_time_before_the_stop(tmp_path, monkeypatch, ca
     check_events("checkpoints")
 
 
-def test_a_place_of_an_older_version_has_no_times(tmp_path, monkeypatch, capsys, cifar):
-    monkeypatch.chdir(tmp_path)
-    command = [*(NET + " -nEpochs 1 -data").split(), cifar]
-
-    def poll(self, received, where, flush):
-        if where == "in epoch 1 after iteration 5 of 5":
-            self.save(final=True)
-            raise Interrupted(15, where, self.folder)
-
-    monkeypatch.setattr("parallel.signals.Interrupts.poll", poll)
-    with pytest.raises(Interrupted):
-        main.main(command)
-    path = os.path.join("checkpoints", "inside_epoch.pth")
-    saved = atomic.load(path)
-    for split in ("train", "test"):
-        del saved["position"][split]["seconds"], saved["position"][split]["data_wait"]
-    atomic.save(path, saved)
-    main.main([*command, "-resume", "checkpoints"])
-    assert read("checkpoints")[1]["images_per_second"] is None
-    assert "=> Training epoch" not in capsys.readouterr().out.partition("=> Loading")[2]
-
-
 def test_events_are_appended_and_others_stay(tmp_path):
     """TensorBoard follows a growing file; files of other programs in the folder are not ours."""
     other = tmp_path / "events.out.tfevents.1.host.2.3"

@@ -19,7 +19,7 @@ import train
 from dataloader import DataLoader
 from datasets.in_memory import Images
 from main import train_epochs
-from storage import atomic, log
+from storage import log
 from storage.run_folder import RunFolder
 
 BEST = 3  # the best epoch, long before the lines that a checkpoint holds
@@ -147,23 +147,6 @@ def test_a_log_that_is_not_as_it_was_left(tmp_path, long_run, how, elsewhere, ca
     assert said.count("\n") == aside.exists() + (how in LOST)
     resumed(target, until=EPOCHS + 2)  # from here on nothing is missing
     assert epochs(target) == list(range(first, EPOCHS + 3)) and not capsys.readouterr().err
-
-
-@pytest.mark.parametrize("log", ["kept", "removed"])
-def test_a_checkpoint_of_an_earlier_version(tmp_path, long_run, log, capsys):
-    """It has the whole log itself."""
-    folder = tmp_path / "run"
-    shutil.copytree(long_run, folder)
-    path = folder / f"optimState_{EPOCHS}.pth"
-    state = atomic.load(path)
-    del state["logged"]
-    state["log"] = [state["log"][0], *lines(folder)]
-    atomic.save(path, state)
-    if log == "removed":
-        os.remove(folder / "log.jsonl")
-    resumed(folder)
-    assert epochs(folder) == list(range(1, EPOCHS + 2)) and not capsys.readouterr().err
-    assert "logged" in newest(folder) and len(newest(folder)["log"]) == 11
 
 
 @pytest.mark.parametrize("with_log", [True, False])

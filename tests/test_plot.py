@@ -460,10 +460,3 @@ def test_the_script_needs_neither_torch_nor_a_screen(log, tmp_path):
         env={k: v for k, v in os.environ.items() if k != "DISPLAY"} | settings,
     )
     assert done.returncode == 0 and (tmp_path / "x.png").exists(), done.stderr
-
-
-def test_help():
-    done = subprocess.run(
-        [sys.executable, os.path.join(ROOT, "plot.py"), "-help"], capture_output=True, text=True
-    )
-    assert done.returncode == 0 and done.stdout.startswith("Usage: plot.py")
