@@ -199,6 +199,8 @@ def _check_run(opt):
         raise InputError("-momentum 0: a run without momentum cannot be resumed; give e.g. 0.9")
     if opt.regions < 4:
         raise InputError(f"-regions {opt.regions}: give 4 or more; a quarter of them are objects")
+    if opt.anchors[0] < 2:
+        raise InputError("-anchors 1: give 2 or more, because half of 1 is rounded to 0")
     if "out" in opt.given and not opt.testOnly:
         raise InputError("-out is for -testOnly true or -show; training writes detections.json")
     if "bnData" in opt.given and (not opt.recomputeBN or opt.dataset == "digits"):

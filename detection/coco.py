@@ -86,8 +86,8 @@ class Coco:
         names, listed = [self.files[i] for i in places], set()
         for folder in sorted({os.path.dirname(name) for name in names}):
             with contextlib.suppress(OSError):
-                found = os.listdir(os.path.join(self.folder, folder))
-                listed |= {os.path.join(folder, name) for name in found}
+                entries = os.scandir(os.path.join(self.folder, folder))
+                listed |= {os.path.join(folder, each.name) for each in entries if each.is_file()}
         missing = [
             name
             for name in names

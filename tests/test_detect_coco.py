@@ -295,7 +295,8 @@ def test_files_that_are_missing_or_broken(tmp_path, content):
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
 @pytest.mark.parametrize("where", ["", "below/deeper/"])
-def test_every_file_is_looked_for_before_the_training(tmp_path, split, where):
+@pytest.mark.parametrize("kind", ["gone", "folder", "pipe", "link to nothing"])
+def test_every_file_is_looked_for_before_the_training(tmp_path, split, where, kind):
     for name in ("train2017", "val2017"):
         content = write_coco(tmp_path, name, 3)
         content["images"][1]["file_name"] = f"{where}11.png"
@@ -306,7 +307,10 @@ def test_every_file_is_looked_for_before_the_training(tmp_path, split, where):
     opt.train, opt.val, opt.trainImages, opt.valImages = "train2017", "val2017", "", ""
     opt.skipCorrupt, opt.gen = False, ""
     assert [images.size() for images in create(opt)] == [3, 3]
-    (tmp_path / split / where / "11.png").unlink()
+    path = tmp_path / split / where / "11.png"
+    path.unlink()
+    make = {"folder": os.mkdir, "pipe": os.mkfifo, "link to nothing": lambda p: p.symlink_to("no")}
+    make.get(kind, lambda path: None)(path)
     words = f"_{split}.json: 1 of 3 images have no file in '.*{split}', the first is '{where}11.png"
     with pytest.raises(InputError, match=words):
         create(opt)
@@ -316,7 +320,7 @@ def test_every_file_is_looked_for_before_the_training(tmp_path, split, where):
 
 def test_the_files_of_a_folder_that_is_not_listed(tmp_path, content, monkeypatch):
     """A folder may be readable, but not listable; a file system may ignore case."""
-    monkeypatch.setattr(os, "listdir", lambda path: os.stat(path + "/no such folder"))
+    monkeypatch.setattr(os, "scandir", lambda path: os.listdir(path + "/no such folder"))
     found = opened(tmp_path)
     found.check_files(range(3))
     (tmp_path / "train2017" / "12.png").unlink()

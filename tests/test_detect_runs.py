@@ -400,6 +400,7 @@ def test_what_is_refused(run, straight, command, words):
         ("-retrain classifier.pth -warmup -5", "-warmup: should be at least -1"),
         ("-retrain classifier.pth -freeze -2", "-freeze: should be at least -1"),
         ("-retrain classifier.pth -data data -regions 3", "-regions 3: give 4 or more"),
+        ("-retrain classifier.pth -data data -anchors 1,8", "-anchors 1: give 2 or more"),
         ("-retrain classifier.pth -scale 20000", "-scale: should be 0 to 16384"),
         ("-retrain classifier.pth -data data -momentum 0", "-momentum 0: a run without momentum"),
         ("-retrain none.pth", "File not found: none.pth (-retrain)"),
