@@ -64,7 +64,7 @@ def _arrays(path):
         size = [_as_whole(entries[0].get(side)) for side in ("width", "height")]
         if len(entries) > 1:
             raise InputError(f"{path}: two of its images have the id {id}")
-        if not all(isinstance(side, int) and side > 0 for side in size):
+        if not all(isinstance(side, int) and 0 < side <= EXACT for side in size):
             raise InputError(f"{path}: image {id} has no width and height: give them in pixels")
         sizes.append(size)
     names = _names(path, categories)
@@ -172,10 +172,10 @@ def _entries(content, name, path):
 def _as_whole(value):
     """A whole number, also of "7" or 7.0; other text as it is; None for anything else."""
     if isinstance(value, str):
-        return int(value) if re.fullmatch("0|-?[1-9][0-9]{0,14}", value) else value or None
-    if type(value) is float and value.is_integer():
+        return int(value) if re.fullmatch("0|-?[1-9][0-9]{0,99}", value) else value or None
+    if type(value) is float and value.is_integer() and abs(value) <= EXACT:
         value = int(value)
-    return value if type(value) is int and abs(value) <= EXACT else None
+    return value if type(value) is int else None
 
 
 def _as_numbers(values, count):

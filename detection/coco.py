@@ -209,12 +209,8 @@ def find(data, train, val, testing):
     ]
     if not (lack[1] if testing else any(lack)):
         return train, val, False
-    files = [
-        path
-        for folders in ("", "*", "*/*")
-        for path in sorted(glob.glob(os.path.join(glob.escape(data), folders, _JSON)))
-        if _lists_images(path)
-    ]
+    pattern = os.path.join(glob.escape(data), "**", _JSON)
+    files = [path for path in sorted(glob.glob(pattern, recursive=True)) if _lists_images(path)]
     if not files:
         _refuse_other_formats(data)
     if lack[0]:
@@ -222,12 +218,15 @@ def find(data, train, val, testing):
     if lack[1]:
         others = [path for path in files if path != _annotations_path(data, train)]
         found = _choose(data, others, "val") or _choose(data, others, "test")
-        if not found and os.path.isfile(_annotations_path(data, train)):
+        # person_keypoints_default.json may lie beside instances_default.json
+        rivals = [path for path in others if "instances" in path or "instances" not in train]
+        if not (found or lack[0] and rivals) and os.path.isfile(_annotations_path(data, train)):
             return train, train, True
         val = found or val
-    if lack[0] and train == "train2017" and files:
+    if lack[0] and files and (train == "train2017" or lack[1] and val == "val2017"):
         names = ", ".join(os.path.relpath(path, data) for path in files[:3])
-        raise InputError(f"{data!r} has {len(files)} files, {names}...: give -train and -val")
+        many = f"{len(files)} files of boxes, {names}{', and others' * (len(files) > 3)}"
+        raise InputError(f"{data!r} has {many}: give -train and -val")
     return train, val, False
 
 
@@ -255,7 +254,7 @@ def _lists_images(path):
     """Whether a file may be COCO's annotations: those of other tools do not have this list."""
     try:
         with regular_files.opened(path) as file:
-            return b'"images"' in file.read()
+            return b'"images"' in file.read().replace(b"\0", b"")  # also in UTF-16
     except OSError:
         return False
 
@@ -273,8 +272,9 @@ def open_split(data, name, folder, gen=""):
     stem, beside = re.sub(known, "", os.path.basename(path)), os.path.dirname(path)
     above = os.path.dirname(beside) if os.path.basename(beside) == "annotations" else data
     usual = (stem, f"images/{stem}", f"{stem}/images", "images", "data", "")
-    folders = [os.path.join(root, sub) for root in dict.fromkeys((data, above)) for sub in usual]
-    folders.insert(0 if _is_json(name) else len(folders), beside)
+    roots = dict.fromkeys((data, above, beside))
+    folders = [beside] if _is_json(name) else []
+    folders += [os.path.join(root, sub) for root in roots for sub in usual]
     others = glob.glob(os.path.join(glob.escape(above), "*", ""))
     folders += others if len(others) == 1 else []  # of several, the images may be in another
     return Coco(path, folders, gen)

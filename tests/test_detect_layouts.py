@@ -66,6 +66,8 @@ SPLIT = {
         (f"job/annotations/instances_{s}.json", f"job/images/{s}", "{}") for s in ("train", "val")
     ],
     "MMDetection": [(f"annotations/{s}.json", f"{s}/images", "{}") for s in ("train", "val")],
+    "FiftyOne": [(f"{s}/labels.json", f"{s}/data", "{}") for s in ("train", "validation")],
+    "deep": [(f"a/b/c/{s}/boxes.json", f"a/b/c/{s}", "{}") for s in ("train", "valid")],
     "2014": [(f"annotations/instances_{s}2014.json", f"{s}2014", "{}") for s in ("train", "val")],
 }
 ONE = {
@@ -182,11 +184,32 @@ def test_other_folders(tmp_path, names, words):
         create(options(str(tmp_path)))
 
 
-def test_results_and_keypoints_beside_the_file_are_none(whole):
+@pytest.mark.parametrize("others", [["dev"], ["test_a", "test_b"], ["a", "b", "c"]])
+def test_one_of_several_files_is_not_divided(whole, others):
+    files = ["train", *others]
+    data = lay_out(whole, *((f"{name}.json", "images", "{}") for name in files))
+    listed = ", ".join(f"{name}.json" for name in sorted(files)[:3])
+    words = f"has {len(files)} files of boxes, {listed}{', and others' * (len(files) > 3)}: give"
+    with pytest.raises(InputError, match=words):
+        create(options(data))
+    assert create(options(data, val=f"{others[0]}.json"))[0].source.ids[0] == 10
+
+
+@pytest.mark.parametrize("keypoints", ["{}", '{"images": []}'])
+def test_results_and_keypoints_beside_the_file_are_none(whole, keypoints):
     data = lay_out(whole, ("annotations/instances_default.json", "images", "{}"))
     (whole[0] / "data" / "detections.json").write_text('[{"image_id": 10}]')
-    (whole[0] / "data" / "annotations" / "person_keypoints_default.json").write_text("{}")
+    (whole[0] / "data" / "annotations" / "person_keypoints_default.json").write_text(keypoints)
     assert len(create(options(data))[0].source.ids) == 8
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le", "utf-32"])
+def test_encodings(whole, encoding):
+    """PowerShell's > writes UTF-16."""
+    data = lay_out(whole, ("boxes.json", "images", "{}"))
+    path = whole[0] / "data" / "boxes.json"
+    path.write_text(path.read_text().replace("tall", "große"), encoding)
+    assert create(options(data))[0].source.names == ["square", "große"]
 
 
 IDS = {
@@ -194,6 +217,7 @@ IDS = {
     "names": lambda id: f"image_{id}",
     "floats": float,
     "0": lambda id: id - 10,
+    "of 127 bits": lambda id: 2**126 + id,  # uuid4().int, say
 }
 
 
@@ -211,8 +235,10 @@ def test_ids(tmp_path, kind):
         category["id"] = in_file(category["id"]) if kind != "0" else category["id"]
     (tmp_path / "annotations" / "instances_train2017.json").write_text(json.dumps(content))
     found = coco.open_split(str(tmp_path), "train2017", "")
-    plain = {"names": ["image_10", "image_11", "image_12"], "0": [0, 1, 2]}
-    assert found.ids == plain.get(kind, [10, 11, 12])
+    plain = (
+        [*map(IDS[kind], (10, 11, 12))] if kind in ("names", "0", "of 127 bits") else [10, 11, 12]
+    )
+    assert found.ids == plain
     assert [found.name(i)[-6:] for i in range(3)] == ["10.png", "11.png", "12.png"]
     assert all(len(found.objects(i).labels) == 2 for i in range(3))
 
