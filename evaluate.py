@@ -39,6 +39,12 @@ _SHARED = (
 )
 LENGTHS = range(LONGEST + 1)
 
+
+def files(text):
+    """File names separated by commas."""
+    return tuple(text.split(","))
+
+
 # fmt: off
 OPTIONS = (
     *(row for row in opts.OPTIONS if row[0] in _SHARED),
@@ -50,8 +56,10 @@ OPTIONS = (
     ("classes",     "",    str,          None, "Class names, one per line, or a folder of class folders: test among these"),
     ("recomputeBN", 0,     whole,   0,    "Batches to re-estimate batch norm over first (0: none)"),
     ("predictions", "",    str,          None, "Write each image's five best classes: FILE.csv"),
-    ("confusion",   "",    str,          None, "Write the confusion matrix: FILE.csv, .png or .svg"),
-    ("scores",      "",    str,          None, "Write every class's logit of each image: FILE.npy"),
+    ("classErrors", "",    str,          None, "Write the errors by class: FILE.csv"),
+    ("confusion",   (),    files,        None, "Write the confusion matrix: FILE.csv, .png, .svg, or several: a.csv,a.png"),
+    ("scores",      "",    str,          None, "Write every class's logit of each image: FILE.npy, or .csv"),
+    ("temperature", False, boolean,      None, "Fit a temperature to -scores; print the calibration error"),
 )
 # fmt: on
 
@@ -75,7 +83,7 @@ def test(opt):
 
     import dataloader
     import models
-    from evaluation import classes, ensemble, predictions
+    from evaluation import classes, ensemble, logits, predictions
     from evaluation.views import Views
     from models.fold import folded
     from parallel import group
@@ -124,9 +132,9 @@ def test(opt):
         )
         for net, own, outputs in zip(nets, views, columns)
     ]
-    wanted = opt.predictions or opt.confusion or opt.scores
+    wanted = opt.predictions or opt.classErrors or opt.confusion or opt.scores
     size = images.size(), len(tested)
-    with predictions.opened(opt.scores, size) as scores:
+    with logits.opened(opt.scores, size) as scores:
         found = predictions.Predictions(*size, device, scores) if wanted else None
         results = ensemble.test(members, loader, opt, precision, found)
         if wanted:
@@ -168,29 +176,31 @@ def check_options(opt):
         raise InputError("-recomputeBN needs a -batchSize of at least two images")
     if opt.classes and not os.path.isdir(opt.classes):
         regular_files.check_input(opt.classes, " (-classes)")
+    if opt.temperature and not opt.scores:
+        raise InputError("-temperature is fitted to the scores: give -scores FILE.npy as well")
     opts.check_folder(as_trained(opt))
     _check_outputs(opt)
 
 
 def _check_outputs(opt):
     """Before the test, refuse files that cannot be written or that the test reads."""
-    files = []
-    if opt.predictions:
-        files.append(("-predictions", opt.predictions, (".csv",)))
-    if opt.confusion:
-        files.append(("-confusion", opt.confusion, (".csv", *pictures.FORMATS)))
+    tables = [("-predictions", opt.predictions), ("-classErrors", opt.classErrors)]
+    files = [(option, path, (".csv",)) for option, path in tables if path]
+    files += [("-confusion", path, (".csv", ".png", ".svg")) for path in opt.confusion]
     if opt.scores:
-        stem = os.path.splitext(opt.scores)[0]
-        files.append(("-scores", opt.scores, (".npy",)))
-        files += [("-scores", stem + e, (e[-4:],)) for e in (".images.csv", ".classes.txt")]
+        stem, ending = os.path.splitext(opt.scores)
+        files.append(("-scores", opt.scores, (".npy", ".csv")))
+        if ending.lower() == ".npy":
+            files += [("-scores", stem + e, (e[-4:],)) for e in (".images.csv", ".classes.txt")]
     images = []
     if opt.dataset == "imagenet":
         from datasets.imagenet_gen import folder_of, places  # not at the top: it imports NumPy
 
         images = [os.fsdecode(folder_of(opt, split)) for split in ("train", "val")] + places(opt)
     output_files.check_outputs(files, [*opt.models, opt.classes, *images])
-    if opt.confusion and not opt.confusion.lower().endswith(".csv"):
-        pictures.check_drawing(f"-confusion {opt.confusion}", ", or give -confusion FILE.csv")
+    for path in opt.confusion:
+        if not path.lower().endswith(".csv"):
+            pictures.check_drawing(f"-confusion {path}", ", or give -confusion FILE.csv")
 
 
 def _model(word):

@@ -1,4 +1,4 @@
-"""The predictions of a test, gathered from all processes, and the files that are written of them.
+"""The predictions of a test, gathered from all processes, and what is written of them.
 
 The score by which errors are counted also ranks the best classes; with several outputs per image,
 the mean of their softmax does, which is a probability.
@@ -11,8 +11,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from evaluation import logits
 from parallel import group
-from runtime.errors import InputError, cause, cut
+from runtime.errors import cut
 from runtime.progress import slow
 from runtime.terminal import say
 from storage import atomic, pictures
@@ -31,46 +32,6 @@ class Table(NamedTuple):
     indices: np.ndarray  # (N,) of the images, without unreadable ones
     best: np.ndarray  # (N, k) classes, best first, k = min(5, classes); -1 without a ranking
     probabilities: np.ndarray  # (N, k) of these classes; NaN where the outputs have a NaN
-
-
-class Logits:
-    """Every class's logit of each image (-scores), float32 (N, K) in a .npy file.
-
-    All processes write their rows as they come, so memory does not grow with images times classes.
-    They write without a memory map, where a full disk kills.
-    """
-
-    def __init__(self, path, name):
-        self.path, self.name = path, name  # the name is temporary
-
-    def array(self):
-        """The logits, memory-mapped to read."""
-        return np.load(self.name, mmap_mode="r")
-
-    def write(self, indices, rows):
-        """Write the logits of these images."""
-        start = self.array().offset
-        try:
-            with open(self.name, "r+b") as file:
-                for index, row in zip(indices, rows):
-                    file.seek(start + int(index) * row.nbytes)
-                    file.write(row)
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {cause(error)}") from None
-
-
-@contextlib.contextmanager
-def opened(path, shape):
-    """The Logits that all processes fill, an atomic write of `path`; None without a path."""
-    if not path:
-        yield None
-        return
-    name = None
-    with contextlib.ExitStack() as stack:
-        if group.rank() == 0:
-            name = stack.enter_context(atomic.replacing(path)).name
-            np.lib.format.open_memmap(name, "w+", np.float32, shape)
-        yield Logits(path, group.all_gather(name)[0])
 
 
 class Predictions:
@@ -110,7 +71,7 @@ class Predictions:
 
 
 def write(found, images, names, opt):
-    """Write what -predictions, -confusion and -scores ask for, on rank 0.
+    """Write what -predictions, -classErrors, -confusion and -scores ask for, on rank 0.
 
     found: Predictions. images: the tested Views. names: of the tested classes.
     """
@@ -122,12 +83,19 @@ def write(found, images, names, opt):
     if opt.predictions:
         with _writing(opt.predictions):
             _write_rows(opt.predictions, table, images, targets, names)
-    if opt.confusion:
-        with _writing(opt.confusion):
-            write_confusion(opt.confusion, targets, table.best[:, 0], names)
+    if opt.classErrors:
+        with _writing(opt.classErrors):
+            _write_errors(opt.classErrors, targets, table.best, names)
+    for path in opt.confusion:
+        with _writing(path):
+            write_confusion(path, targets, table.best[:, 0], names)
     if opt.scores:
         with _writing(opt.scores):
-            _finish(found.logits, table.indices, images, names)
+            logits.finish(found.logits, table.indices, images, names)
+    if opt.temperature:
+        known = table.best[:, 0] >= 0
+        with slow("fitting the temperature"):
+            logits.calibrate(found.logits.array(), table.indices[known], targets[known])
 
 
 @contextlib.contextmanager
@@ -143,21 +111,6 @@ def _write_rows(path, table, images, targets, names):
         for index, target, best, p in zip(table.indices, targets, table.best, table.probabilities):
             cells = best_cells(names, best, p)
             rows.writerow([images.name(index), names[target], *cells])
-
-
-def _finish(logits, read, images, names):
-    """Complete the file of logits once all processes have written: NaN for unread images.
-
-    read: indices of the images that were read. The names of the rows and columns go into files
-    beside it.
-    """
-    unread = np.setdiff1d(np.arange(images.size()), read)
-    logits.write(unread, (np.full(len(names), np.nan, np.float32) for _ in unread))
-    stem = os.path.splitext(logits.path)[0]
-    with atomic.csv_rows(f"{stem}.images.csv") as rows:
-        rows.writerow(["path", "class"])
-        rows.writerows([images.name(i), names[k]] for i, k in enumerate(images.targets))
-    atomic.write(f"{stem}.classes.txt", b"".join(os.fsencode(name) + b"\n" for name in names))
 
 
 def best_columns(count):
@@ -183,6 +136,20 @@ def _matrix(targets, predicted, count):
     ends = np.cumsum(np.bincount(targets, minlength=count))
     for own in np.split(predicted[np.argsort(targets, kind="stable")], ends[:-1]):
         yield np.bincount(own, minlength=count)
+
+
+def _write_errors(path, targets, best, names):
+    """Write each class's images and errors; best (N, k): the images' best classes."""
+    right = best == targets[:, None]
+    counts = [
+        np.bincount(targets, weights, len(names)).astype(int)
+        for weights in (None, ~right[:, 0], ~right.any(1))
+    ]
+    with atomic.csv_rows(path) as rows:
+        rows.writerow(["class", "images", "wrong1", "wrong5", "top1", "top5"])
+        for name, images, wrong1, wrong5 in zip(names, *counts):
+            errors = [f"{100 * n / images:.3f}" if images else "" for n in (wrong1, wrong5)]
+            rows.writerow([name, images, wrong1, wrong5, *errors])
 
 
 def write_confusion(path, targets, predicted, names):

@@ -43,7 +43,7 @@ COMMANDS = [
         "coco/annotations/instances_val2017.json",
     ),
     (evaluate.parse, "net.pth -data data -classes c.csv", "-predictions", "c.csv"),
-    (evaluate.parse, "net.pth -data data -classes c.csv", "-confusion", "c.csv"),
+    (evaluate.parse, "net.pth -data data -classes c.csv", "-classErrors", "c.csv"),
     (evaluate.parse, "c.csv -data data", "-confusion", "c.csv"),
     (evaluate.parse, "photo.png net.pth -data data", "-confusion", "photo.png"),
     (evaluate.parse, "net.pth -data data", "-confusion", "data/val/a/1.png"),

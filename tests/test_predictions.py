@@ -1,4 +1,4 @@
-"""evaluate.py's -predictions and -confusion against one image at a time, float64."""
+"""evaluate.py's -predictions, -classErrors and -confusion against one image at a time, float64."""
 
 import csv
 import os
@@ -61,9 +61,8 @@ def test_each_image_one_by_one(photos, here):
     with torch.no_grad():
         net.fc.bias[[0, 2]] += 3  # else all are taken for foxes and cats
     model_files.write("net.pth", models.pack(net))
-    [(top1, _)] = run("net.pth", photos, "-predictions", "p.csv", "-confusion", "m.csv")
-    run("net.pth", photos, "-confusion", "m.png")
-    run("net.pth", photos, "-confusion", "m.SVG")
+    files = ["-predictions", "p.csv", "-classErrors", "e.csv", "-confusion", "m.csv,m.png,m.SVG"]
+    [(top1, _)] = run("net.pth", photos, *files)
     head, *rows = table("p.csv")
     assert head[:4] == ["path", "class", "class1", "probability1"] and len(head) == 2 + 2 * 4
     expected = softmax(outputs(net, photos))
@@ -81,7 +80,13 @@ def test_each_image_one_by_one(photos, here):
     for row in rows:
         own = [t for t, true in zip(taken, truth) if true == row[0]]
         assert row[1:] == [str(own.count(name)) for name in names]
-    wrong = [own != true for own, true in zip(taken, truth)]
+    wrong = [sum(t != true for t, true in zip(taken, truth) if true == name) for name in names]
+    head, *rows = table("e.csv")
+    assert head == ["class", "images", "wrong1", "wrong5", "top1", "top5"]
+    images = {"plain": 4, "striped": 4}
+    for row, name, count in zip(rows, names, wrong):
+        errors = [f"{25 * count:.3f}", "0.000"] if name in images else ["", ""]
+        assert row == [name, str(images.get(name, 0)), str(count), "0", *errors]
     assert 0 < sum(wrong) < 8 and top1 == 100 * sum(wrong) / 8
     assert (here / "m.png").read_bytes().startswith(PNG)
     assert "<svg" in (here / "m.SVG").read_text()
@@ -117,14 +122,14 @@ def test_any_number_of_processes_and_odd_names(photos, here):
     words = [path, "-data", "photos", "-precision", "double", "-skipCorrupt", "true"]
     written = []
     for count in ("1", "2"):
-        files = ["-predictions", "p.csv", "-confusion", "m.csv"]
+        files = ["-predictions", "p.csv", "-classErrors", "e.csv", "-confusion", "m.csv,m.png"]
         command = [sys.executable, os.path.join(ROOT, "evaluate.py"), *words, *files]
         command += ["-nProcs", count, "-batchSize", "7", "-nThreads", "1"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
         assert done.returncode == 0, done.stderr
         wrong1 = int(re.search(r"\((\d+) and \d+ of 7 images wrong", done.stdout)[1])
-        written.append([(here / file).read_bytes() for file in ("p.csv", "m.csv")])
+        written.append([(here / file).read_bytes() for file in ("p.csv", "e.csv", "m.csv")])
     assert written[0] == written[1]
     # the class names differ from those of the data: outputs are matched by order
     rows = table("p.csv")[1:]
@@ -157,8 +162,9 @@ def test_outputs_that_are_not_numbers(photos, here):
         norms[-1].bias.fill_(1e200)  # so are the features
         net.fc.weight[:, ::2], net.fc.weight[:, 1::2] = 1e200, -1e200
     model_files.write("nan.pth", models.pack(net))
-    run("nan.pth", photos, "-predictions", "p.csv", "-confusion", "m.csv")
+    run("nan.pth", photos, "-predictions", "p.csv", "-classErrors", "e.csv", "-confusion", "m.csv")
     assert all(row[2:] == [""] * 4 for row in table("p.csv")[1:])
+    assert [row[1:3] for row in table("e.csv")[1:]] == [["4", "4"]] * 2
     assert [row[1:] for row in table("m.csv")[1:]] == [["0", "0"]] * 2
 
 
@@ -166,11 +172,13 @@ def test_outputs_that_are_not_numbers(photos, here):
     "words, error",
     [
         ("-predictions p.txt", "-predictions p.txt should end in .csv"),
+        ("-classErrors e.png", "-classErrors e.png should end in .csv"),
         ("-confusion m.jpg", "-confusion m.jpg should end in .csv or .png or .svg"),
+        ("-confusion m.csv,", "-confusion  should end in .csv or .png or .svg"),
         ("-predictions no/p.csv", "the folder 'no' does not exist: make this folder"),
         ("-predictions d.csv", "-predictions d.csv is a folder"),
         ("-predictions x.csv -confusion ./x.csv", "would be written twice"),
-        ("-predictions x.csv -confusion X.csv", "would be written twice"),
+        ("-predictions x.csv -classErrors X.csv", "would be written twice"),
     ],
 )
 def test_refused_before_the_test_begins(photos, here, capsys, words, error):
@@ -202,7 +210,7 @@ def test_pictures_need_matplotlib(here, capsys, monkeypatch, module, error, word
         monkeypatch.setattr(sys, "meta_path", [Broken(module, error), *sys.meta_path])
     (here / "net.pth").write_bytes(b"never read")
     command = {
-        "evaluate.py": (evaluate, "net.pth -dataset digits -confusion m.png"),
+        "evaluate.py": (evaluate, "net.pth -dataset digits -confusion m.csv,m.png"),
         "plot.py": (plot, "net.pth -out m.png"),
     }
     script, line = command[program]

@@ -144,8 +144,8 @@ def test_what_is_slow(monkeypatch, capsys, tmp_path, photos):
     monkeypatch.setattr(progress, "SILENT", -1)
     monkeypatch.chdir(tmp_path)
     (net, _), (other, _) = pair(tmp_path, photos).values()
-    words = "-nThreads 0 -gen gen -predictions p.csv -confusion c.csv"
-    words += " -scores s.npy"
+    words = "-nThreads 0 -gen gen -predictions p.csv -classErrors e.csv -confusion c.csv"
+    words += " -scores s.npy -temperature true"
     evaluate.main([net, other, "-data", photos, *words.split()])
     classify.main([net, f"{photos}/val"])
     extract_features.main([net, f"{photos}/val/plain/0.jpg"])
@@ -156,8 +156,8 @@ def test_what_is_slow(monkeypatch, capsys, tmp_path, photos):
         checkpoints.newest(str(tmp_path))
     done = re.findall(r"=> (.*): done in 0:0\d\n", capsys.readouterr().err)
     wanted = ["preparing imagenet"]
-    wanted += [f"writing {name}" for name in ("p.csv", "c.csv", "s.npy")]
-    wanted += [f"listing the images in {photos}/val", "8 images"]
+    wanted += [f"writing {name}" for name in ("p.csv", "e.csv", "c.csv", "s.npy")]
+    wanted += ["fitting the temperature", f"listing the images in {photos}/val", "8 images"]
     wanted += ["1 images", "writing net.safetensors"]
     wanted += [f"looking for an intact checkpoint in {tmp_path}"]
     assert [what for what in dict.fromkeys(done) if what in wanted] == wanted
