@@ -2,7 +2,8 @@
 
 `python complexity.py OPTIONS` takes main.py's options and measures the net that they build, without
 data and without memory for its weights. Without options it prints the sizes in the paper's Tables
-1, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5 has the nets of Table 4).
+1, 2, 3, 4 and 7 and figure 7, ours beside the paper's (Table 5 has the nets of Table 4), and our
+sizes of Table 8's detectors.
 
 - Parameters: weights and biases of all layers, batch norm included, without running statistics.
 - Multiply-adds: those of convolutions and classifier for one image, not of batch norm, ReLU,
@@ -13,6 +14,7 @@ data and without memory for its weights. Without options it prints the sizes in 
 import contextlib
 import functools
 import io
+import math
 import os
 import sys
 from typing import NamedTuple
@@ -22,6 +24,7 @@ sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P
 import datasets
 import models
 import opts
+from models import depths
 from runtime import command
 from runtime.errors import InputError
 
@@ -30,11 +33,15 @@ HEAD = """Usage: complexity.py [options]
 Parameters, multiply-adds and activations of the net that main.py would train with these options, or
 with -retrain FILE of the net in a file. Images for ImageNet's nets have -testCrop pixels a side;
 those for a FILE are as large as it says, unless -dataset, -data or -testCrop is given. Without
--nClasses and -data these nets have 1000 classes.
+-nClasses and -data these nets have 1000 classes. For a detector, a file of detect.py, the parts are
+listed.
 
 Without options: the paper's tables of sizes, ours beside them.
 
 Options:"""
+
+
+MOST = 2000  # blocks of a net, or paths in form A or B; each has up to three layers
 
 
 def _row(depth, c, d, parameters="", flops=""):
@@ -75,6 +82,8 @@ FIGURE_7 = (
     *TABLE_7,
     *(_row(29, 1, d) for d in (98, 149, 219, 320)),
 )
+TABLE_8 = (TABLE_1[0], TABLE_1[1], _row(101, 1, 64), _row(101, 32, 4))
+COCO_CLASSES = 80
 TABLES = (
     ("Table 1: ResNet-50 and ResNeXt-50", TABLE_1),
     ("Table 3: cardinality against width, complexity preserved", TABLE_3),
@@ -85,7 +94,7 @@ TABLES = (
 
 
 class Part(NamedTuple):
-    """A layer or a stage of a net; its numbers are for one image."""
+    """A layer, a stage of a net or a part of a detector; its numbers are for one image."""
 
     name: str
     output: tuple  # the shape: (C, H, W), or (classes,)
@@ -101,6 +110,8 @@ def main(argv=None):
         print_paper()
         return
     opt = opts.parse(argv, "complexity.py", HEAD, data=False)
+    if print_detector(opt.retrain):
+        return
     net, opt = build(opt)
     size = side(opt, net)
     title = f"One image of {size} x {size} pixels (a multiply-add is 2 FLOPs)"
@@ -119,11 +130,26 @@ def build(start):
         opt = opts.settle(start.given, checkpoint, net and net.config)
         opts.check(opt, data=False)
         if net is None:
+            _check_size(opt)
             with torch.device("meta"):
                 return models.build(opt, classes(opt)), opt
         if opt.resetClassifier and not checkpoint:
             models.reset_classifier(net, classes(opt))
         return net.to("meta"), opt
+
+
+def _check_size(opt):
+    """Refuse a net of so many layers that its measurement would take minutes."""
+    if opt.netType not in depths.NETS:  # a net of one's own
+        return
+    count, what = sum(depths.stages(opt.netType, opt.stem, opt.depth)[1]), "blocks"
+    way_out = f"give a -depth with at most {MOST:,}"
+    is_split = "resnext" in opt.netType and opt.bottleneckType in ("resnext_A", "resnext_B")
+    if is_split and count <= MOST:
+        count, what = count * opt.cardinality, "paths"
+        way_out = "resnext_C is the same net with the same numbers"
+    if count > MOST:
+        raise InputError(f"{count:,} {what} take minutes to measure; {way_out}")
 
 
 def classes(opt):
@@ -155,10 +181,14 @@ def side(opt, net=None):
 
 
 def layers(net, size):
-    """The convolutions and linear layers of a net on the meta device, in the order they run.
+    """The layers of a net on the meta device, for a square image of `size` pixels."""
+    import torch
 
-    For a square image of `size` pixels.
-    """
+    return run(net, torch.empty(1, 3, size, size, dtype=net.fc.weight.dtype, device="meta"))[1]
+
+
+def run(module, inputs):
+    """(output, convolutions and linear layers in the order they run) of a module, on meta."""
     import torch
     from torch import nn
 
@@ -169,16 +199,16 @@ def layers(net, size):
         each = layer.weight[0].numel() + (layer.bias is not None)
         found.append(Part(name, tuple(output.shape[1:]), weights, outputs * each, outputs))
 
-    for name, layer in net.named_modules():
+    for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             hooks.append(layer.register_forward_hook(functools.partial(record, name)))
         elif isinstance(layer, nn.BatchNorm2d):
             layer.forward = lambda x: x  # costs nothing to count, and is slow on meta
     with torch.no_grad():
-        net.eval()(torch.empty(1, 3, size, size, dtype=net.fc.weight.dtype, device="meta"))
+        output = module.eval()(inputs)
     for hook in hooks:
         hook.remove()
-    return found
+    return output, found
 
 
 def stages(net, layers):
@@ -205,16 +235,63 @@ def total(parts):
     return tuple(sum(column) for column in list(zip(*parts))[2:])
 
 
-def print_net(title, rows):
-    """Print a net by stage: output shapes and exact counts."""
-    print(
-        f"{title}\n\n{'':8}{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
-    )
+def width(cardinality):
+    """The bottleneck width d at which a block of cardinality C is as complex as that of ResNet.
+
+    Section 3.4, equation 4: C (256 d + 3 3 d d + d 256) parameters, as many as with C = 1 and
+    d = 64. Returns the positive root, rounded.
+    """
+    each = (256 * 64 + 9 * 64 * 64 + 64 * 256) / cardinality
+    return round((math.sqrt(512**2 + 4 * 9 * each) - 512) / (2 * 9))
+
+
+def print_net(title, rows, wide=8):
+    """Print a net by stage: output shapes and exact counts. wide: columns of the names."""
+    heads = f"{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
+    print(f"{title}\n\n{'':{wide}}{heads}")
     for row in rows:
         shape = " x ".join(map(str, row.output))
-        print(f"{row.name:8}{shape:>16}{row[2]:14,}{row[3]:17,}{row[4]:14,}")
+        print(f"{row.name:{wide}}{shape:>16}{row[2]:14,}{row[3]:17,}{row[4]:14,}")
     parameters, multiply_adds, activations = total(rows)
-    print(f"{'total':8}{'':16}{parameters:14,}{multiply_adds:17,}{activations:14,}\n")
+    print(f"{'total':{wide}}{'':16}{parameters:14,}{multiply_adds:17,}{activations:14,}\n")
+
+
+def print_detector(source):
+    """Print the parts of the detector in `source`; returns whether there is one."""
+    from detection import files
+
+    saved = files.is_detector(source) if source != "none" else None
+    if saved is None:
+        return False
+    rows, size = detector_parts(files.load_detector(source, saved).to("meta"))
+    print_net(f"One image of {size} pixels in a test (a multiply-add is 2 FLOPs)", rows, 18)
+    return True
+
+
+def detector_parts(model):
+    """(parts of a detector, size of the image that they are for, as text)."""
+    import torch
+
+    def add(name, module, inputs):
+        output, inside = run(module, inputs)
+        while not isinstance(output, torch.Tensor):
+            output = output[0]  # of several outputs, the first
+        parameters = sum(p.numel() for p in module.parameters())
+        parts.append(Part(name, tuple(output.shape[1:]), parameters, *total(inside)[1:]))
+        return output
+
+    # detection/net.py pads the sides to multiples of 32
+    height, width = (-(-model.config[side] // 32) * 32 for side in ("scale", "largest"))
+    parts, image = [], torch.empty(1, 3, height, width, device="meta")
+    if not model.config["shared"]:
+        add("RPN's trunk", model.rpn_backbone, image)
+    maps = add("trunk", model.backbone, image)
+    add("RPN", model.rpn.head, [maps])
+    count, side = model.config["proposals"][3], model.config["pool"]
+    regions = torch.empty(count, maps.shape[1], side, side, device="meta")
+    features = add(f"last stage x {count}", model.roi_heads.box_head, regions)
+    add(f"predictor x {count}", model.roi_heads.box_predictor, features)
+    return parts, f"{height} x {width}"
 
 
 def print_paper():
@@ -222,7 +299,7 @@ def print_paper():
     print("Parameters in millions, multiply-adds (the paper's FLOPs) in billions, activations in")
     print("millions, for one image: 224 x 224 pixels for ImageNet, 32 x 32 for CIFAR.\n")
     for title, rows in TABLES:
-        measured = [_measured(options) for _, options, *_ in rows]
+        measured = [_measured(options)[1] for _, options, *_ in rows]
         if rows is TABLE_1:  # it lists the stages; the paper's conv2 to conv5 are layer1 to layer4
             for (name, *_), net in zip(rows, measured):
                 print_net(f"{name}, by stage", net)
@@ -233,14 +310,61 @@ def print_paper():
             size = f"{paper[0]:>8}{m / 1e6:8.2f}{paper[1]:>9}{g / 1e9:8.2f}{a / 1e6:13.1f}"
             print(f"{name:24}{size}  {options}")
         print()
+        if rows is TABLE_1:
+            print_table_2()
+    print_table_8()
+
+
+def print_table_2():
+    """Print Table 2: widths by equation 4, sizes as measured in the second block of layer1."""
+    print("Table 2: cardinality C and width d, for a block with 256 inputs and outputs (conv2)\n")
+    print(f"{'':4}{'d':>14}{'C d':>14}{'parameters':>16}{'multiply-adds':>17}")
+    print(f"{'C':>4}{'paper':>8}{'ours':>6}" + f"{'paper':>8}{'ours':>6}", end="")
+    print(f"{'paper':>8}{'ours':>8}{'paper':>9}{'ours':>8}")
+    for c, d in WIDTHS:
+        every, _ = _measured(_row(50, c, width(c))[1])
+        inside = [layer for layer in every if layer.name.startswith("layer1.1.")]
+        weights, flops, _ = total(inside)
+        widths = f"{c:4}{d:8}{width(c):6}{c * d:8}{inside[0].output[0]:6}"
+        print(f"{widths}{'~0.07':>8}{weights / 1e6:8.3f}{'~0.22':>9}{flops / 1e9:8.3f}")
+    print()
+
+
+def print_table_8():
+    """Print the detectors of Table 8 in detect.py's recipe; the paper gives no sizes for them."""
+    import torch
+
+    from detect import RECIPES
+    from detection import files
+
+    config = {name: RECIPES["coco", False][name] for name in ("anchors", "scale", "largest")}
+    config |= {name: RECIPES["coco", False][name] for name in ("regions", "proposals", "pool")}
+    for place, (name, options, *_) in enumerate(TABLE_8):
+        net, _ = build(opts.parse(options.split(), "complexity.py", HEAD, data=False))
+        net.input_spec = {"largest": 1, "mean": (0, 0, 0), "std": (1, 1, 1)}
+        with torch.device("meta"):
+            names = [str(i) for i in range(COCO_CLASSES)]
+            model = files.from_classifier(net, {**config, "shared": False}, names)
+        rows, size = detector_parts(model)
+        if not place:
+            print(f"Table 8: Faster R-CNN, one image of {size} pixels in a test; RPN's and Fast")
+            print("R-CNN's trunks; the last stage and the predictor for 300 regions\n")
+            heads = f"{'trunks':>8}{'RPN':>8}{'regions':>9}{'total':>8}"
+            print(f"{'':24}{'parameters':>11}  multiply-adds:{heads}")
+        own, fast, rpn, stage, last = (row.multiply_adds / 1e9 for row in rows)
+        m, g, _ = total(rows)
+        sums = f"{own + fast:8.1f}{rpn:8.1f}{stage + last:9.1f}{g / 1e9:8.1f}"
+        print(f"{name:24}{m / 1e6:11.2f}{'':16}{sums}")
+    print()
 
 
 @functools.cache  # because some nets are in several tables
 def _measured(options):
-    """The stages of the net that a string of options asks for."""
+    """(layers, stages) of the net that a string of options asks for."""
     opt = opts.parse(options.split(), "complexity.py", HEAD, data=False)
     net, opt = build(opt)
-    return stages(net, layers(net, side(opt)))
+    measured = layers(net, side(opt))
+    return measured, stages(net, measured)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from models.preresnext import preresnext
 from models.resnet import resnet
 from models.resnext import resnext
 from runtime import command
+from runtime.errors import InputError
 from storage import atomic
 
 
@@ -129,6 +130,14 @@ def test_shortcuts(kind):
     assert sorted(x.multiply_adds for x in layers) == sorted(expected)
 
 
+def test_the_widths_of_table_2():
+    assert [complexity.width(c) for c in (1, 2, 4, 8, 32)] == [64, 40, 24, 14, 4]
+    for c in range(1, 65):  # no whole number comes nearer than the two beside the root
+        sizes = {d: c * (512 * d + 9 * d * d) for d in range(1, 100)}
+        nearest = min(sizes, key=lambda d: abs(sizes[d] - 69632))
+        assert abs(complexity.width(c) - nearest) <= 1
+
+
 def test_the_tables_are_the_papers(capsys):
     complexity.main([])
     printed = capsys.readouterr().out
@@ -148,6 +157,13 @@ def test_the_tables_are_the_papers(capsys):
     assert "4,089,185,256" in printed and "4,230,480,872" in printed
     assert re.search(r"ResNeXt-29 8x64d +34.4 +34.43", printed)
     assert re.search(r"ResNeXt-29 16x64d +68.1 +68.16", printed)
+    table_2 = re.findall(
+        r"^ +(\d+) +(\d+) +(\d+) +(\d+) +(\d+) +~0.07 +([\d.]+) +~0.22", printed, re.M
+    )
+    assert len(table_2) == 5
+    for c, d, our_d, wide, our_wide, parameters in table_2:
+        assert d == our_d and wide == our_wide == str(int(c) * int(d))
+        assert float(parameters) == pytest.approx(0.07, abs=0.0015)
 
 
 def run(capsys, *argv):
@@ -213,3 +229,20 @@ def test_the_sides_are_those_of_the_images(cifar, tmp_path):
         opt = opts.parse(f"-dataset {dataset} -depth 20 -data {cifar} -gen {tmp_path}".split())
         assert datasets.create(opt)[0].images.shape[2:] == (side, side)
         assert complexity.side(opt) == side
+
+
+@pytest.mark.parametrize(
+    "words, error",
+    [
+        ("-netType resnext -depth 101 -baseWidth 1 -bottleneckType resnext_A", "33,792 paths take"),
+        ("-netType preresnext -depth 101 -baseWidth 1 -bottleneckType resnext_B", "33,792 paths"),
+        ("-netType resnet -dataset cifar10 -depth 9998", "4,998 blocks take minutes"),
+        ("-netType preresnet -dataset digits -depth 6014", "3,006 blocks"),
+        ("-netType resnext -dataset cifar100 -depth 9992", "3,330 blocks"),
+        ("-netType preresnext -dataset cifar10 -depth 9992", "at most 2,000"),
+    ],
+)
+def test_what_would_take_minutes_is_refused_at_once(monkeypatch, words, error):
+    monkeypatch.setattr(complexity.models, "build", None)  # nothing is built
+    with pytest.raises(InputError, match=error):
+        complexity.main([*words.split(), *("-cardinality 1024" * ("_" in words)).split()])
