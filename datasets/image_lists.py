@@ -17,8 +17,8 @@ from runtime import regular_files
 from runtime.errors import InputError, cause
 
 LARGEST = 1 << 30  # bytes of a list; one of a million images has 50 million
-# Names of columns, without spaces and underscores, in small letters; the first found is taken
-_PATHS = ("path", "file", "filename", "filepath", "image", "imagepath", "imagename")
+# Names of columns, as _columns writes them; the first that is found is taken
+_PATHS = ("path", "file", "filename", "filepath", "image", "imagepath", "imagename", "imageid")
 _CLASSES = ("class", "label", "target", "category", "classname", "classid", "class1")
 
 
@@ -102,6 +102,8 @@ def _rows(path):
                 # more cells: a name holds the delimiter, and would be cut short
                 if not place or not name or "\udc00" in place + name or any(cells[width:]):
                     fault = f"should have a path and a class in UTF-8, separated by {delimiter!r}"
+                    if not columns and any(cells[2:]):
+                        fault += "; the first line of a list with more columns names them"
                     raise InputError(f"{path}, line {reader.line_num}: {fault}")
                 yield reader.line_num, place, name
     except (OSError, csv.Error) as error:
@@ -110,7 +112,8 @@ def _rows(path):
 
 def _columns(cells, where):
     """[column of the path, of the class] if the cells name columns; None for those of an image."""
-    head = ["".join(filter(str.isalnum, cell.lower())) for cell in cells]
+    # "File_Paths" is filepath, and "class" stays
+    head = [re.sub(r"[\W_]|(?<!s)s\W*$", "", cell.lower()) for cell in cells]
     found = [next((head.index(n) for n in known if n in head), -1) for known in (_PATHS, _CLASSES)]
     if max(found) < 0 or any("." in cell for cell in cells):  # a class may be called "image"
         return None

@@ -64,6 +64,8 @@ HEADS = [
     ([("Label", "note", "FileName")], lambda path, name: (name, "-", path)),
     ([("Image Path", "width", "height", "ClassName")], lambda path, name: (path, 3, 4, name)),
     ([("label", "img")], lambda path, name: (name, path)),
+    ([("file_paths", "Labels", "data set")], lambda path, name: (path, name, "train")),
+    ([("image_id", "category", "fold")], lambda path, name: (path, name, 3)),
 ]
 
 
@@ -207,6 +209,7 @@ def test_repeated_images_are_noted(here, capsys):
         ("1.jpg,x\n1.jpg,  \n", "a.csv, line 2: should have a path and a class"),
         (f"1.jpg,{'x' * 200_000}\n", "cannot read a.csv: field larger"),
         ("1.jpg,tench, Tinca tinca\n", "line 1: should have a path and a class in UTF-8, .* ','"),
+        ("0,1.jpg,x\n", "line 1: should have .*; the first line of a list with more columns names"),
         ("path class\n1.jpg cat\n1.jpg big cat\n", "line 3: should have .* separated by ' '"),
         ("# all of them\n1.jpg,x\n", "line 1: should have a path and a class"),
         ("path;width;kind\n1.jpg;2;x\n", "line 1: one of the columns should be called class, "),
@@ -302,12 +305,26 @@ def test_names_of_any_bytes(here):
     assert len(names) == 2 and [path for path, _ in train] == [str(here / odd)] * 3
 
 
-def test_the_pixels_are_those_of_the_folder(photos, here):
-    """A folder's listing as a list: the same images, targets and held-out parts."""
+def write_listing(folder):
+    """A folder's listing as train.csv, by the lines of docs/data.md."""
     page = os.path.join(ROOT, "docs", "data.md")
     with open(page, encoding="utf-8") as file:
         code = re.search(r"```python\n(import csv.*?)```", file.read(), re.S)[1]
-    exec(code.replace("photos/train", f"{photos}/train"))
+    exec(code.replace("photos/train", f"{folder}/train"), {})
+
+
+def test_a_listing_of_odd_names(here):
+    """As the first image's: a list's delimiter is sought in its first line."""
+    classes = sorted(["a;b", "c, d", "e\tf", 'g"h', "i"])
+    touch(*(f"d/train/{name}/{i};{name}.jpg" for name in classes for i in range(2)))
+    write_listing("d")
+    train, _, names = found(train="train.csv", val="train.csv")
+    assert names == classes and [name for _, name in train] == [c for c in classes for _ in "12"]
+
+
+def test_the_pixels_are_those_of_the_folder(photos, here):
+    """A folder's listing as a list: the same images, targets and held-out parts."""
+    write_listing(photos)
     listed = options(data=photos, train="train.csv", val="train.csv", valShare=0.5, fold="")
     listed.manualSeed = 3
     folder = options(**{**vars(listed), "train": "", "val": ""})
