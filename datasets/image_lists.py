@@ -71,8 +71,9 @@ def images(opt, split, names):
     if not paths:
         raise InputError(f"{path} lists no images: each line should have a path and a class")
     if missing and not opt.skipCorrupt:
+        few = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
         raise InputError(
-            f"{path}: {len(missing)} of {len(paths)} images are missing: {', '.join(missing)}; "
+            f"{path}: {len(missing)} of {len(paths)} images are missing: {few}; "
             f"sought in {', '.join(map(repr, roots))}"
         )
     return paths, targets

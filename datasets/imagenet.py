@@ -41,13 +41,17 @@ def check_folders(data, splits, holds_out=False, option="-data"):
     found = sorted(name[:-1] for name in glob.glob("*/", root_dir=data))
     missing = [split for split in splits if split not in found]
     alike = [name for name in found if name.lower() in _LIKE_VAL and "val" in missing]
-    is_alone = found and not alike and ("train" in found or "val" not in found)
+    inner = (os.path.join(data, name) for name in found if missing and "train" not in found)
+    inner = [path for path in inner if os.path.isdir(os.path.join(path, missing[0]))]
+    is_alone = found and not (alike or inner) and ("train" in found or "val" not in found)
     if missing and not (holds_out and is_alone):
         path = os.path.join(data, missing[0])
         few = ", ".join(map(repr, found[:3])) + ", ..." * (len(found) > 3) or "no folders"
         advice = ""
         if alike:
             advice = f"; rename {os.path.join(data, alike[0])} to val"
+        elif inner:
+            advice = f", where {missing[0]}/ is in {inner[0]}: give {option} {inner[0]}"
         elif is_alone:
             advice = (
                 "; if these are the classes, or only val is missing, -valShare 0.2 holds out a "

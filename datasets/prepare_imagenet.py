@@ -86,6 +86,11 @@ def _unpack(split, paths, target):
     if os.path.isdir(folder):
         say(f"=> {folder} exists already and stays as it is")
         return
+    free, needed = shutil.disk_usage(target).free, os.path.getsize(archive)
+    if needed > free:
+        raise InputError(
+            f"{target} needs {needed / 1e9:.1f} GB more, but {free / 1e9:.1f} GB are free"
+        )
     say(f"=> Unpacking {os.path.basename(archive)} to {folder}")
     with tempfile.TemporaryDirectory(".tmp", f".{split}.", target) as temporary:
         try:

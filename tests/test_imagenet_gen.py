@@ -278,6 +278,10 @@ def test_classes_without_images_are_noted(tmp_path, capsys, extra, kind):
         ("cat dog", "train val", True, ""),
         ("val/a", "train val", True, "has 'val'$"),
         ("", "train val", True, "has no folders$"),
+        ("photos/train/a photos/val/a", "train val", False, "'photos', .* -data DIR/photos$"),
+        ("x/a/1 y/train/a", "train val", True, "where train/ is in DIR/y: give -data DIR/y$"),
+        ("photos/val/a", "val", False, "where val/ is in DIR/photos: give -data DIR/photos$"),
+        ("train/train", "train val", True, ""),  # a class, of COCO for one
     ],
 )
 def test_another_layout_is_named_with_what_is_there(tmp_path, files, splits, holds_out, message):

@@ -174,17 +174,19 @@ def test_the_cache_knows_the_content(here, capsys):
         assert "making it again" in capsys.readouterr().err
 
 
-def test_missing_files_are_all_named(here, capsys):
+@pytest.mark.parametrize("missing, then", [(5, ""), (10, ""), (3000, ", ...")])
+def test_missing_files_are_named(here, capsys, missing, then):
     touch("d/0.jpg")
-    write("a.csv", [("path", "class"), *((f"{n}.jpg", "x") for n in range(6))])
+    write("a.csv", [("path", "class"), *((f"{n}.jpg", "x") for n in range(missing + 1))])
     opt = options(data="d", train="a.csv", val="a.csv")
     with pytest.raises(InputError) as error:
         datasets.create(opt)
     roots = f"sought in '{here}/d/', '{here}'"
-    lines = ", ".join(f"'{n}.jpg' (line {n + 2})" for n in range(1, 6))
-    assert str(error.value) == f"a.csv: 5 of 6 images are missing: {lines}; {roots}"
+    few = ", ".join(f"'{n}.jpg' (line {n + 2})" for n in range(1, min(missing, 10) + 1)) + then
+    counts = f"{missing} of {missing + 1} images are missing"
+    assert str(error.value) == f"a.csv: {counts}: {few}; {roots}"
     opt.skipCorrupt = True
-    assert datasets.create(opt)[0].size() == 6
+    assert datasets.create(opt)[0].size() == missing + 1
 
 
 def test_repeated_images_are_noted(here, capsys):

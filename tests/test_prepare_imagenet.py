@@ -180,6 +180,14 @@ def test_a_damaged_archive_is_refused_before_anything_is_unpacked(archives, tmp_
     assert not tree(tmp_path / "imagenet")
 
 
+def test_too_small_a_disk(archives, tmp_path, monkeypatch):
+    few = types.SimpleNamespace(free=1000)
+    monkeypatch.setattr(prepare_imagenet.shutil, "disk_usage", lambda path: few)
+    with pytest.raises(InputError, match="needs 0.0 GB more, but 0.0 GB are free"):
+        prepare_imagenet.main([str(archives), str(tmp_path / "imagenet")])
+    assert not tree(tmp_path / "imagenet")
+
+
 @pytest.mark.parametrize("words", [[], ["a", "b", "c"], ["no/such/folder"]])
 def test_bad_words(words, capsys):
     with pytest.raises(SystemExit) as caught:
