@@ -97,6 +97,8 @@ def convert(source, target, form=None, classes=None):
         else:
             atomic.write(target, export(target, model, model_files.describe(content)))
     say(f"=> {target}: {_summary(model)}, {os.path.getsize(target) / 1e6:.1f} MB")
+    if _of_facebook(source, content["config"]):
+        say("   If Facebook released these weights: CC BY-NC 4.0, not for commercial use")
 
 
 def _in_form(model, form):
@@ -160,6 +162,14 @@ def _summary(model):
     words = [f"{name.replace('_', ' ')} {value}" for name, value in shown.items()]
     count = sum(parameter.numel() for parameter in model.parameters())
     return ", ".join([model.config["net"], *words, f"{count} parameters"])
+
+
+def _of_facebook(source, config):
+    """Whether the weights may be those that facebookresearch/ResNeXt released for Torch7."""
+    from formats import model_files
+
+    known = config["net"] == "resnext" and config["classes"] == 1000
+    return known and not source.startswith("torchvision:") and model_files.kind(source) == "t7"
 
 
 if __name__ == "__main__":

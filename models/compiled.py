@@ -1,5 +1,6 @@
 """-compile true: the training step through torch.compile; results differ by rounding only."""
 
+import logging
 import os
 import shutil
 import sys
@@ -7,6 +8,13 @@ import sys
 import torch
 
 from runtime.errors import InputError
+
+# Lines that torch prints on stderr while it compiles, and that no user can act on: {logger: how the
+# line begins}. All other lines of these loggers are printed.
+NOISE = {
+    "torch._dynamo.variables.ctx_manager": "Profiler record function ",
+    "torch.utils.cpp_extension": "No CUDA runtime is found",
+}
 
 
 def compiled(model, device):
@@ -18,6 +26,8 @@ def compiled(model, device):
         _need("C++", "on the CPU", "CXX", ["clang++" if sys.platform == "darwin" else "g++"])
     elif device.type == "cuda" and sys.platform != "win32":  # there Triton brings one
         _need("C", "on CUDA", "CC", ["gcc", "clang"])
+    for name in NOISE:
+        logging.getLogger(name).addFilter(_is_heard)  # once, however often it is added
     return torch.compile(model, dynamic=False)  # code for dynamic shapes is slower
 
 
@@ -30,3 +40,7 @@ def _need(language, place, variable, usual):
             f"-compile true needs a {language} compiler {place}, but there is no "
             f"{' or '.join(wanted)}: install one, or name it in the environment variable {variable}"
         )
+
+
+def _is_heard(record):
+    return not str(record.msg).startswith(NOISE[record.name])

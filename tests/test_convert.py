@@ -276,6 +276,19 @@ def test_what_it_says(saved, tmp_path, capsys):
     )
 
 
+def test_the_licence_of_facebooks_weights_is_named(tmp_path, capsys):
+    for net, expected in (
+        (resnext(50, 2, 4, 1000), 1),
+        (resnext(50, 2, 4, 999), 0),
+        (resnet(18), 0),
+    ):
+        atomic.save(str(tmp_path / "in.pth"), models.pack(ours(net)))
+        run(tmp_path / "in.pth", tmp_path / "net.t7")
+        assert "CC BY-NC" not in capsys.readouterr().out
+        run(tmp_path / "net.t7", tmp_path / "out.pth")
+        assert capsys.readouterr().out.count("CC BY-NC 4.0") == expected
+
+
 @pytest.mark.parametrize(
     "words, problem",
     [

@@ -1,6 +1,7 @@
 """The trainer against the original's: schedule, optimizer, and two recorded epochs of batches."""
 
 import json
+import logging
 import os
 import re
 import types
@@ -257,6 +258,23 @@ def test_on_cuda_triton_needs_a_c_compiler(monkeypatch, there, variable, missing
         return
     with pytest.raises(InputError, match=f"a C compiler on CUDA, but there is no {missing}: "):
         compiling.compiled(None, torch.device("cuda"))
+
+
+def test_of_torchs_lines_on_compiling_only_two_are_left_out(monkeypatch, caplog):
+    monkeypatch.setattr("torch.compile", lambda model, dynamic: model)
+    monkeypatch.setattr("shutil.which", lambda name: name)
+    for _ in range(2):
+        compiling.compiled(None, torch.device("cpu"))
+    with caplog.at_level("WARNING"):
+        for name, beginning in compiling.NOISE.items():
+            logger = logging.getLogger(name)
+            monkeypatch.setattr(logger, "propagate", True)
+            logger.addHandler(caplog.handler)
+            logger.warning(beginning + "%s", "of no use")
+            logger.warning("another line of %s", name)
+            logger.removeHandler(caplog.handler)
+            assert len(logger.filters) == 1
+    assert {record.getMessage().split(" of ")[0] for record in caplog.records} == {"another line"}
 
 
 def test_momentum_in_another_layout():
