@@ -21,9 +21,9 @@ from runtime import process
 from runtime.errors import InputError, cause
 from runtime.terminal import note
 
-# Of one collective. If a process dies, gloo notices at once, or the parent or agent ends the
-# others; the timeout is for a machine that vanished. Between two collectives a process at most
-# saves a checkpoint and loads some batches.
+# For one collective. If a process dies, gloo notices at once, or the parent or agent ends the
+# others; the timeout is for a machine that vanished. Between two collectives a process does no more
+# than save a checkpoint and load some batches.
 TIMEOUT = datetime.timedelta(minutes=10)
 _calls = itertools.count()  # of rank_0_first
 

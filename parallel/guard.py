@@ -24,7 +24,7 @@ def guard(main):
         except (InputError, Interrupted) as error:
             complain(f"{script()}: {error}")
         return
-    if launch.PARENT in os.environ:  # main.py started this process, and leaves Ctrl-C to itself
+    if launch.PARENT in os.environ:  # main.py started this process and handles Ctrl-C
         launch.die_with_parent(os.environ[launch.PARENT])
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     elif "TORCHELASTIC_RUN_ID" in os.environ:

@@ -23,8 +23,8 @@ from runtime.terminal import complain, note
 
 SAVED = [128 + signum for signum in process.SIGNALS]  # statuses after a signal and the save
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that each process needs
-# Rank, world size, local rank, local world size. MPI's come first: its daemons are tasks of srun.
-# SLURM_NTASKS proves nothing: a batch script has it too, and runs once.
+# Rank, world size, local rank, local world size. MPI's are tried before Slurm's, because MPI's
+# daemons are tasks of srun. SLURM_NTASKS proves nothing: a batch script, which runs once, has it.
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
 MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # and Intel's MPI
@@ -67,7 +67,7 @@ def joined():
 def check_environment():
     """InputError if the variables that make a process one of several are wrong or incomplete.
 
-    Those of srun and mpirun become torch's, which the rest of the program reads.
+    Those of srun and mpirun are copied to torch's, which the rest of the program reads.
     """
     os.environ.update(ranks(os.environ))
     if "RANK" not in os.environ and "WORLD_SIZE" not in os.environ:
@@ -148,7 +148,7 @@ def run(script, argv, count, folder=None):
     """
     from torch.distributed import TCPStore
 
-    # The store through which the processes meet lives in the parent: so no other program can take
+    # The parent keeps the store through which the processes meet, so that no other program can take
     # its port meanwhile, and the store outlives every process.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     received, is_copy = [], Copies()

@@ -141,8 +141,8 @@ class Interrupts:
     def _watch(self):
         """The watchdog thread: announces the first signal, and ends the process if it must.
 
-        That is after a second Ctrl-C, or if a batch does not come. The thread sees a signal at
-        once, while Python calls handlers in the main thread only, between two instructions.
+        It must after a second Ctrl-C, or if a batch never comes. The thread sees a signal at once,
+        but Python calls handlers only in the main thread, between two instructions.
         """
         # Under a parent one Ctrl-C may arrive twice, from the terminal and from the parent. So the
         # parent counts and prints instead (launch.py).

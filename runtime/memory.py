@@ -1,4 +1,4 @@
-"""Keeps freed memory in the heap; says in one sentence that memory or open files ran out."""
+"""Keeps freed memory in the heap, measures the peak, and says in a sentence what ran out."""
 
 import contextlib
 import ctypes
@@ -45,6 +45,18 @@ def keep_freed():
     if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def peak(device):
+    """Peak memory in bytes, of tensors on a CUDA device, else of the process; None if unknown."""
+    if device.type == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    if resource is None:
+        return None
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most  # bytes there, KiB on Linux
 
 
 class OutOfMemory(InputError):

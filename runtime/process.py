@@ -54,10 +54,10 @@ def quota(own="/proc/self/cgroup", root="/sys/fs/cgroup"):
 def spin_briefly():
     """Let OpenMP threads that wait spin for about 30 microseconds, then sleep.
 
-    By default they spin for milliseconds. When cores are shared with loading workers or other
-    programs, spinning threads starve each other: an iteration took 3.3 s instead of 0.44 s on two
-    cores. Threads that sleep at once make an iteration up to a tenth slower on an idle machine.
-    Sets variables of the environment: call it before torch is imported.
+    By default they spin for milliseconds. Where loading workers or other programs share the cores,
+    spinning threads starve each other: an iteration took 3.3 s instead of 0.44 s on two cores.
+    Threads that sleep at once make an iteration up to a tenth slower on an idle machine. This sets
+    environment variables, so call it before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"  # for an OpenMP other than GNU's: sleep at once
@@ -84,7 +84,7 @@ def begin():
 
 
 def in_notebook():
-    """Whether IPython runs this, for whom the end of the process is the end of the notebook."""
+    """Whether IPython runs this: to end the process would end the notebook."""
     return "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
 
 

@@ -12,7 +12,8 @@ from runtime.errors import InputError, cause
 
 _MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .onnx .bin .ckpt .tar .pkl".split())
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-MODEL_FILES = ("model_best.pth", "model.safetensors", "pytorch_model.bin")  # of a folder
+# the first of these that a folder has is its model
+MODEL_FILES = ("model_best.pth", "model.safetensors", "pytorch_model.bin")
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows has neither
 
 

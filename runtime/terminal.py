@@ -1,8 +1,8 @@
 """Printing for the user: lines (`say`, `note`), and a status line on a terminal (`show`).
 
-`say` is for what the original prints, on stdout, since scripts parse it; `note` for all else, on
-stderr. Printed lines scroll above the status line, which is on stdout or, where only stderr is a
-terminal, there. Without a terminal, or with -progress lines, there is none. Only rank 0 prints.
+`say` prints what the original prints, on stdout, where scripts parse it; `note` prints all else, on
+stderr. Printed lines scroll above the status line, which is on stdout, or on stderr if only stderr
+is a terminal. Without a terminal, or with -progress lines, there is none. Only rank 0 prints.
 """
 
 import contextlib
@@ -138,15 +138,14 @@ class Terminal:
 
     def __enter__(self):
         self.before = sys.stdout, sys.stderr
-        if sys.stdout is not None and not self.strict:
-            sys.stdout = Output(sys.stdout, _report_lost_output)
-        if sys.stderr is not None and not self.strict:
-            sys.stderr = Output(sys.stderr)
-        if self.enabled and _can_erase(sys.stdout):
-            sys.stdout = _Stream(self, sys.stdout)
-        if self.enabled and _can_erase(sys.stderr):
-            sys.stderr = _Stream(self, sys.stderr)
+        sys.stdout = self._wrapped(sys.stdout, _report_lost_output)
+        sys.stderr = self._wrapped(sys.stderr, lambda reason: None)
         return self
+
+    def _wrapped(self, stream, report):
+        if stream is not None and not self.strict:
+            stream = Output(stream, report)
+        return _Stream(self, stream) if self.enabled and _can_erase(stream) else stream
 
     def __exit__(self, *_):
         if self.enabled:

@@ -24,14 +24,9 @@ import zlib
 import numpy as np
 import torch
 
-try:
-    import resource
-except ImportError:  # on Windows
-    resource = None
-
 from parallel import group
 from parallel.group import split_sizes
-from runtime import regular_files
+from runtime import memory, regular_files
 from runtime.process import ROOT
 from runtime.terminal import note
 from storage import atomic, curves, schema
@@ -207,7 +202,7 @@ def entry(trainer, scores, best, images):
         "seconds": train.seconds + test.seconds,
         "images_per_second": train.seen / train.seconds if train.seconds else None,
         "data_wait": train.data_wait + test.data_wait,  # seconds
-        "peak_memory": _peak_memory(trainer.device),  # bytes
+        "peak_memory": memory.peak(trainer.device),  # bytes
     }
 
 
@@ -221,16 +216,6 @@ def scalars(line):
             found[name] = value
     found.pop("epoch", None)
     return {name: value for name, value in found.items() if type(value) in (int, float)}
-
-
-def _peak_memory(device):
-    """Peak memory in bytes, of tensors on a CUDA device, else of the process; None if unknown."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    if resource is None:
-        return None
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak  # bytes there, KiB on Linux
 
 
 def _source():
