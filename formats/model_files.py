@@ -110,8 +110,8 @@ def kind(path):
     other_files.refuse(path, head)
     if head.startswith((b"PK\3\4", b"\x80")):  # a zip; or a pickle, before PyTorch 1.6
         return "torch"
-    # A net of Torch7 begins with the tag of a table or an object
-    if re.match(rb"[\3\4]\0\0\0|" + _GZIP, head):
+    # A net of Torch7 begins with the tag of a table or an object: four bytes, or a line of text
+    if re.match(rb"[\3\4]\0\0\0|[34]\s|" + _GZIP, head):
         return "t7"
     what = (
         "does not begin like one of PyTorch, safetensors or Torch7; for weights of another program,"

@@ -34,8 +34,8 @@ _BEGINNINGS = (
     (rb".{257}ustar", "an archive: unpack it"),
     (rb"PK\x05\x06", "an empty zip archive: give the model's own file"),
     (rb"\{\s*\"", "a JSON file: give the file with the weights"),
-    (rb"[34]\s+\d+\s", "a Torch7 file in ascii: torch.save(FILE, net) of Torch7 writes binary"),
-    (rb"[\t\n\r -~]+\Z", "a text file: download or give the file with the weights"),
+    # a .t7 may be text, which begins with a number of one digit
+    (rb"(?![0-8]\s)[\t\n\r -~]+\Z", "a text file: download or give the file with the weights"),
 )
 # What the records of zip archives are called; the first that fits counts
 _RECORDS = (

@@ -242,7 +242,6 @@ OTHERS = {
         "of a PyTorch before 0.2: if you trust it, torch.save(torch.load(FILE, weights_only=False)",
     ),
     "tar": (lambda _, path: tarred(path, "net.pth"), "an archive: unpack it"),
-    "ascii": (lambda _, path: joined(path, b"4\n1\n3\nV 1\n"), "a Torch7 file in ascii"),
     "text": (lambda _, path: joined(path, b"Entry not found\n"), "a text file"),
     "zeros": (lambda _, path: joined(path, bytes(999)), "does not begin like"),
     "xz": (lambda _, path: joined(path, b"\xfd7zXZ\0\0"), "an archive: unpack it"),

@@ -3,6 +3,8 @@
 import io
 import struct
 
+import torch
+
 from formats import t7
 
 
@@ -35,8 +37,27 @@ def storage(kind, elements, index=2):
     return torch_object(index, f"torch.{kind}Storage", q(len(elements)) + elements.tobytes())
 
 
-def written(value):
+class AsciiWriter(t7.Writer):
+    """Writes the other encoding, which the program only reads."""
+
+    def chars(self, chars):
+        self.write(chars + b"\n" if chars else b"")
+
+    def numbers(self, kind, values):
+        form = "%.17g" if kind == "d" else "%d"
+        self.chars(" ".join(form % value for value in values).encode())
+
+    def data(self, flat):
+        if flat.element_size() == 1:
+            self.chars(flat.numpy().tobytes())
+            return
+        form = "%d" if not flat.is_floating_point() else "%.9g"  # 9 and 17 digits are exact
+        form = "%.17g" if flat.dtype == torch.float64 else form
+        self.chars(" ".join(form % value for value in flat.tolist()).encode())
+
+
+def written(value, ascii=False):
     """The bytes of a file with this value."""
     file = io.BytesIO()
-    t7.Writer(file.write).tree(value)
+    (AsciiWriter if ascii else t7.Writer)(file.write).tree(value)
     return file.getvalue()
