@@ -100,9 +100,18 @@ def loads(data, name="<bytes>"):
     """The value in the bytes of a Torch7 file; its tensors do not share memory with the bytes."""
     if not data:
         raise ValueError(f"{name}: byte 0: the file is empty")
-    # a binary file begins with a type tag, 0 to 8
-    encoding = t7_bytes.Ascii if data[0] >= ord("0") else t7_bytes.Binary
-    return _Reader(encoding(name, data)).tree()
+    if data[0] >= ord("0"):  # a binary file begins with a type tag, 0 to 8
+        return _Reader(t7_bytes.Ascii(name, data)).tree()
+    # A C long has 8 bytes, or 4 on Windows and 32-bit systems; the file does not say which.
+    failures = []
+    for long in "qi":
+        source = t7_bytes.Binary(name, data)
+        source.long_format = long
+        try:
+            return _Reader(source).tree()
+        except ValueError as error:
+            failures.append((source.position, error))
+    raise max(failures, key=lambda failure: failure[0])[1]
 
 
 def save(path, value):

@@ -74,9 +74,10 @@ class Source:
 
 
 class Binary(Source):
-    least = 4  # the smallest value, nil, has 4 bytes
+    least, long_format = 4, "q"  # the smallest value, nil, has 4 bytes
 
     def numbers(self, kind, count):
+        kind = self.long_format if kind == "q" else kind
         size = struct.calcsize(kind)
         self.expect(count, size, "numbers")
         self.position += count * size
@@ -93,6 +94,8 @@ class Binary(Source):
         return self.buffer[self.position - count : self.position]
 
     def data(self, dtype, count):
+        if dtype == torch.int64 and self.long_format == "i":
+            return self.data(torch.int32, count).long()
         self.expect(count, dtype.itemsize, "elements")
         data = torch.empty(count, dtype=dtype)  # a copy: kernels may rely on alignment
         raw = data.view(torch.uint8).numpy()

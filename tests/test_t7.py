@@ -156,6 +156,21 @@ def test_gpu_and_half_types_keep_their_name(kind):
     assert t7.loads(written(value, ascii=True)).tolist() == [[1, 2], [3, 4]]
 
 
+def test_longs_of_four_bytes_are_recognised():
+    head = i(4, 1) + s("V 1") + s("torch.LongTensor") + i(2) + i(2, 3, 3, 1, 1)
+    data = head + i(4, 2) + s("V 1") + s("torch.LongStorage") + i(6) + i(1, 2, 3, -4, 5, 6)
+    assert t7.loads(data).tolist() == [[1, 2, 3], [-4, 5, 6]]
+    data = (
+        i(3, 1, 2)
+        + number(1)
+        + head.replace(i(4, 1), i(4, 2), 1)
+        + data[len(head) :].replace(i(4, 2), i(4, 3), 1)
+    )
+    data += i(2) + s("x") + torch_object(4, "torch.FloatTensor", i(0) + i(1) + i(0))
+    tree = t7.loads(data)
+    assert tree[1].shape == (2, 3) and tree["x"].shape == (0,)
+
+
 def test_files_older_than_versions():
     data = i(4, 1) + s("torch.FloatStorage") + q(2) + struct.pack("<2f", 1, 2)
     assert t7.loads(data).data.tolist() == [1, 2]
