@@ -21,7 +21,7 @@ from runtime.errors import InputError, shown
 from runtime.progress import slow
 from runtime.terminal import note, say
 from storage import atomic, schema, tensors
-from storage.run_folder import INSIDE
+from storage.run_folder import EPOCH, INSIDE
 
 
 def latest(folder):
@@ -63,8 +63,8 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
     found = _finished(folder)
     if not found and not os.path.exists(path):
         return None, None
-    # Epochs after that of latest.pth are tried last. They may be of a run before this one, or the
-    # folder was copied while a run wrote: then the older ones may be gone (-keep).
+    # Epochs after that of latest.pth are tried last, because they may be an earlier run's. They are
+    # all that is left where a folder was copied during a save and -keep removed the older ones.
     with slow(f"looking for an intact checkpoint in {folder}") as show_detail:
         for _, names in sorted(found, key=lambda pair: pair[0] > last):
             if names == named:
@@ -113,9 +113,9 @@ def _finished(folder):
         names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
     except OSError as error:
         raise InputError(f"cannot list {folder}: {error.strerror}") from None
-    found = [re.fullmatch(r"(model|optimState)_(\d+)\.pth", name) for name in names]
-    models = {int(match[2]) for match in found if match and match[1] == "model"}
-    states = {int(match[2]) for match in found if match and match[1] == "optimState"}
+    found = [match.groups() for name in names if (match := EPOCH.fullmatch(name))]
+    models = {int(number) for kind, number in found if kind == "model"}
+    states = {int(number) for kind, number in found if kind == "optimState"}
     if len(models) > 1 or states:
         states |= models
     pairs = [(n, (f"model_{n}.pth", f"optimState_{n}.pth")) for n in sorted(states, reverse=True)]

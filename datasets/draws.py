@@ -12,7 +12,7 @@ import numpy as np
 _MASK = (1 << 64) - 1
 _GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd
 _ORDER = -1  # the "index" of the stream that shuffles the epoch; images count from 0
-_NO_EPOCH = -1  # the "epoch" of what stays the same all the run
+_NO_EPOCH = -1  # the "epoch" of what stays the same for the whole run
 
 
 def _mix(z):

@@ -34,7 +34,7 @@ _SYSTEM = {b"__MACOSX", b"@eaDir", b"lost+found", b"$RECYCLE.BIN", b"System Volu
 def classes(opt):
     """Names of the class folders in order. The target of an image is the index of its class here.
 
-    The folders are those of train, or of val for -testOnly where train has none; likewise a list's.
+    The classes are those of train, by its folders or list; of val for -testOnly without train.
     """
     path, folder = next(iter(_sources(opt).values()))
     if path:
@@ -108,7 +108,7 @@ def exec(opt, cache_file):
 
 
 def is_valid(info, opt):
-    """Whether a list has the images that this run needs: that of a test may have none of train."""
+    """Whether a cache has the images that this run needs: -testOnly needs none of train."""
     return len(info["train_paths"]) > 0 or _may_be_empty(opt, "train")
 
 
@@ -134,7 +134,7 @@ def _note(what, names, then=""):
 def _sources(opt):
     """The splits to list: {split: (its list or None, its folder)}.
 
-    Where there is no val, -valShare or -fold makes it of train.
+    Where there is no val, -valShare or -fold takes it from train.
     """
     found = {s: (image_lists.find(opt, s), folder_of(opt, s)) for s in ("train", "val")}
     (train, folder), (val, val_folder) = found.values()
@@ -163,7 +163,7 @@ def folder_of(opt, split):
 
 
 def places(opt):
-    """The lists that are given, by which caches of the same -data differ."""
+    """The lists that are given. Each choice of lists has a cache of its own."""
     return list(filter(None, (image_lists.find(opt, split) for split in ("train", "val"))))
 
 
@@ -189,7 +189,7 @@ def _listing(folder):
 
 
 def is_hidden(name):
-    """Whether a file or folder is none of the user's: hidden, or added by a system."""
+    """Whether a file or folder is not the user's own: hidden, or added by a system."""
     name = os.fsencode(name)
     return name[:1] == b"." or name in _SYSTEM
 

@@ -2,8 +2,8 @@
 
 pretrained/classify.lua and extract-features.lua used ImageNet's values for every net, which is
 wrong for nets trained on other data. Here each dataset gives its own values in `input_spec()`.
-Images are resized as in training, which is Torch's way. Only a net from torchvision or timm has a
-spec with "resize", and its images are resized as in these.
+Images are resized in Torch's way, as in training. Only a net from torchvision or timm has a spec
+with "resize", and its images are resized as those libraries do.
 """
 
 import numpy as np

@@ -24,7 +24,6 @@ ARCHIVES  the folder with ILSVRC2012_img_train.tar, or with ILSVRC2012_img_val.t
 DATA      the folder for train/<class>/<image> and val/<class>/<image> (default: imagenet)
 
 The archives are checked (MD5) and stay as they are. A split that is in DATA is left alone."""
-LOCK_WAIT = 2  # seconds
 TEMPORARY = re.compile(r"\.(train|val)\..*\.tmp")
 
 
@@ -66,7 +65,7 @@ def prepare(archives, target):
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         os.makedirs(target, exist_ok=True)
-        with lock.held(target, LOCK_WAIT, "name another folder"):
+        with lock.held(target, advice="name another folder"):
             for name in filter(TEMPORARY.fullmatch, os.listdir(target)):
                 shutil.rmtree(os.path.join(target, name))  # of a run that was killed
             for split in splits:

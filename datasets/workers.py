@@ -17,8 +17,8 @@ from parallel import launch, signals
 from runtime.errors import InputError, named
 
 PREFETCH = 2  # batches that each worker loads in advance
-# `advice` speaks from this share of the epoch spent waiting for data, and from this length of the
-# epoch in seconds: a shorter one mostly waits for its workers to start.
+# `advice` speaks if an epoch spent at least this share of its time waiting for data, and took at
+# least so many seconds: a shorter one mostly waits for its workers to start.
 WAITS, LASTS = 0.2, 60
 
 

@@ -23,7 +23,7 @@ from runtime.errors import InputError
 
 STATE_DICT = "torch.save(net.state_dict(), FILE) writes what can be read"
 MOST = 700_000  # values beside tensors; detectors of earlier versions have 80 for each epoch
-_OF_A_TENSOR = 40  # values, its name included; a record takes over 80 bytes
+_OF_A_TENSOR = 40  # values for each tensor and its name; its record takes over 80 bytes
 _DEEPEST = 100  # levels of nesting; files of this program have 5
 _LARGEST = 2**63  # integers; dict keys that are multiples of 2^61 - 1 all have the same hash
 _MAGIC = 0x1950A86A20F9469CFC6C  # a file from before PyTorch 1.6 begins with this number
@@ -35,20 +35,20 @@ _PLAIN = re.compile(
     r"|torch\._utils _rebuild_(tensor|tensor_v2|tensor_v3|parameter|parameter_with_state)"
     r"|torch\.nn\.parameter Parameter|collections (OrderedDict|Counter)|argparse Namespace"
 )
-# What PyTorch itself would call, or what has no place beside weights: refused and never replaced
+# What PyTorch itself would call, or what does not belong beside weights: always refused
 _CALLED = re.compile(
     r"torch(?!\.(?:nn|optim|amp|cuda\.amp)\b)[. ].*|(?:nt|os|posix|sys|subprocess) .*"
     r"|(?:__builtin__|builtins) (?!(?:set|frozenset|complex|object|slice|x?range|list|dict|tuple"
     r"|int|long|float|str|unicode|bool)$).*"
 )
-_LONGEST_BYTES = 8192  # of bytes, which protocol 2 spells as a text and its encoding
+_LONGEST_BYTES = 8192  # of a bytes value, which protocol 2 writes as a text and its encoding
 _GROWING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")
 _OTHERS = ("PROTO", "STOP", "EMPTY_LIST", "EMPTY_DICT")
 _ATOM = [1]
 
 
 class Skipped(list):
-    """What stands for an object of another program: it runs no code."""
+    """Stands for an object of another program, and runs no code."""
 
     name = "object"
 
@@ -63,14 +63,14 @@ class Skipped(list):
 
 
 class _SkippedDict:
-    """As Skipped, for what a pickle fills like a dict: it becomes one."""
+    """As Skipped, but for an object that the pickle fills like a dict: a dict replaces it."""
 
     def __new__(cls, *_, **__):
         return collections.OrderedDict()
 
 
 def replacements(asked):
-    """What takes the place of the objects that `verify` returned: for torch's safe_globals."""
+    """(class, name) for each object that `verify` returned, as torch's safe_globals takes them."""
     found = []
     for argument, is_dict in asked.items():
         module, _, name = argument.partition(" ")
@@ -93,7 +93,7 @@ def verify(file, path, foreign=False):
     asked = {}
     if file.read(4) != b"PK\3\4":  # as torch.load tells them apart
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            for _ in range(5):  # pickles, before its numbers
+            for _ in range(5):  # its pickles, which come before its numbers
                 asked |= verify_pickle(data, path, foreign)
         return asked
     with zipfile.ZipFile(file) as archive:
@@ -144,7 +144,7 @@ def verify_pickle(file, path, foreign=False, most=MOST):
     a foreign file, returns what else it asks for: {"module name": whether a dict is made of it}.
     """
     stack, marks, memo = [], [], {}  # each value is [weight]: 1 and the weights of its content
-    # a global, and what is made of it, have its name behind the weight
+    # of a global, and of what it makes, [weight, name of the global]
     asked, longest = {}, 0
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
         name = code.name
@@ -181,7 +181,7 @@ def verify_pickle(file, path, foreign=False, most=MOST):
                 raise InputError(f"{path} has a key that is neither a name nor a number")
             weight = sum(cell[0] for cell in taken)
             made = taken[0][1:] if name in ("REDUCE", "NEWOBJ") else []
-            if made == ["_codecs encode"] and weight != 4:  # itself, a tuple, and two texts in that
+            if made == ["_codecs encode"] and weight != 4:  # the global, a tuple and its two texts
                 raise _more(path, *made)
             if grows:
                 filled, *of = stack[-1]

@@ -55,7 +55,7 @@ def load(path, foreign=False):
             raise InputError(
                 f"{path} holds a whole net, which needs code: {archives.STATE_DICT}"
             ) from None
-        # of the rest, PyTorch's own text helps nobody
+        # PyTorch's own text for the other errors helps nobody
         reason = str(error) if type(error) is ValueError else "it is cut short or changed"
         raise Damaged(f"{path} is damaged or not a file of this program: {reason}") from None
 

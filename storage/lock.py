@@ -16,9 +16,11 @@ from runtime.errors import InputError
 from runtime.terminal import note
 from storage import atomic
 
+WAIT = 2  # seconds
+
 
 @contextlib.contextmanager
-def held(folder, seconds, advice="give another -save"):
+def held(folder, seconds=WAIT, advice="give another -save"):
     """Hold the lock of a folder. InputError if another run still holds it after `seconds`.
 
     We wait because a previous run may be about to end, for example killed by torchrun's agent.

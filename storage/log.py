@@ -36,7 +36,7 @@ _BLOCK = 1 << 20  # bytes
 
 
 class LogFile:
-    """The log of one start of a run. `state` is what a checkpoint holds of it."""
+    """The log of one start of a run. `state` is the part of it that a checkpoint holds."""
 
     def __init__(self, path, header, checkpoint):
         """header: of this start. checkpoint: what the run resumes, or {}."""
@@ -57,7 +57,7 @@ class LogFile:
         self.first = line["epoch"] if self.first is None else self.first
 
     def is_in(self, path, any_header):
-        """Whether a file has this log or the beginning of it, and no more than a final line."""
+        """Whether a file holds this log, or its beginning, and then at most a final line."""
         tail = _encoded(self.tail)
         with regular_files.opened(path) as file:
             header = file.readline(_BLOCK)
@@ -128,7 +128,7 @@ class LogFile:
         self.end, self.written = end, len(self.tail)
 
     def _has_head(self, file):
-        """Whether the head follows in a file; reads it."""
+        """Read on in a file, as far as the head is long: whether that is the head."""
         crc = 0
         for piece in self._head(file):
             crc = zlib.crc32(piece, crc)
@@ -186,7 +186,7 @@ def resumed(header, earlier, done):
 def entry(trainer, scores, best, images):
     """The line of an epoch, without its number.
 
-    scores, best: of its test, and of the best epoch so far; images: of the epoch and its test.
+    scores: of its test. best: of the best epoch so far. images: how many it and its test have.
     seconds and data_wait are sums over training and test, without saving, and include the part of
     the epoch before an interrupt. images_per_second is of training. peak_memory is of rank 0.
     """

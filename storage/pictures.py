@@ -32,7 +32,7 @@ def check_drawing(named, instead=""):
 
 
 def _import():
-    """matplotlib, though MPLBACKEND may be of a notebook and name a package that we do not have."""
+    """matplotlib. MPLBACKEND, set by a notebook, may name a package that this Python lacks."""
     new = "matplotlib" not in sys.modules
     backend = os.environ.pop("MPLBACKEND", None) if new else None
     import matplotlib

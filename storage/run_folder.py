@@ -1,12 +1,12 @@
 """The run folder (-save) while a run writes to it. Port of the writing part of checkpoints.lua.
 
 It holds model_N.pth, optimState_N.pth, model_best.pth, log.jsonl and latest.pth. Every write is
-atomic (atomic.py), and no file is overwritten or removed that this run has not written: what it
-finds is set aside. optimState_N.pth is the last file of its epoch but for latest.pth, which names
-both: whenever the run is killed, the folder resumes. A checkpoint inside an epoch is a single file
-with model and state, which the next checkpoint replaces. Differs from the Lua: training goes on
-while a thread writes a copy of the state, and a full disk ends the run only if its last state could
-not be saved.
+atomic (atomic.py). A run never overwrites or removes a file that it did not write: files that it
+finds are set aside. optimState_N.pth is written after the other files of its epoch, and then
+latest.pth, which names both, so the folder resumes whenever the run is killed. A checkpoint inside
+an epoch is a single file with model and state, which the next checkpoint replaces. Differs from the
+Lua: training goes on while a thread writes a copy of the state, and a full disk ends the run only
+if its last state could not be saved.
 """
 
 import contextlib
@@ -25,16 +25,15 @@ from runtime.terminal import note
 from storage import atomic, lock, log, tensorboard, tensors
 
 INSIDE = "inside_epoch.pth"
-# What a run leaves, but for the lock. A Torch7 program's files are not ours.
+# The files that a run leaves, except its lock. A Torch7 program's are not ours.
 OURS = re.compile(
     r"(?:model|optimState)_\d+\.pth|(?:latest|model_best|inside_epoch)\.pth|log\.jsonl"
     r"|detections\.(?:json|png)|(?:earlier\.)?events\.out\.tfevents\..*\.main"
 )
-EPOCH = re.compile(r"(?:model|optimState)_(0|[1-9][0-9]*)\.pth")
+EPOCH = re.compile(r"(model|optimState)_(0|[1-9][0-9]*)\.pth")
 WRITTEN = rf"{OURS.pattern}|lock\.owner"  # what temporary files in the folder may become
 FULL = (errno.ENOSPC, errno.EDQUOT)
-LOCK_WAIT = 2  # seconds for another run to end
-LOCK_WAIT_ELASTIC = 60  # after a restart by torchrun's agent, which may have to kill the old run
+LOCK_WAIT_ELASTIC = 60  # seconds after a restart by torchrun, which may have to kill the old run
 
 
 class RunFolder:
@@ -68,10 +67,10 @@ class RunFolder:
 
     def _open(self):
         """Make the folder and hold its lock."""
-        elastic = "TORCHELASTIC_RUN_ID" in os.environ
         os.makedirs(self.path, exist_ok=True)
-        held = lock.held(self.path, LOCK_WAIT_ELASTIC if elastic else LOCK_WAIT)
-        self.stack.enter_context(held)
+        elastic = "TORCHELASTIC_RUN_ID" in os.environ
+        seconds = LOCK_WAIT_ELASTIC if elastic else lock.WAIT
+        self.stack.enter_context(lock.held(self.path, seconds))
 
     def __exit__(self, kind, *_):
         try:
@@ -131,14 +130,14 @@ class RunFolder:
         return folder
 
     def _is_own(self, name, checkpoint):
-        """Whether the run wrote a file up to the checkpoint, or writes all that it holds again.
+        """Whether this run wrote a file up to the checkpoint, or will write all of it again.
 
-        Files of later epochs count as others': a save that was cut off looks like another run's.
+        Files of later epochs count as another run's: a save that was cut off looks the same.
         """
         path = self._file(name)
         with contextlib.suppress(OSError, atomic.Damaged):
             if name == "log.jsonl":
-                # a start that saved nothing more left its header
+                # an earlier start that saved no epoch left its header
                 return self.log.is_in(path, any_header=checkpoint is not None)
             if name == "model_best.pth" and checkpoint is not None:
                 return atomic.digest(path) == checkpoint.get("bestDigest")
@@ -150,7 +149,7 @@ class RunFolder:
         if "tfevents" in name or name == "latest.pth" or name in files:
             return True
         epoch, first = EPOCH.fullmatch(name), self.log.first
-        return epoch and first is not None and first <= int(epoch[1]) <= checkpoint["epoch"]
+        return epoch and first is not None and first <= int(epoch[2]) <= checkpoint["epoch"]
 
     def _continue_from(self, checkpoint):
         if os.path.samefile(self.opt.resume, self.path):
@@ -216,7 +215,7 @@ class RunFolder:
             self._raise_unsaved("the state of the interrupted run")
 
     def save_before_test(self, content, state):
-        """Of several processes, one that fails in the test ends them all: save before."""
+        """Save now if there are several processes: one that fails in the test ends them all."""
         if group.world_size() > 1:
             self.save_inside(content, state)
             self.wait()
@@ -312,7 +311,7 @@ class RunFolder:
         self._write_latest(state["epoch"], INSIDE, INSIDE)
 
     def _write_best(self):
-        """Write the best model if it is not on disk: of this save, or of one that failed."""
+        """Write the best model, of this save or of one that failed, if it is not on disk."""
         if self.unsaved_best:
             path = self._file("model_best.pth")
             atomic.save(path, self.unsaved_best)
@@ -325,9 +324,9 @@ class RunFolder:
         atomic.save(self._file("latest.pth"), latest)
 
     def _remove_old(self, epoch, spared=None):
-        """Remove the epochs that -keep does not keep, but for one; returns whether any went."""
+        """Remove epochs that -keep does not keep, except `spared`; returns whether any went."""
         names = os.listdir(self.path) if self.opt.keep else []
-        epochs = {name: int(match[1]) for name in names if (match := EPOCH.fullmatch(name))}
+        epochs = {name: int(match[2]) for name in names if (match := EPOCH.fullmatch(name))}
         last = epoch - self.opt.keep
         old = [name for name, number in epochs.items() if number <= last and number != spared]
         for name in old:

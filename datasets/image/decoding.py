@@ -43,7 +43,7 @@ _ORIENTATION, _BITS, _PHOTOMETRIC, _BANDS, _SAMPLE_FORMAT = 274, 258, 262, 277, 
 _TURNED = re.compile(
     rb"\x01\x12\0\x03\0\0\0\x01\0[\x02-\x08]|\x12\x01\x03\0\x01\0\0\0[\x02-\x08]\0"
 )
-# By the orientation, how pixels are turned upright; 6 and 8 undo each other, the others themselves
+# How to turn pixels upright, by orientation. 6 and 8 undo each other; the others undo themselves
 _UPRIGHT = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
@@ -275,7 +275,7 @@ def _is_turned(data):
 
 
 def _turn(image):
-    """How the pixels of a Pillow image are turned upright; None if they are."""
+    """The function that turns a Pillow image's pixels upright; None if they are."""
     with contextlib.suppress(Exception):  # broken EXIF
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION))
 
