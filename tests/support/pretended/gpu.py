@@ -61,7 +61,9 @@ def environment(folder, gpus=1):
     """The environment of a process on pretended GPUs; builds the libraries in a folder."""
     library, driver = (os.path.join(folder, name) for name in ("libpretended.so", "libcuda.so.1"))
     if not os.path.exists(driver):
-        gcc = ("gcc", "-O1", "-shared", "-fPIC", "-w", f"-I{_headers()}")
+        # torch's own headers first: those of an older triton are CUDA 12's, with other structures
+        own = os.path.join(os.path.dirname(torch.__path__[0]), "nvidia", "cu13", "include")
+        gcc = ("gcc", "-O1", "-shared", "-fPIC", "-w", f"-I{own}", f"-I{_headers()}")
         subprocess.run([*gcc, f"{HERE}/cudart.c", "-o", library, "-lpthread"], check=True)
         subprocess.run(
             [*gcc, f"{HERE}/driver.c", "-Wl,-soname,libcuda.so.1", "-o", driver], check=True
