@@ -139,7 +139,7 @@ def normalize_batch(batch, mean, std, dtype=torch.float32):
 
     Computed in float32 whatever the `dtype`, as the Lua's workers did.
     """
-    mean, std = _per_channel(mean, batch), _per_channel(std, batch)
+    mean, std = (_per_channel(tuple(values), batch.device) for values in (mean, std))
     return ((batch.float() - mean) / std).to(dtype)
 
 
@@ -160,8 +160,7 @@ def crop_batch(batch, uniforms_x, uniforms_y, padding):
     return windows[torch.arange(n, device=batch.device), :, y, x]
 
 
-def _per_channel(values, batch):
-    """float32 (C, 1, 1), filled on the batch's device: a copy to it would wait."""
-    return torch.stack(
-        [torch.full((1, 1), v, dtype=torch.float32, device=batch.device) for v in values]
-    )
+@functools.cache  # eight kernels of a batch on a GPU
+def _per_channel(values, device):
+    """Values of the channels as float32 (C, 1, 1)."""
+    return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]

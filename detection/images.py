@@ -122,14 +122,14 @@ class Images:
             f"({', '.join(classes)}), {getattr(source, 'left_out', 0)} left out"
         )
 
-    def target(self, code, width, dtype=torch.float32, device=None):
+    def target(self, code, width, dtype=torch.float32):
         """The "boxes", "labels" and "crowd" for a code, in an image `width` pixels wide."""
         boxes, labels, crowd = self.source.objects(self.place(code))
-        boxes, crowd = (torch.tensor(each, dtype=dtype, device=device) for each in (boxes, crowd))
+        boxes, crowd = (torch.tensor(each, dtype=dtype) for each in (boxes, crowd))
         if code % 2:
             for part in (boxes, crowd):
                 part[:, [0, 2]] = width - part[:, [2, 0]]
-        return {"boxes": boxes, "labels": torch.tensor(labels, device=device), "crowd": crowd}
+        return {"boxes": boxes, "labels": torch.tensor(labels), "crowd": crowd}
 
     def place(self, code):
         """The place of an image in its source."""

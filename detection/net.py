@@ -63,6 +63,14 @@ class LastStage(nn.Sequential):
 class Transform(GeneralizedRCNNTransform):
     """torchvision's, but each side of a narrow image keeps at least one pixel."""
 
+    def normalize(self, image):
+        # on the device from the first image on, because each copy waits for a GPU
+        self.image_mean, self.image_std = (
+            torch.as_tensor(each, dtype=torch.float64, device=image.device)
+            for each in (self.image_mean, self.image_std)
+        )
+        return super().normalize(image)
+
     def resize(self, image, target=None):
         sides = image.shape[-2:]
         scale = min(self.min_size[0] / min(sides), self.max_size / max(sides))
@@ -114,7 +122,8 @@ class Detector(nn.Module):
     def losses(self, images, targets, step):
         """{name of LOSSES: mean over the images} of a training step.
 
-        images: floats (3, H, W) in 0..255. targets: "boxes" (n, 4), "labels" (n,), "crowd" (m, 4).
+        images: floats (3, H, W) in 0..255. targets: "boxes" (n, 4), "labels" (n,), "crowd" (m, 4);
+        best on the CPU, where scaling them waits for no GPU.
         step: "rpn", "fast" or "shared".
         """
         images, targets = self._transformed(images, targets)
@@ -196,6 +205,7 @@ class Detector(nn.Module):
         for target, old, new in zip(targets or (), before, images.image_sizes):
             if "crowd" in target:  # torchvision's transform only knows "boxes"
                 target["crowd"] = resize_boxes(target["crowd"], old, new)
+            target |= {name: each.to(images.tensors.device) for name, each in target.items()}
         images.tensors = images.tensors.contiguous(memory_format=torch.channels_last)
         return images, targets
 

@@ -122,14 +122,14 @@ class Trainer(loop.Loop):
         sums = {name: zero.clone() for name in LOSSES}
         self.scaler.scale(zero)  # initialises the scaler in a process without images, too
         place, before = 0, sum(map(len, batch.slices[: group.rank()]))
+        codes = batch.target.tolist()  # at once, because each copy waits for the GPU
         for number, count in enumerate(batch.slices[group.rank()], before):
             part = slice(place, place + count)
             place += count
             inputs = [image[0] for image in batch.input[part]]
-            codes = batch.target[part].tolist()
             targets = [
-                images.target(code, image.shape[2], image.dtype, self.device)
-                for code, image in zip(codes, inputs)
+                images.target(code, image.shape[2], image.dtype)
+                for code, image in zip(codes[part], inputs)
             ]
             self._seed(iteration, number)
             with memory.out_of_memory(inputs[0].shape, self.device, ADVICE):

@@ -192,9 +192,9 @@ def test_pinned_memory_that_is_written_during_a_copy_is_found():
 class Scenes:
     """Two images with a box each, as detection/images.py gives them."""
 
-    def target(self, code, width, dtype, device):
-        boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0]], dtype=dtype, device=device)
-        return {"boxes": boxes, "labels": torch.tensor([1 + code], device=device)}
+    def target(self, code, width, dtype):
+        boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0]], dtype=dtype)
+        return {"boxes": boxes, "labels": torch.tensor([1 + code])}
 
 
 class Loader:
