@@ -6,12 +6,10 @@ which is inferred from names and shapes.
 
 import re
 from collections import Counter
-from itertools import product
 
 import torch
 from torch.nn import functional as F
 
-from formats.torch7_layout import layout, named
 from runtime.errors import InputError, shown
 from storage import archives
 
@@ -151,54 +149,58 @@ def _state_dicts(value, place=""):
 def _from_tree(entries):
     """The same tensors; names that are places in the tree of a .t7 (4.0.0.1.weight) become ours.
 
-    clcarwin's program makes such names, and Cadene's weights were made by it. Layers are recognised
-    by their order in the tree.
+    clcarwin's program makes such names, and Cadene's weights were made by it.
     """
     firsts = filter(None, map(re.compile(r"((?:.+\.)?)0\.weight").fullmatch, entries))
     prefix = min((match[1] for match in firsts), key=len, default=None)
+    if prefix is None:
+        return entries
     layers = {}
-    for name in entries if prefix is not None else ():
+    for name in entries:
         place, _, field = name[len(prefix) :].rpartition(".")
         if name.startswith(prefix) and place.replace(".", "").isdecimal():
             layers.setdefault(place, {})[field] = name
-    if not layers or not all("weight" in names for names in layers.values()):
+    if not all("weight" in names for names in layers.values()):
         return entries
     places = sorted(layers, key=lambda place: [(len(part), part) for part in place.split(".")])
-    theirs = [(place, entries[layers[place]["weight"]].shape) for place in places]
-    for nodes in _possible_layers([shape for _, shape in theirs if len(shape) == 4]):
-        nodes = nodes[: max(len(theirs), len(nodes) - 1)]  # the classifier may be elsewhere
-        if _signature((node.name, node.shapes["weight"]) for node in nodes) == _signature(theirs):
-            ours = {
-                name: f"{prefix}{node.name}.{field}"
-                for node, place in zip(nodes, places)
-                for field, name in layers[place].items()
-            }
-            return {ours.get(name, name): tensor for name, tensor in entries.items()}
-    return entries
+    names = _named([(place, entries[layers[place]["weight"]].ndim) for place in places])
+    ours = set(names.values())
+    if "layer1.0.conv1" not in ours or len(ours) < len(places):  # of another form
+        return entries
+    renamed = {
+        name: f"{prefix}{names[place]}.{field}"
+        for place in places
+        for field, name in layers[place].items()
+    }
+    return {renamed.get(name, name): tensor for name, tensor in entries.items()}
 
 
-def _possible_layers(convs):
-    """The layers, in order, of each net of ours whose convolutions may have these shapes."""
-    threes = Counter(shape[0] for shape in convs[1:] if shape[2] == 3)
-    kind, each = ("basic", 2) if 2 * threes.total() > len(convs) else ("bottleneck", 1)
-    blocks = [count // each for count in threes.values()]
-    stem = "imagenet" if convs and convs[0][2] == 7 else "cifar"
-    for net, norm, shortcut in product(("resnet", "preresnet"), ("each", "branch", "sum"), "BC"):
-        config = {"net": net, "norm": norm, "shortcut": shortcut, "stem": stem, "classes": 1}
-        yield named(layout(config, kind, blocks))
+def _named(places):
+    """{place: our name} of the layers of a tree, as the Lua files build it.
 
-
-def _signature(layers):
-    """The kind and kernel of each layer, and whether it is in the same block as the one before.
-
-    layers: pairs (name, or place in the tree; shape of the weights).
+    places: in order, with the number of dimensions of the weights, which is 4 for a convolution, 1
+    for a batch norm. A place is the numbers of a stage, a block, and a module inside; a block holds
+    a pair of branch and shortcut.
     """
-    found, before = [], None
-    for name, shape in layers:
-        block = name.split(".")[:2]
-        found.append((len(shape), shape[2:], block == before))
-        before = block
-    return found
+    names, stages, convs = {}, {}, Counter()
+    for place, ndim in places:
+        outer, *rest = place.split(".")
+        if ndim == 2:
+            names[place] = "fc"
+        elif not rest:
+            names[place] = "conv1" if ndim == 4 else "bn_last" if stages else "bn1"
+        else:
+            stage, (number, *inside) = stages.setdefault(outer, len(stages) + 1), rest
+            block = f"layer{stage}.{number}."
+            if inside[1:2] == ["1"]:
+                layer = "downsample.0" if ndim == 4 else "downsample.1"
+            elif ndim == 4:
+                convs[block] += 1
+                layer = f"conv{convs[block]}"
+            else:  # one that is not in the branch stands before it or after the sum
+                layer = "bn_sum" if len(inside) == 1 and convs[block] else f"bn{convs[block]}"
+            names[place] = block + layer
+    return names
 
 
 def _prefixes(entries):

@@ -76,11 +76,6 @@ def unnested(node):
     return [layer for child in node.children for layer in unnested(child)]
 
 
-def named(node):
-    """The nodes of a tree that are layers of our state dict, in order."""
-    return [node] if node.name else [layer for child in node.children for layer in named(child)]
-
-
 def layout(config, kind, counts):
     """The tree of modules of a configuration, as the Lua files build it.
 
