@@ -8,6 +8,7 @@ images, same boxes, same first stages frozen, in turn in one process.
 
 import argparse
 import os
+from functools import partial
 
 import project  # noqa: F401  before all else: sets the path, names a missing package
 
@@ -53,15 +54,22 @@ def main():
     images, targets = batch(args, device)
     wait = torch.cuda.synchronize if device.type == "cuda" else None
     title = f"{args.net}, {args.batch} images of {args.side} x {args.side * 4 // 3}"
-    for what, make in (("training step", step), ("test", test)):
-        ways = {name: make(model, images, targets, name == "ours") for name, model in peers.items()}
-        first = {name: way() for name, way in ways.items()}
-        far = max(abs(value / first["ours"] - 1) for value in first.values())
+    for what, make in args.parts.items():
+        values, ways = {}, {}
+        for name, model in peers.items():
+            way = make(model, images, targets, name == "ours")
+            ways[name] = partial(first, values, name, way)
         times = timing.compare(ways, args.repetitions, wait)
+        far = max(abs(value / values["ours"] - 1) for value in values.values())
         print(f"\n{title}, {what} (the first results differ by {far:.0e})\n")
         about = {"setting": f"{title}, {what}", "device": device}
         about["layout"] = lambda way: "NCHW" if "NCHW" in way else "channels_last"
         timing.rate_table(times, "ours", args.batch, "images", **about)
+
+
+def first(values, name, way):
+    """Call a way, and keep its first result."""
+    values.setdefault(name, way())
 
 
 def options():
@@ -72,7 +80,11 @@ def options():
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--regions", type=int, default=64)
     parser.add_argument("--repetitions", type=int, default=5)
-    return parser.parse_args()
+    parser.add_argument("--only", choices=("training", "test"), help="one of the two (both)")
+    args = parser.parse_args()
+    parts = {"training step": step, "test": test}
+    args.parts = {name: way for name, way in parts.items() if name.startswith(args.only or "")}
+    return args
 
 
 def build(args):
