@@ -10,7 +10,6 @@ from runtime.options import EXACT, LONGEST
 from storage import atomic, tensors
 
 ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, ImportError)
-_MOST = {"pool": 128, "scale": LONGEST, "largest": LONGEST}
 
 
 def is_detector(source):
@@ -64,8 +63,7 @@ def load_detector(source, saved=None, **settings):
 def _check(config, state):
     """InputError for settings that no detector has, before anything of that size is built."""
     numbers = sum(tensor.numel() for tensor in state.values())
-    most = {"classes": numbers, "regions": EXACT, "pool": 128}
-    most |= {"scale": LONGEST, "largest": LONGEST}
+    most = {"classes": numbers, "regions": EXACT, "pool": 128, "scale": LONGEST, "largest": LONGEST}
     fits = {name: _is_whole(config[name], most[name]) for name in most}
     fits["shared"] = type(config["shared"]) is bool
     for name, least, longest in (("anchors", 1, numbers), ("proposals", 4, 4)):
