@@ -58,9 +58,10 @@ def setup(opt, model, checkpoint, classes, device):
         if opt.testOnly:
             note("=> neither -retrain nor -resume is given, so this net is untrained")
     stem = model.config.get("stem", opt.stem)
-    if stem != opt.stem:
+    if stem != opt.stem and opt.source("trainCrop") == "default":
         first, data = (_STEMS.get(name, name) for name in (stem, opt.stem))
-        note(f"=> the first layers of this net are for {first}, but {opt.dataset} has {data}")
+        way = "; -trainCrop 64 makes them smaller" if opt.stem == "imagenet" else ""
+        note(f"=> the first layers of this net are for {first}, but {opt.dataset} has {data}{way}")
     if opt.resetClassifier and checkpoint is None:
         reset_classifier(model, count)
     _match_classes(model, opt, checkpoint, list(classes), count)

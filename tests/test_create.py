@@ -159,3 +159,8 @@ def test_a_net_whose_first_layers_do_not_fit_the_data_gets_a_line(tmp_path, caps
     lines = capsys.readouterr().err.splitlines()
     line = f"=> the first layers of this net are for .*, but {data} has "
     assert [bool(re.match(line, found)) for found in lines] == [True] * (stem != opt.stem)
+    assert ("; -trainCrop 64 makes" in "".join(lines)) == (stem == "cifar" and data == "imagenet")
+    if data == "imagenet":
+        small = opts.parse(["-depth", depth, "-data", str(tmp_path), "-trainCrop", "64"])
+        models.setup(small, net, None, ["a", "b", "c"], torch.device("cpu"))
+        assert capsys.readouterr().err == ""
