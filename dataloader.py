@@ -123,23 +123,27 @@ class DataLoader:
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:
-            self.requests = []  # (epoch, indices) of each batch to load
-            self.processes, self.mapped = [], {}
-            # -nThreads counts workers per machine, as in the Lua, which had one process
-            count = math.ceil(workers / group.local_world_size())
-            # for each worker: its process id, and the index of the image that it is reading, or -1
-            with passing():
-                self.current = torch.full((count, 2), -1).share_memory_()
-            self.workers = data.DataLoader(
-                BatchReader(dataset, seed, self.current),
-                sampler=self.requests,
-                batch_size=None,  # a request is a whole batch
-                num_workers=count,
-                prefetch_factor=PREFETCH if count else None,
-                pin_memory=device.type == "cuda",
-                persistent_workers=workers > 0,
-                worker_init_fn=init_worker,
-            )
+            self._plan_workers()
+
+    def _plan_workers(self):
+        """Everything but the worker processes, which the first epoch starts."""
+        self.requests = []  # (epoch, indices) of each batch to load
+        self.processes, self.mapped = [], {}
+        # -nThreads counts workers per machine, as in the Lua, which had one process
+        count = math.ceil(self.threads / group.local_world_size())
+        # for each worker: its process id, and the index of the image that it is reading, or -1
+        with passing():
+            self.current = torch.full((count, 2), -1).share_memory_()
+        self.workers = data.DataLoader(
+            BatchReader(self.dataset, self.seed, self.current),
+            sampler=self.requests,
+            batch_size=None,  # a request is a whole batch
+            num_workers=count,
+            prefetch_factor=PREFETCH if count else None,
+            pin_memory=self.device.type == "cuda",
+            persistent_workers=count > 0,
+            worker_init_fn=init_worker,
+        )
 
     def size(self):
         """The number of batches in an epoch; the last one may be smaller."""

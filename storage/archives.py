@@ -148,6 +148,7 @@ def verify_pickle(file, path, foreign=False, most=MOST):
     asked, longest = {}, 0
     for count, (code, argument, _) in enumerate(pickletools.genops(file)):
         name = code.name
+        _check_instruction(name, argument, path, foreign)
         if name == "MARK":
             marks.append(len(stack))
         elif name in ("BINGET", "LONG_BINGET"):
@@ -156,23 +157,12 @@ def verify_pickle(file, path, foreign=False, most=MOST):
             memo[argument] = stack[-1]
         elif name == "GLOBAL":
             if not _PLAIN.fullmatch(argument):
-                if not foreign or _CALLED.fullmatch(argument):
-                    raise _more(path, argument)
-                asked[argument] = asked.get(argument, False)
+                asked.setdefault(argument, False)
             stack.append([1, argument])
         elif not code.stack_before and name not in _OTHERS:
-            if type(argument) is int and abs(argument) >= _LARGEST and argument != _MAGIC:
-                bits = argument.bit_length()
-                raise InputError(f"{path} has an integer of {bits} bits; at most 63 are allowed")
             longest = max(longest, len(argument) if isinstance(argument, str) else 0)
             stack.append(_ATOM)
-        elif name == "PROTO":
-            if argument > 2:
-                raise InputError(
-                    f"{path} uses pickle protocol {argument}: save the file again with torch.save, "
-                    "which writes protocol 2 unless pickle_protocol says otherwise"
-                )
-        elif name != "STOP":
+        elif name not in ("PROTO", "STOP"):
             grows, marked = name in _GROWING, pickletools.markobject in code.stack_before
             start = marks.pop() if marked else len(stack) - len(code.stack_before) + grows
             taken = stack[start:]
@@ -199,6 +189,21 @@ def verify_pickle(file, path, foreign=False, most=MOST):
     if "_codecs encode" in asked and longest > _LONGEST_BYTES:
         raise _more(path, "_codecs encode")
     return asked
+
+
+def _check_instruction(name, argument, path, foreign):
+    """InputError for an instruction of a pickle that is refused wherever it stands."""
+    if name == "PROTO" and argument > 2:
+        raise InputError(
+            f"{path} uses pickle protocol {argument}: save the file again with torch.save, which "
+            "writes protocol 2 unless pickle_protocol says otherwise"
+        )
+    is_plain = name != "GLOBAL" or _PLAIN.fullmatch(argument)
+    if not is_plain and (not foreign or _CALLED.fullmatch(argument)):
+        raise _more(path, argument)
+    if type(argument) is int and abs(argument) >= _LARGEST and argument != _MAGIC:
+        bits = argument.bit_length()
+        raise InputError(f"{path} has an integer of {bits} bits; at most 63 are allowed")
 
 
 def _more(path, argument):

@@ -112,10 +112,9 @@ def replacing(path):
     finally:
         with contextlib.suppress(OSError):  # after the rename there is none
             os.remove(temporary)
-    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
-        return
-    # a rename survives a power cut only once its folder is flushed too
-    with contextlib.suppress(PermissionError):  # a folder may be for writing only
+    # A rename survives a power cut only once its folder is flushed too. Windows cannot open a
+    # folder, and elsewhere a folder may be for writing only.
+    with contextlib.suppress(PermissionError):
         folder = os.open(os.path.dirname(path) or ".", os.O_RDONLY)
         try:
             os.fsync(folder)
