@@ -150,7 +150,8 @@ def _parsed(path):
         raise InputError(f"cannot read {path!r}: {cause(error)}") from None
     if (data.count(b"[") + data.count(b"{")) * DENSEST > len(data) + (1 << 20):
         raise InputError(f"{path} is not in COCO's format: it has more lists than values")
-    try:
+    try:  # decoded here, so that the bytes are freed before the objects are made
+        data = data.decode(json.detect_encoding(data), "surrogatepass")
         return json.loads(data, object_hook=_without_outlines)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON in UTF-8: {str(error)[:120]}") from None
