@@ -35,6 +35,7 @@ from torch import nn
 
 import models
 from dataloader import LAYOUT
+from models.blocks import Bottleneck
 from models.fold import folded
 from models.resnet import resnet
 from models.resnext import resnext
@@ -294,12 +295,15 @@ def graphs(b):
     """The step as a CUDA graph, and whether it trains the same bits."""
     if not b.cuda or b.tiny:
         return
-    for name, make in CIFAR.items():
-        images, targets = b.images(128, 32, 10)
-        after = []
-        for captured in (False, True):
+    after = {}
+    for way in ("eager", "as a graph", "compiled with CUDA graphs"):
+        captured = way == "as a graph"
+        for name, make in CIFAR.items():
             torch.manual_seed(1)
+            images, targets = b.images(128, 32, 10)
             net = make().to(b.device, memory_format=LAYOUT).train()
+            if way.startswith("compiled"):
+                net = torch.compile(net, mode="reduce-overhead")
             rate = torch.tensor(0.01, device=b.device)
             sgd = torch.optim.SGD(net.parameters(), rate, 0.9, nesterov=True, fused=True)
 
@@ -322,10 +326,10 @@ def graphs(b):
                 graph.replay()
             else:
                 step()
-            after.append(torch.cat([p.detach().reshape(-1) for p in net.parameters()]).clone())
+            weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
+            off = float((weights - after.setdefault(name, weights)).abs().max())
             taken = b.seconds(graph.replay if captured else step)
-            b.row(f"{name}, {'as a graph' if captured else 'eager'}", 1e3 * taken, "ms a step")
-        b.row(f"{name}, weights as a graph differ by", float((after[0] - after[1]).abs().max()), "")
+            b.row(f"{name}, {way}", 1e3 * taken, "ms a step", weights_differ=off)
 
 
 def compiled(b):
@@ -358,6 +362,34 @@ def inference(b):
             with torch.inference_mode(), torch.autocast(b.device.type, torch.bfloat16):
                 taken = b.seconds(functools.partial(net, images))
             b.row(f"{name}, {who}", len(images) / taken, "images/s")
+
+
+def cudnn(b):
+    """Inference of our bottlenecks with bias, sum and ReLU inside cuDNN's convolutions."""
+    if not b.cuda or b.tiny:
+        return
+
+    def relu(conv, x):
+        place = conv.stride, conv.padding, conv.dilation, conv.groups
+        return torch.cudnn_convolution_relu(x, conv.weight, conv.bias, *place)
+
+    def forward(block, x):
+        conv, branch = block.conv3, relu(block.conv2, relu(block.conv1, x))
+        place = conv.stride, conv.padding, conv.dilation, conv.groups
+        shortcut = block.downsample(x)
+        return torch.cudnn_convolution_add_relu(branch, conv.weight, shortcut, 1, conv.bias, *place)
+
+    images, _ = b.imagenet()
+    for name, make in b.nets().items():
+        net = folded(make().to(b.device, memory_format=LAYOUT).eval(), torch.bfloat16)
+        with torch.inference_mode(), torch.autocast(b.device.type, torch.bfloat16):
+            plain = net(images)
+            for block in net.modules():
+                if isinstance(block, Bottleneck):
+                    block._forward = forward.__get__(block)
+            off = float((net(images) - plain).norm() / plain.norm())
+            taken = b.seconds(functools.partial(net, images))
+        b.row(f"{name}, by cuDNN's fused convolutions", len(images) / taken, "images/s", off=off)
 
 
 def memory(b):
@@ -435,7 +467,7 @@ def detector(b):
 # in this order, with the seconds that each may take
 STAGES = {
     limits: 20, headline: 70, profile: 30, replicas: 45, fused: 40, precisions: 60, compiled: 110,
-    graphs: 25, layers: 60, inference: 25, memory: 25, runs: 60, detector: 30,
+    graphs: 35, layers: 60, inference: 25, cudnn: 10, memory: 25, runs: 60, detector: 30,
 }  # fmt: skip
 
 
