@@ -193,9 +193,8 @@ def optim_state(file, model, without=()):
     """
     if file == "none":
         return None
-    found = (
-        _torch7_state(file, model) if model_files.kind(file) == "t7" else schema.read_state(file)
-    )
+    is_t7 = model_files.kind(file) == "t7"
+    found = _torch7_state(file, model) if is_t7 else schema.read_state(file)
     opts.saved_options(found)  # checks them
     for name in ("position", "data"):  # of another run
         found.pop(name, None)

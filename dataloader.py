@@ -4,7 +4,7 @@ Port of dataloader.lua. Differs from the Lua:
 
 - The order and each image's augmentation are pure functions of (manualSeed, epoch, index). They do
   not depend on nThreads, and they continue after a resume.
-- Batches always come in order. Validation images are not shuffled, because their sums are the same.
+- Batches always come in order. Validation images are not shuffled, which would not change sums.
 - A small dataset stays on the device and is augmented there, a batch at a time.
 - Each rank loads the slices of its own replicas. A test batch is split evenly over the ranks.
 """
@@ -115,11 +115,12 @@ class DataLoader:
         if not is_known:
             kind = "training" if training else "test"
             note(f"=> this {kind} transform has no fast path: it runs as written, image by image")
-        # a GPU copies the next batch in a stream of its own, beside the iteration at hand
+        # on a GPU, a stream of its own copies the next batch while the current iteration runs
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)
         self.advised = None  # the advice on -nThreads, once printed
-        self.odd, self.named = [], set()  # sentences on damaged files: this epoch's, all printed
+        self.odd = []  # this epoch's sentences on damaged files
+        self.named = set()  # those that were printed
         if self.in_memory:
             self.images, self.labels = dataset.images.to(device), dataset.labels.to(device)
         else:

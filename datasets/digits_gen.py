@@ -38,6 +38,5 @@ def exec(opt, cache_file):
     for label in range(10):
         val[np.flatnonzero(labels == label)[EVERY - 1 :: EVERY]] = True
     say(f" | saving digits dataset to {cache_file}")
-    return in_memory.save(
-        cache_file, signature(opt), (images[~val], labels[~val]), (images[val], labels[val])
-    )
+    train, test = ((images[which], labels[which]) for which in (~val, val))
+    return in_memory.save(cache_file, signature(opt), train, test)

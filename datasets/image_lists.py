@@ -48,8 +48,8 @@ def classes(path):
 def images(opt, split, names):
     """(paths below or outside -data, class numbers) of a list's images.
 
-    Relative paths are sought from -data, the list's folder and the current folder. A number is the
-    name of a class or, where no class has a number for a name, its place among the names.
+    Relative paths are looked up in -data, the list's folder and the current folder, in this order.
+    A number is the name of a class or, if no class has such a name, its place among the names.
     """
     path, base = find(opt, split), os.path.join(os.path.abspath(opt.data), "")
     roots = list(dict.fromkeys((base, os.path.abspath(os.path.dirname(path)), os.getcwd())))

@@ -74,7 +74,7 @@ class Result:
 
 
 def _opened(pickled):
-    """In the main process, there mostly in a thread where an error would end the thread."""
+    """Runs in the main process, mostly in a thread that an error would end."""
     try:
         return pickle.loads(pickled)
     except (OSError, RuntimeError) as error:

@@ -106,9 +106,8 @@ def ranks(environment):
     hosts = ""
     if names == SLURM:
         hosts = environment.get("SLURM_STEP_NODELIST", "")
-        found["LOCAL_WORLD_SIZE"] = _tasks(
-            found["LOCAL_WORLD_SIZE"], environment.get("SLURM_NODEID", "0")
-        )
+        node = environment.get("SLURM_NODEID", "0")
+        found["LOCAL_WORLD_SIZE"] = _tasks(found["LOCAL_WORLD_SIZE"], node)
     found["MASTER_ADDR"] = environment.get("MASTER_ADDR") or _master(found, hosts)
     # the same in all processes of this run, but not in those of other runs on the machine
     job = [environment.get(name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE")]
@@ -178,9 +177,8 @@ def _start(script, argv, rank, count, port):
         "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists: rank 0 must not create one
         PARENT: str(os.getpid()),
     }
-    return subprocess.Popen(
-        [sys.executable, os.path.join(process.ROOT, script), *argv], env=environment
-    )
+    command = [sys.executable, os.path.join(process.ROOT, script), *argv]
+    return subprocess.Popen(command, env=environment)
 
 
 def _watch(children, received, folder):

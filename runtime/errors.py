@@ -8,8 +8,6 @@ import reprlib
 _HIDDEN = re.compile(
     "[\0-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udc7f\udd00-\udfff]"
 )
-
-
 MOST = 2000  # characters of a message, because a name in it may have any length
 
 

@@ -211,7 +211,6 @@ def help_text(head, table):
     rows = [head]
     for name, default, kind, allowed, text in table:
         text = text or "Options: " + " | ".join(filter(None, allowed))
-        rows.append(
-            f"  -{name:<{width}} {text}{'' if kind is flag else f' [{value_text(default)}]'}"
-        )
+        value = "" if kind is flag else f" [{value_text(default)}]"
+        rows.append(f"  -{name:<{width}} {text}{value}")
     return "\n".join(rows)

@@ -241,9 +241,8 @@ def plain(value, path, foreign=False):
             entries = value if isinstance(value, dict) else vars(value)
             return {name: copy(part, depth + 1) for name, part in dict.items(entries)}
         if isinstance(value, (list, tuple)):
-            return (list if isinstance(value, list) else tuple)(
-                [copy(part, depth + 1) for part in value]
-            )
+            parts = [copy(part, depth + 1) for part in value]
+            return parts if isinstance(value, list) else tuple(parts)
         if not isinstance(value, leaves):
             if foreign:  # such as a set, or bytes
                 return Skipped()

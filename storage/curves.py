@@ -120,15 +120,16 @@ def read_log(path):
 
 def _epochs(texts, log, file):
     """(training errors, test errors, whether of a detector, final error) of a log's other lines."""
-    train, val, detects, before = {}, {}, False, 0
+    train, val, detects, final, before = {}, {}, False, math.nan, 0
     for number, text in enumerate(texts, 2):
         line = parsed(text)
         if not line and log.tell() == os.fstat(log.fileno()).st_size:
             note(f"=> {file}: its last line is cut short and left out")
             break
         if "final" in line:  # no epoch comes after
-            final = _percent(line["final"], "top1")
-            return train, val, detects, math.nan if final is None else final
+            tested = _percent(line["final"], "top1")
+            final = math.nan if tested is None else tested
+            break
         epoch, errors = line.get("epoch"), _errors(line)
         if type(epoch) is not int or not before < epoch <= EXACT or None in errors:
             fault = f"line {number} is not the line of the next epoch, with errors"
@@ -137,7 +138,7 @@ def _epochs(texts, log, file):
             raise InputError(f"{file} has over {_MOST:,} epochs")
         train[epoch], val[epoch] = errors
         detects, before = detects or "top1" not in line["test"], epoch
-    return train, val, detects, math.nan
+    return train, val, detects, final
 
 
 def parsed(text):

@@ -119,9 +119,8 @@ class RunFolder:
         own = {name for name in names if self._is_own(name, checkpoint)}
         if own.issuperset(names):
             return None
-        folder = next(
-            f for n in itertools.count(1) if not os.path.exists(f := self._file(f"earlier-{n}"))
-        )
+        folders = (self._file(f"earlier-{n}") for n in itertools.count(1))
+        folder = next(itertools.filterfalse(os.path.exists, folders))
         os.mkdir(folder)
         # latest.pth first: the folder must not resume by half of its files
         for name in sorted({*names} - own, key=lambda name: name != "latest.pth"):

@@ -9,17 +9,12 @@ def fault(tensor):
     """Why a tensor cannot be weights or momentum of a net, as a phrase; None if it can."""
     if not isinstance(tensor, torch.Tensor):
         return "is not a tensor of weights"
-    dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
     # an expanded view has more numbers than its memory
-    if (
-        not dense
-        or tensor.dtype not in _DTYPES
-        or tensor.untyped_storage().nbytes() < tensor.nbytes
-    ):
-        return (
-            f"is not a tensor of weights, dense and in memory of its own, of 16, 32 or 64-bit "
-            f"floats: it is of {tensor.dtype}"
-        )
+    is_dense = is_dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
+    if not is_dense or tensor.dtype not in _DTYPES:
+        wanted = "of weights, dense and in memory of its own, of 16, 32 or 64-bit floats"
+        return f"is not a tensor {wanted}: it is of {tensor.dtype}"
     if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
         return "has a value that is not finite: that training diverged"
     return None
