@@ -82,6 +82,10 @@ def replacements(asked):
     return found
 
 
+class Changed(ValueError):
+    """How a file was damaged, in our words; the text of a library would help nobody."""
+
+
 def verify(file, path, foreign=False):
     """Verify a file of torch.save, open for reading: records, checksums, pickles.
 
@@ -102,7 +106,7 @@ def verify(file, path, foreign=False):
         checked = any(record.CRC for record in archive.infolist())
         changed = archive.testzip() if checked else None
         if changed:
-            raise ValueError(f"its record {changed} has changed")
+            raise Changed(f"its record {changed} has changed")
         most = MOST + _OF_A_TENSOR * len(archive.infolist())
         for record in archive.infolist():
             if record.filename.endswith("data.pkl"):
@@ -118,22 +122,22 @@ def verify_layout(file, archive):
     """
     records = sorted(archive.infolist(), key=lambda record: record.header_offset)
     if len({record.filename for record in records}) < len(records):
-        raise ValueError("two of its records have the same name")
+        raise Changed("two of its records have the same name")
     end = 0
     for record in records:
         if record.compress_type != zipfile.ZIP_STORED or record.compress_size != record.file_size:
-            raise ValueError(f"its record {record.filename} is compressed")
+            raise Changed(f"its record {record.filename} is compressed")
         # DOS's bit for a folder: PyTorch would leave the memory of the record uninitialised
         if record.external_attr & 0x10 or record.is_dir():
-            raise ValueError(f"its record {record.filename} claims to be a folder")
+            raise Changed(f"its record {record.filename} claims to be a folder")
         start = record.header_offset
         file.seek(start + 26)
         name, extra = struct.unpack("<HH", file.read(4))
         if start < end or (not end and start):
-            raise ValueError(f"its record {record.filename} overlaps another")
+            raise Changed(f"its record {record.filename} overlaps another")
         end = start + 30 + name + extra + record.file_size
     if end > archive.start_dir:
-        raise ValueError("its records overlap their directory")
+        raise Changed("its records overlap their directory")
 
 
 def verify_pickle(file, path, foreign=False, most=MOST):
@@ -176,7 +180,7 @@ def verify_pickle(file, path, foreign=False, most=MOST):
             if grows:
                 filled, *of = stack[-1]
                 if stack[-1] is _ATOM or (of and filled == 1):  # a global itself
-                    raise ValueError("it fills what can hold nothing")
+                    raise Changed("it fills what can hold nothing")
                 stack[-1][0] += weight
                 if name.startswith("SETITEM") and asked.keys() & of:
                     asked[of[0]] = True

@@ -55,8 +55,8 @@ def load(path, foreign=False):
             raise InputError(
                 f"{path} holds a whole net, which needs code: {archives.STATE_DICT}"
             ) from None
-        # PyTorch's own text for the other errors helps nobody
-        reason = str(error) if type(error) is ValueError else "it is cut short or changed"
+        ours = isinstance(error, archives.Changed)
+        reason = str(error) if ours else "it is cut short or changed"
         raise Damaged(f"{path} is damaged or not a file of this program: {reason}") from None
 
 

@@ -151,10 +151,10 @@ def test_metadata_of_safetensors_that_are_wrong(net, text, tmp_path):
     assert models.load_file(path).config["cardinality"] == 2
 
 
-def zipped(path, names):
+def zipped(path, names, data=b"data"):
     with zipfile.ZipFile(path, "w") as archive:
         for name in names:
-            archive.writestr(name, b"data")
+            archive.writestr(name, data)
 
 
 def joined(path, *parts):
@@ -251,6 +251,21 @@ OTHERS = {
         lambda net, path: torch.save(net, path, _use_new_zipfile_serialization=False),
         "holds a whole net, which needs code",
     ),
+    **{
+        f"an archive with the pickle {data}": (
+            lambda _, path, data=data: zipped(path, ["a/data.pkl"], data),
+            "is damaged or not a file of this program: it is cut short or changed",
+        )
+        for data in (
+            b"",
+            b"x",
+            b"\x80\2",
+            b"\x80\2}",
+            b"\xff" * 9,
+            b"\x80\2X\xff\xff\xff\xff",
+            b"Ix\n.",
+        )
+    },
     "cut short": (lambda net, path: cut(path, torch.save, net.state_dict()), "it is cut short"),
     "cut safetensors": (
         lambda net, path: cut(path, safetensors.torch.save_file, net.state_dict()),
@@ -275,6 +290,9 @@ def test_another_file_is_named(net, kind, tmp_path):
         "pop from",
         "Weights only",
         "opcode",
+        "position",
+        "exhausted",
+        "literal",
         "PytorchStreamReader",
         "zip file",
         "deserializing",
