@@ -76,7 +76,7 @@ def newest(folder, say=lambda line: None, note=lambda line: None):
                 show_detail(f"{len(problems)} of {len(found)} are damaged")
                 continue
             path, epoch = os.path.join(folder, names[1]), checkpoint["epoch"]
-            note(f"=> {_first(problems)}: going on from {path}, {epoch} epochs done")
+            note(f"=> {_first(problems)}: going on from {path}, after epoch {epoch}")
             return checkpoint, names
     raise InputError(
         f"no checkpoint in {folder} is intact: {_first(problems)}; to start afresh, remove them "

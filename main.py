@@ -211,8 +211,8 @@ def train_epochs(epochs, trainer, loader, test, line, folder):
     model, interrupts = trainer.model, trainer.interrupts
     interrupts.save = lambda final: folder.save_inside(models.pack(model), trainer.state(), final)
     if not epochs:
-        done = f"{epochs.start - 1} epochs are done"
-        note(f"=> {done} and epoch {epochs.stop - 1} is the last one: nothing is left to train")
+        done = f"{epochs.start - 1} of {epochs.stop - 1} epochs are done"
+        note(f"=> {done}: nothing is left to train")
     with interrupts:
         group.barrier()  # from here on every process handles signals
         for epoch in epochs:

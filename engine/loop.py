@@ -134,7 +134,7 @@ class Loop:
         epoch, trained, test = position["epoch"], position.get("trained") is True, position["test"]
         file = state.get("file", "the optimState")
         if epoch != state.get("epoch", epoch - 1) + 1:
-            fault = f"its position is in epoch {epoch}, but {state['epoch']} epochs are done"
+            fault = f"its position is in epoch {epoch}, but the last one done is {state['epoch']}"
             raise InputError(f"{file} is not a checkpoint of this program: {fault}")
         order = position["order"]
         if isinstance(order, dict):  # earlier versions had fewer options

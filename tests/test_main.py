@@ -393,7 +393,7 @@ def test_going_on_with_a_repeated_command(run):
     first = f"{NET} -nEpochs 1 -retrain weights.pth -save run -resume run/latest.pth"
     run(first)
     os.remove("weights.pth")
-    line = "=> 1 epochs are done and epoch 1 is the last one: nothing is left to train"
+    line = "=> 1 of 1 epochs are done: nothing is left to train"
     assert line in run(first + " -optimState gone.pth")
 
     lines = run("-resume run/log.jsonl -nEpochs 2 -LR 0.02 -printEvery 3")
@@ -406,7 +406,9 @@ def test_going_on_with_a_repeated_command(run):
     assert header["options"]["LR"] == 0.03
     starts = [(start["epochs"], start["options"]["LR"]) for start in header["earlier"]]
     assert starts == [(1, 0.01), (2, 0.02)]
-    assert any(line.startswith("=> 3 epochs are done") for line in run("-resume run -nEpochs 1"))
+    assert any(
+        line.startswith("=> 3 of 1 epochs are done") for line in run("-resume run -nEpochs 1")
+    )
     assert not any(name.startswith("earlier") for name in os.listdir("run"))
 
     os.mkdir("back")  # to epoch 2, as docs/files.md says
@@ -424,7 +426,7 @@ def test_a_position_beyond_the_end_is_refused(run):
     sums = {"done": 0, "seen": 8, "wrong1": 0, "wrong5": 0, "loss": 0.0}
     begun = {**state["position"], "epoch": 2, "train": sums, "test": sums, "trained": False}
     for position, sentence in (
-        ({**begun, "epoch": 3}, "position is in epoch 3, but 1 epochs are done"),
+        ({**begun, "epoch": 3}, "position is in epoch 3, but the last one done is 1"),
         ({**begun, "train": {**sums, "done": 6}}, "is 6 batches into the training of epoch 2"),
         ({**begun, "test": {**sums, "done": 4}, "trained": True}, "is 4 batches into the valid"),
     ):
