@@ -17,7 +17,7 @@ demo: .venv/installed
 	.venv/bin/python main.py -dataset digits -depth 11 -cardinality 4 -baseWidth 8 -save checkpoints/digits
 
 test: .venv/tested
-	.venv/bin/python -m pytest -q -n 2 --dist loadfile
+	.venv/bin/python -m pytest -q -n 3 --dist loadfile
 
 slow: .venv/tested
 	.venv/bin/python -m pytest -q -m slow -rP -n 2 --dist loadfile
