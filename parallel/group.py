@@ -10,6 +10,7 @@ import itertools
 import os
 import re
 import socket
+import threading
 import warnings
 
 import torch
@@ -19,7 +20,8 @@ from torch.nn.parallel import DistributedDataParallel
 from parallel import interface, launch
 from runtime import process
 from runtime.errors import InputError, cause
-from runtime.terminal import note
+from runtime.process import leave, script
+from runtime.terminal import complain, note
 
 # For one collective. If a process dies, gloo notices at once, or the parent or agent ends the
 # others; the timeout is for a machine that vanished. Between two collectives a process does no more
@@ -53,14 +55,43 @@ def _connect(device):
         store, *place = next(dist.rendezvous("env://", timeout=TIMEOUT))  # rank, world size
         if several_machines():
             interface.choose(store, *place)
+            threading.Thread(target=_end_with_unconnected, daemon=True).start()
         options |= {"store": store, "rank": place[0], "world_size": place[1]}
         backend = "nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, **options)
         dist.barrier()
         if rank() == 0:
             _store().set("failed", "0")
+            _store().set(_connected(), "")
     except RuntimeError as error:
-        raise InputError(interface.unreachable(reason(error))) from None
+        failure = interface.unreachable(reason(error))
+        with contextlib.suppress(RuntimeError):
+            _store().set(_connected(), failure)
+        raise InputError(failure) from None
+
+
+def _connected():
+    """The store's key for "" once all are connected, or the sentence of one that failed to."""
+    return f"connected {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+
+
+def _end_with_unconnected():
+    """In a thread: end if a process on another machine cannot connect.
+
+    Gloo itself would wait for longer than TIMEOUT, in a call that nothing interrupts.
+    """
+    try:
+        store = _store()
+        store.wait([_connected()], 5 * TIMEOUT)
+        failure = store.get(_connected()).decode()
+        # a failed process on this machine prints its sentence, and the agent ends the others
+        if not failure or failure.startswith(f"{socket.gethostname()} "):
+            return
+    except RuntimeError:  # the store lives in rank 0, which may be gone already
+        failure = interface.unreachable("rank 0 has ended while the processes were connecting")
+    if _local_rank() == "0":
+        complain(f"{script()}: {failure}")
+    leave(1)
 
 
 def several_machines():

@@ -135,6 +135,25 @@ def test_what_cannot_be_a_name_is_not_waited_for(patient, monkeypatch, name):
     assert not patient[0]
 
 
+def test_rank_0_is_gone_before_its_sentence_was_read(monkeypatch, capsys):
+    """The others still name host, address and variables: the store went with rank 0."""
+
+    def gone():
+        raise RuntimeError("Connection reset by peer")
+
+    monkeypatch.setenv("MASTER_ADDR", "one")
+    monkeypatch.setenv("MASTER_PORT", "29500")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth7")
+    monkeypatch.setattr(group, "_store", gone)
+    statuses = []
+    monkeypatch.setattr(group, "leave", statuses.append)
+    group._end_with_unconnected()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert statuses == [1] and "rank 0 has ended while the processes were connecting" in line
+    assert f"{os.uname().nodename} cannot connect" in line and "GLOO_SOCKET_IFNAME=eth7" in line
+    assert "MASTER_ADDR=one MASTER_PORT=29500" in line
+
+
 def ended(process, seconds):
     """(status, seconds that it took, lines on stderr of main.py itself) of one that ends."""
     began = time.monotonic()
