@@ -211,7 +211,7 @@ def train_epochs(epochs, trainer, loader, test, line, folder):
     model, interrupts = trainer.model, trainer.interrupts
     interrupts.save = lambda final: folder.save_inside(models.pack(model), trainer.state(), final)
     if not epochs:
-        done = f"{epochs.start - 1} of {epochs.stop - 1} epochs are done"
+        done = f"epoch {epochs.start - 1} is done, and epoch {epochs.stop - 1} is the last one"
         note(f"=> {done}: nothing is left to train")
     with interrupts:
         group.barrier()  # from here on every process handles signals

@@ -160,7 +160,7 @@ def crop_batch(batch, uniforms_x, uniforms_y, padding):
     return windows[torch.arange(n, device=batch.device), :, y, x]
 
 
-@functools.cache  # eight kernels of a batch on a GPU
+@functools.cache  # once, because a GPU would wait for each copy
 def _per_channel(values, device):
     """Values of the channels as float32 (C, 1, 1)."""
     return torch.tensor(values, dtype=torch.float32, device=device)[:, None, None]
