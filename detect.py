@@ -260,10 +260,7 @@ def run(start, argv, end):
             return schedule.epoch_of(streams, epoch)
 
         def test_epoch(epoch):
-            proposing = trainer.step_name == "rpn"
-            return test(
-                epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"), proposing
-            )
+            return test(epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"))
 
         def line(epoch, scores):
             images = loader(epoch).images() + val_loader.dataset.size()
@@ -365,9 +362,8 @@ def setup(opt, checkpoint, names, device):
         raise InputError(
             f"-shared {value_text(opt.shared)}: the detector was trained with -shared {trained}"
         )
-    for trunk in (model.backbone, getattr(model, "rpn_backbone", None)):
-        if trunk is not None:
-            trunk.freeze_first(opt.freeze)
+    for trunk in (model.backbone, model.rpn_trunk):
+        trunk.freeze_first(opt.freeze)
     if opt.optnet:
         set_recompute(model)
     own = {name: model.config[name] for name in settings}
@@ -398,8 +394,8 @@ def recompute(opt, net, device):
     net.to("cpu")
 
 
-def test(epoch, trainer, loader, out, proposing=False):
-    """Test and score; returns scores.evaluate's values, or {"recall": %} of the RPN's proposals.
+def test(epoch, trainer, loader, out):
+    """Test and score; returns scores.evaluate's values, or in the RPN step {"recall": %}.
 
     {} if the images have no objects.
     """
@@ -407,8 +403,8 @@ def test(epoch, trainer, loader, out, proposing=False):
     from parallel import group
     from storage import atomic
 
-    total, values = trainer.test(epoch, loader, proposing), None
-    if proposing:
+    total, values = trainer.test(epoch, loader), None
+    if trainer.step_name == "rpn":
         values = {"recall": total.recall} if total.objects else {}
     elif group.rank() == 0:
         source = loader.dataset.source

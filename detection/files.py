@@ -24,7 +24,7 @@ def is_detector(source):
 
 
 def load(source, saved=None, device="cpu"):
-    """A detector ready to use: `model(image)` gives boxes, scores, labels and names (net.find)."""
+    """A detector ready to use: `model(image)` gives boxes, scores, labels and names."""
     return load_detector(source, saved).to(device, torch.float32).eval()
 
 
@@ -92,20 +92,11 @@ def from_classifier(net, config, classes):
     """A detector whose trunks and last stage are those of a classifier, name by name."""
     if net.input_spec is None:
         raise InputError("the classifier's file has no input spec (mean and std of its images)")
-    model = Detector(
-        {
-            "net": model_files.DETECTOR,
-            "backbone": dict(net.config),
-            "classes": len(classes),
-            **config,
-        }
-    )
-    given = {n: t for n, t in net.state_dict().items() if not n.startswith("fc.")}
-    parts = [model.backbone, model.roi_heads.box_head, getattr(model, "rpn_backbone", None)]
-    with torch.no_grad():
-        for part in filter(None, parts):
-            for name, tensor in part.state_dict().items():
-                tensor.copy_(given[name])
+    own = {"net": model_files.DETECTOR, "backbone": dict(net.config), "classes": len(classes)}
+    model = Detector(own | config)
+    given = net.state_dict()
+    for part in (model.backbone, model.rpn_trunk, model.roi_heads.box_head):
+        part.load_state_dict({name: given[name] for name in part.state_dict()})
     model.classes = list(classes)
     model.show_images(net.input_spec)
     return model

@@ -49,10 +49,8 @@ def _coco(opt):
             note(f"=> {train}: the only file of boxes; every fifth image is for the test")
         held_out = np.arange(len(whole.ids)) % HELD_OUT == 0
         return [whole.subset(np.flatnonzero(chosen)) for chosen in (~held_out, held_out)]
-    if opt.testOnly:
-        return None, coco.open_split(opt.data, val, opt.valImages, opt.gen)
-    splits = (train, opt.trainImages), (val, opt.valImages)
-    return [coco.open_split(opt.data, *split, opt.gen) for split in splits]
+    splits = (None if opt.testOnly else train, opt.trainImages), (val, opt.valImages)
+    return [name and coco.open_split(opt.data, name, folder, opt.gen) for name, folder in splits]
 
 
 def _check_files(opt, *splits):

@@ -111,6 +111,11 @@ class Detector(nn.Module):
         if not shared:
             self.roi_heads.background, self.roi_heads.beta = 0.1, 1.0
 
+    @property
+    def rpn_trunk(self):
+        """The trunk whose maps the RPN sees."""
+        return getattr(self, "rpn_backbone", self.backbone)
+
     def show_images(self, spec):
         """Use the classifier's input spec, which says how bytes become its input."""
         self.input_spec = spec
@@ -127,17 +132,12 @@ class Detector(nn.Module):
         step: "rpn", "fast" or "shared".
         """
         images, targets = self._transformed(images, targets)
-        found = {}
         self.rpn.numbers, self.rpn.proposes = "training", step != "rpn"
         self.rpn.train(step != "fast")
-        if step == "fast":
-            with torch.no_grad():
-                proposals, _ = self.rpn(images, self._maps(self.rpn_backbone, images))
-        else:
-            trunk = self.backbone if step == "shared" else self.rpn_backbone
-            maps = self._maps(trunk, images)
+        with torch.set_grad_enabled(step != "fast"):
+            maps = self._maps(self.rpn_trunk, images)
             proposals, losses = self.rpn(images, maps, targets)
-            found = {name: losses[theirs] for name, theirs in RPN_LOSSES.items()}
+        found = {name: losses[theirs] for name, theirs in RPN_LOSSES.items() if losses}
         if step != "rpn":
             maps = maps if step == "shared" else self._maps(self.backbone, images)
             _, losses = self.roi_heads(maps, proposals, images.image_sizes, targets)
@@ -153,12 +153,14 @@ class Detector(nn.Module):
         self.classes = list(names)
 
     @torch.inference_mode()
-    def find(self, image):
+    def forward(self, image):
         """{"boxes", "scores", "labels", "names"} of what one image shows, in its pixels.
 
         image: a file (a photo is turned upright), an image of Pillow's, or a tensor (3, H, W) of
-        bytes or of floats in 0..1.
+        bytes or of floats in 0..1. Of a list of these, a list.
         """
+        if isinstance(image, list):
+            return [*map(self.forward, image)]
         weight = next(self.parameters())
         if not isinstance(image, torch.Tensor):
             image = torch.from_numpy(decoding.load_image(image, upright_unless=decoding.ALWAYS))
@@ -170,18 +172,13 @@ class Detector(nn.Module):
         (found,) = self.detections([image.to(weight) * (255 / highest)])
         return {**found, "names": [self.classes[k - 1] for k in found["labels"].tolist()]}
 
-    def forward(self, images):
-        """What an image shows, see `find`; a list of it for a list of images."""
-        return [*map(self.find, images)] if isinstance(images, list) else self.find(images)
-
     def detections(self, images):
         """{"boxes", "scores", "labels"} of each image, in its own pixels.
 
         images: floats (3, H, W) in 0..255.
         """
         sizes = [tuple(image.shape[-2:]) for image in images]
-        images, _ = self._transformed(images)
-        proposals, maps = self._propose(images)
+        images, proposals, maps = self._propose(images)
         maps = maps if self.config["shared"] else self._maps(self.backbone, images)
         found, _ = self.roi_heads(maps, proposals, images.image_sizes)
         return self.transform.postprocess(found, images.image_sizes, sizes)
@@ -189,15 +186,16 @@ class Detector(nn.Module):
     def proposals(self, images):
         """The proposals (n, 4) of each image, in its own pixels."""
         sizes = [tuple(image.shape[-2:]) for image in images]
-        images, _ = self._transformed(images)
-        found = [{"boxes": boxes} for boxes in self._propose(images)[0]]
+        images, proposals, _ = self._propose(images)
+        found = [{"boxes": boxes} for boxes in proposals]
         found = self.transform.postprocess(found, images.image_sizes, sizes)
         return [each["boxes"] for each in found]
 
     def _propose(self, images):
         self.rpn.numbers, self.rpn.proposes = "testing", True
-        maps = self._maps(self.backbone if self.config["shared"] else self.rpn_backbone, images)
-        return self.rpn(images, maps)[0], maps
+        images, _ = self._transformed(images)
+        maps = self._maps(self.rpn_trunk, images)
+        return images, self.rpn(images, maps)[0], maps
 
     def _transformed(self, images, targets=None):
         before = [tuple(image.shape[-2:]) for image in images]
@@ -215,13 +213,12 @@ class Detector(nn.Module):
 
     def of_step(self, step, held=0):
         """{name: parameter} that a step trains if -freeze is `held`."""
-        prefixes = {"rpn": ("rpn.", "rpn_backbone."), "fast": ("backbone.", "roi_heads.")}
-        names = {**prefixes, "shared": ("",)}[step]
+        names = {"rpn": ("rpn.", "rpn_backbone."), "fast": ("backbone.", "roi_heads.")}
         still = [f"{trunk}.{part}." for trunk in TRUNKS for part in self.backbone.parts()[:held]]
         return {
             name: parameter
             for name, parameter in self.named_parameters()
-            if name.startswith(names) and not name.startswith(tuple(still))
+            if name.startswith(names.get(step, "")) and not name.startswith(tuple(still))
         }
 
     def trained(self, step):

@@ -75,7 +75,7 @@ def _upright(path):
 
 def _photo(pixels, model, opt, out):
     """Draw and print what is found in an image; returns that, {name: array}."""
-    found = model.find(torch.from_numpy(pixels))
+    found = model(torch.from_numpy(pixels))
     found = {name: found[name].cpu().numpy() for name in ("boxes", "scores", "labels")}
     save(out, draw(pixels, found, model.classes, opt.minScore))
     for box, score, label in zip(*(values.tolist() for values in found.values())):

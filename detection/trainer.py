@@ -122,6 +122,7 @@ class Trainer(loop.Loop):
         sums = {name: zero.clone() for name in LOSSES}
         self.scaler.scale(zero)  # initialises the scaler in a process without images, too
         place, before = 0, sum(map(len, batch.slices[: group.rank()]))
+        seed = Draws(self.seed, STEPS.index(self.step_name), iteration).random(0, 2**52)
         codes = batch.target.tolist()  # at once, because each copy waits for the GPU
         for number, count in enumerate(batch.slices[group.rank()], before):
             part = slice(place, place + count)
@@ -131,7 +132,7 @@ class Trainer(loop.Loop):
                 images.target(code, image.shape[2], image.dtype)
                 for code, image in zip(codes[part], inputs)
             ]
-            self._seed(iteration, number)
+            torch.manual_seed(seed + number)  # anchors and regions are drawn at random
             with memory.out_of_memory(inputs[0].shape, self.device, ADVICE):
                 with self.precision.autocast():
                     losses = self.model.losses(inputs, targets, self.step_name)
@@ -141,11 +142,6 @@ class Trainer(loop.Loop):
                 sums[name] += loss.detach() * count
         self._sum_gradients()
         return sums
-
-    def _seed(self, iteration, number):
-        """Seed torch's generators for this slice, whose anchors and regions are drawn at random."""
-        draws = Draws(self.seed, STEPS.index(self.step_name), iteration)
-        torch.manual_seed(draws.random(0, 2**52) + number)
 
     def _sum_gradients(self):
         """Sum the gradients over all processes; each has its own slices' part of the mean."""
@@ -160,12 +156,13 @@ class Trainer(loop.Loop):
             gradient.copy_(part.view_as(gradient))
 
     @torch.inference_mode()
-    def test(self, epoch, loader, proposing=False):
-        """Test on all images of the loader; returns the metrics and sets `found`.
+    def test(self, epoch, loader):
+        """Test on all images of the loader, or in the RPN step its proposals; returns the metrics.
 
-        proposing: test the RPN's proposals.
+        Sets `found`.
         """
         self.model.eval()
+        proposing = self.step_name == "rpn"
         total = ProposalMetrics() if proposing else DetectionMetrics()
         self.at(epoch).test = total
         images, autocast, own = loader.dataset, self.precision.autocast, []
