@@ -85,6 +85,8 @@ class Trainer(loop.Loop):
         self.optimizer.zero_grad(set_to_none=True)
         run = self._slice_by_slice if self.accumulates else self._together
         output, loss = run(batch)
+        if self.counters:
+            torch._foreach_add_(self.counters, 1)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return output, loss
@@ -133,7 +135,7 @@ class Trainer(loop.Loop):
         own = slices or [1]  # the image that a process without samples was given
         if self.slices != own:
             self.slices = own
-            set_slices(self.model, own)  # a walk over all modules
+            self.counters = set_slices(self.model, own)  # a walk over all modules
         # Running statistics normalise a slice of one sample. The compiled backward pass would read
         # them after the first slice has updated them.
         return self.parallel if 1 in slices or not slices else self.compiled

@@ -18,14 +18,18 @@ TOGETHER = {"cuda": 4}
 def set_slices(model, sizes):
     """Let each batch norm of a model normalise slices of these sizes separately in training.
 
-    None, or one slice of several samples, is plain batch norm. Only the class of the batch norms
-    changes; their parameters, buffers and hooks stay.
+    None is plain batch norm. Only the class of the batch norms changes; their parameters, buffers
+    and hooks stay. Returns each num_batches_tracked to which the caller adds 1 after a batch: one
+    operation for all of them, where plain batch norms take one each.
     """
-    plain = sizes is None or (len(sizes) == 1 and sizes[0] > 1)
-    for module in model.modules():
-        if type(module) in (nn.BatchNorm2d, SlicedBatchNorm2d):
-            module.__class__ = nn.BatchNorm2d if plain else SlicedBatchNorm2d
-            module.slices = None if plain else list(sizes)
+    norms = [m for m in model.modules() if type(m) in (nn.BatchNorm2d, SlicedBatchNorm2d)]
+    for norm in norms:
+        norm.__class__ = nn.BatchNorm2d if sizes is None else SlicedBatchNorm2d
+        norm.slices = sizes
+    if sizes is None or sizes[0] == 1:
+        return []
+    counting = (n for n in norms if n.training and n.track_running_stats and n.momentum is not None)
+    return [norm.num_batches_tracked for norm in counting]
 
 
 class SlicedBatchNorm2d(nn.BatchNorm2d):
@@ -45,11 +49,13 @@ class SlicedBatchNorm2d(nn.BatchNorm2d):
         runs = [(size, 1) for size in self.slices]
         if len(self.slices) >= TOGETHER.get(x.device.type, math.inf):
             runs = [(size, len(list(run))) for size, run in groupby(self.slices)]
+        if len(runs) == 1 and sum(self.slices) == len(x):  # a split's backward pass would copy
+            return self._normalise(x, *runs, update=True)
         first, *others = zip(x.split([size * count for size, count in runs]), runs)
         # before the first slice updates the running statistics
         others = [self._normalise(*other) for other in others]
         first = self._normalise(*first, update=True)
-        return torch.cat([first, *others]) if others else first
+        return torch.cat([first, *others])
 
     def _normalise(self, x, run, update=False):
         """Normalise a run of equal slices; with `update` its first one updates the statistics."""
@@ -58,11 +64,12 @@ class SlicedBatchNorm2d(nn.BatchNorm2d):
             # copies: backward reads them after the first slice has updated the originals
             mean, var = self.running_mean.clone(), self.running_var.clone()
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
-        if count == 1 and update:
-            return super().forward(x)
-        if count == 1:
-            return F.batch_norm(x, None, None, self.weight, self.bias, True, eps=self.eps)
-        return self._together(x, count, update)
+        if count > 1:
+            return self._together(x, count, update)
+        if update and self.momentum is None:
+            return super().forward(x)  # a running mean over all batches, which needs their number
+        own = (self.running_mean, self.running_var) if update else (None, None)
+        return F.batch_norm(x, *own, self.weight, self.bias, True, self.momentum or 0, self.eps)
 
     def _together(self, x, count, update):
         """One batch norm of several equal slices, whose channels are put side by side."""
@@ -75,7 +82,6 @@ class SlicedBatchNorm2d(nn.BatchNorm2d):
         if update:
             own = [self.running_mean, self.running_var]
             torch._foreach_copy_(own, [mean[:channels], var[:channels]])
-            self.num_batches_tracked.add_(1)
         return _Apart.apply(wide, x.shape)
 
 

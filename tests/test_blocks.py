@@ -234,10 +234,30 @@ def test_slices_leave_evaluation_alone():
     expected, names = net(input), list(net.state_dict())
     set_slices(net, [2, 2])
     assert torch.equal(net(input), expected) and list(net.state_dict()) == names
-    for plain in ([4], None):
-        set_slices(net, [1])
-        set_slices(net, plain)
-        assert {type(norm) for norm in torch7.norms(net)} == {nn.BatchNorm2d}
+    set_slices(net, None)
+    assert {type(norm) for norm in torch7.norms(net)} == {nn.BatchNorm2d}
+
+
+UNTRACKED = {"track_running_stats": False}
+
+
+@pytest.mark.usefixtures("together")
+@pytest.mark.parametrize(
+    ("sizes", "kind"),
+    [([6], {}), ([3, 3], {}), ([4, 2], {}), ([6], {"momentum": None}), ([6], UNTRACKED)],
+)
+def test_the_first_slice_is_plain_batch_norm(sizes, kind):
+    """In output, running statistics and number of batches, once the counters are advanced."""
+    plain = nn.BatchNorm2d(3, **kind)
+    sliced = copy.deepcopy(plain)
+    counters = set_slices(sliced, sizes)
+    for _ in range(2):
+        x = torch.randn(6, 3, 5, 5)
+        torch.testing.assert_close(sliced(x)[: sizes[0]], plain(x[: sizes[0]]))
+        if counters:
+            torch._foreach_add_(counters, 1)
+    for ours, theirs in zip(sliced.buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 @pytest.mark.usefixtures("together")
