@@ -13,7 +13,7 @@ have a slightly older log.jsonl than its checkpoint.
 import collections
 import contextlib
 import importlib.metadata
-import itertools
+import io
 import json
 import os
 import re
@@ -45,7 +45,7 @@ class LogFile:
         head = checkpoint.get("logged", {}) if tail else {}
         self.size, self.crc = head.get("size", 0), head.get("crc", 0)
         self.first = head.get("first")  # epoch of the run
-        self.written, self.end = 0, None  # lines of the tail in the file; where they end
+        self.begun = None  # bytes of the header in the file; None before the first `write`
 
     def state(self):
         head = {"first": self.first, "size": self.size, "crc": self.crc}
@@ -60,86 +60,59 @@ class LogFile:
         """Whether a file holds this log, or its beginning, and then at most a final line."""
         tail = _encoded(self.tail)
         with regular_files.opened(path) as file:
-            header = file.readline(_BLOCK)
-            if not (any_header or _encoded([self.before]).startswith(header)):
-                return False
-            if not self._has_head(file):
+            first = file.readline(_BLOCK)
+            known = any_header or _encoded([self.before]).startswith(first)
+            if not known or self._head(file) is None:
                 return False
             found = re.sub(rb'\{"final"[^\n]*\n?\Z', b"", file.read(len(tail) + _BLOCK))
             return tail.startswith(found) and not file.read(1)
 
-    def begin(self, source):
+    def begin(self, source, header=None):
         """Make the file, with the head of the file `source`. `write` replaces the header."""
-        self._rewrite(self.before, source)
-        if self.before is not self.header:
-            self.end = None
+        head = None if self.size else b""
+        with contextlib.suppress(OSError), regular_files.opened(source) as old:
+            old.readline(_BLOCK)
+            head = self._head(old)
+        if head is None:
+            first = self.tail[0]["epoch"]
+            lost = f"{source} lacks the lines of the epochs before {first}"
+            note(f"=> {lost}: {self.path} begins with epoch {first}")
+            head, self.size, self.crc = b"", 0, 0
+        first = _encoded([header or self.before])
+        with atomic.replacing(self.path) as file:
+            file.write(first + head + _encoded(self.tail))
+        self.begun = len(first) if header else None
 
     def write(self, *final):
         """Append the lines that the file lacks, then the line `final`, and flush to disk."""
         there = os.path.getsize(self.path) if os.path.isfile(self.path) else -1
-        if self.end is None or there < self.end:  # with an earlier header, or removed meanwhile
-            self._rewrite(self.header, self.path)
-        new = _encoded(itertools.islice(self.tail, self.written, None))
-        if new or final:
-            with open(self.path, "r+b") as file:
-                file.seek(self.end)
-                file.truncate()  # what a full disk or a final line left
-                file.write(new + _encoded(final))
-                file.flush()
-                os.fsync(file.fileno())
-            self.end += len(new)
+        if self.begun is None or there < self.begun + self.size:  # removed meanwhile
+            self.begin(self.path, self.header)
+        with open(self.path, "r+b") as file:
+            file.seek(self.begun + self.size)
+            # the old lines are written over themselves: a copy or a kill meanwhile lacks none
+            file.write(_encoded([*self.tail, *final]))
+            file.truncate()  # what a full disk or a final line left; this flushes as well
+            os.fsync(file.fileno())
         while len(self.tail) > _TAIL:
             line = _encoded([self.tail.popleft()])
             self.size, self.crc = self.size + len(line), zlib.crc32(line, self.crc)
-        self.written = len(self.tail)
 
     def after(self, epoch):
         """The lines of the epochs after `epoch`. Those of the head are read from the file."""
         if not self.tail or self.tail[0]["epoch"] > epoch + 1:
             with regular_files.opened(self.path) as file:
                 file.readline(_BLOCK)
-                left = self.size
-                while left and (text := file.readline(min(left, _BLOCK))):
-                    left -= len(text)
-                    line = curves.parsed(text)
-                    if schema.is_count(line.get("epoch")) and line["epoch"] > epoch:
-                        yield line
+                head = io.BytesIO(self._head(file))
+            for line in map(curves.parsed, head):
+                if schema.is_count(line.get("epoch")) and line["epoch"] > epoch:
+                    yield line
         yield from (line for line in self.tail if line["epoch"] > epoch)
 
-    def _rewrite(self, header, source):
-        is_head = not self.size
-        with contextlib.suppress(OSError), regular_files.opened(source) as old:
-            old.readline(_BLOCK)
-            is_head = is_head or self._has_head(old)
-        if not is_head:
-            first = self.tail[0]["epoch"]
-            lost = f"{source} lacks the lines of the epochs before {first}"
-            note(f"=> {lost}: {self.path} begins with epoch {first}")
-            self.size = self.crc = 0
-        with atomic.replacing(self.path) as file:
-            file.write(_encoded([header]))
-            if self.size:
-                with regular_files.opened(source) as old:
-                    old.readline(_BLOCK)
-                    for piece in self._head(old):
-                        file.write(piece)
-            file.write(_encoded(self.tail))
-            end = file.tell()
-        self.end, self.written = end, len(self.tail)
-
-    def _has_head(self, file):
-        """Read on in a file, as far as the head is long: whether that is the head."""
-        crc = 0
-        for piece in self._head(file):
-            crc = zlib.crc32(piece, crc)
-        return crc == self.crc
-
     def _head(self, file):
-        """As many bytes of a file as the head has, in pieces."""
-        left = self.size
-        while left and (piece := file.read(min(left, _BLOCK))):
-            left -= len(piece)
-            yield piece
+        """Read on in a file, as far as the head is long; None if that is not the head."""
+        head = file.read(min(self.size, os.fstat(file.fileno()).st_size))
+        return head if zlib.crc32(head) == self.crc else None
 
 
 def _encoded(lines):
