@@ -118,15 +118,14 @@ def _finished(folder):
     states = {int(number) for kind, number in found if kind == "optimState"}
     if len(models) > 1 or states:
         states |= models
-    pairs = [(n, (f"model_{n}.pth", f"optimState_{n}.pth")) for n in sorted(states, reverse=True)]
+    pairs = [(n, (f"model_{n}.pth", f"optimState_{n}.pth")) for n in states]
     if INSIDE in names:
         try:
             epoch = schema.read_state(os.path.join(folder, INSIDE))["epoch"]
         except atomic.Damaged:
             epoch = -1  # is tried last
         pairs.append((epoch, (INSIDE, INSIDE)))
-        pairs.sort(key=lambda pair: (pair[0], pair[1][0] == INSIDE), reverse=True)
-    return pairs
+    return sorted(pairs, key=lambda pair: (pair[0], pair[1][0] == INSIDE), reverse=True)
 
 
 def _read(folder, model_file, optim_file):

@@ -12,7 +12,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
 
 from models.depths import BOTTLENECKS
-from runtime import command, options, output_files, regular_files
+from runtime import command, options, regular_files
 from runtime.errors import InputError
 
 EXTENSIONS = (".pth", ".safetensors", ".t7", ".onnx", ".pt2")
@@ -56,7 +56,7 @@ def parse(argv):
                 os.makedirs(target, exist_ok=True)
             except OSError as error:
                 raise InputError(f"cannot make the folder {target}: {error.strerror}") from None
-        output_files.check_outputs(outputs, [source])
+        regular_files.check_outputs(outputs, [source])
         return source, target, given.get("form") or None, given.get("classes")
 
 

@@ -17,7 +17,7 @@ from datasets import imagenet
 from main import opened, replicas, train_epochs
 from parallel import guard, launch
 from parallel.signals import Interrupts
-from runtime import options, output_files, process, regular_files
+from runtime import options, process, regular_files
 from runtime.errors import InputError, cut
 from runtime.options import LONGEST, Options, boolean, real, series, value_text, whole
 from runtime.progress import Clock, slow
@@ -189,7 +189,7 @@ def _check_show(opt):
         return
     if not _is_scene(opt):
         regular_files.check_input(opt.show, " (-show)")
-    output_files.check_outputs(
+    regular_files.check_outputs(
         [("-out", opt.out, (".png", ".jpg", ".jpeg"))], [opt.retrain, opt.show]
     )
 
@@ -210,7 +210,7 @@ def _check_run(opt):
     if opt.out and opt.testOnly:
         places = [opt.val, os.path.join("annotations", f"instances_{opt.val}.json")]
         files = [opt.retrain, *(os.path.join(opt.data, place) for place in places)]
-        output_files.check_outputs([("-out", opt.out, (".json",))], files)
+        regular_files.check_outputs([("-out", opt.out, (".json",))], files)
 
 
 def run(start, argv, end):

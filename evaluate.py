@@ -13,7 +13,7 @@ import datasets
 import opts
 from parallel import launch
 from parallel.guard import guard
-from runtime import memory, options, output_files, process, regular_files
+from runtime import memory, options, process, regular_files
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, series, whole
 from runtime.terminal import Terminal
@@ -197,7 +197,7 @@ def _check_outputs(opt):
         from datasets.imagenet_gen import folder_of, places  # not at the top: it imports NumPy
 
         images = [os.fsdecode(folder_of(opt, split)) for split in ("train", "val")] + places(opt)
-    output_files.check_outputs(files, [*opt.models, opt.classes, *images])
+    regular_files.check_outputs(files, [*opt.models, opt.classes, *images])
     for path in opt.confusion:
         if not path.lower().endswith(".csv"):
             pictures.check_drawing(f"-confusion {path}", ", or give -confusion FILE.csv")

@@ -10,7 +10,7 @@ import textwrap
 
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))  # for python -P and -I
 
-from runtime import command, options, output_files
+from runtime import command, options, regular_files
 from runtime.errors import InputError, cut
 from runtime.terminal import note
 from storage import curves, pictures
@@ -57,7 +57,7 @@ def parse(argv):
         if not paths:
             raise InputError("give one or more run folders, plot.py RUN... (-help says more)")
         logs = [os.path.join(path, "log.jsonl") if os.path.isdir(path) else path for path in paths]
-        output_files.check_outputs([("-out", out, pictures.FORMATS)], logs)
+        regular_files.check_outputs([("-out", out, pictures.FORMATS)], logs)
         pictures.check_drawing(out)
         return kind, out, paths
 

@@ -106,8 +106,10 @@ def ranks(environment):
     hosts = ""
     if names == SLURM:
         hosts = environment.get("SLURM_STEP_NODELIST", "")
-        node = environment.get("SLURM_NODEID", "0")
-        found["LOCAL_WORLD_SIZE"] = _tasks(found["LOCAL_WORLD_SIZE"], node)
+        # "2(x3),1": 2 tasks on each of three nodes, then 1
+        groups = re.findall(r"(\d+)(?:\(x(\d+)\))?", found["LOCAL_WORLD_SIZE"])
+        tasks = [count for count, nodes in groups for _ in range(int(nodes or 1))]
+        found["LOCAL_WORLD_SIZE"] = tasks[int(environment.get("SLURM_NODEID", "0"))]
     found["MASTER_ADDR"] = environment.get("MASTER_ADDR") or _master(found, hosts)
     # the same in all processes of this run, but not in those of other runs on the machine
     job = [environment.get(name) for name in ("SLURM_JOB_ID", "SLURM_STEP_ID", "PMIX_NAMESPACE")]
@@ -116,14 +118,6 @@ def ranks(environment):
     if devices and "," not in devices:  # one, for this process alone
         del found["LOCAL_RANK"]
     return {name: environment.get(name) or value for name, value in found.items()}
-
-
-def _tasks(per_node, node):
-    """The number of tasks on the n-th node, from Slurm's "2(x3),1": 2 on each of three, then 1."""
-    counts = []
-    for tasks, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", per_node):
-        counts += [tasks] * int(nodes or 1)
-    return counts[int(node)]
 
 
 def _master(found, hosts):

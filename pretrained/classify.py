@@ -15,7 +15,7 @@ import sys
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
 from datasets.class_names import english
-from runtime import command, options, output_files
+from runtime import command, options, regular_files
 from runtime.errors import InputError, cut, visible
 from runtime.process import print_names
 from runtime.regular_files import is_model, model_file
@@ -107,7 +107,7 @@ def parse(arguments):
         if "show" in given:
             outputs.append(("-show", given["show"], pictures.FORMATS))
             pictures.check_drawing(f"-show {given['show']}")
-        output_files.check_outputs(outputs, [*map(model_file, sources), *files])
+        regular_files.check_outputs(outputs, [*map(model_file, sources), *files])
         return given, sources, files
 
 

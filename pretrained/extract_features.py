@@ -13,7 +13,7 @@ import sys
 # The modules it imports are one folder up, wherever the script is called from.
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
 
-from runtime import command, options, output_files, regular_files
+from runtime import command, options, regular_files
 from runtime.errors import InputError, cause
 
 HEAD = """Usage (single file mode): extract_features.py MODEL FILE... [options]
@@ -37,7 +37,7 @@ def main(arguments):
     paths, size = listed(words[2], words[1]) if in_batches else (words[1:], AT_ONCE)
     names = ["features.npz", *(["features.t7"] if "t7" in given else [])]
     inputs = [regular_files.model_file(words[0]), *([] if in_batches else paths)]
-    output_files.check_outputs([("", name, (".npz", ".t7")) for name in names], inputs)
+    regular_files.check_outputs([("", name, (".npz", ".t7")) for name in names], inputs)
     # after the checks: their errors need not wait for torch
     import numpy as np
 

@@ -1,6 +1,8 @@
-"""Opens regular files for reading: a pipe or a device could block a run or fill memory.
+"""Opens regular files for reading, and checks the files that a command will write.
 
-A file is opened without blocking and checked afterwards, so that it cannot be replaced in between.
+A pipe or a device could block a run or fill memory. A file is opened without blocking and checked
+afterwards, so that it cannot be replaced in between. storage/atomic.py writes files: under a
+temporary name, then renamed.
 """
 
 import errno
@@ -14,6 +16,7 @@ _MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .onnx .bin .ckpt .tar .pkl".sp
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 # the first of these that a folder has is its model
 MODEL_FILES = ("model_best.pth", "model.safetensors", "pytorch_model.bin")
+_IMAGES = (".png", ".jpg", ".jpeg")
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows has neither
 
 
@@ -39,11 +42,11 @@ def _open(path, flags):
         if stat.S_ISREG(mode) or stat.S_ISDIR(mode):  # `open` itself refuses a folder
             return descriptor
         os.close(descriptor)
-        what = kind(mode)
+        what = _kind(mode)
     raise OSError(errno.EINVAL, f"it is {what}, not a regular file", path)
 
 
-def kind(mode):
+def _kind(mode):
     """What an st_mode describes that is not a regular file."""
     return _KINDS.get(stat.S_IFMT(mode), "a device")
 
@@ -95,3 +98,62 @@ def name_hint(path):
         return f", nor {' or '.join(MODEL_FILES[1:])}"
     is_name = re.fullmatch(r"(wide_)?resne(t|xt)\d+\w*", path)
     return f"; torchvision's weights have the name torchvision:{path}" if is_name else ""
+
+
+def check_outputs(outputs, inputs=()):
+    """InputError unless each output can be written, and is not one of the inputs.
+
+    outputs: (option, path, endings) of each file; the option as a user sees it, "" if none names
+    the file. inputs: paths of files that the command reads, or of folders whose images it reads.
+    """
+    seen = set()
+    for option, path, endings in outputs:
+        named = f"{option} {path}" if option else path
+        if os.path.splitext(path)[1].lower() not in endings:
+            raise InputError(f"{named} should end in {' or '.join(endings)}")
+        try:
+            _check(named, path, inputs)
+        except OSError as error:
+            raise InputError(f"{named} cannot be written: {cause(error)}") from None
+        place = os.path.realpath(path).casefold()  # as some file systems compare names
+        if place in seen:
+            raise InputError(f"{path} would be written twice: give each option a file of its own")
+        seen.add(place)
+
+
+def temporary(path):
+    """The temporary file that is renamed to `path`; its name is short even if that is long."""
+    folder, name = os.path.split(path)
+    start = os.fsencode(name)[:100].decode(errors="ignore")
+    return os.path.join(folder, f"{start}.{os.getpid()}.tmp")
+
+
+def _check(named, path, inputs):
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise InputError(
+            f"{named}: the folder {folder!r} does not exist: make this folder, or give another one"
+        )
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        pass
+    else:
+        if not stat.S_ISREG(mode):
+            raise InputError(f"{named} is {_kind(mode)}; it should be a file to write")
+        for read in inputs:
+            if _reads(read, path):
+                raise InputError(f"{named} would overwrite the input {read}: give another name")
+        if not os.access(path, os.W_OK):
+            raise InputError(f"{named} exists already and is write-protected: give another name")
+    with open(temporary(path), "ab"):
+        pass
+    os.remove(temporary(path))
+
+
+def _reads(source, path):
+    """Whether `source` is the file at `path`, or a folder that has this file as an image."""
+    if os.path.isdir(source):
+        inside = os.path.realpath(path).startswith(os.path.join(os.path.realpath(source), ""))
+        return inside and path.lower().endswith(_IMAGES)
+    return os.path.isfile(source) and os.path.samefile(source, path)

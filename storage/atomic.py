@@ -10,7 +10,7 @@ import shutil
 import zipfile
 import zlib
 
-from runtime import memory, output_files, regular_files
+from runtime import memory, regular_files
 from runtime.errors import InputError, cause
 from storage import archives
 
@@ -102,7 +102,7 @@ def copy(source, target):
 def replacing(path):
     """A temporary binary file, flushed to disk and renamed to `path` at the end of the block."""
     path = os.fspath(path)
-    temporary = output_files.temporary(path)
+    temporary = regular_files.temporary(path)
     try:
         with open(temporary, "wb") as file:
             yield file

@@ -102,12 +102,13 @@ def read_log(path):
         raise InputError(f"{foreign}: it is not text") from None
     if not val:
         raise InputError(f"{file} has no finished epoch yet")
-    options = _options(header)
-    for name, value in options.items():
-        parts = value if isinstance(value, list) else [value]
+    options = {}
+    for name, value in _options(header).items():
+        parts = tuple(value) if isinstance(value, list) else (value,)
         if not all(isinstance(part, (str, int, float, type(None))) for part in parts):
             raise InputError(f"{foreign}: its option {shown(name[1:])} is {shown(value)}")
-    options = {visible(name): _text(value) for name, value in options.items()}
+        text = value_text(parts if isinstance(value, list) else value)
+        options[visible(name)] = visible(text) or "none"
     data = options.get("-data", options["-dataset"])
     code = shown(header.get("commit")), shown(header.get("changed"))
     if header.get("changed"):  # the log does not say how: only copies of a run have equal code
@@ -144,17 +145,15 @@ def _epochs(texts, log, file):
 def parsed(text):
     """A JSON object as a dict with its errors by name, {} for any other text."""
     try:
-        value = json.loads(text)
+        line = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    return _named(value) if isinstance(value, dict) else {}
-
-
-def _named(line):
-    """A line of a log with its errors by name: earlier versions wrote lists, top-1 first."""
-    names = ("top1", "top5", "loss")
+    if not isinstance(line, dict):
+        return {}
+    # earlier versions wrote lists
     lists = {part: line[part] for part in ("train", "test") if isinstance(line.get(part), list)}
-    return {**line, **{part: dict(zip(names, errors)) for part, errors in lists.items()}}
+    named = {part: dict(zip(("top1", "top5", "loss"), found)) for part, found in lists.items()}
+    return {**line, **named}
 
 
 def _errors(line):
@@ -204,10 +203,6 @@ def _names(options):
         family = f"{kind}, cardinality 1"  # ResNets of fb.resnet.torch are another family
     size = f"{depth} {paths}x{width}d" if paths else depth
     return family, size, "-".join(filter(None, (kind, size)))
-
-
-def _text(value):
-    return visible(value_text(tuple(value) if isinstance(value, list) else value)) or "none"
 
 
 def group(runs):

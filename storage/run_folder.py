@@ -151,6 +151,7 @@ class RunFolder:
         return epoch and first is not None and first <= int(epoch[2]) <= checkpoint["epoch"]
 
     def _continue_from(self, checkpoint):
+        """Take over the best model, from its epoch's file if model_best.pth is another one."""
         if os.path.samefile(self.opt.resume, self.path):
             self.whole = checkpoint["epoch"]
             self.saved = f"epoch {self.whole}"
@@ -158,13 +159,10 @@ class RunFolder:
         if os.path.isfile(theirs) and not os.path.exists(ours):
             atomic.copy(theirs, ours)
         self.best_digest = checkpoint.get("bestDigest")
-        if self.best_digest is not None:
-            self._verify_best(ours)
-
-    def _verify_best(self, path):
-        """Take the best model from its epoch's file, if model_best.pth is not the checkpoint's."""
+        if self.best_digest is None:
+            return
         try:
-            self._check_best(path)
+            self._check_best(ours)
         except atomic.Damaged as error:
             # the last epoch with better scores than before
             epoch = scores = None
@@ -177,7 +175,7 @@ class RunFolder:
             except atomic.Damaged:
                 note(f"=> {error}, and {source} cannot replace it")
             else:
-                atomic.copy(source, path)
+                atomic.copy(source, ours)
                 note(f"=> {error}: made again from {source}")
 
     def _check_best(self, path):

@@ -19,17 +19,16 @@ def read_state(path):
     state = atomic.load(path)
     if not isinstance(state, dict) or "momentum" not in state:
         raise InputError(f"{path} is not an optimState file of this program")
+    foreign = f"{path} is not a checkpoint of this program: its"
     for name, is_valid in FIELDS.items():
         if name not in state and name in ("epoch", "best", "options"):
-            raise InputError(f"{path} is not a checkpoint of this program: its {name} is missing")
+            raise InputError(f"{foreign} {name} is missing")
         if name in state and not is_valid(state[name]):
-            value = shown(state[name])
-            raise InputError(f"{path} is not a checkpoint of this program: its {name} is {value}")
+            raise InputError(f"{foreign} {name} is {shown(state[name])}")
     for name, tensor in state["momentum"].items():
         fault = "is not a name" if not isinstance(name, str) else tensors.fault(tensor)
         if fault:
-            entry = f"its momentum is wrong: {shown(name)} {fault}"
-            raise InputError(f"{path} is not a checkpoint of this program: {entry}")
+            raise InputError(f"{foreign} momentum is wrong: {shown(name)} {fault}")
     return {**state, "file": path}
 
 
@@ -38,21 +37,24 @@ def is_count(value):
     return type(value) is int and 0 <= value <= EXACT
 
 
-def is_plain(value):
+def _is_plain(value):
     """Whether a value consists of JSON's types and tuples, without tensors."""
     if isinstance(value, (list, tuple)):
-        return all(map(is_plain, value))
+        return all(map(_is_plain, value))
     known = value is None or type(value) in (str, bool, int, float)
-    return known or _is_dict_of(is_plain, value)
+    return known or _dict_of(_is_plain)(value)
 
 
-def _is_list_of(is_valid, value):
-    return isinstance(value, list) and all(map(is_valid, value))
+def _list_of(is_valid):
+    return lambda value: isinstance(value, list) and all(map(is_valid, value))
 
 
-def _is_dict_of(is_valid, value):
-    named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
-    return named and all(map(is_valid, value.values()))
+def _dict_of(is_valid):
+    def is_dict(value):
+        named = isinstance(value, dict) and all(isinstance(name, str) for name in value)
+        return named and all(map(is_valid, value.values()))
+
+    return is_dict
 
 
 def _is_finite(value):
@@ -61,12 +63,9 @@ def _is_finite(value):
 
 def _is_best(best):
     """Whether this is a pair of errors in per cent, or of infinities before the first test."""
-    return (
-        isinstance(best, (list, tuple))
-        and len(best) == 2
-        and all(type(value) in (int, float) for value in best)
-        and all(0 <= value <= 100 or value == math.inf for value in best)
-    )
+    is_pair = isinstance(best, (list, tuple)) and len(best) == 2
+    numbers = is_pair and all(type(value) in (int, float) for value in best)
+    return numbers and all(0 <= value <= 100 or value == math.inf for value in best)
 
 
 def _is_position(position):
@@ -77,21 +76,21 @@ def _is_position(position):
         return True
     metrics = [position.get("train"), position.get("test")]
     known = is_count(position["epoch"]) and isinstance(position.get("order"), (dict, list))
-    return known and is_plain(position["order"]) and all(map(_is_metrics, metrics))
+    return known and _is_plain(position["order"]) and all(map(_is_metrics, metrics))
 
 
 def _is_metrics(sums):
     """Whether these are numbers by name; engine.metrics knows the names."""
-    return _is_dict_of(_is_finite, sums) and is_count(sums.get("done"))
+    return _dict_of(_is_finite)(sums) and is_count(sums.get("done"))
 
 
 def _is_scaler(scaler):
-    right = _is_dict_of(_is_finite, scaler) and min(scaler.values(), default=0) >= 0
+    right = _dict_of(_is_finite)(scaler) and min(scaler.values(), default=0) >= 0
     return right and set(scaler) in (set(), SCALER)
 
 
 def _is_log(log):
-    if not _is_list_of(lambda line: isinstance(line, dict), log) or not log or not is_plain(log):
+    if not _list_of(_dict_of(_is_plain))(log) or not log:
         return False
     header, *lines = log
     options, earlier = header.get("options", {}), header.get("earlier", [])
@@ -101,11 +100,8 @@ def _is_log(log):
 
 def _is_head(head):
     known = isinstance(head, dict) and head.keys() == {"first", "size", "crc"}
-    return (
-        known
-        and all(map(is_count, (head["size"], head["crc"])))
-        and _is_count_or_none(head["first"])
-    )
+    counts = known and is_count(head["size"]) and is_count(head["crc"])
+    return counts and _is_count_or_none(head["first"])
 
 
 def _is_count_or_none(value):
@@ -115,14 +111,14 @@ def _is_count_or_none(value):
 FIELDS = {
     "epoch": is_count,
     "best": _is_best,
-    "options": lambda value: _is_dict_of(is_plain, value),
+    "options": _dict_of(_is_plain),
     "momentum": lambda value: isinstance(value, dict),
     "position": _is_position,
     "scaler": _is_scaler,
     "log": _is_log,
     "logged": _is_head,
-    "agents": lambda value: _is_list_of(lambda name: isinstance(name, str), value),
+    "agents": _list_of(lambda name: isinstance(name, str)),
     "digest": is_count,
     "bestDigest": _is_count_or_none,
-    "data": lambda value: _is_list_of(is_count, value),
+    "data": _list_of(is_count),
 }

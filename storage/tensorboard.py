@@ -10,6 +10,7 @@ import contextlib
 import os
 import threading
 import time
+from pathlib import Path
 
 from runtime.errors import InputError
 from storage import log
@@ -33,7 +34,8 @@ class TensorBoardLog:
         writer, self.writer = self.writer, None  # after an error, the next call begins a new file
         with _no_traceback():
             if writer is None:
-                self._hide_earlier()
+                for earlier in Path(self.folder).glob(f"events.*{SUFFIX}"):
+                    earlier.rename(earlier.with_name(f"earlier.{earlier.name}"))
                 writer = _summary_writer()(self.folder, purge_step=0, filename_suffix=SUFFIX)
                 self.written = 0
             # wall times as if each line had been written at the end of its epoch
@@ -46,12 +48,6 @@ class TensorBoardLog:
                     writer.add_scalar(name, number, epoch, moment)
             writer.flush()
         self.writer, self.written = writer, epoch
-
-    def _hide_earlier(self):
-        for name in os.listdir(self.folder):
-            if name.startswith("events.") and name.endswith(SUFFIX):
-                path = os.path.join(self.folder, name)
-                os.rename(path, os.path.join(self.folder, f"earlier.{name}"))
 
 
 @contextlib.contextmanager

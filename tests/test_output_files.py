@@ -12,7 +12,7 @@ import detect
 import evaluate
 import plot
 from pretrained import classify, extract_features
-from runtime import output_files
+from runtime import regular_files
 from runtime.errors import InputError
 from storage import atomic
 
@@ -116,14 +116,14 @@ def test_a_picture_is_drawn_whole(here, out):
 @pytest.mark.parametrize("length", [200, 246, 247, 251, 255])
 def test_names_of_any_length(here, length):
     name = "n" * (length - 4) + ".pth"
-    output_files.check_outputs([("OUT", name, (".pth",))])
+    regular_files.check_outputs([("OUT", name, (".pth",))])
     atomic.save(name, {"a": torch.ones(2)})
     assert atomic.load(name)["a"].sum() == 2 and name in os.listdir()
     assert not atomic.left_over(here)
 
 
 def check(path, *inputs):
-    output_files.check_outputs([("-out", str(path), (".csv",))], inputs)
+    regular_files.check_outputs([("-out", str(path), (".csv",))], inputs)
 
 
 def test_files_that_are_protected(here, monkeypatch):
