@@ -60,17 +60,16 @@ def initialise(net):
 
 
 class StridedIdentity(nn.Module):
-    """Shortcut A: takes every stride-th pixel and pads with zero channels up to `channels`."""
+    """Shortcut A: takes every stride-th pixel and adds `missing` channels of zeros."""
 
-    def __init__(self, channels, stride):
+    def __init__(self, missing, stride):
         super().__init__()
-        self.channels = channels
+        self.missing = missing
         self.stride = stride
 
     def forward(self, x):  # (N, C, H, W)
-        missing = self.channels - x.shape[1]
         x = x[:, :, :: self.stride, :: self.stride]
-        return F.pad(x, (0, 0, 0, 0, 0, missing))  # (N, channels, ceil(H / s), ceil(W / s))
+        return F.pad(x, (0, 0, 0, 0, 0, self.missing))  # (N, C + missing, ceil(H / s), ceil(W / s))
 
 
 def shortcut(kind, inputs, outputs, stride, norm):
@@ -87,7 +86,7 @@ def shortcut(kind, inputs, outputs, stride, norm):
         layers = [conv(inputs, outputs, 1, stride)]
         return nn.Sequential(*layers, *([nn.BatchNorm2d(outputs)] if norm else []))
     if inputs != outputs:
-        return StridedIdentity(outputs, stride)
+        return StridedIdentity(outputs - inputs, stride)
     return nn.Identity()
 
 

@@ -290,6 +290,7 @@ def test_torch_fx_sees_every_layer_as_one_step(name):
     shortcuts = [name for name, m in net.named_modules() if isinstance(m, StridedIdentity)]
     leaves = [name for name, module in net.named_modules() if not list(module.children())]
     assert steps == [name for name in leaves if name not in shortcuts]
+    assert getattr not in [node.target for node in traced.graph.nodes]  # a shape is no feature map
     x = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(traced(x), net(x))
