@@ -84,22 +84,19 @@ _COCO |= {"proposals": (12000, 2000, 6000, 300), "pool": 14}
 _DIGITS = {"anchors": (8, 16), "scale": 64, "largest": 64, "freeze": 0, "batchSize": 8}
 _DIGITS |= {"proposals": (1000, 300, 500, 64), "regions": 32, "pool": 8}
 RECIPES = {
-    ("coco", False): {
-        **{"rpnBatchSize": 16, "rpnLR": 0.02, "rpnIterations": (120000, 180000), **_COCO},
-        **{"batchSize": 8, "LR": 0.005, "iterations": (120000, 180000), "regions": 64, "warmup": 0},
+    ("coco", False): _COCO | {
+        "rpnBatchSize": 16, "rpnLR": 0.02, "rpnIterations": (120000, 180000),
+        "batchSize": 8, "LR": 0.005, "iterations": (120000, 180000), "regions": 64, "warmup": 0,
     },
-    ("coco", True): {
-        **{"batchSize": 16, "LR": 0.02, "iterations": (60000, 80000, 90000), **_COCO},
-        **{"regions": 512, "warmup": 1000},
+    ("coco", True): _COCO | {
+        "batchSize": 16, "LR": 0.02, "iterations": (60000, 80000, 90000), "regions": 512, "warmup": 1000,
     },
-    ("digits", False): {
-        **{"rpnBatchSize": 8, "rpnLR": 0.02, "rpnIterations": (100, 125), **_DIGITS},
-        **{"batchSize": 4, "LR": 0.02, "iterations": (880, 1100), "warmup": 50},
+    ("digits", False): _DIGITS | {
+        "rpnBatchSize": 8, "rpnLR": 0.02, "rpnIterations": (100, 125),
+        "batchSize": 4, "LR": 0.02, "iterations": (880, 1100), "warmup": 50,
         "proposals": (1000, 300, 500, 150),  # this RPN ranks worse: 64 miss a seventh of the digits
     },
-    ("digits", True): {
-        **{"LR": 0.02, "iterations": (600, 750), "warmup": 50, **_DIGITS},
-    },
+    ("digits", True): _DIGITS | {"LR": 0.02, "iterations": (600, 750), "warmup": 50},
 }
 # fmt: on
 
@@ -178,23 +175,7 @@ def check_options(opt):
             raise InputError(f"-{name} {getattr(opt, name):g}: should be 0 to 1")
     if opt.show:
         _check_show(opt)
-    else:
-        _check_run(opt)
-
-
-def _check_show(opt):
-    if os.path.isdir(opt.show) and not _is_scene(opt):
-        if os.path.realpath(opt.out) == os.path.realpath(opt.show):
-            raise InputError(f"-out {opt.out}: give another folder than -show's")
         return
-    if not _is_scene(opt):
-        regular_files.check_input(opt.show, " (-show)")
-    regular_files.check_outputs(
-        [("-out", opt.out, (".png", ".jpg", ".jpeg"))], [opt.retrain, opt.show]
-    )
-
-
-def _check_run(opt):
     if opt.momentum == 0:
         raise InputError("-momentum 0: a run without momentum cannot be resumed; give e.g. 0.9")
     if opt.regions < 4:
@@ -211,6 +192,17 @@ def _check_run(opt):
         places = [opt.val, os.path.join("annotations", f"instances_{opt.val}.json")]
         files = [opt.retrain, *(os.path.join(opt.data, place) for place in places)]
         regular_files.check_outputs([("-out", opt.out, (".json",))], files)
+
+
+def _check_show(opt):
+    if os.path.isdir(opt.show) and not _is_scene(opt):
+        if os.path.realpath(opt.out) == os.path.realpath(opt.show):
+            raise InputError(f"-out {opt.out}: give another folder than -show's")
+        return
+    if not _is_scene(opt):
+        regular_files.check_input(opt.show, " (-show)")
+    endings = (".png", ".jpg", ".jpeg")
+    regular_files.check_outputs([("-out", opt.out, endings)], [opt.retrain, opt.show])
 
 
 def run(start, argv, end):
@@ -260,7 +252,7 @@ def run(start, argv, end):
             return schedule.epoch_of(streams, epoch)
 
         def test_epoch(epoch):
-            return test(epoch, trainer, val_loader, os.path.join(folder.path, "detections.json"))
+            return test(epoch, trainer, val_loader, os.path.join(opt.save, "detections.json"))
 
         def line(epoch, scores):
             images = loader(epoch).images() + val_loader.dataset.size()
@@ -287,26 +279,22 @@ def data(opt, device):
     """
     import dataloader
     from detection import images, schedule
-    from detection.schedule import Step
     from parallel import group
 
     train, val = group.rank_0_first(lambda: images.create(opt))
-    settings = dataloader.settings(opt, device)
-    val_loader = dataloader.DataLoader(
-        val, device, training=False, batch_size=opt.batchSize, **settings
-    )
+    both = {"device": device, **dataloader.settings(opt, device)}
+    val_loader = dataloader.DataLoader(val, training=False, batch_size=opt.batchSize, **both)
     if opt.testOnly:
         return opt, [], val_loader
     opt = schedule.fitted(opt, train.size())
-    steps = [Step("shared", opt.LR, opt.iterations, opt.batchSize, opt.warmup)]
-    if not opt.shared:
-        rpn = Step("rpn", opt.rpnLR, opt.rpnIterations, opt.rpnBatchSize, opt.warmup)
-        steps = [rpn, steps[0]._replace(name="fast")]
-    loaders = [
-        dataloader.DataLoader(train, device, training=True, batch_size=step.batch, **settings)
-        for step in steps
-    ]
-    streams = schedule.streams(steps, loaders, opt.epochSize)
+    rpn = schedule.Step("rpn", opt.rpnLR, opt.rpnIterations, opt.rpnBatchSize, opt.warmup)
+    name = "shared" if opt.shared else "fast"
+    last = schedule.Step(name, opt.LR, opt.iterations, opt.batchSize, opt.warmup)
+    streams = []
+    for step in [last] if opt.shared else [rpn, last]:
+        loader = dataloader.DataLoader(train, training=True, batch_size=step.batch, **both)
+        first = streams[-1].last + 1 if streams else 1
+        streams.append(schedule.Stream(step, loader, first, opt.epochSize))
     say(f"=> {train.summary()}; {streams[-1].last} epochs of {streams[-1].every} iterations")
     return opt, streams, val_loader
 
@@ -384,10 +372,8 @@ def recompute(opt, net, device):
     train, _ = group.rank_0_first(lambda: datasets.create(own))
     batchnorm.check_input(net, train, own.dataset)
     precision = Precision(opt.precision, device)
-    settings = dataloader.settings(opt, device)
-    loader = dataloader.DataLoader(
-        train, device, training=True, batch_size=32 * opt.nGPU, **settings
-    )
+    both = {"batch_size": 32 * opt.nGPU, **dataloader.settings(opt, device)}
+    loader = dataloader.DataLoader(train, device, training=True, **both)
     net.to(device, precision.dtype, memory_format=dataloader.LAYOUT).train()
     batchnorm.recompute(net, loader, 1, opt.recomputeBN, precision, Interrupts())
     group.broadcast(net.buffers())

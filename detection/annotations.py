@@ -21,10 +21,7 @@ DENSEST = 16
 LARGE = 1 << 25  # bytes of a file whose arrays are kept in a cache
 # "box" is x, y, width, height as in the file
 ANNOTATION = np.dtype(
-    [
-        *(("image", np.int64), ("category", np.int64), ("crowd", np.int64)),
-        *(("area", np.float64), ("box", np.float64, 4)),
-    ]
+    [("image", "i8"), ("category", "i8"), ("crowd", "i8"), ("area", "f8"), ("box", "f8", 4)]
 )
 
 
@@ -60,16 +57,16 @@ def _arrays(path):
     content = _parsed(path)
     images, categories = (_by_id(path, content, name) for name in ("images", "categories"))
     sizes = []
-    for id, entries in images.items():
-        size = [_as_whole(entries[0].get(side)) for side in ("width", "height")]
-        if len(entries) > 1:
+    for id, (image, *others) in images.items():
+        size = [_as_whole(image.get(side)) for side in ("width", "height")]
+        if others:
             raise InputError(f"{path}: two of its images have the id {id}")
         if not all(isinstance(side, int) and 0 < side <= EXACT for side in size):
             raise InputError(f"{path}: image {id} has no width and height: give them in pixels")
         sizes.append(size)
-    names = _names(path, categories)
-    files = [entries[0].get("file_name") for entries in images.values()]
-    facts = {"ids": [*images], "files": files, "categories": [*categories], "names": names}
+    files = [image.get("file_name") for image, *_ in images.values()]
+    facts = {"ids": [*images], "files": files}
+    facts |= {"categories": [*categories], "names": _names(path, categories)}
     return {
         "facts": np.frombuffer(json.dumps(facts).encode(), np.uint8),
         "sizes": np.array(sizes, np.int64),
@@ -113,7 +110,8 @@ def _annotations(path, content, images, categories):
     entries = _entries(content, "annotations", path) if "annotations" in content else []
     found, seen = np.zeros(len(entries), ANNOTATION), set()
     for place, entry in enumerate(entries):
-        id = _as_whole(entry.get("id", place + 1))
+        own = entry.get("id", place + 1)
+        id = _as_whole(own)
         image = images.get(_as_whole(entry.get("image_id")))
         category = categories.get(_as_whole(entry.get("category_id")))
         box = _as_numbers(entry.get("bbox"), 4)
@@ -129,7 +127,6 @@ def _annotations(path, content, images, categories):
         ):
             if not is_right:
                 what = f"an invalid {name}: {entry.get(name)!r:.60}; {right}"
-                own = entry.get("id", place + 1)
                 raise InputError(f"{path}: annotation {own!r:.60} has {what}")
         seen.add(id)
         area = area[0] or box[2] * box[3]  # some tools write 0 or null
@@ -139,8 +136,7 @@ def _annotations(path, content, images, categories):
 
 def _parsed(path):
     try:
-        with regular_files.opened(path) as file:
-            data = file.read()
+        data = regular_files.read_bytes(path, None)
     except FileNotFoundError:
         raise InputError(
             f"missing annotations {path!r}: -data DIR should hold annotations/instances_NAME.json "

@@ -62,19 +62,15 @@ class Coco:
         self._check_units()
         self._sort_by_image()
         if self.left_out:
-            many = f"{self.left_out} boxes without area or outside their image"
-            note(f" | {path}: left out {many}")
+            note(f" | {path}: left out {self.left_out} boxes without area or outside their image")
 
     def subset(self, places):
-        """These images alone."""
+        """The images at these places, which ascend."""
         part = copy.copy(self)
         part.ids, part.files = ([each[i] for i in places] for each in (self.ids, self.files))
         part.sizes, part.odd = self.sizes[places], []
-        place = np.full(len(self.ids), -1)
-        place[places] = np.arange(len(places))
-        part.annotations = self.annotations.copy()
-        part.annotations["image"] = place[self.annotations["image"]]
-        part.annotations = part.annotations[part.annotations["image"] >= 0]
+        part.annotations = self.annotations[np.isin(self.annotations["image"], places)]
+        part.annotations["image"] = np.searchsorted(places, part.annotations["image"])
         part._sort_by_image()
         return part
 
@@ -253,8 +249,8 @@ def _choose(data, files, word):
 def _lists_images(path):
     """Whether a file may be COCO's annotations: those of other tools do not have this list."""
     try:
-        with regular_files.opened(path) as file:
-            return b'"images"' in file.read().replace(b"\0", b"")  # also in UTF-16
+        data = regular_files.read_bytes(path, None)
+        return b'"images"' in data.replace(b"\0", b"")  # also in UTF-16
     except OSError:
         return False
 

@@ -20,10 +20,20 @@ HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
 def create(opt):
     """The Images of both splits, (train, val); train is None for a test alone."""
     train, val = scenes.create(opt) if opt.dataset == "digits" else _coco(opt)
-    tested = Images(val, training=False, mirror=False)
-    if opt.testOnly:
-        _check_files(opt, tested)
-        return None, tested
+    trained, tested = None, Images(val, training=False, mirror=False)
+    if not opt.testOnly:
+        _check_categories(train, val)
+        # digits are not mirrored, because a mirrored 2 is not a 2
+        trained = Images(train, training=True, mirror=opt.dataset != "digits")
+        if not trained.size():
+            raise InputError(f"{train.path} has no image with a box to train on")
+    if opt.dataset == "coco" and not opt.skipCorrupt:  # now, not after hours of training
+        for images in filter(None, (trained, tested)):
+            images.source.check_files(images.places)
+    return trained, tested
+
+
+def _check_categories(train, val):
     if train.names != val.names or train.categories != val.categories:
         ids = [dict(zip(each.names, each.categories)) for each in (train, val)]
         name = next(n for n in {**ids[0], **ids[1]} if ids[0].get(n) != ids[1].get(n))
@@ -32,12 +42,6 @@ def create(opt):
             f"the training and validation images do not have the same categories: {name!r} has the "
             f"id {ids[0]} in {train.path}, {ids[1]} in {val.path}; give both the same list"
         )
-    # digits are not mirrored, because a mirrored 2 is not a 2
-    trained = Images(train, training=True, mirror=opt.dataset != "digits")
-    if not trained.size():
-        raise InputError(f"{train.path} has no image with a box to train on")
-    _check_files(opt, trained, tested)
-    return trained, tested
 
 
 def _coco(opt):
@@ -51,13 +55,6 @@ def _coco(opt):
         return [whole.subset(np.flatnonzero(chosen)) for chosen in (~held_out, held_out)]
     splits = (None if opt.testOnly else train, opt.trainImages), (val, opt.valImages)
     return [name and coco.open_split(opt.data, name, folder, opt.gen) for name, folder in splits]
-
-
-def _check_files(opt, *splits):
-    """InputError for a missing image now, not after hours of training, unless it may be skipped."""
-    if opt.dataset == "coco" and not opt.skipCorrupt:
-        for images in splits:
-            images.source.check_files(images.places)
 
 
 class Images:

@@ -172,30 +172,21 @@ class Detector(nn.Module):
         (found,) = self.detections([image.to(weight) * (255 / highest)])
         return {**found, "names": [self.classes[k - 1] for k in found["labels"].tolist()]}
 
-    def detections(self, images):
+    def detections(self, images, proposing=False):
         """{"boxes", "scores", "labels"} of each image, in its own pixels.
 
-        images: floats (3, H, W) in 0..255.
+        images: floats (3, H, W) in 0..255. proposing: the "boxes" alone, of the RPN's proposals.
         """
         sizes = [tuple(image.shape[-2:]) for image in images]
-        images, proposals, maps = self._propose(images)
-        maps = maps if self.config["shared"] else self._maps(self.backbone, images)
-        found, _ = self.roi_heads(maps, proposals, images.image_sizes)
-        return self.transform.postprocess(found, images.image_sizes, sizes)
-
-    def proposals(self, images):
-        """The proposals (n, 4) of each image, in its own pixels."""
-        sizes = [tuple(image.shape[-2:]) for image in images]
-        images, proposals, _ = self._propose(images)
-        found = [{"boxes": boxes} for boxes in proposals]
-        found = self.transform.postprocess(found, images.image_sizes, sizes)
-        return [each["boxes"] for each in found]
-
-    def _propose(self, images):
-        self.rpn.numbers, self.rpn.proposes = "testing", True
         images, _ = self._transformed(images)
+        self.rpn.numbers, self.rpn.proposes = "testing", True
         maps = self._maps(self.rpn_trunk, images)
-        return images, self.rpn(images, maps)[0], maps
+        proposals, _ = self.rpn(images, maps)
+        found = [{"boxes": boxes} for boxes in proposals]
+        if not proposing:
+            maps = maps if self.config["shared"] else self._maps(self.backbone, images)
+            found, _ = self.roi_heads(maps, proposals, images.image_sizes)
+        return self.transform.postprocess(found, images.image_sizes, sizes)
 
     def _transformed(self, images, targets=None):
         before = [tuple(image.shape[-2:]) for image in images]

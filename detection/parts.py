@@ -202,10 +202,8 @@ class FrozenBatchNorm2d(nn.Module):
     def __init__(self, norm):
         super().__init__()
         self.eps, self.folded = norm.eps, False
-        self.register_buffer("weight", norm.weight.detach())
-        self.register_buffer("bias", norm.bias.detach())
-        for name, buffer in norm.named_buffers():
-            self.register_buffer(name, buffer)
+        for name, tensor in norm.state_dict().items():
+            self.register_buffer(name, tensor)
 
     def forward(self, x):  # (N, C, H, W)
         if self.folded:

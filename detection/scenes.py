@@ -133,18 +133,11 @@ def _resized(plane, size):
 
 def _box(digit, x, y, size):
     """The corners of the ink of a digit drawn at this place."""
-    found = []
-    for start, axis in ((x, 0), (y, 1)):
-        inked = np.flatnonzero(digit.max(axis) >= INK)
-        unit = size / len(digit)
-        found.append((start + unit * inked[0], start + unit * (inked[-1] + 1)))
-    (left, right), (top, bottom) = found
-    return [left, top, right, bottom]
+    (rows, columns), unit = np.nonzero(digit >= INK), size / len(digit)
+    right, bottom = x + unit * (columns.max() + 1), y + unit * (rows.max() + 1)
+    return [x + unit * columns.min(), y + unit * rows.min(), right, bottom]
 
 
 def _meet(one, other):
     """Whether two boxes overlap or nearly do."""
-    return (
-        min(one[2], other[2]) - max(one[0], other[0]) > -1
-        and min(one[3], other[3]) - max(one[1], other[1]) > -1
-    )
+    return all(min(one[k + 2], other[k + 2]) - max(one[k], other[k]) > -1 for k in (0, 1))

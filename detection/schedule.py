@@ -105,15 +105,6 @@ class Epoch:
             place += stop - offset
 
 
-def streams(steps, loaders, every):
-    """The streams of the steps, one after another."""
-    found, first = [], 1
-    for step, loader in zip(steps, loaders):
-        found.append(Stream(step, loader, first, every))
-        first = found[-1].last + 1
-    return found
-
-
 def epoch_of(streams, number):
     """The epoch with this number."""
     return Epoch(next(stream for stream in streams if number <= stream.last), number)

@@ -3,7 +3,6 @@
 This program computes none itself.
 """
 
-import collections
 import contextlib
 import io
 
@@ -68,9 +67,8 @@ def evaluate(source, found):
         run.summarize()
     # of each class, at all thresholds and recalls, for all sizes and the most detections
     curves = run.eval["precision"][:, :, :, 0, -1].transpose(2, 0, 1).reshape(len(categories), -1)
-    count = collections.Counter(source.names)
     names = [  # two categories may have one name
-        name if count[name] == 1 else f"{name} ({id})"
+        name if source.names.count(name) == 1 else f"{name} ({id})"
         for id, name in zip(source.categories, source.names)
     ]
     classes = zip(names, curves.mean(1).tolist())

@@ -170,12 +170,12 @@ class Trainer(loop.Loop):
         def detect(batch, n):
             count = {"found": 0, "objects": 0}
             for image, code in zip(batch.input, batch.target.tolist()):
-                find = self.model.proposals if proposing else self.model.detections
                 with memory.out_of_memory(image.shape, self.device, ADVICE), autocast():
-                    (found,) = find([image[0]])
+                    (found,) = self.model.detections([image[0]], proposing)
                 if proposing:
-                    boxes = images.target(code, image.shape[3])["boxes"].to(found)
-                    count["found"] += int((ops.box_iou(boxes, found) >= 0.5).any(1).sum())
+                    boxes = images.target(code, image.shape[3])["boxes"].to(found["boxes"])
+                    overlap = ops.box_iou(boxes, found["boxes"])
+                    count["found"] += int((overlap >= 0.5).any(1).sum())
                     count["objects"] += len(boxes)
                     continue
                 parts = [found[name].cpu().numpy() for name in ("boxes", "scores", "labels")]

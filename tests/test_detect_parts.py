@@ -145,9 +145,9 @@ def test_narrow_images(size, shared):
         assert all(loss.isfinite() for loss in losses.values())
     with torch.no_grad():
         (found,) = model.eval().detections(inputs)
-        (proposals,) = model.proposals(inputs)
+        (proposals,) = model.detections(inputs, proposing=True)
     limits = torch.tensor([width, height, width, height])
-    for boxes in (found["boxes"], proposals):
+    for boxes in (found["boxes"], proposals["boxes"]):
         assert (boxes >= 0).all() and (boxes <= limits * (1 + 1e-6)).all()
 
 

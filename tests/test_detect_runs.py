@@ -222,7 +222,7 @@ def test_frozen_and_free_again():
     def trainer(freeze, state=None):
         model = detector(net=classifier(8, 2, "cifar", "A"))
         model.backbone.freeze_first(freeze)
-        streams = schedule.streams([step], [loader], 0)
+        streams = [schedule.Stream(step, loader, 1, 0)]
         found = Trainer(model, torch.device("cpu"), streams)
         if state:
             found.load_state(state)

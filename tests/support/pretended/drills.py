@@ -225,7 +225,7 @@ def test_a_detectors_step(precision):
         loader = Loader(device, dtype)
         model.to(device, dtype)
         step = schedule.Step("shared", 0.001, (2,), 2, 0)
-        streams = schedule.streams([step], [loader], 0)
+        streams = [schedule.Stream(step, loader, 1, 0)]
         trainer = Trainer(model, device, streams, precision=precision)
         done = trainer.train(1, schedule.epoch_of(streams, 1))
         found[device] = done.mean_loss, done.losses["objectness"]
