@@ -73,13 +73,18 @@ def convert(source, target, form=None, classes=None):
     # imported here, so that -help and option errors do not wait for torch
     import models
     from formats import hubs, model_files
+    from models import forms
     from runtime.progress import slow
     from runtime.terminal import say
     from storage import atomic
 
     model = models.load_file(source).eval()
     if form is not None:
-        model = _in_form(model, form)
+        if model.config.get("bottleneck") not in FORMS:
+            raise InputError(
+                f"-form {form} is for the blocks of a ResNeXt; this net has other blocks"
+            )
+        model = forms.converted(model, form).eval()
     if classes is not None:
         from evaluation.classes import of_outputs
 
@@ -99,14 +104,6 @@ def convert(source, target, form=None, classes=None):
     say(f"=> {target}: {_summary(model)}, {os.path.getsize(target) / 1e6:.1f} MB")
     if _of_facebook(source, content["config"]):
         say("   If Facebook released these weights: CC BY-NC 4.0, not for commercial use")
-
-
-def _in_form(model, form):
-    from models import forms
-
-    if model.config.get("bottleneck") not in FORMS:
-        raise InputError(f"-form {form} is for the blocks of a ResNeXt; this net has other blocks")
-    return forms.converted(model, form).eval()
 
 
 def _example(model):

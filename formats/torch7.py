@@ -256,8 +256,9 @@ def _build(node, state):
     fields = {"_type": name, "train": True, "output": torch.empty(0, dtype=dtype)}
     fields |= {"gradInput": torch.empty(0, dtype=dtype)} | node.numbers
     for field, value in node.fields.items():
-        made = {dict: t7.Table, tuple: _sizes}.get(type(value))
-        fields[field] = made(value) if made else value
+        if isinstance(value, tuple):
+            value = t7.Storage("torch.LongStorage", torch.tensor(value, dtype=torch.int64))
+        fields[field] = t7.Table() if isinstance(value, dict) else value
     for field, shape in node.shapes.items():
         fields[field] = state[f"{node.name}.{field}"].detach().to("cpu", dtype).contiguous()
         if not field.startswith("running"):
@@ -270,7 +271,3 @@ def _build(node, state):
     typename = f"{'cudnn' if node.cudnn else 'nn'}.{node.class_name}"
     version = 2 if node.class_name == "SpatialBatchNormalization" else 1
     return t7.Object(typename, fields, version)
-
-
-def _sizes(sizes):
-    return t7.Storage("torch.LongStorage", torch.tensor(sizes, dtype=torch.int64))

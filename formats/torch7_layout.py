@@ -8,6 +8,7 @@ released.
 """
 
 import re
+from collections import Counter
 from typing import NamedTuple
 
 EPS = 1e-5  # of every batch norm
@@ -61,12 +62,10 @@ def _bn(name, channels, key=None):
 
 def counts(state):
     """The kind of block, "basic" or "bottleneck", and the blocks in each stage, of a state dict."""
-    names = {re.match(r"layer(\d+)\.(\d+)\.", name) for name in state}
-    places = {(int(match[1]), int(match[2])) for match in names if match}
-    stages = sorted({stage for stage, _ in places})
+    blocks = {match[0] for match in map(re.compile(r"layer\d+\.\d+").match, state) if match}
+    stages = sorted(block.partition(".")[0] for block in blocks)
     basic = not any(re.search(r"\.(?:conv3|paths\.0)\.", name) for name in state)
-    blocks = tuple(sum(place[0] == stage for place in places) for stage in stages)
-    return "basic" if basic else "bottleneck", blocks
+    return "basic" if basic else "bottleneck", tuple(Counter(stages).values())
 
 
 def unnested(node):

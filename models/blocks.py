@@ -108,24 +108,20 @@ def _recompute_contexts(block):
     reads them, and they must not be updated twice.
     """
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm2d)]
-    copies = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
-    return nullcontext(), _swapped_buffers(norms, copies)
+    own = [(norm, name, buffer) for norm in norms for name, buffer in norm.named_buffers()]
+    copies = [(norm, name, buffer.clone()) for norm, name, buffer in own]
 
+    @contextmanager
+    def recomputation():
+        try:
+            for entry in copies:
+                setattr(*entry)
+            yield
+        finally:
+            for entry in own:
+                setattr(*entry)
 
-@contextmanager
-def _swapped_buffers(norms, copies):
-    """Give batch norms these buffers for a while, then their own back."""
-    own = [dict(norm.named_buffers()) for norm in norms]
-
-    def use(buffers):
-        for norm, named in zip(norms, buffers):
-            for name, buffer in named.items():
-                setattr(norm, name, buffer)
-
-    try:
-        yield use(copies)
-    finally:
-        use(own)
+    return nullcontext(), recomputation()
 
 
 class Block(nn.Module):
@@ -291,17 +287,10 @@ class Net(nn.Module):
 
     def maps(self, x):
         """The last feature maps: (N, channels, H / 32, W / 32); CIFAR stem: H / 4, W / 4."""
-        x = self.conv1(x)
-        if self.bn1 is not None:
-            x = self.bn1(x)
-            x = self.relu(x)
-        if self.maxpool is not None:
-            x = self.maxpool(x)
-        for stage in self.stages:
-            x = getattr(self, stage)(x)
-        if self.bn_last is not None:
-            x = self.bn_last(x)
-            x = self.relu_last(x)
+        for name, part in self.named_children():  # those that this net has, in order
+            if name == "avgpool":
+                break
+            x = part(x)
         return x
 
     def features(self, x):

@@ -67,7 +67,14 @@ def setup(opt, model, checkpoint, classes, device):
     _match_classes(model, opt, checkpoint, list(classes), count)
     model.classes = list(classes)
     freeze(model, opt.freeze, opt.recomputeBN)
-    _save_memory(opt, model)
+    if opt.optnet:
+        set_recompute(model)
+    if opt.shareGradInput:
+        if "resnext" in model.config["net"]:  # as ResNeXt's models/init.lua
+            say("shareGradInput function")
+        note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
+    if opt.accumulate and opt.nGPU == 1:
+        note("accumulate: -nGPU 1 is one replica, whose slice is the whole batch")
     if opt.backend == "cunn":
         note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     set_backend(opt.cudnn, opt.precision)
@@ -154,7 +161,10 @@ def _match_classes(model, opt, checkpoint, classes, count):
         names = class_names.known(opt.retrain, model.classes, outputs, classes)
     if opt.testOnly and set(classes) <= set(names):
         places = {name: k for k, name in enumerate(names)}
-        _sort_outputs(model, [places[name] for name in classes])
+        order = [places[name] for name in classes]
+        order += sorted(set(range(outputs)) - set(order))
+        for parameter in model.fc.parameters():
+            parameter.data = parameter.data[order]
         return
     if checkpoint is not None and names:
         _check_same_classes(names, classes)
@@ -171,13 +181,6 @@ def _match_classes(model, opt, checkpoint, classes, count):
     if checkpoint is None and is_old:
         _check_order(names, classes, opt.retrain)
         class_names.note_order(opt.retrain, names, outputs, classes)
-
-
-def _sort_outputs(model, first):
-    """Move these outputs of the classifier to the front."""
-    rest = set(range(model.fc.out_features)) - set(first)
-    for parameter in model.fc.parameters():
-        parameter.data = parameter.data[[*first, *sorted(rest)]]
 
 
 def _check_same_classes(saved, found):
@@ -239,17 +242,6 @@ def reset_classifier(model, count):
     say(f" => Replacing classifier with {count}-way classifier")
     model.fc = init_linear(nn.Linear(model.fc.in_features, count))
     model.config["classes"] = count
-
-
-def _save_memory(opt, model):
-    if opt.optnet:
-        set_recompute(model)
-    if opt.shareGradInput:
-        if "resnext" in model.config["net"]:  # as ResNeXt's models/init.lua
-            say("shareGradInput function")
-        note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
-    if opt.accumulate and opt.nGPU == 1:
-        note("accumulate: -nGPU 1 is one replica, whose slice is the whole batch")
 
 
 def set_backend(cudnn, precision):

@@ -123,9 +123,6 @@ def aggregated(config, preactivation=False):
 
 def create(opt, classes, net=resnext):
     """The net that the options ask for, with the Lua's lines of output."""
-    # refuse a wrong depth or block before anything is printed
-    depths.stages(net.__name__, opt.stem, opt.depth, opt.bottleneckType)
-    say(DEPLOYING[opt.bottleneckType])
     model = net(
         depth=opt.depth,
         cardinality=opt.cardinality,
@@ -135,5 +132,6 @@ def create(opt, classes, net=resnext):
         shortcut=opt.shortcutType,
         bottleneck=opt.bottleneckType,
     )
+    say(DEPLOYING[opt.bottleneckType])
     say(f" | ResNet-{opt.depth} {'ImageNet' if opt.dataset == 'imagenet' else opt.dataset}")
     return model
