@@ -24,9 +24,8 @@ import torch
 from torch.utils import data
 
 import datasets
+from datasets import workers
 from datasets.draws import permutation, table
-from datasets.sharing import SharedBatch, nested, passing
-from datasets.workers import PREFETCH, BatchReader, advice, image_name, init_worker
 from parallel import group, signals
 from parallel.group import split, split_sizes
 from runtime import process
@@ -133,17 +132,17 @@ class DataLoader:
         # -nThreads counts workers per machine, as in the Lua, which had one process
         count = math.ceil(self.threads / group.local_world_size())
         # for each worker: its process id, and the index of the image that it is reading, or -1
-        with passing():
+        with workers.passing():
             self.current = torch.full((count, 2), -1).share_memory_()
         self.workers = data.DataLoader(
-            BatchReader(self.dataset, self.seed, self.current),
+            workers.BatchReader(self.dataset, self.seed, self.current),
             sampler=self.requests,
             batch_size=None,  # a request is a whole batch
             num_workers=count,
-            prefetch_factor=PREFETCH if count else None,
+            prefetch_factor=workers.PREFETCH if count else None,
             pin_memory=self.device.type == "cuda",
             persistent_workers=count > 0,
-            worker_init_fn=init_worker,
+            worker_init_fn=workers.init_worker,
         )
 
     def size(self):
@@ -228,7 +227,7 @@ class DataLoader:
         Otherwise torch maps the buffer again for each batch, and the page faults take longer than a
         copy.
         """
-        if not isinstance(input, SharedBatch):
+        if not isinstance(input, workers.SharedBatch):
             return input
         if input.form is None:
             self.mapped[input.shared.untyped_storage().data_ptr()] = input.shared
@@ -237,7 +236,7 @@ class DataLoader:
     def _to_device(self, input):
         """Images, or lists of them from a dataset's `stack`, on the device, in the run's dtype."""
         if isinstance(input, list):
-            return nested(input, self._to_device)
+            return workers.nested(input, self._to_device)
         if input.dtype == torch.int64:
             return self._copy_to_device(input)
         input = self._copy_to_device(input)
@@ -250,15 +249,14 @@ class DataLoader:
             # New workers inherit the signal mask. Later, idle workers may not answer, and then a
             # signal must get through.
             blocked = contextlib.nullcontext() if self.processes else signals.blocked()
-            with blocked, passing():
+            with blocked, workers.passing():
                 results = self._started()
             self.processes = self.processes or multiprocessing.active_children()
-            with contextlib.suppress(ValueError):  # outside the main thread
+            with contextlib.suppress(ValueError, AttributeError):  # in another thread, on Windows
                 # torch's handler would raise anywhere in the main thread; without it, `next` raises
                 # within 5 s
-                if hasattr(signal, "SIGCHLD"):  # not on Windows
-                    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            with passing():
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            with workers.passing():
                 yield from results
         except RuntimeError as error:
             ended = {p.pid: p.exitcode for p in self.processes if p.exitcode is not None}
@@ -283,7 +281,7 @@ class DataLoader:
     def _death_message(self, ended):
         """One sentence about the workers that died; ended: {process id: exit code}."""
         images = [
-            image_name(self.dataset, index)
+            workers.image_name(self.dataset, index)
             for pid, index in self.current.tolist()
             if pid in ended and index >= 0
         ]
@@ -329,7 +327,7 @@ class DataLoader:
         if self.in_memory or self.advised:
             return
         idle = process.cores() - self.threads - group.local_world_size()
-        self.advised = advice(epoch, self.threads, idle, seconds, waited)
+        self.advised = workers.advice(epoch, self.threads, idle, seconds, waited)
         if self.advised:
             note(self.advised)
 

@@ -39,9 +39,12 @@ def info(opt):
 def kept(folder, name, places, signature, make, is_valid=bool):
     """The arrays in the cache of what is at `places`; made if missing, stale or damaged.
 
-    signature(): the present one. make(path): write the cache; may return its arrays.
+    signature(): the present one. make(path): write the cache; may return its arrays. Each list of
+    places has its own file, so simultaneous runs on two do not clash.
     """
-    path = _path(folder, name, places)
+    paths = b"\0".join(os.fsencode(os.path.realpath(place)) for place in places)
+    mark = "-" + hashlib.sha256(paths).hexdigest()[:12] if places else ""
+    path = os.path.join(folder, name + mark + ".npz")
     with slow(f"preparing {name}"):
         try:
             found = _read(path)
@@ -66,14 +69,6 @@ def save(path, info):
     with atomic.replacing(path) as file:
         np.savez(file, **info)
     return info
-
-
-def _path(folder, name, places):
-    """The cache file. Each list of places has its own, so simultaneous runs on two do not clash."""
-    if places:
-        paths = b"\0".join(os.fsencode(os.path.realpath(path)) for path in places)
-        name += "-" + hashlib.sha256(paths).hexdigest()[:12]
-    return os.path.join(folder, name + ".npz")
 
 
 def _read(path):

@@ -59,10 +59,9 @@ SOURCE = Source("CIFAR-10", 10, 1, "labels", BATCHES, ["test_batch"], VERSIONS)
 
 def signature(opt, source=SOURCE):
     """Where the images come from: the path with sizes and times, or the published archive."""
-    data = _data(source, opt)
-    if not data:
+    place, paths = _find(source, opt)
+    if not paths:
         return f"{source.name} as published, MD5 {source.versions[0].md5}"
-    place, paths = _find(source, data)
     stats = [os.stat(path) for path in paths]
     marks = ", ".join(f"{stat.st_size} bytes at {stat.st_mtime_ns} ns" for stat in stats)
     return f"{os.path.realpath(place)}: {marks}"
@@ -71,13 +70,12 @@ def signature(opt, source=SOURCE):
 def exec(opt, cache_file, source=SOURCE):
     """Find or download the dataset; save images and labels of both splits; returns the cache."""
     stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
-    data = _data(source, opt)
-    place, paths = _find(source, data) if data else (opt.gen, [])
+    place, paths = _find(source, opt)
     if place.endswith(".t7"):
         splits = _torch7(source, place)
     else:
         read = {os.path.basename(p): regular_files.read_bytes(p, LARGEST) for p in paths}
-        if not data:
+        if not paths:
             read = _published(source, opt.gen)
         elif paths == [place]:
             read = _unpack(source, read.popitem()[1], place)
@@ -101,16 +99,6 @@ def _splits(source, files, place):
         parts = [read(source, files[n + ending], f"{n}{ending} of {place}") for n in names]
         splits.append([np.concatenate(arrays) for arrays in zip(*parts)])
     return splits
-
-
-def _data(source, opt):
-    """Where the dataset lies: -data, else the Lua's cache in -gen, else "" (not here yet)."""
-    cache = os.path.join(opt.gen, _lua_cache(source))
-    return opt.data or (cache if os.path.isfile(cache) else "")
-
-
-def _lua_cache(source):
-    return source.name.replace("-", "").lower() + ".t7"
 
 
 def _torch7(source, path):
@@ -176,8 +164,15 @@ def _pickled(source, data, where):
     return content["data"].reshape(-1, 3, 32, 32), np.array(content[source.label_key], np.int64)
 
 
-def _find(source, data):
-    """(place, paths): the folder or archive, `data` or in it, and the paths of its files."""
+def _find(source, opt):
+    """(place, paths): the folder or archive, -data or in it, and the paths of its files.
+
+    Without -data, the Lua's cache in -gen, or -gen and no paths if there is none.
+    """
+    data, lua_cache = opt.data, source.name.replace("-", "").lower() + ".t7"
+    if not data:
+        place = os.path.join(opt.gen, lua_cache)
+        return (place, [place]) if os.path.isfile(place) else (opt.gen, [])
     if os.path.isfile(data):
         return data, [data]
     if not os.path.isdir(data):
@@ -193,7 +188,7 @@ def _find(source, data):
                 return place, [os.path.join(place, name) for name in wanted]
             if len(missing) < len(wanted) and not fault:
                 fault = f"{place} has only part of {source.name}: {missing[0]} is missing"
-    for name in (*(version.archive for version in source.versions), _lua_cache(source)):
+    for name in (*(version.archive for version in source.versions), lua_cache):
         place = os.path.join(data, name)
         if os.path.isfile(place):
             return place, [place]

@@ -6,7 +6,6 @@ read back.
 """
 
 import csv
-import hashlib
 import io
 import itertools
 import os
@@ -31,11 +30,6 @@ def find(opt, split):
     path = path if os.path.isfile(path) else name
     regular_files.check_input(path, f" (-{split})")
     return path
-
-
-def digest(path):
-    """The hash of a list's content."""
-    return hashlib.sha256(regular_files.read_bytes(path, LARGEST)).hexdigest()
 
 
 def classes(path):

@@ -18,6 +18,7 @@ import numpy as np
 
 from datasets import cache, image_lists
 from datasets.class_names import normalized
+from runtime import regular_files
 from runtime.errors import InputError
 from runtime.terminal import note, say, show
 
@@ -66,7 +67,8 @@ def signature(opt):
     digest, count = hashlib.sha256(), 0
     for split, (path, folder) in _sources(opt).items():
         if path:
-            digest.update(f"{split} {image_lists.digest(path)}\0".encode())
+            content = hashlib.sha256(regular_files.read_bytes(path, image_lists.LARGEST))
+            digest.update(f"{split} {content.hexdigest()}\0".encode())
             continue
         for name in class_folders(folder):
             path = os.path.join(folder, name)
@@ -98,7 +100,7 @@ def exec(opt, cache_file):
         if split in _sources(opt):
             say(f" | finding all {kind} images")
             paths, targets = _images(opt, split, numbers)
-            if not _may_be_empty(opt, split):
+            if not (opt.testOnly and split == "train"):
                 empty = np.setdiff1d(np.arange(len(names)), targets)
                 _note(f"classes without a {kind} image", [names[n] for n in empty])
         info |= {f"{split}_paths": paths, f"{split}_targets": targets}
@@ -109,7 +111,7 @@ def exec(opt, cache_file):
 
 def is_valid(info, opt):
     """Whether a cache has the images that this run needs: -testOnly needs none of train."""
-    return len(info["train_paths"]) > 0 or _may_be_empty(opt, "train")
+    return len(info["train_paths"]) > 0 or opt.testOnly
 
 
 def _note_repeated(opt, info):
@@ -143,10 +145,6 @@ def _sources(opt):
     elif opt.testOnly and not (train or (os.path.isdir(folder) and class_folders(folder))):
         del found["train"]
     return found
-
-
-def _may_be_empty(opt, split):
-    return opt.testOnly and split == "train"
 
 
 def folder_of(opt, split):
@@ -227,7 +225,7 @@ def _images(opt, split, numbers):
     endings = " ".join(EXTENSIONS)
     advice = "; export HEIC and others as JPEG"
     _note(f"files left out, because their names do not end in {endings}", others, advice)
-    if not count and not _may_be_empty(opt, split):
+    if not count and not (opt.testOnly and split == "train"):
         raise InputError(f"no images ({endings}) in {os.fsdecode(folder)!r}: {LAYOUT}")
     return np.concatenate(paths), np.concatenate(targets)
 

@@ -91,7 +91,11 @@ class Images:
         known = self._parts()
         normalize, crop = known[0], known[-1]
         if self.split == "train" and batch.device.type == "cpu" and compiled_kernels():
-            return self._augment_on_cpu(batch, uniforms, crop.padding).to(dtype)
+            n, c, h, w = batch.shape
+            out = np.empty((n, h, w, c), np.float32)  # channels_last
+            images, uniforms = batch.numpy(), uniforms.numpy()
+            compiled_kernels().augment(images, uniforms, self._lookup, crop.padding, out)
+            return torch.from_numpy(out).permute(0, 3, 1, 2).to(dtype)
         batch = normalize_batch(batch, normalize.mean, normalize.std, dtype)
         if self.split == "val":
             return batch
@@ -115,13 +119,6 @@ class Images:
     def knows_transform(self):
         """Whether `augment` gives what `get` and the transform give."""
         return type(self).get is Images.get and self._parts() is not None
-
-    def _augment_on_cpu(self, batch, uniforms, padding):
-        """The training augmentation in one compiled pass, to channels_last memory."""
-        n, c, h, w = batch.shape
-        out = np.empty((n, h, w, c), np.float32)
-        compiled_kernels().augment(batch.numpy(), uniforms.numpy(), self._lookup, padding, out)
-        return torch.from_numpy(out).permute(0, 3, 1, 2)
 
     @functools.cached_property
     def _lookup(self):

@@ -279,16 +279,11 @@ class Contrast(_Blend):
         return _blend(image, mean, alpha)
 
 
-@dataclass(frozen=True)
-class RandomOrder:
+class RandomOrder(Compose):
     """Apply all transforms in a random order, which is drawn first."""
 
-    transforms: list
-
     def __call__(self, image, draws):
-        for transform in self.order(draws):
-            image = transform(image, draws)
-        return image
+        return Compose(self.order(draws))(image, draws)
 
     def order(self, draws):
         """Draw the order: a list of the transforms."""

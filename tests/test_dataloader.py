@@ -20,7 +20,7 @@ from torch.utils.data._utils.pin_memory import pin_memory
 import dataloader
 import datasets
 import opts
-from datasets import sharing
+from datasets import workers
 from parallel import group
 from runtime.errors import InputError
 
@@ -331,7 +331,7 @@ def test_the_main_process_cannot_open_a_batch(dataset, monkeypatch):
     def loads(_):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
-    monkeypatch.setattr(sharing, "pickle", types.SimpleNamespace(loads=loads))
+    monkeypatch.setattr(workers, "pickle", types.SimpleNamespace(loads=loads))
     with pytest.raises(InputError, match="too many open files .ulimit -n"):
         batches_of(dataset, 1)
 
@@ -368,7 +368,7 @@ def test_a_stack_from_a_worker_is_the_same_and_one_open_file():
 def test_a_stack_is_pinned_as_one_buffer(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", torch.Tensor.clone)
     parts = [torch.arange(5), [torch.rand(2, 3, 4, 4), torch.rand(3, 3)]]
-    pinned = pin_memory(sharing.SharedBatch.of(parts)).tensors()
+    pinned = pin_memory(workers.SharedBatch.of(parts)).tensors()
     for one, other in zip(flat(pinned), flat(parts), strict=True):
         assert torch.equal(one, other) and not one.is_shared()
         assert one.untyped_storage().data_ptr() == pinned[0].untyped_storage().data_ptr()

@@ -16,14 +16,14 @@ _F, _U = np.float32, np.uint32
 CONTRAST, SATURATION, BRIGHTNESS = 0.0, 1.0, 2.0  # kinds of blend
 
 
-def compiled(signature, **options):
+def compiled(signature):
     """numba.njit for one signature, compiled at once, so that forked workers inherit the code."""
 
     def compile(function):
         try:
-            return numba.njit(signature, nogil=True, cache=True, **options)(function)
+            return numba.njit(signature, nogil=True, cache=True)(function)
         except Exception:  # the cache is full, damaged or not writable; other errors come again
-            return numba.njit(signature, nogil=True, **options)(function)
+            return numba.njit(signature, nogil=True)(function)
 
     return compile
 

@@ -54,25 +54,15 @@ class Decoder:
     """One handle of the library. Only one thread may use it at a time."""
 
     def __init__(self, library):
-        self.turbo = library
-        handle, pointer = ctypes.c_void_p, ctypes.c_void_p
-        data = (handle, ctypes.c_char_p, ctypes.c_size_t)
-        library.tj3Init.restype = handle
+        self.turbo, self.handle = library, None
+        library.tj3Init.restype = ctypes.c_void_p
         library.tj3GetErrorStr.restype = ctypes.c_char_p
-        library.tj3GetErrorStr.argtypes = (handle,)
-        library.tj3Destroy.argtypes = (handle,)
-        library.tj3Get.argtypes = (handle, ctypes.c_int)
-        library.tj3Set.argtypes = (handle, ctypes.c_int, ctypes.c_int)
-        library.tj3DecompressHeader.argtypes = data
-        library.tj3SetCroppingRegion.argtypes = (handle, _Region)
-        library.tj3Decompress8.argtypes = (*data, pointer, ctypes.c_int, ctypes.c_int)
-        self.handle = None
         self._new_handle()
 
     def _new_handle(self):
         """Replace the handle: after a broken file, a handle may refuse good files too."""
         self.__del__()
-        self.handle = self.turbo.tj3Init(_DECOMPRESS)
+        self.handle = ctypes.c_void_p(self.turbo.tj3Init(_DECOMPRESS))
         if not self.handle:
             raise MemoryError("libturbojpeg")
         self.turbo.tj3Set(self.handle, _STOP_ON_WARNING, 1)
@@ -89,7 +79,7 @@ class Decoder:
         """
         if not data.startswith(b"\xff\xd8") or not data.endswith(b"\xff\xd9"):
             return None
-        if self.turbo.tj3DecompressHeader(self.handle, data, len(data)):
+        if self.turbo.tj3DecompressHeader(self.handle, data, ctypes.c_size_t(len(data))):
             self._new_handle()
             return None
         known = self._get(_SAMPLING) in _BLOCKS and self._get(_COLORS) in (_YCBCR, _GRAY)
@@ -109,9 +99,10 @@ class Decoder:
         if 4 * rows * columns > len(buffer):
             buffer = np.empty(4 * rows * columns, np.uint8)
         pixels = buffer[: 4 * rows * columns].reshape(rows, columns, 4)
-        area, to = _Region(left, top, columns, rows), pixels.ctypes.data
+        area, size = _Region(left, top, columns, rows), ctypes.c_size_t(len(data))
+        to = ctypes.c_void_p(pixels.ctypes.data)
         if self.turbo.tj3SetCroppingRegion(self.handle, area) or self.turbo.tj3Decompress8(
-            self.handle, data, len(data), to, 4 * columns, _RGBX
+            self.handle, data, size, to, 4 * columns, _RGBX
         ):
             warning = self.turbo.tj3GetErrorStr(self.handle).decode(errors="replace")
             self._new_handle()
