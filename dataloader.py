@@ -27,7 +27,6 @@ import datasets
 from datasets import workers
 from datasets.draws import permutation, table
 from parallel import group, signals
-from parallel.group import split, split_sizes
 from runtime import process
 from runtime.errors import InputError
 from runtime.precision import Precision
@@ -162,10 +161,10 @@ class DataLoader:
         """This rank's part of a batch's indices, and every rank's slice sizes."""
         count = len(indices)
         if self.training:
-            sizes = split_sizes(count, self.replicas)
-            slices = [sizes[replicas] for replicas in split(self.replicas, group.world_size())]
+            sizes = group.split_sizes(count, self.replicas)
+            slices = [sizes[part] for part in group.split(self.replicas, group.world_size())]
         else:
-            slices = [[s.stop - s.start] for s in split(count, group.world_size())]
+            slices = [[s.stop - s.start] for s in group.split(count, group.world_size())]
         start = sum(map(sum, slices[: group.rank()]))
         return indices[start : start + sum(slices[group.rank()])], slices
 

@@ -180,13 +180,12 @@ def _find(source, opt):
     fault = ""
     for folder in ["", *(version.folder for version in source.versions)]:
         place = os.path.join(data, folder) if folder else data
-        names = {e.name for e in os.scandir(place) if e.is_file()} if os.path.isdir(place) else ()
         for ending in (".bin", ""):
-            wanted = [name + ending for name in source.train + source.val]
-            missing = [name for name in wanted if name not in names]
+            paths = [os.path.join(place, name + ending) for name in source.train + source.val]
+            missing = [os.path.basename(path) for path in paths if not os.path.isfile(path)]
             if not missing:
-                return place, [os.path.join(place, name) for name in wanted]
-            if len(missing) < len(wanted) and not fault:
+                return place, paths
+            if len(missing) < len(paths) and not fault:
                 fault = f"{place} has only part of {source.name}: {missing[0]} is missing"
     for name in (*(version.archive for version in source.versions), lua_cache):
         place = os.path.join(data, name)

@@ -12,6 +12,7 @@ import torch
 
 from datasets.input_spec import InputTransform
 from datasets.transforms import TenCrop
+from datasets.workers import image_name
 
 
 class View(NamedTuple):
@@ -40,8 +41,7 @@ class Views:
 
     def name(self, i):
         """The name of image i in messages."""
-        index = int(self.indices[i])
-        return self.dataset.name(index) if hasattr(self.dataset, "name") else f"image {index}"
+        return image_name(self.dataset, int(self.indices[i]))
 
     def size(self):
         """The number of images."""
