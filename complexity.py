@@ -110,7 +110,12 @@ def main(argv=None):
         print_paper()
         return
     opt = opts.parse(argv, "complexity.py", HEAD, data=False)
-    if print_detector(opt.retrain):
+    from detection import files  # after the options: their errors need not wait for torch
+
+    saved = files.is_detector(opt.retrain) if opt.retrain != "none" else None
+    if saved is not None:
+        rows, size = detector_parts(files.load_detector(opt.retrain, saved).to("meta"))
+        print_net(f"One image of {size} pixels in a test (a multiply-add is 2 FLOPs)", rows, 18)
         return
     net, opt = build(opt)
     size = side(opt, net)
@@ -254,18 +259,6 @@ def print_net(title, rows, wide=8):
         print(f"{row.name:{wide}}{shape:>16}{row[2]:14,}{row[3]:17,}{row[4]:14,}")
     parameters, multiply_adds, activations = total(rows)
     print(f"{'total':{wide}}{'':16}{parameters:14,}{multiply_adds:17,}{activations:14,}\n")
-
-
-def print_detector(source):
-    """Print the parts of the detector in `source`; returns whether there is one."""
-    from detection import files
-
-    saved = files.is_detector(source) if source != "none" else None
-    if saved is None:
-        return False
-    rows, size = detector_parts(files.load_detector(source, saved).to("meta"))
-    print_net(f"One image of {size} pixels in a test (a multiply-add is 2 FLOPs)", rows, 18)
-    return True
 
 
 def detector_parts(model):

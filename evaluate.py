@@ -84,7 +84,6 @@ def test(opt):
     import dataloader
     import models
     from evaluation import classes, ensemble, logits, predictions
-    from evaluation.views import Views
     from models.fold import folded
     from parallel import group
     from runtime.precision import Precision
@@ -110,17 +109,14 @@ def test(opt):
     columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]
     indices, targets = classes.targets(val, data, tested, listed)
 
-    settings = {
-        **{"workers": opt.nThreads, "dtype": precision.dtype, "skip_corrupt": opt.skipCorrupt},
-        **{"seed": opt.manualSeed, "replicas": 1},
-    }
+    settings = dataloader.settings(opt, device)
     views = [ensemble.views(net, val, opt) for net in nets]
     if opt.recomputeBN:
         loader = dataloader.DataLoader(
             train, device, training=True, batch_size=opt.batchSize, **settings
         )
         ensemble.recompute(nets, loader, opt, precision)
-    images = Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
+    images = ensemble.Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
     size = max(1, opt.batchSize // images.crops())  # in images
     loader = dataloader.DataLoader(images, device, training=False, batch_size=size, **settings)
     members = [
@@ -150,7 +146,7 @@ def parse(argv):
             raise InputError("give a model: evaluate.py MODEL... [options] (-help says more)")
         given = {name: value for name, value in given.items() if value or name != "data"}
         recipe = {"data": "imagenet" if given.get("dataset", "imagenet") == "imagenet" else ""}
-        models = {"models": [_model(word) for word in words]}
+        models = {"models": [_model(word) for word in words], "nGPU": 1}
         default = options.defaults(OPTIONS)
         opt = Options(words=models, given=given, recipe=recipe, default=default)
         check_options(opt)

@@ -188,7 +188,7 @@ class Trainer(loop.Loop):
         def count_errors(batch, n):
             shape = batch.input.shape
             with memory.out_of_memory(shape, self.device, ADVICE), self.precision.autocast():
-                output = _outputs(model, batch.input, window)
+                output = scores.outputs(model, batch.input, window).mean(1)
             output = scores.sum_crops(output, loader.crops)[: len(batch.target)]
             return scores.count_errors(output, batch.target)
 
@@ -213,12 +213,6 @@ class Trainer(loop.Loop):
         self.load_optimizer(state, known, before)
         if inside:
             self.load_position(state)
-
-
-def _outputs(model, input, window):
-    if not window:
-        return model(input)
-    return scores.dense(model.maps(input), model.fc, window).mean(1)
 
 
 def _report_slices(opt):

@@ -13,7 +13,7 @@ from PIL import Image
 from datasets.image import decoding
 from datasets.image.resize import check_size
 from datasets.transforms import CenterCrop, ColorNormalize, Scale
-from runtime.errors import InputError, named
+from runtime.errors import InputError
 
 
 class InputTransform:
@@ -81,24 +81,3 @@ class InputTransform:
 
         # torchvision rounds the offset differently
         return tv.CenterCrop(crop)(torch.from_numpy(image)).numpy()
-
-
-def batches(paths, transforms, size, source=str):
-    """Read image files in order, `size` at a time: yields (paths, images, errors).
-
-    source(path): what the transforms read, by default the path itself.
-    The yielded `paths` are the n files that could be read, `images` has for each transform a
-    float32 (n, 3, crop, crop), and `errors` has an InputError for each other file.
-    """
-    for transform in transforms:
-        transform.check()
-    for start in range(0, len(paths), size):
-        read, images, errors = [], [], []
-        for path in paths[start : start + size]:
-            try:
-                image = source(path)
-                images.append([transform(image) for transform in transforms])
-                read.append(path)
-            except InputError as error:
-                errors.append(named(error, path))
-        yield read, [torch.stack(each) for each in zip(*images)], errors

@@ -68,7 +68,7 @@ def _is_csv(path):
     return path.lower().endswith(".csv")
 
 
-def finish(logits, read, images, names):
+def finish(path, logits, read, images, names):
     """Complete the file once all processes have written: NaN for images that were not read.
 
     read: indices of the images that were. With a .npy, the names of its rows and columns go into
@@ -77,8 +77,8 @@ def finish(logits, read, images, names):
     array = logits.array()
     unread = np.setdiff1d(np.arange(len(array)), read)
     logits.write(unread, (np.full(len(names), np.nan, np.float32) for _ in unread))
-    to_csv, stem = _is_csv(logits.path), os.path.splitext(logits.path)[0]
-    with atomic.csv_rows(logits.path if to_csv else f"{stem}.images.csv") as rows:
+    to_csv, stem = _is_csv(path), os.path.splitext(path)[0]
+    with atomic.csv_rows(path if to_csv else f"{stem}.images.csv") as rows:
         rows.writerow(["path", "class", *(names if to_csv else ())])
         for i, target in enumerate(images.targets):
             cells = array[i].astype(str) if to_csv else ()

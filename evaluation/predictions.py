@@ -4,7 +4,6 @@ The score by which errors are counted also ranks the best classes; with several 
 the mean of their softmax does, which is a probability.
 """
 
-import contextlib
 import os
 from typing import NamedTuple
 
@@ -80,29 +79,21 @@ def write(found, images, names, opt):
         return
     names = [f"class {i}" if name is None else name for i, name in enumerate(names)]
     targets = images.targets[table.indices]
-    if opt.predictions:
-        with _writing(opt.predictions):
-            _write_rows(opt.predictions, table, images, targets, names)
-    if opt.classErrors:
-        with _writing(opt.classErrors):
-            _write_errors(opt.classErrors, targets, table.best, names)
-    for path in opt.confusion:
-        with _writing(path):
-            write_confusion(path, targets, table.best[:, 0], names)
-    if opt.scores:
-        with _writing(opt.scores):
-            logits.finish(found.logits, table.indices, images, names)
+    files = [
+        (opt.predictions, _write_rows, table, images, targets, names),
+        (opt.classErrors, _write_errors, targets, table.best, names),
+        *((path, write_confusion, targets, table.best[:, 0], names) for path in opt.confusion),
+        (opt.scores, logits.finish, found.logits, table.indices, images, names),
+    ]
+    for path, write_file, *content in files:
+        if path:
+            with slow(f"writing {path}"):
+                write_file(path, *content)
+            say(f"=> {path}")
     if opt.temperature:
         known = table.best[:, 0] >= 0
         with slow("fitting the temperature"):
             logits.calibrate(found.logits.array(), table.indices[known], targets[known])
-
-
-@contextlib.contextmanager
-def _writing(path):
-    with slow(f"writing {path}"):
-        yield
-    say(f"=> {path}")
 
 
 def _write_rows(path, table, images, targets, names):

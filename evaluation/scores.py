@@ -26,6 +26,11 @@ def dense(maps, fc, window):
     return fc(pooled.flatten(2).transpose(1, 2))
 
 
+def outputs(net, images, window=0):
+    """A net's outputs for images (N, 3, H, W): (N, 1, K), or `dense` ones (N, positions, K)."""
+    return dense(net.maps(images), net.fc, window) if window else net(images).unsqueeze(1)
+
+
 def window_side(net, side):
     """The side of a net's last maps for images of this side; 0 for a net without `maps`."""
     if not hasattr(net, "maps"):

@@ -7,9 +7,9 @@ import torch
 
 import models
 from datasets.imagenet_gen import EXTENSIONS, is_hidden
-from datasets.input_spec import batches
 from models.fold import folded
 from runtime import process
+from runtime.errors import InputError, named
 from runtime.progress import slow
 from runtime.terminal import complain
 
@@ -76,19 +76,26 @@ def run(functions, models, paths, size, script, source=source):
     """Yield (paths, [each function's outputs on the CPU]) for each batch of `size` files.
 
     functions: of each model's images (n, 3, crop, crop): the model itself, or a part of it.
-    source: as in `batches`.
+    source(path): what the transforms read.
     The n `paths` are those that could be read. For each other file, an error that begins with the
     script's name goes to stderr.
     """
-    done, transforms = 0, [model.transform for model in models]
+    for model in models:
+        model.transform.check()
     with slow(f"{len(paths)} images") as show_detail:
-        for read, inputs, errors in batches(paths, transforms, size, source):
-            for error in errors:
-                complain(f"{script}: {error}")
+        for start in range(0, len(paths), size):
+            read, images = [], []
+            for path in paths[start : start + size]:
+                try:
+                    image = source(path)
+                    images.append([model.transform(image) for model in models])
+                    read.append(path)
+                except InputError as error:
+                    complain(f"{script}: {named(error, path)}")
             if read:
                 with torch.inference_mode():
-                    parts = zip(functions, models, inputs)  # an .onnx has no parameters
+                    parts = zip(functions, models, map(torch.stack, zip(*images)))
+                    # an .onnx has no parameters
                     outputs = [f(x.to(next(m.parameters(), x).device)).cpu() for f, m, x in parts]
                 yield read, outputs
-            done += len(read) + len(errors)
-            show_detail(f"{done} done")
+            show_detail(f"{min(start + size, len(paths))} done")

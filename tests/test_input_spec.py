@@ -12,7 +12,8 @@ from PIL import Image
 from torchvision import models as tv
 
 from datasets import cifar10, digits, imagenet
-from datasets.input_spec import InputTransform, batches
+from datasets.input_spec import InputTransform
+from pretrained import inference
 from runtime.errors import InputError
 
 PHOTO = {
@@ -203,7 +204,13 @@ def test_wrong_values_are_named(values, message):
 # many files
 
 
-def test_batches_keep_the_order_and_name_what_is_broken(tmp_path):
+def batches(paths, transforms, size):
+    """(paths, images by transform) of each batch, as the scripts read them."""
+    nets = [types.SimpleNamespace(transform=t, parameters=lambda: iter(())) for t in transforms]
+    return inference.run([lambda images: images] * len(nets), nets, paths, size, "script.py")
+
+
+def test_batches_keep_the_order_and_name_what_is_broken(tmp_path, capsys):
     transform, paths = InputTransform(SMALL), []
     for i in range(7):
         paths.append(str(tmp_path / f"{i}.png"))
@@ -213,14 +220,13 @@ def test_batches_keep_the_order_and_name_what_is_broken(tmp_path):
             Image.fromarray(pixels(50, 45 + i)).save(paths[-1])
     transforms = [transform, InputTransform({**SMALL, "crop": 8})]
     got = list(batches(paths, transforms, 3))
-    assert [read for read, _, _ in got] == [[paths[0], paths[2]], [], [paths[6]]]
-    for read, images, errors in got:
-        assert len(images) == (2 if read else 0)
-        for each, ready in zip(transforms, images):
+    assert [read for read, _ in got] == [[paths[0], paths[2]], [paths[6]]]
+    for read, images in got:
+        for each, ready in zip(transforms, images, strict=True):
             assert torch.equal(ready, torch.stack([each(path) for path in read]))
-        assert all(isinstance(error, InputError) for error in errors)
-    named = [[str(error).split("'")[1] for error in errors] for _, _, errors in got]
-    assert named == [[paths[1]], paths[3:6], []]
+    errors = capsys.readouterr().err.splitlines()
+    assert all(error.startswith("script.py: ") for error in errors)
+    assert [error.split("'")[1] for error in errors] == [paths[1], *paths[3:6]]
 
 
 def test_batches_ask_for_the_values_first(tmp_path):
@@ -230,9 +236,9 @@ def test_batches_ask_for_the_values_first(tmp_path):
 
 @pytest.mark.parametrize("resize", [None, "bilinear", "bicubic"])
 @pytest.mark.parametrize("width, height", [(30000, 1), (1, 30000), (1100, 1)])
-def test_strips_that_would_fill_the_memory_are_named(tmp_path, resize, width, height):
+def test_strips_that_would_fill_the_memory_are_named(tmp_path, capsys, resize, width, height):
     spec = {"scale": 256, "crop": 224, "largest": 1, "mean": (0,) * 3, "std": (1,) * 3}
     Image.new("L", (width, height)).save(tmp_path / "strip.png")
     transform = InputTransform({**spec, "resize": resize})
-    ((read, _, errors),) = batches([str(tmp_path / "strip.png")], [transform], 1)
-    assert read == [] and f"strip.png': {width}x{height} pixels would become" in str(errors[0])
+    assert list(batches([str(tmp_path / "strip.png")], [transform], 1)) == []
+    assert f"strip.png': {width}x{height} pixels would become" in capsys.readouterr().err
