@@ -103,9 +103,8 @@ class Part(NamedTuple):
     activations: int
 
 
-def main(argv=None):
+def main(argv):
     """Print the complexity of the net that the options ask for, or of the paper's nets."""
-    argv = sys.argv[1:] if argv is None else list(argv)
     if not argv:
         print_paper()
         return
@@ -252,8 +251,7 @@ def width(cardinality):
 
 def print_net(title, rows, wide=8):
     """Print a net by stage: output shapes and exact counts. wide: columns of the names."""
-    heads = f"{'output':>16}{'parameters':>14}{'multiply-adds':>17}{'activations':>14}"
-    print(f"{title}\n\n{'':{wide}}{heads}")
+    print(f"{title}\n\n{'':{wide}}          output    parameters    multiply-adds   activations")
     for row in rows:
         shape = " x ".join(map(str, row.output))
         print(f"{row.name:{wide}}{shape:>16}{row[2]:14,}{row[3]:17,}{row[4]:14,}")
@@ -296,8 +294,8 @@ def print_paper():
         if rows is TABLE_1:  # it lists the stages; the paper's conv2 to conv5 are layer1 to layer4
             for (name, *_), net in zip(rows, measured):
                 print_net(f"{name}, by stage", net)
-        print(f"{title}\n\n{'':24}{'parameters':>16}{'multiply-adds':>17}{'activations':>13}")
-        print(f"{'':24}{'paper':>8}{'ours':>8}{'paper':>9}{'ours':>8}{'ours':>13}  options")
+        print(f"{title}\n\n{'':24}      parameters    multiply-adds  activations")
+        print(f"{'':24}   paper    ours    paper    ours         ours  options")
         for (name, options, *paper), net in zip(rows, measured):
             m, g, a = total(net)
             size = f"{paper[0]:>8}{m / 1e6:8.2f}{paper[1]:>9}{g / 1e9:8.2f}{a / 1e6:13.1f}"
@@ -311,9 +309,8 @@ def print_paper():
 def print_table_2():
     """Print Table 2: widths by equation 4, sizes as measured in the second block of layer1."""
     print("Table 2: cardinality C and width d, for a block with 256 inputs and outputs (conv2)\n")
-    print(f"{'':4}{'d':>14}{'C d':>14}{'parameters':>16}{'multiply-adds':>17}")
-    print(f"{'C':>4}{'paper':>8}{'ours':>6}" + f"{'paper':>8}{'ours':>6}", end="")
-    print(f"{'paper':>8}{'ours':>8}{'paper':>9}{'ours':>8}")
+    print("                 d           C d      parameters    multiply-adds")
+    print("   C   paper  ours   paper  ours   paper    ours    paper    ours")
     for c, d in WIDTHS:
         every, _ = _measured(_row(50, c, width(c))[1])
         inside = [layer for layer in every if layer.name.startswith("layer1.1.")]
@@ -342,8 +339,7 @@ def print_table_8():
         if not place:
             print(f"Table 8: Faster R-CNN, one image of {size} pixels in a test; RPN's and Fast")
             print("R-CNN's trunks; the last stage and the predictor for 300 regions\n")
-            heads = f"{'trunks':>8}{'RPN':>8}{'regions':>9}{'total':>8}"
-            print(f"{'':24}{'parameters':>11}  multiply-adds:{heads}")
+            print(f"{'':24} parameters  multiply-adds:  trunks     RPN  regions   total")
         own, fast, rpn, stage, last = (row.multiply_adds / 1e9 for row in rows)
         m, g, _ = total(rows)
         sums = f"{own + fast:8.1f}{rpn:8.1f}{stage + last:9.1f}{g / 1e9:8.1f}"
@@ -361,4 +357,4 @@ def _measured(options):
 
 
 if __name__ == "__main__":
-    command.run(main)
+    command.run(lambda: main(sys.argv[1:]))

@@ -132,13 +132,12 @@ BLANK = {"nEpochs", "netType", "shortcutType", "data"}
 # fmt: on
 
 
-def parse(argv=None, program="main.py", head=HEAD, data=True):
+def parse(argv, program="main.py", head=HEAD, data=True):
     """The options of a command line, settled and checked; -help or one sentence of error exits.
 
     With -resume this is a first look, without checks: the rest depends on the checkpoint. Without
     `data` the run needs none: a folder of images is checked only where one is named.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
     with options.parsed(argv, program, head, OPTIONS) as given:
         opt = settle(given)
         if opt.resume == "none":
@@ -181,10 +180,8 @@ def settle(given, checkpoint=None, config=None):
     net = known.netType or (config["net"] if config else "")
     net = net or ("resnext" if OF_RESNEXT & given.keys() else "resnet")
     if net not in depths.NETS and not depths.is_own(net):
-        nets = ", ".join(depths.NETS)
-        raise InputError(
-            f"unknown netType {net!r}: should be one of {nets}, or a file models/NAME.py"
-        )
+        known_nets = f"{', '.join(depths.NETS)}, or a file models/NAME.py"
+        raise InputError(f"unknown netType {net!r}: should be one of {known_nets}")
     stem = datasets.module(known.dataset).stem
     epochs, rate, drops, shortcut = recipe(net, known.dataset, stem)
     side = known.trainCrop

@@ -78,8 +78,8 @@ def finish(path, logits, read, images, names):
     unread = np.setdiff1d(np.arange(len(array)), read)
     logits.write(unread, (np.full(len(names), np.nan, np.float32) for _ in unread))
     to_csv, stem = _is_csv(path), os.path.splitext(path)[0]
-    with atomic.csv_rows(path if to_csv else f"{stem}.images.csv") as rows:
-        rows.writerow(["path", "class", *(names if to_csv else ())])
+    head = ["path", "class", *(names if to_csv else ())]
+    with atomic.csv_rows(path if to_csv else f"{stem}.images.csv", head) as rows:
         for i, target in enumerate(images.targets):
             cells = array[i].astype(str) if to_csv else ()
             rows.writerow([images.name(i), names[target], *cells])

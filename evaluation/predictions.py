@@ -97,8 +97,7 @@ def write(found, images, names, opt):
 
 
 def _write_rows(path, table, images, targets, names):
-    with atomic.csv_rows(path) as rows:
-        rows.writerow(["path", "class", *best_columns(table.best.shape[1])])
+    with atomic.csv_rows(path, ["path", "class", *best_columns(table.best.shape[1])]) as rows:
         for index, target, best, p in zip(table.indices, targets, table.best, table.probabilities):
             cells = best_cells(names, best, p)
             rows.writerow([images.name(index), names[target], *cells])
@@ -136,8 +135,8 @@ def _write_errors(path, targets, best, names):
         np.bincount(targets, weights, len(names)).astype(int)
         for weights in (None, ~right[:, 0], ~right.any(1))
     ]
-    with atomic.csv_rows(path) as rows:
-        rows.writerow(["class", "images", "wrong1", "wrong5", "top1", "top5"])
+    head = ["class", "images", "wrong1", "wrong5", "top1", "top5"]
+    with atomic.csv_rows(path, head) as rows:
         for name, images, wrong1, wrong5 in zip(names, *counts):
             errors = [f"{100 * n / images:.3f}" if images else "" for n in (wrong1, wrong5)]
             rows.writerow([name, images, wrong1, wrong5, *errors])
@@ -148,8 +147,7 @@ def write_confusion(path, targets, predicted, names):
     if os.path.splitext(path)[1].lower() in pictures.FORMATS:
         _draw(path, targets, predicted, names)
         return
-    with atomic.csv_rows(path) as rows:
-        rows.writerow(["true \\ predicted", *names])
+    with atomic.csv_rows(path, ["true \\ predicted", *names]) as rows:
         for name, counts in zip(names, _matrix(targets, predicted, len(names))):
             rows.writerow([name, *counts.tolist()])
 

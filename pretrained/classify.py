@@ -20,7 +20,7 @@ from runtime.errors import InputError, cut, visible
 from runtime.process import print_names
 from runtime.regular_files import is_model, model_file
 from runtime.terminal import complain
-from storage import pictures
+from storage import atomic, pictures
 
 HEAD = """Usage: classify.py MODEL... FILE... [options]
 
@@ -45,7 +45,7 @@ LONGEST = 40  # characters of a drawn name
 def main(arguments):
     """Classify the files of the command line; returns the exit status."""
     given, sources, files = parse(arguments)
-    table, picture = given.get("csv"), given.get("show")
+    picture = given.get("show")
     # after the check: the help need not wait for torch
     import torch
 
@@ -68,19 +68,22 @@ def main(arguments):
             photos[path] = thumbnail(image)
         return image
 
-    with rows(table, best_columns(count)) as write, rows(given.get("scores"), names) as keep:
+    with (
+        rows(given.get("csv"), best_columns(count)) as table,
+        rows(given.get("scores"), names) as keep,
+    ):
         batches = inference.run(models, models, paths, AT_ONCE, "classify.py", source)
         for read, outputs in batches:
             outputs = torch.stack([part[:, own] for part, own in zip(outputs, columns)], dim=1)
             for path, logits, probabilities in zip(read, *scores.averages(outputs)):
                 best, indices = (part.tolist() for part in probabilities.topk(count))
                 found = [(probability, names[i]) for probability, i in zip(best, indices)]
-                if write:
-                    write([path, *best_cells(names, indices, best)])
+                if table:
+                    table.writerow([path, *best_cells(names, indices, best)])
                 else:
                     show(path, found)
                 if keep:
-                    keep([path, *logits.numpy().astype(str)])
+                    keep.writerow([path, *logits.numpy().astype(str)])
                 if picture:
                     drawn.append((path, photos[path], found))
             done += len(read)
@@ -134,17 +137,9 @@ def load(sources, listed):
     return models, names, columns
 
 
-@contextlib.contextmanager
 def rows(path, columns):
-    """A function that adds a row, an image's, to the CSV file `path`; None without a file."""
-    if path is None:
-        yield None
-        return
-    from storage import atomic
-
-    with atomic.csv_rows(path) as table:
-        table.writerow(["path", *columns])
-        yield table.writerow
+    """A csv.writer for the file `path`, which has a row for each image; None without a file."""
+    return atomic.csv_rows(path, ["path", *columns]) if path else contextlib.nullcontext()
 
 
 def thumbnail(source):

@@ -123,8 +123,8 @@ def replacing(path):
 
 
 @contextlib.contextmanager
-def csv_rows(path):
-    """A csv.writer; its rows become the file `path` at the end of the block, UTF-8.
+def csv_rows(path, head):
+    """A csv.writer; `head` and its rows become the file `path` at the end of the block, UTF-8.
 
     File names and class names survive, whatever bytes they have.
     """
@@ -132,7 +132,9 @@ def csv_rows(path):
         with replacing(path) as file:
             # turn surrogates, which os.fsdecode made of bytes that are not UTF-8, back into bytes
             text = io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
-            yield csv.writer(text, lineterminator="\n")
+            rows = csv.writer(text, lineterminator="\n")
+            rows.writerow(head)
+            yield rows
             text.flush()
             text.detach()  # `replacing` flushes the file to disk and closes it
     except OSError as error:
