@@ -144,9 +144,8 @@ def parse(argv):
     with options.parsed(argv, "evaluate.py", HEAD, OPTIONS, words) as given:
         if not words:
             raise InputError("give a model: evaluate.py MODEL... [options] (-help says more)")
-        given = {name: value for name, value in given.items() if value or name != "data"}
         recipe = {"data": "imagenet" if given.get("dataset", "imagenet") == "imagenet" else ""}
-        models = {"models": [_model(word) for word in words], "nGPU": 1}
+        models = {"models": [regular_files.model_file(word) for word in words], "nGPU": 1}
         default = options.defaults(OPTIONS)
         opt = Options(words=models, given=given, recipe=recipe, default=default)
         check_options(opt)
@@ -160,6 +159,9 @@ def as_trained(opt):
 
 def check_options(opt):
     """Refuse what cannot work together."""
+    for path in opt.models:
+        if not path.startswith("torchvision:"):
+            regular_files.check_input(path)
     datasets.module(opt.dataset)
     opts.check_split(opt)
     if opt.dense and (opt.tenCrop or opt.testScale or opt.testCrop):
@@ -197,14 +199,6 @@ def _check_outputs(opt):
     for path in opt.confusion:
         if not path.lower().endswith(".csv"):
             pictures.check_drawing(f"-confusion {path}", ", or give -confusion FILE.csv")
-
-
-def _model(word):
-    """The model that an argument names."""
-    path = regular_files.model_file(word)
-    if not word.startswith("torchvision:"):
-        regular_files.check_input(path)
-    return path
 
 
 if __name__ == "__main__":

@@ -21,11 +21,8 @@ def load_folded(source, classifier=True):
     device = "cuda" if torch.cuda.is_available() else "cpu"
     process.limit_threads()
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
-    # float32 whatever the file holds, as the Lua's :cuda() makes it
-    model = models.load(source, device, classifier).to(
-        torch.float32, memory_format=torch.channels_last
-    )
-    return folded(model)
+    model = models.load(source, device, classifier)  # in float32, as by the Lua's :cuda()
+    return folded(model.to(memory_format=torch.channels_last))
 
 
 def image_files(words):
