@@ -132,9 +132,7 @@ def recompute(nets, loader, opt, precision):
     """Re-estimate batch norm in each net (-recomputeBN) over training images."""
     for net in nets:
         batchnorm.check_input(net, loader.dataset, opt.dataset)
-        net.train()
-        batchnorm.recompute(net, loader, 0, opt.recomputeBN, precision, Interrupts())
-        net.eval()
+        batchnorm.recompute(net.train(), loader, 0, opt.recomputeBN, precision, Interrupts())
 
 
 def views(net, dataset, opt):
@@ -194,20 +192,17 @@ def test(members, loader, opt, precision, predictions=None):
             predictions.add(batch.target, average, several)
         return _count_errors(average, targets[batch.target])
 
-    loop.test(
-        0, loader, total, count_errors, queue, Reporter(Clock(test=loader.size()), opt.printEvery)
-    )
+    reporter = Reporter(Clock(test=loader.size()), opt.printEvery)
+    loop.test(0, loader, total, count_errors, queue, reporter)
     counts = [("mean of outputs", total.wrong1, total.wrong5)]
     if several:  # with one output per image both averages rank the classes alike
         counts += [("mean of softmax", total.soft1, total.soft5)]
     results = []
     for name, wrong1, wrong5 in counts:
         top1, top5 = 100 * wrong1 / total.seen, 100 * wrong5 / total.seen
-        what = f"{name}, " if several else ""
-        say(
-            f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}  "
-            f"({what}{wrong1} and {wrong5} of {total.seen} images wrong)"
-        )
+        of = f"{name}, " if several else ""
+        counted = f"({of}{wrong1} and {wrong5} of {total.seen} images wrong)"
+        say(f" * Results top1: {top1:6.3f}  top5: {top5:6.3f}  {counted}")
         results.append((top1, top5))
     return results
 

@@ -5,7 +5,6 @@ the mean of their softmax does, which is a probability.
 """
 
 import os
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,14 +22,6 @@ NAMED = 100  # classes up to which the picture names them
 COUNTED = 20  # and up to which it prints the counts
 DRAWN = 2000  # rows and columns of the picture at most
 LONGEST = 40  # characters of a name in the picture
-
-
-class Table(NamedTuple):
-    """The predictions of N images, in the dataset's order."""
-
-    indices: np.ndarray  # (N,) of the images, without unreadable ones
-    best: np.ndarray  # (N, k) classes, best first, k = min(5, classes); -1 without a ranking
-    probabilities: np.ndarray  # (N, k) of these classes; NaN where the outputs have a NaN
 
 
 class Predictions:
@@ -60,13 +51,17 @@ class Predictions:
         self.probabilities[indices] = probabilities.gather(1, best).double()
 
     def gathered(self):
-        """The Table of the images of all processes, on every process."""
+        """(indices (N,), best classes (N, k), their probabilities (N, k)) of all processes' images.
+
+        On every process, in the dataset's order, without unreadable images; k = min(5, classes).
+        Where the outputs have a NaN, the probabilities are NaN and the classes -1.
+        """
         # an image is zeros in all processes but the one that tested it
         parts = self.read, self.best, self.probabilities
         read, best, probabilities = (group.all_reduce(part).cpu().numpy() for part in parts)
         best = np.where(np.isnan(probabilities), -1, best)
         indices = np.flatnonzero(read)
-        return Table(indices, best[indices], probabilities[indices])
+        return indices, best[indices], probabilities[indices]
 
 
 def write(found, images, names, opt):
@@ -74,16 +69,16 @@ def write(found, images, names, opt):
 
     found: Predictions. images: the tested Views. names: of the tested classes.
     """
-    table = found.gathered()
+    indices, best, probabilities = found.gathered()
     if group.rank() > 0:
         return
     names = [f"class {i}" if name is None else name for i, name in enumerate(names)]
-    targets = images.targets[table.indices]
+    targets = images.targets[indices]
     files = [
-        (opt.predictions, _write_rows, table, images, targets, names),
-        (opt.classErrors, _write_errors, targets, table.best, names),
-        *((path, write_confusion, targets, table.best[:, 0], names) for path in opt.confusion),
-        (opt.scores, logits.finish, found.logits, table.indices, images, names),
+        (opt.predictions, _write_rows, images, names, indices, targets, best, probabilities),
+        (opt.classErrors, _write_errors, targets, best, names),
+        *((path, write_confusion, targets, best[:, 0], names) for path in opt.confusion),
+        (opt.scores, logits.finish, found.logits, indices, images, names),
     ]
     for path, write_file, *content in files:
         if path:
@@ -91,16 +86,15 @@ def write(found, images, names, opt):
                 write_file(path, *content)
             say(f"=> {path}")
     if opt.temperature:
-        known = table.best[:, 0] >= 0
+        known = best[:, 0] >= 0
         with slow("fitting the temperature"):
-            logits.calibrate(found.logits.array(), table.indices[known], targets[known])
+            logits.calibrate(found.logits.array(), indices[known], targets[known])
 
 
-def _write_rows(path, table, images, targets, names):
-    with atomic.csv_rows(path, ["path", "class", *best_columns(table.best.shape[1])]) as rows:
-        for index, target, best, p in zip(table.indices, targets, table.best, table.probabilities):
-            cells = best_cells(names, best, p)
-            rows.writerow([images.name(index), names[target], *cells])
+def _write_rows(path, images, names, indices, targets, best, probabilities):
+    with atomic.csv_rows(path, ["path", "class", *best_columns(best.shape[1])]) as rows:
+        for index, target, *image in zip(indices, targets, best, probabilities):
+            rows.writerow([images.name(index), names[target], *best_cells(names, *image)])
 
 
 def best_columns(count):
