@@ -81,8 +81,8 @@ def test(opt):
     # imported here, so that -help and option errors do not wait for torch
     import torch
 
-    import dataloader
     import models
+    from dataloader import DataLoader, settings
     from evaluation import classes, ensemble, logits, predictions
     from models.fold import folded
     from parallel import group
@@ -109,16 +109,14 @@ def test(opt):
     columns = [classes.columns(s, n, tested, listed) for s, n in zip(opt.models, names)]
     indices, targets = classes.targets(val, data, tested, listed)
 
-    settings = dataloader.settings(opt, device)
+    both = settings(opt, device)
     views = [ensemble.views(net, val, opt) for net in nets]
     if opt.recomputeBN:
-        loader = dataloader.DataLoader(
-            train, device, training=True, batch_size=opt.batchSize, **settings
-        )
+        loader = DataLoader(train, device, training=True, batch_size=opt.batchSize, **both)
         ensemble.recompute(nets, loader, opt, precision)
     images = ensemble.Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
     size = max(1, opt.batchSize // images.crops())  # in images
-    loader = dataloader.DataLoader(images, device, training=False, batch_size=size, **settings)
+    loader = DataLoader(images, device, training=False, batch_size=size, **both)
     members = [
         ensemble.Member(
             folded(net, precision.mixed),

@@ -77,22 +77,18 @@ def run(start, argv, end):
             side = model.input_spec.get("trained", model.input_spec["crop"])
         model.input_spec = val_loader.dataset.input_spec()
         if model.input_spec is None:
-            note(
-                "=> the model files have no input spec, because none describes this test transform"
-            )
+            why = "none describes this test transform"
+            note(f"=> the model files have no input spec, because {why}")
 
         # The trainer handles the training loop and evaluation on validation set
         clock = Clock(opt.nEpochs, train_loader.size(), val_loader.size())
-        reporter = Reporter(clock, opt.printEvery)
-        interrupts = Interrupts(opt.saveEvery, opt.save, opts.resume_command(argv, opt.save), end)
-        trainer = train.setup(
-            opt,
-            model,
-            device,
-            data=dataloader.fingerprints(loaders),
-            reporter=reporter,
-            interrupts=interrupts,
-        )
+        command = opts.resume_command(argv, opt.save)
+        outside = {
+            "data": dataloader.fingerprints(loaders),
+            "reporter": Reporter(clock, opt.printEvery),
+            "interrupts": Interrupts(opt.saveEvery, opt.save, command, end),
+        }
+        trainer = train.setup(opt, model, device, **outside)
         resume(trainer, checkpoint, opt)
 
         larger = model.input_spec and model.input_spec["crop"] > side
@@ -134,10 +130,8 @@ def advise_on_cuda(opt):
     if opt.precision == "single":
         note("=> -precision single is IEEE float32; tf32 and bfloat16 should be faster on this GPU")
     if opt.cudnn != "deterministic":
-        note(
-            f"=> -cudnn {opt.cudnn}: a resumed run is equal up to rounding; give -cudnn "
-            "deterministic for the same bits"
-        )
+        advice = "give -cudnn deterministic for the same bits"
+        note(f"=> -cudnn {opt.cudnn}: a resumed run is equal up to rounding; {advice}")
 
 
 def report_few(opt, images, classes):

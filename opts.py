@@ -199,9 +199,8 @@ def with_places(given):
     """The given options, with a run's best model for its folder, and its folder for its files."""
     given, resumed = dict(given), given.get("resume", "none")
     if given.get("save") == "none":
-        raise InputError(
-            "-save none is reserved; to save to a folder called none, give -save ./none"
-        )
+        instead = "to save to a folder called none, give -save ./none"
+        raise InputError(f"-save none is reserved; {instead}")
     if "retrain" in given:
         given["retrain"] = regular_files.model_file(given["retrain"])
     if os.path.isdir(resumed):
