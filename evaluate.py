@@ -13,6 +13,7 @@ import datasets
 import opts
 from parallel import launch
 from parallel.guard import guard
+from parallel.signals import Interrupts
 from runtime import memory, options, process, regular_files
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, series, whole
@@ -83,6 +84,7 @@ def test(opt):
 
     import models
     from dataloader import DataLoader, settings
+    from engine import batchnorm
     from evaluation import classes, ensemble, logits, predictions
     from models.fold import folded
     from parallel import group
@@ -113,7 +115,9 @@ def test(opt):
     views = [ensemble.views(net, val, opt) for net in nets]
     if opt.recomputeBN:
         loader = DataLoader(train, device, training=True, batch_size=opt.batchSize, **both)
-        ensemble.recompute(nets, loader, opt, precision)
+        for net in nets:
+            batchnorm.check_input(net, train, opt.dataset)
+            batchnorm.recompute(net.train(), loader, 0, opt.recomputeBN, precision, Interrupts())
     images = ensemble.Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
     size = max(1, opt.batchSize // images.crops())  # in images
     loader = DataLoader(images, device, training=False, batch_size=size, **both)

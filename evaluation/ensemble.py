@@ -16,11 +16,10 @@ from torch import nn
 from datasets.input_spec import InputTransform
 from datasets.transforms import TenCrop
 from datasets.workers import image_name
-from engine import batchnorm, loop
+from engine import loop
 from engine.batchnorm import ADVICE
 from engine.metrics import MetricQueue, Metrics, Reporter
 from evaluation import scores
-from parallel.signals import Interrupts
 from runtime.errors import InputError
 from runtime.memory import out_of_memory
 from runtime.progress import Clock
@@ -126,13 +125,6 @@ class EnsembleMetrics(Metrics):
 
     soft1: int = 0
     soft5: int = 0
-
-
-def recompute(nets, loader, opt, precision):
-    """Re-estimate batch norm in each net (-recomputeBN) over training images."""
-    for net in nets:
-        batchnorm.check_input(net, loader.dataset, opt.dataset)
-        batchnorm.recompute(net.train(), loader, 0, opt.recomputeBN, precision, Interrupts())
 
 
 def views(net, dataset, opt):
