@@ -279,18 +279,15 @@ class DataLoader:
 
     def _death_message(self, ended):
         """One sentence about the workers that died; ended: {process id: exit code}."""
-        images = [
-            workers.image_name(self.dataset, index)
-            for pid, index in self.current.tolist()
-            if pid in ended and index >= 0
-        ]
+        read = [index for pid, index in self.current.tolist() if pid in ended and index >= 0]
+        images = ", ".join(workers.image_name(self.dataset, index) for index in read)
         pid, code = next(iter(ended.items()))
         name = signal.Signals(-code).name if code < 0 else None
         how = f"was killed by {name}" if name else f"exited with status {code}"
         hint = "perhaps out of memory; if so, lower -nThreads"
         if name == "SIGBUS":
             hint = "perhaps shared memory is too small (/dev/shm; docker run --shm-size)"
-        when = f"while reading {', '.join(images)}" if images else "between two batches"
+        when = f"while reading {images}" if images else "between two batches"
         return f"a loading worker (process {pid}) {how} {when}: {hint}"
 
     def _skip(self, unreadable, slices):

@@ -137,11 +137,9 @@ def _binary(source, data, where):
         right = f"it should have records of {record} bytes, one per image"
         raise InputError(f"{where} has {len(data)} bytes: {right}")
     records = np.frombuffer(data, np.uint8).reshape(-1, record)
-    labels = records[:, source.label_bytes - 1].astype(np.int64)
-    if labels.max() >= source.classes:
-        raise InputError(
-            f"{where} has a label {labels.max()}: labels are 0 to {source.classes - 1}"
-        )
+    labels, last = records[:, source.label_bytes - 1].astype(np.int64), source.classes - 1
+    if labels.max() > last:
+        raise InputError(f"{where} has a label {labels.max()}: labels are 0 to {last}")
     return records[:, source.label_bytes :].reshape(-1, 3, 32, 32), labels
 
 

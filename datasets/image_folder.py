@@ -139,21 +139,16 @@ class ImageFolder:
 
         N is -trainCrop or -testCrop, 224 in the original.
         """
+        normalize = t.ColorNormalize(self.mean, self.std)
         if self.split == "train":
-            return t.Compose(
-                [
-                    t.RandomSizedCrop(self.opt.trainCrop),
-                    t.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
-                    t.Lighting(0.1, EIGVAL, EIGVEC),
-                    t.ColorNormalize(self.mean, self.std),
-                    t.HorizontalFlip(0.5),
-                ]
-            )
-        crop = t.TenCrop if self.opt.tenCrop else t.CenterCrop
-        return t.Compose(
-            [
-                t.Scale(self.opt.testScale),
-                t.ColorNormalize(self.mean, self.std),
-                crop(self.opt.testCrop),
+            chain = [
+                t.RandomSizedCrop(self.opt.trainCrop),
+                t.ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4),
+                t.Lighting(0.1, EIGVAL, EIGVEC),
+                normalize,
+                t.HorizontalFlip(0.5),
             ]
-        )
+        else:
+            crop = t.TenCrop if self.opt.tenCrop else t.CenterCrop
+            chain = [t.Scale(self.opt.testScale), normalize, crop(self.opt.testCrop)]
+        return t.Compose(chain)

@@ -91,10 +91,7 @@ def exec(opt, cache_file):
     say("=> Generating list of images")
     names = classes(opt)
     numbers = {name: number for number, name in enumerate(names)}
-    info = {
-        "signature": np.array(stamp),
-        "classes": np.array([os.fsencode(name) for name in names]),
-    }
+    info = {"signature": np.array(stamp), "classes": np.array(list(map(os.fsencode, names)))}
     for split, kind in (("val", "validation"), ("train", "training")):
         paths, targets = np.zeros(0, "S1"), np.zeros(0, np.int64)
         if split in _sources(opt):

@@ -99,11 +99,9 @@ class Photo:
             x, y, width, height = region
             # The first reading goes on to the last row: libjpeg stops below a region, and would
             # not notice damage there
-            rows = height if self.checked else self.shape[0] - y
+            part = x, y, width, height if self.checked else self.shape[0] - y
             try:
-                pixels, (x, y, width, _) = self.decoder.decode_region(
-                    self.data, (x, y, width, rows), self.buffer
-                )
+                pixels, (x, y, *_) = self.decoder.decode_region(self.data, part, self.buffer)
                 return pixels, (x, y, width, height)
             except ValueError as error:
                 with _naming(self.path):
@@ -201,9 +199,8 @@ def _decode_bytes(data, source, buffer=None):
         if pixels is not None:
             return pixels, "", _turn(image)
         if image.width * image.height > LARGEST:
-            raise InputError(
-                f"{image.width} x {image.height} pixels are more than the limit of {LARGEST}"
-            )
+            size = f"{image.width} x {image.height} pixels"
+            raise InputError(f"{size} are more than the limit of {LARGEST}")
         odd = damage.check_photo(data)
         if image.format != "TIFF":
             image.load()
