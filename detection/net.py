@@ -108,6 +108,7 @@ class Detector(nn.Module):
             nms_thresh=config.get("nms", 0.5 if shared else 0.3),
             detections_per_img=config.get("maxBoxes", 100),
         )
+        self.roi_heads.box_coder = parts.BoxCoder((10.0, 10.0, 5.0, 5.0))
         if not shared:
             self.roi_heads.background, self.roi_heads.beta = 0.1, 1.0
 
@@ -182,8 +183,9 @@ class Detector(nn.Module):
         self.rpn.numbers, self.rpn.proposes = "testing", True
         maps = self._maps(self.rpn_trunk, images)
         proposals, _ = self.rpn(images, maps)
-        found = [{"boxes": boxes} for boxes in proposals]
-        if not proposing:
+        if proposing:
+            found = [{"boxes": boxes.cpu()} for boxes in proposals]
+        else:
             maps = maps if self.config["shared"] else self._maps(self.backbone, images)
             found, _ = self.roi_heads(maps, proposals, images.image_sizes)
         return self.transform.postprocess(found, images.image_sizes, sizes)
@@ -194,7 +196,10 @@ class Detector(nn.Module):
         for target, old, new in zip(targets or (), before, images.image_sizes):
             if "crowd" in target:  # torchvision's transform only knows "boxes"
                 target["crowd"] = resize_boxes(target["crowd"], old, new)
-            target |= {name: each.to(images.tensors.device) for name, each in target.items()}
+            target |= {
+                name: each.to(images.tensors.device, non_blocking=True)
+                for name, each in target.items()
+            }
         images.tensors = images.tensors.contiguous(memory_format=torch.channels_last)
         return images, targets
 
@@ -235,6 +240,7 @@ def _proposal_net(config, channels):
         **{"positive_fraction": 0.5, "nms_thresh": 0.7},
         **{"pre_nms_top_n": before, "post_nms_top_n": after},
     )
+    net.box_coder = parts.BoxCoder((1.0, 1.0, 1.0, 1.0))
     if not config["shared"]:
         net.inside_only = True
         net.min_size = config["anchors"][0] / 4  # 16 pixels with anchors from 64: docs/detection.md

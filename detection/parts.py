@@ -5,12 +5,18 @@ ProposalHead and RegionHeads return at least float32. RegionPool can also do RoI
 norms are frozen and folded into the convolutions before them: this keeps function, gradient and the
 names in the state dict, and needs one pass over the map in place of two. docs/detection.md lists
 what still differs from py-faster-rcnn.
+
+Each constant that is made on a GPU, each mask in an index and each `torch.where` of one waits for
+the GPU. Where torchvision has many of these, its code is written anew here; the results are equal.
 """
+
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torchvision import ops
+from torchvision.models.detection import _utils
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
@@ -39,8 +45,9 @@ class ProposalHead(RPNHead):
         anchors: their places in torchvision's order: image, row, column, anchor of that place.
         """
         count = self.cls_logits.out_channels
-        *places, own = torch.unravel_index(anchors, (len(x), *x.shape[2:], count))
-        image, row, column = (place[:, None, None] for place in places)
+        places, own = anchors[:, None, None] // count, anchors % count
+        places, column = places // x.shape[3], places % x.shape[3]
+        image, row = places // x.shape[2], places % x.shape[2]
         three, every = torch.arange(3, device=x.device), torch.arange(len(own), device=x.device)
         rows = F.pad(x, (1, 1, 1, 1)).permute(0, 2, 3, 1)  # (N, H + 2, W + 2, C)
         patches = rows[image, row + three[:, None], column + three]  # (n, 3, 3, C)
@@ -54,6 +61,35 @@ def _as_product(conv, patches):
     """A convolution at one place of each patch, as a matrix product, which is faster."""
     weight = conv.weight.permute(0, 2, 3, 1).flatten(1)
     return F.linear(patches.flatten(1), weight, conv.bias)
+
+
+class BoxCoder(_utils.BoxCoder):
+    """torchvision's, with its constants on the device."""
+
+    def _weights(self, like):
+        self.weights = torch.as_tensor(self.weights, dtype=like.dtype, device=like.device)
+        return self.weights
+
+    def encode_single(self, reference_boxes, proposals):
+        return _utils.encode_boxes(reference_boxes, proposals, self._weights(reference_boxes))
+
+    def decode_single(self, rel_codes, boxes):
+        boxes = boxes.to(rel_codes.dtype)[:, None]  # (N, 1, 4), and (N, classes, 4)
+        codes = rel_codes.unflatten(1, (-1, 4)) / self._weights(rel_codes)
+        sides = boxes[..., 2:] - boxes[..., :2]
+        middle = codes[..., :2] * sides + (boxes[..., :2] + 0.5 * sides)
+        half = 0.5 * (codes[..., 2:].clamp(max=self.bbox_xform_clip).exp() * sides)
+        return torch.cat([middle - half, middle + half], 2).flatten(1)
+
+
+def draw(sampler, labels):
+    """The places of the positive and of the negative labels that torchvision's sampler draws."""
+    chosen, most = [], int(sampler.batch_size_per_image * sampler.positive_fraction)
+    for places in (torch.where(labels >= 1)[0], torch.where(labels == 0)[0]):
+        order = torch.randperm(len(places), device=labels.device)
+        chosen.append(places[order[:most]].sort().values)
+        most = sampler.batch_size_per_image - len(chosen[0])
+    return chosen
 
 
 class ProposalNet(RegionProposalNetwork):
@@ -77,8 +113,12 @@ class ProposalNet(RegionProposalNetwork):
 
         At all other anchors the gradient is zero, and computing it takes a seventh of a step.
         """
-        chosen = [torch.where(torch.cat(each))[0] for each in self.fg_bg_sampler(labels)]
-        positive, sampled = chosen[0], torch.cat(chosen)
+        starts = accumulate(map(len, labels), initial=0)
+        chosen = [
+            [at + k for k in draw(self.fg_bg_sampler, own)] for at, own in zip(starts, labels)
+        ]
+        positive, negative = map(torch.cat, zip(*chosen))
+        sampled = torch.cat([positive, negative])
         logits, deltas = self.head.at(self.maps, sampled)
         regression, labels = torch.cat(regression)[positive], torch.cat(labels)[sampled]
         box = F.smooth_l1_loss(deltas[: len(positive)], regression, beta=1 / 9, reduction="sum")
@@ -90,22 +130,33 @@ class ProposalNet(RegionProposalNetwork):
     def post_nms_top_n(self):
         return self._post_nms_top_n[self.numbers]
 
-    def filter_proposals(self, *args):
-        return super().filter_proposals(*args) if self.proposes else ([], [])
+    def filter_proposals(self, proposals, objectness, image_shapes, num_anchors_per_level):
+        if not self.proposes:
+            return [], []
+        (count,), found = num_anchors_per_level, []
+        logits, best = objectness.reshape(-1, count).topk(min(count, self.pre_nms_top_n()))
+        for boxes, scores, order, shape in zip(proposals, logits.sigmoid(), best, image_shapes):
+            boxes = ops.clip_boxes_to_image(boxes[order], shape)
+            large = ops.remove_small_boxes(boxes, self.min_size)
+            boxes, scores = boxes[large], scores[large]
+            found.append(boxes[ops.nms(boxes, scores, self.nms_thresh)[: self.post_nms_top_n()]])
+        return found, []
 
     def assign_targets_to_anchors(self, anchors, targets):
-        labels, boxes = [], []
-        for all_anchors, target, size in zip(anchors, targets, self.image_sizes):
-            allowed = self._allowed(all_anchors, size)
-            # for an object that no anchor meets, every anchor would be the best, with an IoU of 0
-            met = ops.box_iou(target["boxes"], all_anchors[allowed]).any(1)
-            objects = [{"boxes": target["boxes"][met]}]
-            own, matched = super().assign_targets_to_anchors([all_anchors[allowed]], objects)
-            label = own[0].new_full((len(all_anchors),), -1.0)  # -1: takes no part in the loss
-            box = all_anchors.to(matched[0].dtype, copy=True)  # so that the anchors do not change
-            label[allowed], box[allowed] = own[0], matched[0]
-            labels.append(label)
-            boxes.append(box)
+        labels, boxes, matcher = [], [], self.proposal_matcher
+        for own, target, size in zip(anchors, targets, self.image_sizes):
+            allowed = self._allowed(own, size)
+            objects = F.pad(
+                target["boxes"], (0, 0, 0, 1)
+            )  # with an empty box: there may be no other
+            iou = ops.box_iou(objects, own) * allowed
+            highest, nearest = iou.max(0)
+            # an object that no anchor meets has no best one; else every anchor would be, with 0
+            best = ((iou == iou.amax(1, keepdim=True)) & (iou > 0)).any(0)
+            label = torch.where(highest < matcher.low_threshold, 0.0, -1.0)
+            label = label.masked_fill(best | (highest >= matcher.high_threshold), 1.0)
+            labels.append(label.masked_fill(~allowed, -1.0))  # -1: takes no part in the loss
+            boxes.append(objects[nearest])
         return labels, boxes
 
     def _allowed(self, anchors, size):
@@ -113,7 +164,7 @@ class ProposalNet(RegionProposalNetwork):
         left, top, right, bottom = anchors.unbind(1)
         inside = (left >= 0) & (top >= 0) & (right <= size[1]) & (bottom <= size[0])
         # no anchor is inside an image that is smaller than all of them
-        return inside if self.inside_only and inside.any() else torch.ones_like(inside)
+        return inside | ~inside.any() if self.inside_only else torch.ones_like(inside)
 
 
 class RegionPool(nn.Module):
@@ -151,7 +202,10 @@ class RegionHeads(RoIHeads):
             )
             return [], dict(zip(("classifier", "box"), found))
         found = self.postprocess_detections(logits, deltas, proposals, image_shapes)
-        return [dict(zip(("boxes", "scores", "labels"), parts)) for parts in zip(*found)], {}
+        return [_on_host(*parts) for parts in zip(*found)], {}
+
+    def subsample(self, labels):
+        return [torch.cat(draw(self.fg_bg_sampler, own)).sort().values for own in labels]
 
     def select_training_samples(self, proposals, targets):
         self.crowds = [target.get("crowd") for target in targets]
@@ -169,6 +223,12 @@ class RegionHeads(RoIHeads):
                     hidden[len(region) - len(boxes) :] = False  # the objects themselves
                     label[hidden] = -1
         return matches, labels
+
+
+def _on_host(boxes, scores, labels):
+    """What was found in an image, copied at once."""
+    rows = torch.cat([boxes, scores[:, None], labels[:, None]], 1).cpu()
+    return {"boxes": rows[:, :4], "scores": rows[:, 4], "labels": rows[:, 5].long()}
 
 
 def region_losses(logits, deltas, labels, regression, beta):

@@ -178,10 +178,11 @@ class Trainer(loop.Loop):
                     count["found"] += int((overlap >= 0.5).any(1).sum())
                     count["objects"] += len(boxes)
                     continue
-                parts = [found[name].cpu().numpy() for name in ("boxes", "scores", "labels")]
+                parts = [found[name].numpy() for name in ("boxes", "scores", "labels")]
                 own.append((images.place(code), *parts))
                 count["found"] += len(parts[1])
-            return {name: torch.tensor(n, device=self.device) for name, n in count.items()}
+            # filled there, because a copy would wait for the GPU
+            return {name: torch.full((), n, device=self.device) for name, n in count.items()}
 
         loop.test(epoch, loader, total, detect, self.queue, self.reporter)
         self.found = sum(group.all_gather(own), [])

@@ -215,8 +215,8 @@ class Loader:
 
 
 @pytest.mark.parametrize("precision", ["double", "half"])
-def test_a_detectors_step(precision):
-    """In half precision it runs; in double precision it is the CPU's."""
+def test_a_detectors_step(precision, waits):
+    """In half precision it runs with few waits; in double precision it is the CPU's."""
     found = {}
     for device in (CPU, GPU) if precision == "double" else (GPU,):
         torch.manual_seed(1)
@@ -229,5 +229,10 @@ def test_a_detectors_step(precision):
         trainer = Trainer(model, device, streams, precision=precision)
         done = trainer.train(1, schedule.epoch_of(streams, 1))
         found[device] = done.mean_loss, done.losses["objectness"]
+    gpu.WAITS.clear()
+    trainer.train(2, schedule.epoch_of(streams, 1))
+    # per slice: places drawn 2 + 2, large proposals, NMS, positive regions; per batch: its codes,
+    # this loader's, the report
+    assert waits() <= (7 * 2 + 3) * 2
     if precision == "double":
         assert found[GPU] == pytest.approx(found[CPU], rel=1e-9)

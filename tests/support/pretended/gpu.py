@@ -150,8 +150,11 @@ class PretendedGPU(TorchDispatchMode):
                     shape = tuple(tensor.shape)
                     raise RuntimeError(f"{name}: one tensor, of shape {shape}, is on the CPU")
                 count_wait(f"{name} by an index on the CPU")
-        masks = args[1] if name in INDEXING else ()
-        if name in WAITING or any(t is not None and t.dtype == torch.bool for t in masks):
+        indexing = name in INDEXING
+        by_mask = indexing and any(t is not None and t.dtype == torch.bool for t in args[1])
+        # a number of the host fills a mask without a wait, but is copied for places
+        number = indexing and name != "index" and not args[2].is_cuda
+        if name in WAITING or by_mask != number:
             count_wait(name)
         if name.startswith("_fused"):
             lists = [a for a in args if isinstance(a, (list, tuple)) and a][:3]
