@@ -14,7 +14,7 @@ import opts
 from parallel import launch
 from parallel.guard import guard
 from parallel.signals import Interrupts
-from runtime import memory, options, process, regular_files
+from runtime import options, process, regular_files
 from runtime.errors import InputError
 from runtime.options import LONGEST, Options, boolean, series, whole
 from runtime.terminal import Terminal
@@ -91,8 +91,6 @@ def test(opt):
     from runtime.precision import Precision
 
     device = group.join()
-    if device.type == "cpu":
-        memory.keep_freed()
     # with -dense, images differ in size, and cuDNN would time its algorithms again for each size
     cudnn = opt.given.get("cudnn", "default") if opt.dense else opt.cudnn
     models.set_backend(cudnn, opt.precision)

@@ -11,7 +11,7 @@ import models
 import opts
 from parallel import guard, launch
 from parallel.signals import Interrupts
-from runtime import memory, process
+from runtime import process
 from runtime.errors import InputError
 from runtime.progress import Clock
 from runtime.terminal import Terminal, note, say
@@ -186,8 +186,6 @@ def opened(start):
     from storage.run_folder import RunFolder
 
     device = group.join()
-    if device.type == "cpu":
-        memory.keep_freed()
     with Terminal(start.progress), RunFolder(start.save, not start.testOnly) as folder:
         folder_to_resume = start.save if checkpoints.restarted(start.save) else start.resume
         checkpoint = checkpoints.latest(folder_to_resume)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from parallel import interface, launch
-from runtime import process
+from runtime import memory, process
 from runtime.errors import InputError, cause
 from runtime.process import leave, script
 from runtime.terminal import complain, note
@@ -40,6 +40,7 @@ def join():
             torch.cuda.set_device(device)
         _connect(device)
     if device.type == "cpu":
+        memory.keep_freed()
         note("=> No CUDA device: running on the CPU")
     if world_size() > 1:
         note(f"=> {world_size()} processes on {device.type}")

@@ -121,13 +121,16 @@ def _encoded(lines):
 
 def header(opt, model, device):
     """The first line: options, versions, net, device, and the slices that batch norm sees."""
+    git = ("git", "--no-optional-locks", "-C", ROOT)
+    changes = _output(*git, "status", "--porcelain", "--untracked-files=no")
     line = {
         "options": dict(opt.values),
         "python": sys.version.split()[0],
         "torch": str(torch.__version__),  # a plain str instead of torch's subclass
         "torchvision": importlib.metadata.version("torchvision"),
         "numpy": np.__version__,
-        **_source(),
+        "commit": _output(*git, "rev-parse", "HEAD"),  # None outside a clone
+        "changed": None if changes is None else bool(changes),
         "net": model.config,  # the options do not describe a net from a file
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "processes": group.world_size(),
@@ -138,7 +141,9 @@ def header(opt, model, device):
     if device.type == "cuda":
         # one device for each process
         line |= {"device": torch.cuda.get_device_name(device), "devices": line["processes"]}
-        return {**line, "cuda": torch.version.cuda, "driver": _driver()}
+        drivers = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+        driver = drivers.split()[0] if drivers else None
+        return {**line, "cuda": torch.version.cuda, "driver": driver}
     return {**line, "device": device.type, "threads": torch.get_num_threads()}
 
 
@@ -183,26 +188,10 @@ def scalars(line):
     """The numbers of an epoch's line as TensorBoard tags: {"train/top1": 12.5, ...}."""
     found = {}
     for name, value in line.items():
-        if isinstance(value, dict):
-            found.update({f"{name}/{part}": number for part, number in value.items()})
-        else:
-            found[name] = value
+        parts = value.items() if isinstance(value, dict) else ()
+        found |= {f"{name}/{part}": number for part, number in parts} or {name: value}
     found.pop("epoch", None)
     return {name: value for name, value in found.items() if type(value) in (int, float)}
-
-
-def _source():
-    """The commit of this repository and whether its files were changed; None outside a clone."""
-    git = ("git", "--no-optional-locks", "-C", ROOT)
-    commit = _output(*git, "rev-parse", "HEAD")
-    changes = _output(*git, "status", "--porcelain", "--untracked-files=no")
-    return {"commit": commit, "changed": None if changes is None else bool(changes)}
-
-
-def _driver():
-    """The version of NVIDIA's driver, or None."""
-    versions = _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
-    return versions.split()[0] if versions else None
 
 
 def _output(*command):
