@@ -39,6 +39,7 @@ def guard(main):
 
 def end(error):
     """Exit with the sentence and the status of an error or an interrupt."""
+    prints = is_rank_0()
     if isinstance(error, Interrupted):
         from parallel import group
 
@@ -50,25 +51,22 @@ def end(error):
     elif isinstance(error, BrokenPipeError):  # before or after the run, as in `-help | head`
         leave(141)  # as of SIGPIPE
     else:
-        fail(error)
-    if is_rank_0():
+        status = 1
+        message, prints = _failure(error)
+    if prints:
         complain(f"{script()}: {message}")
     leave(status)
 
 
-def fail(error):
-    """Exit with status 1. Of several processes only the first that failed prints its error."""
-    message, first = sentence(error), True
-    if message is None:
-        message = "".join(traceback.format_exception(error)).rstrip()
-    if launch.joined() and "torch" in sys.modules:  # else torch, and so group, cannot be imported
-        from parallel import group
+def _failure(error):
+    """(what to say, whether this process says it: of several, only the first that failed)."""
+    message = sentence(error) or "".join(traceback.format_exception(error)).rstrip()
+    if not launch.joined() or "torch" not in sys.modules:  # without torch, group has no import
+        return message, True
+    from parallel import group
 
-        if group.lost_peer(error):
-            time.sleep(3)  # the failed process prints first; parent or agent may end this one
-            who = f"rank {group.rank()} on {socket.gethostname()}"
-            message = f"{who} lost the other processes: {group.reason(error)}"
-        first = group.first_to_fail()
-    if first:
-        complain(f"{script()}: {message}")
-    leave(1)
+    if group.lost_peer(error):
+        time.sleep(3)  # the failed process prints first; parent or agent may end this one
+        who = f"rank {group.rank()} on {socket.gethostname()}"
+        message = f"{who} lost the other processes: {group.reason(error)}"
+    return message, group.first_to_fail()

@@ -16,7 +16,7 @@ import sys
 import time
 import zlib
 
-from parallel.signals import PARENT, Copies, announcement, ended_at_once, handle
+from parallel.signals import PARENT, announcement, ended_at_once, handle
 from runtime import process, terminal
 from runtime.errors import InputError
 from runtime.terminal import complain, note
@@ -144,9 +144,8 @@ def run(script, argv, count, folder=None):
     # The parent keeps the store through which the processes meet, so that no other program can take
     # its port meanwhile, and the store outlives every process.
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    received, is_copy = [], Copies()
-    handled = handle(lambda signum, _: is_copy(signum) or received.append(signum))
-    children = []
+    received, children = [], []
+    handled = handle(received.append)
     try:
         for rank in range(count):
             children.append(_start(script, argv, rank, count, store.port))

@@ -48,7 +48,6 @@ class Interrupts:
         self.seconds = 60 * minutes
         self.last = time.monotonic()
         self.alone = os.environ.get("WORLD_SIZE", "1") == "1"  # else all processes stop together
-        self.is_copy = Copies()
         self.waiting = None  # while waiting for a batch: since when, and arguments of `poll`
         self.lock = threading.Lock()  # held by the watchdog while it ends the process
 
@@ -76,9 +75,7 @@ class Interrupts:
         # find the cycle during other work, and torch would wait 5 s for each of the workers.
         self.save = None
 
-    def _receive(self, signum, _):
-        if self.is_copy(signum):
-            return
+    def _receive(self, signum):
         index = SIGNALS.index(signum)
         # a second Ctrl-C in a program that continues afterwards, such as a notebook
         if signum == signal.SIGINT and self.received[index] and not self.end:
@@ -209,7 +206,7 @@ class Copies:
 
 
 def handle(handler):
-    """Set the handler of SIGNALS; returns the previous handlers by signal.
+    """Let handler(signum) handle SIGNALS, without copies; returns the previous handlers by signal.
 
     Outside the main thread, where Python sets no handlers, there are none: no signal saves the run.
 
@@ -219,8 +216,9 @@ def handle(handler):
     if threading.current_thread() is not threading.main_thread():
         note("=> not in the main thread: no signal saves this run, -saveEvery does")
         return {}
+    is_copy = Copies()
     return {
-        signum: signal.signal(signum, handler)
+        signum: signal.signal(signum, lambda signum, _: is_copy(signum) or handler(signum))
         for signum in SIGNALS
         if signum == signal.SIGINT or signal.getsignal(signum) != signal.SIG_IGN
     }

@@ -78,7 +78,17 @@ def begin():
         for signum in SIGNALS:
             if signal.getsignal(signum) == signal.SIG_DFL:
                 signal.signal(signum, _end)
-    open_standard_streams()
+    # Open file descriptors that are closed, so that no other file gets their numbers
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
+    # A closed stream is None, and print(file=None) would write to stdout: discard its lines
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            lost = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
+            setattr(sys, name, lost)
     if sys.stdout.errors == "strict":  # as stderr does, print as escapes what the encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -92,23 +102,6 @@ def _end(signum, _):
     name = os.path.basename(sys.argv[0])
     os.write(2, f"{name}: interrupted by {signal.Signals(signum).name}\n".encode())
     leave(128 + signum)
-
-
-def open_standard_streams():
-    """Open those of file descriptors 0 to 2 that are closed, so that no other file gets the number.
-
-    For a closed stderr sys.stderr is None, and print(file=sys.stderr) would write to stdout. A
-    closed stream is replaced by one that discards what is printed.
-    """
-    for descriptor in range(3):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            lost = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
-            setattr(sys, name, lost)
 
 
 def print_names():
