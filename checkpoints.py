@@ -20,7 +20,7 @@ from parallel import group
 from runtime.errors import InputError, shown
 from runtime.progress import slow
 from runtime.terminal import note, say
-from storage import atomic, schema, tensors
+from storage import atomic, schema
 from storage.run_folder import EPOCH, INSIDE
 
 
@@ -175,7 +175,7 @@ def _torch7_state(path, model):
     """The state of optim.sgd. dfdx is the momentum, all parameters in one vector."""
     found = model_files.load_t7(path)
     fields = found if isinstance(found, dict) else {}
-    fault = tensors.fault(fields.get("dfdx"))
+    fault = schema.tensor_fault(fields.get("dfdx"))
     if fault:
         raise InputError(f"{path} is not a checkpoint of the original program: its dfdx {fault}")
     options = {name: fields.get(name) for name in ("momentum", "weightDecay")}

@@ -7,7 +7,7 @@ from formats import model_files
 from runtime import regular_files
 from runtime.errors import InputError, cause, shown
 from runtime.options import EXACT, LONGEST
-from storage import atomic, tensors
+from storage import atomic
 
 ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, ImportError)
 
@@ -46,7 +46,7 @@ def load_detector(source, saved=None, **settings):
         wrong = [n for n in own if n not in state or state[n].shape != own[n].shape]
         if wrong or len(own) != len(state):
             raise InputError(f"its weights do not fit its config: {(wrong or ['too many'])[0]}")
-        model.load_state_dict(tensors.separate(state), assign=True)
+        model.load_state_dict(model_files.separate(state), assign=True)
         model.classes = list(map(str, saved["classes"]))
         spec = model_files.checked_spec(source, saved["preprocessing"])
         if spec is None:

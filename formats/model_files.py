@@ -24,7 +24,7 @@ from formats import hubs, other_files, state_dicts, t7, torch7
 from runtime import regular_files
 from runtime.errors import InputError, cause, shown
 from runtime.options import LONGEST
-from storage import archives, atomic, tensors
+from storage import archives, atomic, schema
 
 EXTENSIONS = (".pth", ".safetensors", ".t7")  # that `write` knows
 DETECTOR = "faster_rcnn"  # the net of a detector's config (detection/files.py)
@@ -253,12 +253,26 @@ def check_state(path, state):
             raise InputError(f"{path} has no state dict of a net: {shown(name)} is {others}")
 
 
+def separate(state):
+    """The tensors of a state dict; those that share memory are copied.
+
+    Training writes to parameters in place; with shared memory this would change others as well.
+    """
+    seen, found = set(), {}
+    for name, tensor in state.items():
+        memory = tensor.untyped_storage()
+        alone = memory.nbytes() == tensor.nbytes and memory.data_ptr() not in seen
+        seen.add(memory.data_ptr())
+        found[name] = tensor if alone else tensor.clone()
+    return found
+
+
 def _fault(name, tensor):
     if name.endswith("num_batches_tracked") and isinstance(tensor, torch.Tensor):
         whole = tensor.dtype == torch.int64 and tensor.device.type == "cpu" and not tensor.ndim
         if whole or not tensor.is_floating_point():
             return None if whole else "is not a number of batches"
-    fault = tensors.fault(tensor)
+    fault = schema.tensor_fault(tensor)
     if fault is None and name.endswith("running_var") and tensor.numel() and tensor.min() < 0:
         return "has a negative variance"
     return fault

@@ -20,7 +20,6 @@ from runtime.errors import InputError, cause, shown
 from runtime.precision import Precision
 from runtime.progress import slow
 from runtime.terminal import note, say
-from storage import tensors
 
 # raised by a configuration of no net, or by weights that do not fit
 _ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
@@ -121,7 +120,7 @@ def load_file(source, classifier=True):
             with torch.device("meta"):
                 model = from_config(content["config"])
             _check_fits(model, content["model"])
-            model.load_state_dict(tensors.separate(content["model"]), assign=True)
+            model.load_state_dict(model_files.separate(content["model"]), assign=True)
         except _ERRORS as error:
             raise InputError(f"{source} is not a net of this program: {cause(error)}") from None
     spec = content["preprocessing"]

@@ -22,7 +22,7 @@ import torch
 from parallel import group
 from runtime.errors import InputError, cause
 from runtime.terminal import note
-from storage import atomic, lock, log, tensorboard, tensors
+from storage import atomic, lock, log, schema, tensorboard
 
 INSIDE = "inside_epoch.pth"
 # The files that a run leaves, except its lock. A Torch7 program's are not ours.
@@ -376,7 +376,7 @@ class _Writer:
 def _check_finite(model, state):
     """InputError for a state that could not be read again."""
     for name, tensor in [*model["model"].items(), *state["momentum"].items()]:
-        fault = tensors.fault(tensor) if tensor.is_floating_point() else None
+        fault = schema.tensor_fault(tensor) if tensor.is_floating_point() else None
         if fault:
             raise InputError(f"{name} {fault}")
 

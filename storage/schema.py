@@ -7,10 +7,13 @@ checkpoints.py checks the values of the options, because it knows the option tab
 
 import math
 
+import torch
+
 from runtime.errors import InputError, shown
 from runtime.options import EXACT
-from storage import atomic, tensors
+from storage import atomic
 
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 SCALER = {"scale", "growth_factor", "backoff_factor", "growth_interval", "_growth_tracker"}
 
 
@@ -26,10 +29,25 @@ def read_state(path):
         if name in state and not is_valid(state[name]):
             raise InputError(f"{foreign} {name} is {shown(state[name])}")
     for name, tensor in state["momentum"].items():
-        fault = "is not a name" if not isinstance(name, str) else tensors.fault(tensor)
+        fault = "is not a name" if not isinstance(name, str) else tensor_fault(tensor)
         if fault:
             raise InputError(f"{foreign} momentum is wrong: {shown(name)} {fault}")
     return {**state, "file": path}
+
+
+def tensor_fault(tensor):
+    """Why a tensor cannot be weights or momentum of a net, as a phrase; None if it can."""
+    if not isinstance(tensor, torch.Tensor):
+        return "is not a tensor of weights"
+    is_dense = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    # an expanded view has more numbers than its memory
+    is_dense = is_dense and tensor.untyped_storage().nbytes() >= tensor.nbytes
+    if not is_dense or tensor.dtype not in _DTYPES:
+        wanted = "of weights, dense and in memory of its own, of 16, 32 or 64-bit floats"
+        return f"is not a tensor {wanted}: it is of {tensor.dtype}"
+    if tensor.numel() and not all(map(torch.isfinite, tensor.aminmax())):
+        return "has a value that is not finite: that training diverged"
+    return None
 
 
 def is_count(value):
