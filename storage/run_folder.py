@@ -115,15 +115,15 @@ class RunFolder:
 
         checkpoint: that in this folder, or None. Returns the folder if there were such files.
         """
-        names = [name for name in os.listdir(self.path) if OURS.fullmatch(name)]
-        own = {name for name in names if self._is_own(name, checkpoint)}
-        if own.issuperset(names):
+        names = filter(OURS.fullmatch, os.listdir(self.path))
+        others = [name for name in names if not self._is_own(name, checkpoint)]
+        if not others:
             return None
         folders = (self._file(f"earlier-{n}") for n in itertools.count(1))
         folder = next(itertools.filterfalse(os.path.exists, folders))
         os.mkdir(folder)
         # latest.pth first: the folder must not resume by half of its files
-        for name in sorted({*names} - own, key=lambda name: name != "latest.pth"):
+        for name in sorted(others, key=lambda name: name != "latest.pth"):
             os.rename(self._file(name), os.path.join(folder, name))
         note(f"=> {self.path} had files of an earlier run, which are now in {folder}")
         return folder
@@ -241,18 +241,19 @@ class RunFolder:
         """Wait until the last save is finished."""
         self.writer.wait()
 
-    def _try_to_save(self, what, write, *content):
+    def _try_to_save(self, what, write, model, state, *more):
         """In the thread: write; a full disk, or a value that is not finite, is a line, no error."""
-        epoch = content[1]["epoch"]
+        epoch = state["epoch"]
         try:
             self._make_again()
+            _check_finite(model, state)
             try:
-                write(*content)
+                write(model, state, *more)
             except OSError as error:
                 # to make room, but the newest whole checkpoint stays
                 if error.errno not in FULL or not self._remove_old(epoch, self.whole):
                     raise
-                write(*content)
+                write(model, state, *more)
             self.saved, self.whole, self.failure = what, epoch, None
         except (OSError, InputError) as error:
             self.failure = cause(error)
@@ -281,7 +282,6 @@ class RunFolder:
             )
 
     def _write_epoch(self, model, state, is_best):
-        _check_finite(model, state)
         epoch = state["epoch"]
         model_file, optim_file = f"model_{epoch}.pth", f"optimState_{epoch}.pth"
         if is_best:
@@ -299,7 +299,6 @@ class RunFolder:
         self._remove_old(epoch)
 
     def _write_inside(self, model, state):
-        _check_finite(model, state)
         self._write_best()
         self.log.write()
         # one file: it is replaced while latest.pth names it, so model and state must change at once
