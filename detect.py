@@ -227,18 +227,18 @@ def run(start, argv, end):
         check_options(opt)
         opts.report_saved(opt)
         torch.manual_seed(opt.manualSeed)
-        opt, streams, val_loader = data(opt, device)
+        opt, steps, val_loader = data(opt, device)
         opt, model = setup(opt, checkpoint, val_loader.dataset.source.names, device)
 
-        last, every = (streams[-1].last, streams[-1].every) if streams else (0, 0)
+        last, every = (steps[-1].last, steps[-1].every) if steps else (0, 0)
         command = opts.resume_command(argv, opt.save, "detect.py", OPTIONS)
         trainer = Trainer(
             model,
             device,
-            streams,
+            steps,
             **{"seed": opt.manualSeed, "momentum": opt.momentum, "decay": opt.weightDecay},
             precision=opt.precision,
-            data=dataloader.fingerprints([*(s.loader for s in streams[-1:]), val_loader]),
+            data=dataloader.fingerprints([*(s.loader for s in steps[-1:]), val_loader]),
             reporter=Reporter(Clock(last, every, val_loader.size()), opt.printEvery),
             interrupts=Interrupts(opt.saveEvery, opt.save, command, end),
         )
@@ -249,7 +249,7 @@ def run(start, argv, end):
             trainer.load_state(checkpoint)
 
         def loader(epoch):
-            return schedule.epoch_of(streams, epoch)
+            return schedule.epoch_of(steps, epoch)
 
         def test_epoch(epoch):
             return test(epoch, trainer, val_loader, os.path.join(opt.save, "detections.json"))
@@ -273,9 +273,9 @@ def best(errors):
 
 
 def data(opt, device):
-    """(the options of the run, the streams of its steps, the loader of the validation images).
+    """(the options of the run, its steps, the loader of the validation images).
 
-    A test alone has no streams. Unless it is given, the schedule follows the number of images.
+    A test alone has no steps. Unless it is given, the schedule follows the number of images.
     """
     import dataloader
     from detection import images, schedule
@@ -287,16 +287,15 @@ def data(opt, device):
     if opt.testOnly:
         return opt, [], val_loader
     opt = schedule.fitted(opt, train.size())
-    rpn = schedule.Step("rpn", opt.rpnLR, opt.rpnIterations, opt.rpnBatchSize, opt.warmup)
-    name = "shared" if opt.shared else "fast"
-    last = schedule.Step(name, opt.LR, opt.iterations, opt.batchSize, opt.warmup)
-    streams = []
+    rpn = "rpn", opt.rpnLR, opt.rpnIterations, opt.rpnBatchSize
+    last = "shared" if opt.shared else "fast", opt.LR, opt.iterations, opt.batchSize
+    steps = []
     for step in [last] if opt.shared else [rpn, last]:
-        loader = dataloader.DataLoader(train, training=True, batch_size=step.batch, **both)
-        first = streams[-1].last + 1 if streams else 1
-        streams.append(schedule.Stream(step, loader, first, opt.epochSize))
-    say(f"=> {train.summary()}; {streams[-1].last} epochs of {streams[-1].every} iterations")
-    return opt, streams, val_loader
+        loader = dataloader.DataLoader(train, training=True, batch_size=step[-1], **both)
+        first, every = steps[-1].last + 1 if steps else 1, opt.epochSize or loader.size()
+        steps.append(schedule.Step(*step, opt.warmup, loader, every, first))
+    say(f"=> {train.summary()}; {steps[-1].last} epochs of {steps[-1].every} iterations")
+    return opt, steps, val_loader
 
 
 def setup(opt, checkpoint, names, device):
@@ -334,11 +333,9 @@ def setup(opt, checkpoint, names, device):
         net = models.load_file(source, classifier=False)
         if opt.recomputeBN:
             recompute(opt, net, device)
-        config = settings | {
-            **{"shared": opt.shared, "anchors": list(opt.anchors)},
-            **{"proposals": list(opt.proposals), "pool": opt.pool, **caps},
-        }
-        model = files.from_classifier(net.float(), config, names)
+        own = {"shared": opt.shared, "pool": opt.pool}
+        own |= {"anchors": list(opt.anchors), "proposals": list(opt.proposals)}
+        model = files.from_classifier(net.float(), settings | own | caps, names)
     if model.classes != names:
         other = next(iter({*names} ^ {*model.classes}), "another order")
         raise InputError(

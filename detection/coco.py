@@ -269,20 +269,16 @@ def open_split(data, name, folder, gen=""):
     above = os.path.dirname(beside) if os.path.basename(beside) == "annotations" else data
     usual = (stem, f"images/{stem}", f"{stem}/images", "images", "data", "")
     roots = dict.fromkeys((data, above, beside))
-    folders = [beside] if _is_json(name) else []
+    folders = [beside] if name.lower().endswith(".json") else []
     folders += [os.path.join(root, sub) for root in roots for sub in usual]
     others = glob.glob(os.path.join(glob.escape(above), "*", ""))
     folders += others if len(others) == 1 else []  # of several, the images may be in another
     return Coco(path, folders, gen)
 
 
-def _is_json(name):
-    return name.lower().endswith(".json")
-
-
 def _annotations_path(data, name):
     """The file of a split. A .json file is looked for in `data`, then in the current folder."""
-    if _is_json(name):
+    if name.lower().endswith(".json"):
         return _first((os.path.join(data, name), name), os.path.isfile)
     return os.path.join(data, "annotations", f"instances_{name}.json")
 

@@ -19,7 +19,6 @@ from models.blocks import Net
 from runtime.errors import InputError
 
 CAPS = ("maxBoxes", "leastScore", "nms")  # of what a test finds; a config may lack them
-TRUNKS = ("backbone", "rpn_backbone")  # a shared Detector has only the first
 RPN_LOSSES = {"objectness": "loss_objectness", "proposal": "loss_rpn_box_reg"}  # torchvision's
 RATIOS = (0.5, 1.0, 2.0)  # height to width of the anchors
 
@@ -31,21 +30,18 @@ class Trunk(nn.Sequential):
         children = dict(net.named_children())
         before = list(children).index(net.stages[-1])
         super().__init__(OrderedDict(list(children.items())[:before]))
-        self.stages = net.stages[:-1]
-        self.out_channels = getattr(net, self.stages[-1])[-1].outputs
-        self.stride = (4 if net.maxpool is not None else 1) * 2 ** (len(self.stages) - 1)
-
-    def parts(self):
-        """The names of the parts, as -freeze counts them."""
-        return ["conv1", *self.stages]
+        stages = net.stages[:-1]
+        self.parts = ["conv1", *stages]  # as -freeze counts them
+        self.out_channels = getattr(net, stages[-1])[-1].outputs
+        self.stride = (4 if net.maxpool is not None else 1) * 2 ** (len(stages) - 1)
 
     def freeze_first(self, count):
         """Hold the first `count` parts still: the first layers, then the stages."""
-        names = self.parts()
-        if count > len(names):
-            parts = f"the first layers and {len(self.stages)} stages before the last"
-            raise InputError(f"-freeze {count}: give at most {len(names)}, {parts}")
-        for name in names[:count]:
+        most = len(self.parts)
+        if count > most:
+            parts = f"the first layers and {most - 1} stages before the last"
+            raise InputError(f"-freeze {count}: give at most {most}, {parts}")
+        for name in self.parts[:count]:
             getattr(self, name).requires_grad_(False)
 
 
@@ -210,11 +206,12 @@ class Detector(nn.Module):
     def of_step(self, step, held=0):
         """{name: parameter} that a step trains if -freeze is `held`."""
         names = {"rpn": ("rpn.", "rpn_backbone."), "fast": ("backbone.", "roi_heads.")}
-        still = [f"{trunk}.{part}." for trunk in TRUNKS for part in self.backbone.parts()[:held]]
+        trunks, parts = ("backbone", "rpn_backbone"), self.backbone.parts[:held]
+        still = tuple(f"{trunk}.{part}." for trunk in trunks for part in parts)
         return {
             name: parameter
             for name, parameter in self.named_parameters()
-            if name.startswith(names.get(step, "")) and not name.startswith(tuple(still))
+            if name.startswith(names.get(step, "")) and not name.startswith(still)
         }
 
     def trained(self, step):

@@ -14,13 +14,28 @@ TESTS = 12  # of a step, where the schedule follows the number of images
 
 
 class Step(NamedTuple):
-    """A step of the training: what is trained, how long, at which rate."""
+    """A step of the training: what is trained, how long, at which rate.
+
+    Its epochs go over as many passes of the loader as they take.
+    """
 
     name: str  # "rpn", "fast" or "shared"
     rate: float
     iterations: tuple  # where the rate drops x0.1; the last one ends the step
     batch: int  # images
     warmup: int  # iterations over which the rate rises from a thousandth; 0: none
+    loader: object  # a DataLoader
+    every: int  # iterations in an epoch
+    first: int = 1  # number of the first epoch
+
+    @property
+    def last(self):
+        """The number of the last epoch."""
+        return self.first + math.ceil(self.iterations[-1] / self.every) - 1
+
+    def start(self, epoch):
+        """The first iteration of an epoch, counted from 0 in the step."""
+        return (epoch - self.first) * self.every
 
     def rate_at(self, iteration):
         """The rate of an iteration, counted from 0."""
@@ -58,28 +73,14 @@ def fitted(opt, images):
     return opt.replaced(**changes)
 
 
-class Stream:
-    """The epochs of a step, over as many passes of its loader as they take."""
-
-    def __init__(self, step, loader, first, every):
-        """first: number of its first epoch. every: iterations in an epoch; 0: a pass."""
-        self.step, self.loader, self.first = step, loader, first
-        self.every = every or loader.size()
-        self.last = first + math.ceil(step.iterations[-1] / self.every) - 1
-
-    def start(self, epoch):
-        """The first iteration of an epoch, counted from 0 in the step."""
-        return (epoch - self.first) * self.every
-
-
 class Epoch:
-    """The loader of one epoch of a stream."""
+    """The loader of one epoch of a step."""
 
-    def __init__(self, stream, epoch):
-        self.step, self.loader, self.dataset = stream.step, stream.loader, stream.loader.dataset
-        self.report_wait = stream.loader.report_wait
-        self.start = stream.start(epoch)
-        self.end = min(self.start + stream.every, self.step.iterations[-1])  # may be short
+    def __init__(self, step, epoch):
+        self.step, self.loader, self.dataset = step, step.loader, step.loader.dataset
+        self.report_wait = step.loader.report_wait
+        self.start = step.start(epoch)
+        self.end = min(self.start + step.every, step.iterations[-1])  # may be short
 
     def size(self):
         """The number of iterations."""
@@ -87,13 +88,10 @@ class Epoch:
 
     def images(self):
         """The number of images in these iterations."""
-        each = self.dataset.size()
-
-        def before(place):
-            passes, rest = divmod(place, self.loader.size())
-            return passes * each + min(rest * self.step.batch, each)
-
-        return before(self.end) - before(self.start)
+        each, size, batch = self.dataset.size(), self.loader.size(), self.step.batch
+        # of whole passes, whose last batch may be smaller, and of the rest of a pass
+        before, after = (n // size * each + n % size * batch for n in (self.start, self.end))
+        return after - before
 
     def run(self, epoch, done=0):
         """The batches after the first `done`."""
@@ -105,32 +103,32 @@ class Epoch:
             place += stop - offset
 
 
-def epoch_of(streams, number):
+def epoch_of(steps, number):
     """The epoch with this number."""
-    return Epoch(next(stream for stream in streams if number <= stream.last), number)
+    return Epoch(next(step for step in steps if number <= step.last), number)
 
 
-def check_place(streams, state):
+def check_place(steps, state):
     """InputError if a resumed run would not go on at the very iteration of its checkpoint.
 
     The epoch number means that iteration only with the same batch sizes, epoch length and
     iterations of the finished steps. The current step may end elsewhere, but not before what is
     done, and not later if its last epoch was cut short.
     """
-    position, count = state.get("position") or {}, len(streams)
+    position, count = state.get("position") or {}, len(steps)
     order, epoch = position.get("order", ()), position.get("epoch")
     if epoch is None or len(order) != 2 * count + 1:
         return  # nothing was trained yet
-    current = [stream.step.name for stream in streams].index(state["step"])
-    for k, stream in enumerate(streams[: current + 1]):
-        step, every = stream.step, stream.every
+    current = [step.name for step in steps].index(state["step"])
+    for k, step in enumerate(steps[: current + 1]):
         option = "rpnIterations" if step.name == "rpn" else "iterations"
         last = (state.get("options", {}).get(option) or step.iterations)[-1]
-        before, now = (order[k], order[count + k], last), (step.batch, every, step.iterations[-1])
+        before = order[k], order[count + k], last
+        now = step.batch, step.every, step.iterations[-1]
         fits = before == now
         if k == current and before[:2] == now[:2]:
-            start = stream.start(epoch)
-            was, end = (min(start + every, each[2]) for each in (before, now))
+            start = step.start(epoch)
+            was, end = (min(start + step.every, each[2]) for each in (before, now))
             done = min(start + position["train"]["done"], was)
             is_inside = epoch == state.get("epoch", 0) + 1
             fits = end >= done if is_inside else end == was

@@ -72,17 +72,16 @@ class Trainer(loop.Loop):
 
     METRICS = DetectionMetrics
 
-    def __init__(self, model, device, streams=(), seed=0, momentum=0.9, decay=0.0, **more):
-        """streams: see schedule.py; none for a test alone. decay: weight decay.
+    def __init__(self, model, device, steps=(), seed=0, momentum=0.9, decay=0.0, **more):
+        """steps: see schedule.py; none for a test alone. decay: weight decay.
 
         more: arguments of Loop.
         """
         # These decide which iterations an epoch number means. An interrupted test begins again,
         # because its detections are in memory only.
-        order = [stream.step.batch for stream in streams]
-        order += [*(stream.every for stream in streams), seed]
+        order = [*(step.batch for step in steps), *(step.every for step in steps), seed]
         super().__init__(model, device, order=order, **more)
-        self.streams, self.seed = streams, seed
+        self.steps, self.seed = steps, seed
         self.settings = {"momentum": momentum, "weight_decay": decay}
         self.found = []  # in the last test: (place, boxes, scores, labels), by process
 
@@ -199,10 +198,10 @@ class Trainer(loop.Loop):
 
     def load_state(self, state):
         """Load a state; InputError if it does not fit the detector or the schedule."""
-        step = next((s.step for s in self.streams if s.step.name == state.get("step")), None)
+        step = next((s for s in self.steps if s.name == state.get("step")), None)
         if step is None:
             raise InputError("the checkpoint was trained with another -shared")
-        check_place(self.streams, state)
+        check_place(self.steps, state)
         self.begin_step(step)
         before = self.model.of_step(step.name, state.get("options", {}).get("freeze", 0))
         known = self.model.of_step(step.name)

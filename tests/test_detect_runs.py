@@ -216,14 +216,12 @@ def test_a_warm_up_ends_before_its_step(dataset, shared, images):
 
 def test_frozen_and_free_again():
     """A checkpoint with all momenta goes on frozen, and one without them goes on free."""
-    step = schedule.Step("shared", 0.1, (4,), 2, 0)
-    loader = types.SimpleNamespace(size=lambda: 2)
+    step = schedule.Step("shared", 0.1, (4,), 2, 0, None, 2)
 
     def trainer(freeze, state=None):
         model = detector(net=classifier(8, 2, "cifar", "A"))
         model.backbone.freeze_first(freeze)
-        streams = [schedule.Stream(step, loader, 1, 0)]
-        found = Trainer(model, torch.device("cpu"), streams)
+        found = Trainer(model, torch.device("cpu"), [step])
         if state:
             found.load_state(state)
         return found

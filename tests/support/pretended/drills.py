@@ -224,13 +224,12 @@ def test_a_detectors_step(precision, waits):
         dtype = torch.float64 if precision == "double" else torch.float32
         loader = Loader(device, dtype)
         model.to(device, dtype)
-        step = schedule.Step("shared", 0.001, (2,), 2, 0)
-        streams = [schedule.Stream(step, loader, 1, 0)]
-        trainer = Trainer(model, device, streams, precision=precision)
-        done = trainer.train(1, schedule.epoch_of(streams, 1))
+        step = schedule.Step("shared", 0.001, (2,), 2, 0, loader, 2)
+        trainer = Trainer(model, device, [step], precision=precision)
+        done = trainer.train(1, schedule.Epoch(step, 1))
         found[device] = done.mean_loss, done.losses["objectness"]
     gpu.WAITS.clear()
-    trainer.train(2, schedule.epoch_of(streams, 1))
+    trainer.train(2, schedule.Epoch(step, 1))
     # per slice: places drawn 2 + 2, large proposals, NMS, positive regions; per batch: its codes,
     # this loader's, the report
     assert waits() <= (7 * 2 + 3) * 2
