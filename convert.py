@@ -110,11 +110,8 @@ def _example(model):
     """An example input for the export: two images, because it would take a batch of 1 as fixed."""
     import torch
 
-    if model.input_spec is not None:
-        side = model.input_spec["crop"]
-    else:
-        side = 32 if model.config.get("stem") == "cifar" else 224
-    return torch.zeros(2, 3, side, side, dtype=model.fc.weight.dtype)
+    spec = model.input_spec or {"crop": 32 if model.config.get("stem") == "cifar" else 224}
+    return torch.zeros(2, 3, spec["crop"], spec["crop"], dtype=model.fc.weight.dtype)
 
 
 def _onnx(target, model, metadata):

@@ -123,12 +123,11 @@ def load_file(source, classifier=True):
             model.load_state_dict(model_files.separate(content["model"]), assign=True)
         except _ERRORS as error:
             raise InputError(f"{source} is not a net of this program: {cause(error)}") from None
-    spec = content["preprocessing"]
-    if content.get("torch7"):
-        spec = _original_input_spec(content["config"])
     names = content["classes"]
     model.classes = names and [class_names.normalized(name) for name in names]
-    model.input_spec = spec
+    model.input_spec = content["preprocessing"]
+    if content.get("torch7"):
+        model.input_spec = _original_input_spec(content["config"])
     return model
 
 
