@@ -113,13 +113,11 @@ LIKE = {"preresnet": "resnet"}  # all others: resnext
 # Where -netType is not given, one of these makes it resnext, else it is resnet: ResNeXt's published
 # commands all give them, fb.resnet.torch's have none of them.
 OF_RESNEXT = {"cardinality", "baseWidth", "bottleneckType"}
-# Options that a resumed run does not take from its checkpoint
-OF_A_START = {
-    *("gen", "nThreads", "nProcs", "save", "resume", "progress", "printEvery", "testOnly"),
-    *("epochNumber", "retrain", "optimState", "resetClassifier", "backend", "shareGradInput"),
-}
-# Of these, the ones that the command that resumes a run leaves out
-NOT_AGAIN = {"save", "resume", "testOnly", "epochNumber", "retrain", "optimState", "resetClassifier"}
+# Options that a resumed run does not take from its checkpoint. The command that resumes a run
+# repeats those of AGAIN.
+AGAIN = {"gen", "nThreads", "nProcs", "progress", "printEvery", "backend", "shareGradInput"}
+OF_A_START = AGAIN | {"save", "resume", "testOnly", "epochNumber"}
+OF_A_START |= {"retrain", "optimState", "resetClassifier"}
 # Files of a run that stand for its folder
 OF_A_RUN = ("latest.pth", "model_best.pth", "inside_epoch.pth", "log.jsonl", "latest.t7")
 # What a net's configuration says, under the names of the options
@@ -151,7 +149,7 @@ def resume_command(argv, save, program="main.py", table=OPTIONS):
     It names the program as it was started, unless that is in the current folder.
     """
     given = options.read_words(argv, table, [])
-    kept = [row[0] for row in table if row[0] in given.keys() & OF_A_START - NOT_AGAIN]
+    kept = [row[0] for row in table if row[0] in given.keys() & AGAIN]
     words = [word for name in kept for word in (f"-{name}", value_text(given[name]))]
     started = sys.argv[0]
     is_here = os.path.abspath(started) == os.path.abspath(program)
