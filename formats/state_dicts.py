@@ -124,8 +124,10 @@ def _chosen(saved, key):
                 f"it has no net {shown(key)}: {', '.join(map(shown, found)) or 'none'}"
             )
     if len(parts) > 1:
+        # an average of the weights during training tests better than the weights
+        best = min(parts, key=lambda place: (not re.search("ema|teacher", place), place))
         places = ", ".join(parts)
-        raise InputError(f"it has {len(parts)} nets, {places:.300}: name one as FILE:{min(parts)}")
+        raise InputError(f"it has {len(parts)} nets, {places:.300}: name one as FILE:{best}")
     if not largest:
         objects = [part.name for part in saved.values() if isinstance(part, archives.Skipped)]
         held = f", but objects that need code, such as a {objects[0]}" if objects else ""

@@ -300,12 +300,14 @@ def test_a_classifier_of_another_name(name, state, tmp_path):
 def test_of_several_nets_one_is_named(state, tmp_path):
     path, other = tmp_path / "net.pth", {name: tensor * 0 for name, tensor in state.items()}
     torch.save({"student": prefixed("module.", other), "teacher": state}, path)
-    refused(path, "it has 2 nets, student.module, teacher", "FILE:student.module")
+    refused(path, "it has 2 nets, student.module, teacher", "FILE:teacher")
     same_state(f"{path}:teacher", state)
     same_state(f"{path}:student", other)
     refused(f"{path}:third", "no net 'third'", "'teacher'")
     torch.save({"a:b": state, "c": other}, path)
     same_state(f"{path}:a:b", state)
+    torch.save({"epoch_3": other, "net_ema": state}, path)
+    refused(path, "FILE:net_ema")
     for worse, better in (("model", "model_ema"), ("state_dict", "state_dict_ema")):
         torch.save({worse: other, better: prefixed("module.", state)}, path)
         same_state(path, state)
