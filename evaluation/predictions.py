@@ -153,11 +153,12 @@ def _draw(path, targets, predicted, names):
     """
     count, each = len(names), -(-len(names) // DRAWN)
     matrix = np.stack([*_matrix(targets // each, predicted // each, -(-count // each))])
-    shares = 100 * matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    shares = np.divide(100 * matrix, np.maximum(matrix.sum(1, keepdims=True), 1), dtype=np.float32)
     side = 4 + 0.3 * min(count, 50)
     with pictures.drawing(path, (side + 1, side)) as figure:
         axes = figure.subplots()
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100)
+        # scaled before it is coloured: scaling RGBA takes four times the memory
+        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation_stage="data")
         figure.colorbar(image, label="% of the true class's images", shrink=0.8)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
