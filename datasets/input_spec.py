@@ -26,6 +26,7 @@ class InputTransform:
       largest: the value of a white pixel before normalisation: 1 or 255.
       mean, std: of each colour over the training images, on that scale.
       resize: "bilinear" or "bicubic" for Pillow's antialiased resize; absent for Torch's bicubic.
+      squash: with resize, whether both sides become `scale`; absent if the shorter one does.
     """
 
     def __init__(self, spec):
@@ -67,7 +68,10 @@ class InputTransform:
             return ColorNormalize(spec["mean"], spec["std"])(Scale(scale)(image))
         from torchvision import transforms as tv  # takes a second, which other nets save
 
-        check_size(image, *Scale(scale).lengths(*image.shape[:0:-1]))
+        if spec.get("squash"):
+            scale = (scale, scale)
+        else:
+            check_size(image, *Scale(scale).lengths(*image.shape[:0:-1]))
         pixels = np.rint(image * np.float32(255 / spec["largest"])).astype(np.uint8)
         image = Image.fromarray(pixels.transpose(1, 2, 0).copy())
         image = tv.ToTensor()(tv.Resize(scale, tv.InterpolationMode(spec["resize"]))(image))

@@ -10,7 +10,8 @@ import torch
 
 from formats.state_dicts import infer
 from runtime import regular_files
-from runtime.errors import InputError, cause
+from runtime.errors import InputError, cause, shown
+from runtime.terminal import note
 
 # Nets that torchvision has too. A wide ResNet is a ResNeXt of cardinality 1 and base width 128.
 NETS = (
@@ -23,6 +24,19 @@ NETS = (
 V1 = {"scale": 256, "crop": 224, "largest": 1, "resize": "bilinear"}
 V1 |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
+# What changes the pixels in a pretrained_cfg of timm: the values that we follow, and the default
+_PIXELS = {
+    "input_size": (
+        lambda v: isinstance(v, list) and len(v) == 3 and v[1] == v[2] and type(v[2]) is int,
+        [3, 224, 224],
+    ),
+    "crop_pct": (lambda v: type(v) in (int, float) and 0.01 <= v <= 1, 0.875),
+    "crop_mode": (("center", "squash").__contains__, "center"),
+    "interpolation": (("bilinear", "bicubic").__contains__, "bicubic"),
+    "mean": (bool, V1["mean"]),  # model_files.checked_spec says which it may be
+    "std": (bool, V1["std"]),
+}
+
 # timm's nets that blur before they subsample: their weights have a plain ResNet's names and shapes
 _BLURRED = re.compile(r"(?:resnetaa50|resnetblur18|resnetblur50)(?![a-z0-9])")
 
@@ -34,7 +48,7 @@ def config(path):
         return {}
     found = _json(folder, "config.json")
     if found.get("model_type") == "resnet":
-        return found | _of_transformers(found, _json(folder, "preprocessor_config.json"))
+        return found | _of_transformers(folder, found)
     return found
 
 
@@ -45,21 +59,40 @@ def _json(folder, name):
     return {}
 
 
-def _of_transformers(found, processor):
+def _of_transformers(folder, found):
     """What transformers says of a ResNet, in timm's words."""
-    size, names = processor.get("size"), found.get("id2label")
-    if isinstance(size, dict):
-        size = size.get("shortest_edge")
+    processor, names = _json(folder, "preprocessor_config.json"), found.get("id2label")
+    labels = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else None
+    for key in ("image_processor_type", "feature_extractor_type"):
+        _followed(folder, processor, key, lambda v: str(v).startswith("ConvNext"), "ConvNext")
+    for key in ("do_resize", "do_rescale", "do_normalize"):
+        _followed(folder, processor, key, (True,).__contains__, True)
+    _followed(folder, processor, "rescale_factor", (1 / 255,).__contains__, 1 / 255)
+    size = _followed(folder, processor, "size", lambda v: type(_edge(v)) is int, 224)
+    resample = _followed(folder, processor, "resample", (2, 3).__contains__, 2)
+    small = _edge(size) < 384  # a ConvNextImageProcessor crops no others
     cfg = {
-        "input_size": [3, size, size],
-        "crop_pct": processor.get("crop_pct"),
-        "crop_mode": "center" if size in range(384) else "squash",
+        "input_size": [3, _edge(size), _edge(size)],
+        "crop_pct": processor.get("crop_pct") if small else 1,
+        "crop_mode": "center" if small else "squash",
         "mean": processor.get("image_mean"),
         "std": processor.get("image_std"),
-        "interpolation": {2: "bilinear", 3: "bicubic"}.get(processor.get("resample")),
+        "interpolation": {2: "bilinear", 3: "bicubic"}[resample],
     }
-    labels = [names.get(str(i)) for i in range(len(names))] if isinstance(names, dict) else None
-    return {"pretrained_cfg": cfg, "label_names": labels}
+    return {"pretrained_cfg": cfg if processor else {}, "label_names": labels}
+
+
+def _edge(size):
+    return size.get("shortest_edge") if isinstance(size, dict) else size
+
+
+def _followed(folder, found, key, follows, default):
+    """A value of a configuration, or its default; a line names one that we do not follow."""
+    value = found.get(key)
+    if value is None or follows(value):
+        return default if value is None else value
+    note(f"=> {folder}: {key} {shown(value)} is not followed; {shown(default)} is used")
+    return default
 
 
 def described(content, layers):
@@ -85,6 +118,7 @@ def described(content, layers):
     cfg = {"num_classes": net["classes"], "first_conv": "conv1", "classifier": "fc"}
     if spec:
         cfg |= {"input_size": [3, spec["crop"], spec["crop"]], "crop_mode": "center"}
+        cfg |= {"crop_mode": "squash"} if spec.get("squash") else {}
         cfg |= {name: [n / spec["largest"] for n in spec[name]] for name in ("mean", "std")}
         cfg |= {"crop_pct": spec["crop"] / spec["scale"]}
         cfg |= {"interpolation": spec.get("resize", "bilinear")}
@@ -114,23 +148,23 @@ def refuse_others(path, saved, metadata, hub):
             )
 
 
-def input_spec(hub):
-    """The input spec that a `config` of the hub describes, or None."""
+def input_spec(path, hub):
+    """The input spec that a `config` of the hub beside the file `path` describes, or None."""
     found = hub.get("pretrained_cfg", hub)  # timm once wrote all in one dict
-    if not isinstance(found, dict) or found.get("crop_mode", "center") != "center":
+    if not isinstance(found, dict) or not found.keys() & _PIXELS.keys():
         return None
-    size, share = found.get("input_size"), found.get("crop_pct", 0.875)
-    known = isinstance(size, list) and size and type(size[-1]) is int
-    if not known or type(share) not in (int, float) or not 0.01 <= share <= 1:
-        return None
-    return {
-        "scale": int(size[-1] / share),  # rounded down, as in timm
-        "crop": size[-1],
+    folder = os.path.dirname(path)
+    values = {key: _followed(folder, found, key, *rest) for key, rest in _PIXELS.items()}
+    size = values["input_size"][-1]
+    spec = {
+        "scale": int(size / values["crop_pct"]),  # rounded down, as in timm
+        "crop": size,
         "largest": 1,
-        "mean": found.get("mean") or V1["mean"],
-        "std": found.get("std") or V1["std"],
-        "resize": found.get("interpolation") or "bilinear",
+        "mean": values["mean"],
+        "std": values["std"],
+        "resize": values["interpolation"],
     }
+    return spec | ({"squash": True} if values["crop_mode"] == "squash" else {})
 
 
 def class_names(hub, outputs):

@@ -232,7 +232,7 @@ def _bare_content(source, path, saved, metadata, key, classifier):
     except InputError as error:
         raise InputError(f"{path} is not a net of this program: {error}") from None
     spec = hubs.V1 if config["stem"] == "imagenet" else None
-    spec = checked_spec(path, hubs.input_spec(hub)) or spec
+    spec = checked_spec(path, hubs.input_spec(path, hub)) or spec
     classes = hubs.class_names(hub, config["classes"])
     return {"model": state, "config": config, "classes": classes, "preprocessing": spec}
 
@@ -302,6 +302,7 @@ def checked_spec(path, found):
         or not _is_list_of(found.get("mean"), number, 3)
         or not _is_list_of(found.get("std"), number, 3)
         or not isinstance(found.get("resize", ""), str)
+        or not isinstance(found.get("squash", True), bool)
         or not all(1 <= found.get(name, 1) <= LONGEST for name in ("scale", "crop", "trained"))
         or not all(1e-6 <= value <= 1e6 for value in (found["largest"], *found["std"]))
         or not all(abs(value) <= 1e6 for value in found["mean"])

@@ -338,14 +338,36 @@ def test_a_folder_of_the_hub_is_a_model(net18, tmp_path):
     model = models.load(tmp_path)
     assert model.classes == labels
     pixels = np.random.default_rng(0).integers(0, 256, (300, 260, 3), np.uint8)
-    cfg |= {"input_size": (3, 224, 224)}
-    theirs = timm.data.create_transform(**timm.data.resolve_data_config(cfg), is_training=False)
-    expected = theirs(Image.fromarray(pixels))
-    torch.testing.assert_close(model.transform(pixels), expected, rtol=0, atol=1e-5)
-    for wrong in ({"input_size": 3}, {"crop_pct": "1"}, {"crop_pct": 0}, {"crop_mode": "squash"}):
-        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {**cfg, **wrong}}))
-        model = models.load_file(tmp_path)
-        assert model.input_spec == V1 and model.classes is None
+    for mode in ("center", "squash"):
+        cfg |= {"input_size": [3, 224, 224], "crop_mode": mode}
+        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": cfg}))
+        tuples = {**cfg, "input_size": (3, 224, 224)}
+        theirs = timm.data.create_transform(**timm.data.resolve_data_config(tuples))
+        for shape in ((300, 260, 3), (90, 400, 3)):
+            pixels = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+            found = models.load(tmp_path).transform(pixels)
+            torch.testing.assert_close(found, theirs(Image.fromarray(pixels)), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "key, value, used",
+    [
+        ("crop_mode", "border", "'center'"),
+        ("crop_pct", "1", "0.875"),
+        ("crop_pct", 0, "0.875"),
+        ("input_size", 3, "[3, 224, 224]"),
+        ("input_size", [3, 224, 160], "[3, 224, 224]"),
+        ("interpolation", "lanczos", "'bicubic'"),
+    ],
+)
+def test_a_line_names_what_is_not_followed_of_a_config(key, value, used, net18, tmp_path, capsys):
+    torch.save(net18.state_dict(), tmp_path / "pytorch_model.bin")
+    for found in ({key: value}, {}, {"mean": [0.5, 0.4, 0.3]}):
+        (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": found}))
+        spec = {**V1, "resize": "bicubic", "mean": tuple(found.get("mean", V1["mean"]))}
+        assert models.load_file(tmp_path).input_spec == (spec if found else V1)
+        line = f"=> {tmp_path}: {key} {value!r} is not followed; {used} is used\n"
+        assert capsys.readouterr().err == (line if key in found else "")
 
 
 def transformers_names(state):
@@ -365,7 +387,7 @@ def transformers_names(state):
     return found
 
 
-def test_a_folder_of_transformers_is_a_model(net18, tmp_path):
+def test_a_folder_of_transformers_is_a_model(net18, tmp_path, capsys):
     state = transformers_names(net18.state_dict())
     assert "resnet.encoder.stages.1.layers.0.shortcut.normalization.running_var" in state
     torch.save(state, tmp_path / "pytorch_model.bin")
@@ -377,11 +399,23 @@ def test_a_folder_of_transformers_is_a_model(net18, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     spec = {**V1, "scale": 248, "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.1)}
     spec |= {"resize": "bicubic"}
-    for size, expected in ((224, spec), ({"shortest_edge": 224}, spec), (None, V1), (384, V1)):
+    squash = {**spec, "scale": 384, "crop": 384, "squash": True}
+    for size, expected in ((224, spec), ({"shortest_edge": 224}, spec), (384, squash)):
         text = json.dumps({**processor, "size": size})
         (tmp_path / "preprocessor_config.json").write_text(text)
         model = models.load_file(tmp_path)
         assert model.input_spec == expected and model.classes == list(labels.values())
+    assert not capsys.readouterr().err
+    for key, value in {
+        "image_processor_type": "ViTImageProcessor",
+        **{"size": {"height": 224, "width": 224}, "do_resize": False, "do_rescale": False},
+        **{"do_normalize": False, "rescale_factor": 1, "resample": 1},
+    }.items():
+        text = json.dumps({**processor, "size": 224, key: value})
+        (tmp_path / "preprocessor_config.json").write_text(text)
+        found = models.load_file(tmp_path).input_spec
+        assert found == {**spec, "resize": "bilinear" if key == "resample" else "bicubic"}
+        assert capsys.readouterr().err.startswith(f"=> {tmp_path}: {key} {value!r} is not followed")
     with torch.inference_mode():
         torch.testing.assert_close(model.eval()(images(model, 64)), net18(images(model, 64)))
     for place in ("downsample_in_bottleneck", "downsample_in_first_stage"):
@@ -392,17 +426,18 @@ def test_a_folder_of_transformers_is_a_model(net18, tmp_path):
 @pytest.mark.parametrize(
     "config, spec",
     [
-        ({"architecture": "resnet18", "input_size": [3, 160, 160], "crop_pct": 0.95}, (168, 160)),
-        ({"architecture": "resnet18", "pretrained_cfg": {"input_size": [3, 288, 288]}}, (329, 288)),
-        ({"architecture": "resnet18", "num_classes": 5}, (256, 224)),
-        ({}, (256, 224)),
+        ({"input_size": [3, 160, 160], "crop_pct": 0.95}, (168, 160, "bicubic")),
+        ({"pretrained_cfg": {"input_size": [3, 288, 288]}}, (329, 288, "bicubic")),
+        ({"num_classes": 5}, (256, 224, "bilinear")),
+        ({}, (256, 224, "bilinear")),
     ],
 )
 def test_a_config_of_timm_may_lack_entries(config, spec, net18, tmp_path):
     """As one of an older version, which has no pretrained_cfg and calls the names labels."""
     labels = ["tench", "goldfish", "shark", "ray", "cock"]
-    (tmp_path / "config.json").write_text(json.dumps({**config, "labels": labels}))
+    config = {"architecture": "resnet18", **config, "labels": labels}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     torch.save(net18.state_dict(), tmp_path / "pytorch_model.bin")
     model = models.load_file(tmp_path)
-    assert model.input_spec == {**V1, "scale": spec[0], "crop": spec[1]}
+    assert model.input_spec == {**V1, **dict(zip(("scale", "crop", "resize"), spec))}
     assert model.classes == labels
