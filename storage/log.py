@@ -188,8 +188,10 @@ def scalars(line):
     """The numbers of an epoch's line as TensorBoard tags: {"train/top1": 12.5, ...}."""
     found = {}
     for name, value in line.items():
-        parts = value.items() if isinstance(value, dict) else ()
-        found |= {f"{name}/{part}": number for part, number in parts} or {name: value}
+        if isinstance(value, dict):
+            found.update({f"{name}/{part}": number for part, number in value.items()})
+        else:
+            found[name] = value
     found.pop("epoch", None)
     return {name: value for name, value in found.items() if type(value) in (int, float)}
 
