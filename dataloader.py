@@ -293,10 +293,8 @@ class DataLoader:
     def _skip(self, unreadable, slices):
         """Every rank's slice sizes without the unreadable images; prints a line for each image."""
         # one number first, because gathering objects is slow with many processes
-        if group.world_size() > 1:
-            count = torch.tensor(len(unreadable), device=self.device)
-            if not group.all_reduce(count):
-                return slices
+        if group.world_size() > 1 and not group.all_reduce(torch.tensor(len(unreadable))):
+            return slices
         left = []
         for sizes, missing in zip(slices, group.all_gather(unreadable)):
             ends = np.cumsum(sizes)

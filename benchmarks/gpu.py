@@ -3,8 +3,8 @@
     python benchmarks/gpu.py --until 480                  (a GPU, with timm if it is installed)
     python benchmarks/gpu.py --device cpu --tiny          (a trial: every line, in under a minute)
 
-The stages come in the order of their worth, each with a share of the time that is left, and go
-on after an error of one. Each row is printed and appended to rows.jsonl in $OUT, or in the working
+The stages come in the order of their worth, each with a share of the time that is left, and go on
+after an error of one. Each row is printed and appended to rows.jsonl in $OUT, or in the working
 folder, as soon as it is known.
 """
 
@@ -297,18 +297,18 @@ def graphs(b):
         return
     after = {}
     for way in ("eager", "as a graph", "compiled with CUDA graphs"):
-        captured = way == "as a graph"
+        captured, inductor = way == "as a graph", way.startswith("compiled")
         for name, make in CIFAR.items():
             torch.manual_seed(1)
             images, targets = b.images(128, 32, 10)
             net = make().to(b.device, memory_format=LAYOUT).train()
-            if way.startswith("compiled"):
+            if inductor:
                 net = torch.compile(net, mode="reduce-overhead")
             rate = torch.tensor(0.01, device=b.device)
             sgd = torch.optim.SGD(net.parameters(), rate, 0.9, nesterov=True, fused=True)
 
-            def step(net=net, sgd=sgd, images=images, targets=targets):
-                sgd.zero_grad(set_to_none=False)
+            def step(net=net, sgd=sgd, images=images, targets=targets, inductor=inductor):
+                sgd.zero_grad(set_to_none=inductor)  # a capture needs gradients that stay
                 with torch.autocast("cuda", torch.bfloat16):
                     F.cross_entropy(net(images), targets).backward()
                 sgd.step()
@@ -334,7 +334,7 @@ def graphs(b):
 
 def compiled(b):
     """torch.compile: ours, and the best peer."""
-    if b.tiny:
+    if b.tiny and b.cuda:  # the pretended GPU runs no compiled code
         return
     images, targets = b.imagenet()
     for name, make in reversed(b.nets().items()):
@@ -394,27 +394,27 @@ def cudnn(b):
 
 def memory(b):
     """Peak memory of a step, and what comes where it does not fit."""
-    if not b.cuda or b.tiny:
+    if not b.cuda:
         return
     for words, number in (("", 1), ("", 8), ("-accumulate true", 8), ("-optnet true", 1)):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        net, (images, targets) = IMAGENET["resnet50"](), b.imagenet(64)
+        net, (images, targets) = next(iter(b.nets().values()))(), b.imagenet(64)
         models.blocks.set_recompute(net, "optnet" in words)
         opt = options(f"-nGPU {number} {words}")
         ours(net.to(memory_format=LAYOUT), images, targets, opt)()
         peak = torch.cuda.max_memory_allocated() / 2**20
-        b.row(f"resnet50, batch 64, -nGPU {number} {words}", peak, "MiB")
+        b.row(f"ResNet, batch 64, -nGPU {number} {words}", peak, "MiB")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(b.device).total_memory
     torch.cuda.set_per_process_memory_fraction(7.5 * 2**30 / total)
     try:
         images, targets = b.imagenet(256)
-        net = IMAGENET["resnet50"]().to(memory_format=LAYOUT)
+        net = next(iter(b.nets().values()))().to(memory_format=LAYOUT)
         ours(net, images, targets, options("-nGPU 8"))()
-        b.row("resnet50, batch 256, fits 7.5 GiB", 1, "")
+        b.row("ResNet, batch 256, fits 7.5 GiB", 1, "")
     except RuntimeError as error:
-        b.row("resnet50, batch 256, in 7.5 GiB", 0, "", error=str(error)[:300])
+        b.row("ResNet, batch 256, in 7.5 GiB", 0, "", error=str(error)[:300])
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 
@@ -456,18 +456,19 @@ def runs(b):
 
 def detector(b):
     """A detector's step against torchvision's, by benchmarks/detect.py."""
-    if b.tiny:
+    if b.tiny and b.cuda:  # a process of its own would not find the pretended GPU
         return
     command = [sys.executable, str(ROOT / "benchmarks" / "detect.py"), "--device", str(b.device)]
+    command += b.size([], "--net resnet18 --side 64 --repetitions 1".split())
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     print(done.stdout[-2000:], done.stderr[-1000:])
-    b.row("benchmarks/detect.py ended with", done.returncode, "")
+    b.row("benchmarks/detect.py went well", done.returncode == 0, "")
 
 
-# in this order, with the seconds that each may take
+# in this order, with the seconds that each is expected to take: 470 in all
 STAGES = {
-    limits: 20, headline: 70, profile: 30, replicas: 45, fused: 40, precisions: 60, compiled: 110,
-    graphs: 35, layers: 60, inference: 25, cudnn: 10, memory: 25, runs: 60, detector: 30,
+    limits: 15, headline: 55, profile: 25, replicas: 35, fused: 30, precisions: 45, compiled: 90,
+    graphs: 30, layers: 35, inference: 20, cudnn: 10, memory: 20, runs: 40, detector: 20,
 }  # fmt: skip
 
 
@@ -481,16 +482,16 @@ def main():
     bench = Bench(args.device, args.tiny, args.until)
     last = bench.end
     print(timing.machine(), flush=True)
-    for stage, most in STAGES.items():
-        left = last - time.monotonic()
-        if stage.__name__ not in args.stages or left < 5:
-            continue
-        bench.stage, bench.end = stage.__name__, time.monotonic() + min(most, left)
+    stages = [stage for stage in STAGES if stage.__name__ in args.stages]
+    for place, stage in enumerate(stages):
         began = time.monotonic()
+        share = STAGES[stage] / sum(STAGES[other] for other in stages[place:])
+        most = max(1, share * (last - began))
+        bench.stage, bench.end = stage.__name__, began + most
         quiet = contextlib.redirect_stderr(io.StringIO() if args.tiny else sys.stderr)
         if hasattr(signal, "alarm"):  # where a stage does not look at its clock
             signal.signal(signal.SIGALRM, _raise_late)
-            signal.alarm(int(min(most, left)) + 15)
+            signal.alarm(int(most) + 10)
         try:
             with quiet:
                 stage(bench)

@@ -24,4 +24,4 @@ echo "$(nproc) cores; C compiler: $(command -v gcc || command -v clang || echo n
 timeout "${TESTS:-60}" $PYTHON -m pytest --cuda -q -k "not true-" tests/test_cuda.py 2>&1 |
     tee "$OUT/tests.txt" | tail -15
 
-$PYTHON benchmarks/gpu.py --until $((${UNTIL:-540} - SECONDS + began)) "$@"
+$PYTHON benchmarks/gpu.py --until $((${UNTIL:-530} - SECONDS + began)) "$@"

@@ -187,6 +187,7 @@ def norm_relu(norm, x, shortcut=None, slices=1):
     """relu(norm(x), + shortcut) in training, for maps (N, C, H, W) of `slices` equal slices.
 
     As SlicedBatchNorm2d: each slice has its own statistics, and the first updates the running ones.
+    The net counts the batches.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     if shortcut is not None:
@@ -196,7 +197,6 @@ def norm_relu(norm, x, shortcut=None, slices=1):
         rows = x.numel() // x.shape[1] // slices
         norm.running_mean.lerp_(mean[0], norm.momentum)
         norm.running_var.lerp_(var[0] * (rows / (rows - 1)), norm.momentum)
-        norm.num_batches_tracked.add_(1)
     return y
 
 

@@ -170,7 +170,7 @@ class Detector(nn.Module):
         return {**found, "names": [self.classes[k - 1] for k in found["labels"].tolist()]}
 
     def detections(self, images, proposing=False):
-        """{"boxes", "scores", "labels"} of each image, in its own pixels.
+        """{"boxes", "scores", "labels"} of each image, in its own pixels, on the CPU.
 
         images: floats (3, H, W) in 0..255. proposing: the "boxes" alone, of the RPN's proposals.
         """

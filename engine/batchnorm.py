@@ -50,8 +50,7 @@ def recompute(model, loader, epoch, count, precision, interrupts):
         data_time = time.perf_counter() - timer
         with out_of_memory(batch.input.shape, batch.input.device, ADVICE), precision.autocast():
             estimate.add(batch.input, batch.slices[group.rank()])
-        received = torch.tensor(interrupts.received, dtype=torch.float64)
-        received = group.all_reduce(received.to(batch.input.device)).tolist()
+        received = group.all_reduce(torch.tensor(interrupts.received)).tolist()
         say(
             f" | Batch norm: [{epoch}][{n}/{count}]    "
             f"Time {time.perf_counter() - timer:.3f}  Data {data_time:.3f}"

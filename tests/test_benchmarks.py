@@ -42,13 +42,14 @@ def test_tables_are_recorded(tmp_path, monkeypatch, capsys):
 
 
 QUICK = {"limits", "headline", "layers", "inference"}
+LONGER = {"profile", "replicas", "precisions", "compiled", "runs", "detector"}
 
 
 @pytest.mark.parametrize(
     "stages",
     [
         QUICK,
-        pytest.param(QUICK | {"profile", "replicas", "precisions", "runs"}, marks=pytest.mark.slow),
+        pytest.param(QUICK | LONGER, marks=pytest.mark.slow),
     ],
     ids=["quick", "all"],
 )
