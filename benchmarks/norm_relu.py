@@ -187,7 +187,7 @@ def norm_relu(norm, x, shortcut=None, slices=1):
     """relu(norm(x), + shortcut) in training, for maps (N, C, H, W) of `slices` equal slices.
 
     As SlicedBatchNorm2d: each slice has its own statistics, and the first updates the running ones.
-    The net counts the batches.
+    The trainer counts the batches.
     """
     x = x.contiguous(memory_format=torch.channels_last)
     if shortcut is not None:
