@@ -77,7 +77,8 @@ def test_a_block_trains_the_same(monkeypatch):
     plain = resnext(depth=11, cardinality=2, base_width=4, classes=3, stem="cifar").layer1
     fused = resnext(depth=11, cardinality=2, base_width=4, classes=3, stem="cifar").layer1
     fused.load_state_dict(plain.state_dict())
-    set_slices(plain, [2])  # as in a training run, where the trainer counts the batches
+    for net in (plain, fused):
+        set_slices(net, [2])  # as in a training run, where the trainer counts the batches
     norm_relu.use(fused)
     x = torch.randn(2, 64, 3, 3)
     outputs = [net(x) for net in (plain, fused)]
