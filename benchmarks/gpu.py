@@ -1,7 +1,7 @@
 """What there is to measure on a GPU, in nine minutes and one process; benchmarks/gpu.sh starts it.
 
     python benchmarks/gpu.py --until 480                  (a GPU, with timm if it is installed)
-    python benchmarks/gpu.py --device cpu --tiny          (a trial: every line, in under a minute)
+    python benchmarks/gpu.py --device cpu --tiny          (a trial, in two minutes)
 
 The stages come in the order of their worth, each with a share of the time that is left, and go on
 after an error of one. Each row is printed and appended to rows.jsonl in $OUT, or in the working
