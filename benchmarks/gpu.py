@@ -396,25 +396,25 @@ def memory(b):
     """Peak memory of a step, and what comes where it does not fit."""
     if not b.cuda:
         return
+    name, make = next(iter(b.nets().items()))
     for words, number in (("", 1), ("", 8), ("-accumulate true", 8), ("-optnet true", 1)):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-        net, (images, targets) = next(iter(b.nets().values()))(), b.imagenet(64)
+        net, (images, targets) = make(), b.imagenet(64)
         models.blocks.set_recompute(net, "optnet" in words)
         opt = options(f"-nGPU {number} {words}")
         ours(net.to(memory_format=LAYOUT), images, targets, opt)()
         peak = torch.cuda.max_memory_allocated() / 2**20
-        b.row(f"ResNet, batch 64, -nGPU {number} {words}", peak, "MiB")
+        b.row(f"{name}, batch {len(images)}, -nGPU {number} {words}", peak, "MiB")
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(b.device).total_memory
     torch.cuda.set_per_process_memory_fraction(7.5 * 2**30 / total)
     try:
         images, targets = b.imagenet(256)
-        net = next(iter(b.nets().values()))().to(memory_format=LAYOUT)
-        ours(net, images, targets, options("-nGPU 8"))()
-        b.row("ResNet, batch 256, fits 7.5 GiB", 1, "")
+        ours(make().to(memory_format=LAYOUT), images, targets, options("-nGPU 8"))()
+        b.row(f"{name}, batch {len(images)}, fits 7.5 GiB", 1, "")
     except RuntimeError as error:
-        b.row("ResNet, batch 256, in 7.5 GiB", 0, "", error=str(error)[:300])
+        b.row(f"{name}, batch 256, in 7.5 GiB", 0, "", error=str(error)[:300])
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
 

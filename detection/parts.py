@@ -7,7 +7,7 @@ names in the state dict, and needs one pass over the map in place of two. docs/d
 what still differs from py-faster-rcnn.
 
 Each constant that is made on a GPU, each mask in an index and each `torch.where` of one waits for
-the GPU. Where torchvision has many of these, its code is written anew here; the results are equal.
+the GPU. Where torchvision does this often, code of our own takes its place, with equal results.
 """
 
 from itertools import accumulate
