@@ -66,7 +66,10 @@ def _failure(error):
     from parallel import group
 
     if group.lost_peer(error):
-        time.sleep(3)  # the failed process prints first; parent or agent may end this one
+        time.sleep(3)  # the failed process is the first to say so
         who = f"rank {group.rank()} on {socket.gethostname()}"
         message = f"{who} lost the other processes: {group.reason(error)}"
-    return message, group.first_to_fail()
+    first = group.first_to_fail()
+    if not first:
+        time.sleep(3)  # the first one prints before parent or agent kills the rest
+    return message, first

@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import sys
+import time
 from collections import ChainMap
 
 from runtime.errors import InputError
@@ -18,6 +19,7 @@ LONGEST = 1 << 14  # pixels, the side of an image after scaling
 EXACT = 2**53  # a double, the only number of Lua and of JSON, has every whole number up to here
 UNSET = "is a variable of the shell not set?"
 HELP = {"-h", "-help", "--help"}
+PATIENCE = 30  # seconds for which the other ranks leave an error in the options to the first one
 
 
 def whole(text):
@@ -129,6 +131,8 @@ def parsed(argv, program, head, table, words=None):
     except InputError as error:
         if is_rank_0("LOCAL_RANK"):  # under torchrun all processes get the same words
             complain(f"{program}: {error}")
+        else:
+            time.sleep(PATIENCE)  # once one has ended, torchrun kills the rest, even the first
         sys.exit(2)
 
 

@@ -171,13 +171,26 @@ def test_copied_while_the_run_writes(cifar, tmp_path):
             shutil.rmtree(tmp_path / "run")
             child = fork(command + " -saveEvery 1e-9 -save run", cifar, tmp_path)
     assert ended(child, 200) == 0
-    afresh = 0
+    afresh = refused = 0
     for number in range(copies):
+        copy = tmp_path / f"copy{number}"
         words = f" -save copy{number} -resume copy{number}"
+        if (copy / "latest.pth").exists() and not holds_checkpoint(copy):
+            said = finished(command + words, cifar, tmp_path, status=1)
+            assert f"no checkpoint in copy{number} is intact: File not found" in said
+            (copy / "latest.pth").unlink()
+            refused += 1
         afresh += "starting afresh" in finished(command + words, cifar, tmp_path)
-        largest = same_folders(tmp_path / "straight", tmp_path / f"copy{number}", 30)
-    resumed = copies - afresh
-    print(f"\ncopied: {copies} copies, {resumed} resumed, {afresh} afresh, difference {largest}")
+        largest = same_folders(tmp_path / "straight", copy, 30)
+    counts = f"{copies - afresh} resumed, {afresh} afresh, {refused} of them first refused"
+    print(f"\ncopied: {copies} copies, {counts}, difference {largest}")
+
+
+def holds_checkpoint(folder):
+    """Whether a folder has the one file, or a pair of files, that is a checkpoint."""
+    names = os.listdir(folder)
+    pairs = (name.replace("optimState", "model") for name in names if "optimState" in name)
+    return "inside_epoch.pth" in names or any(name in names for name in pairs)
 
 
 def test_the_clock_is_set_back(cifar, tmp_path):

@@ -477,7 +477,16 @@ def test_torchrun_on_two_nodes(one, cifar, tmp_path):
 
 
 def test_an_option_error_is_told_once_under_torchrun(cifar, tmp_path):
-    agent = "--standalone --nproc-per-node 2".split()
+    """Even where the rank that tells it starts late: torchrun kills the others once one ended."""
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, runpy, sys, time\n"
+        "time.sleep(3 * (os.environ['LOCAL_RANK'] == '0'))\n"
+        "sys.argv.pop(0)\n"
+        "sys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    agent = ["--standalone", "--nproc-per-node", "2", str(late)]
     process = torchrun(tmp_path, cifar, 0, 0, RUN + " -depht 8", *agent)
     error = errors(process.communicate(timeout=100)[1])
     assert error.count("main.py: unknown option -depht") == 1 and process.returncode
