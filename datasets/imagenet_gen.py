@@ -5,7 +5,7 @@ file system's order; hidden files and folders are left out; an image in the wron
 that names the image; names may hold any byte; .pgm, .tif, .tiff, .webp, .avif and .jp2 are images
 too; -testOnly needs no training images.
 
-torchvision's make_dataset takes 2.5 times as long, and its list of tuples 3 times the memory.
+torchvision's make_dataset takes 1.5 times as long, and its list of tuples 3 times the memory.
 """
 
 import contextlib
@@ -235,11 +235,14 @@ def _class_images(folder, others, skip):
     """
     images = []
     for entry in _entries(folder.path):
-        if entry.is_dir(follow_symlinks=False):
+        is_image = _is_image(entry.name)
+        if is_image and entry.is_file():  # first, because almost every entry is one
+            images.append(folder.name + b"/" + entry.name)
+        elif entry.is_dir(follow_symlinks=False):
             _check_subfolder(entry.path)
-        elif not _is_image(entry.name):
+        elif not is_image:
             others.append(entry.path)
-        elif entry.is_file() or skip:
+        elif skip:
             images.append(folder.name + b"/" + entry.name)
         else:
             raise InputError(
