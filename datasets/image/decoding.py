@@ -236,7 +236,8 @@ def _pixels(image, source):
         raise InputError("its pixels are floating point numbers; 8 or 16 bit would be right")
     if image.mode.startswith("I"):  # "I;16", "I;16B" and so on, or "I": the same in 32 bits
         return _grey_16(image, source)
-    if image.mode == "RGB" and not _printed[1] and 0 < np.max(image.getextrema()) < 16:
+    deep = image.mode == "RGB" and image.format != "JPEG"  # may have had 16 bits
+    if deep and not _printed[1] and 0 < np.max(image.getextrema()) < 16:
         _note(1, source)
     width, height = image.size
     pixels = np.empty((height, width, 4), np.uint8)
