@@ -157,11 +157,15 @@ def _draw(path, targets, predicted, names):
     side = 4 + 0.3 * min(count, 50)
     with pictures.drawing(path, (side + 1, side)) as figure:
         axes = figure.subplots()
-        # scaled before it is coloured: scaling RGBA takes four times the memory
-        image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=100, interpolation_stage="data")
+        end = each * len(matrix) - 0.5
+        look = {"cmap": "Blues", "vmin": 0, "vmax": 100}
+        look["extent"] = -0.5, end, end, -0.5  # the axes count classes, not cells
+        look["interpolation_stage"] = "data"  # scaling RGBA takes four times the memory
+        image = axes.imshow(shares, **look)
         figure.colorbar(image, label="% of the true class's images", shrink=0.8)
-        axes.set_xlabel("predicted class")
-        axes.set_ylabel("true class")
+        cell = f" ({each} to a cell)" if each > 1 else ""
+        axes.set_xlabel("predicted class" + cell)
+        axes.set_ylabel("true class" + cell)
         if count <= NAMED:
             shown = [cut(name, LONGEST) for name in names]
             axes.set_xticks(range(count), shown, rotation=90, fontsize=8)

@@ -253,7 +253,7 @@ def test_a_picture_has_no_more_cells_than_pixels(monkeypatch, tmp_path, drawn, c
     shown = []
     monkeypatch.setattr(predictions, "DRAWN", drawn)
     imshow = "matplotlib.axes.Axes.imshow"
-    monkeypatch.setattr(imshow, lambda self, shares, **_: shown.append(shares) or 1 / 0)
+    monkeypatch.setattr(imshow, lambda self, *what, **how: shown.extend([*what, how]) or 1 / 0)
     with pytest.raises(ZeroDivisionError):
         predictions.write_confusion(str(tmp_path / "m.png"), targets, predicted, list("abcdefg"))
     each = -(-7 // drawn)
@@ -261,3 +261,5 @@ def test_a_picture_has_no_more_cells_than_pixels(monkeypatch, tmp_path, drawn, c
     for i, j in zip(targets, predicted):
         expected[i // each, j // each] += 1
     np.testing.assert_allclose(shown[0], 100 * expected / expected.sum(1, keepdims=True))
+    ends = shown[1]["extent"]  # a class keeps its number on the axes
+    assert ends == (-0.5, cells * each - 0.5, cells * each - 0.5, -0.5) and ends[1] >= 6.5
