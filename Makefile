@@ -20,7 +20,7 @@ test: .venv/tested
 	.venv/bin/python -m pytest -q -n 3 --dist loadfile
 
 slow: .venv/tested
-	.venv/bin/python -m pytest -q -m slow -rP -n 2 --dist loadfile
+	.venv/bin/python -m pytest -q -m slow -rP -n 2 --dist loadfile -o timeout=3600
 
 lint: .venv/tested
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check 'ruff>=0.17,<0.18'
