@@ -45,6 +45,7 @@ OPTIONS = (
     ("gen",             "gen",         str,     None, "Path to save generated files"),
     ("precision",       "single",      str,     PRECISIONS, ""),
     ("compile",         False,         boolean, None, "Compile the training step (torch.compile)"),
+    ("cudaGraph",       False,         boolean, None, "Replay the training step as a CUDA graph: small nets"),
     # ---------- Data options ----------
     ("nThreads",        2,             whole,   range(0, 2**12 + 1),    "number of data loading workers"),
     ("skipCorrupt",     False,         boolean, None, "Count and leave out unreadable images"),

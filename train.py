@@ -43,6 +43,7 @@ def setup(opt, model, device, **outside):
         order={name: getattr(opt, name) for name in ORDER},
         accumulate=opt.accumulate,
         compile=opt.compile,
+        capture=opt.cudaGraph and not opt.testOnly,
         **outside,
     )
 
@@ -51,10 +52,22 @@ class Trainer(loop.Loop):
     """Trains and tests one classifier."""
 
     def __init__(
-        self, model, criterion, optimizer, decay, device, *, accumulate=False, compile=False, **more
+        self,
+        model,
+        criterion,
+        optimizer,
+        decay,
+        device,
+        *,
+        accumulate=False,
+        compile=False,
+        capture=False,
+        **more,
     ):
         """decay(epoch): the rate as a share of the first epoch's. more: arguments of Loop."""
         super().__init__(model, device, **more)
+        if capture and (device.type != "cuda" or group.world_size() > 1):
+            raise InputError("-cudaGraph true needs a CUDA device and a run of one process")
         self.criterion, self.optimizer, self.decay = criterion, optimizer, decay
         decay(1)  # refuse an unknown schedule before a file is written
         self.parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -62,6 +75,7 @@ class Trainer(loop.Loop):
         self.compiled = compiled(self.parallel, device) if compile else self.parallel
         self.slices = None  # the replica slices that the batch norms see
         self.accumulates, self.stepped = accumulate, False
+        self.captured = Captured(self._step) if capture else None
 
     def begin(self, epoch, loader):
         """Set the epoch's rates."""
@@ -71,6 +85,8 @@ class Trainer(loop.Loop):
             parameters["lr"] = parameters["initial_lr"] * factor
         self.slices = None
         set_slices(self.model, None)
+        if self.captured:
+            self.captured = Captured(self._step)  # a graph keeps the rate of its capture
 
     def step(self, batch, n):
         """Train on a batch; returns sums of its loss and errors, see Loop."""
@@ -152,7 +168,7 @@ class Trainer(loop.Loop):
         advice = f"{ONE_BY_ONE}, {ADVICE}" if several else ADVICE
         try:
             with memory.out_of_memory(batch.input.shape, self.device, advice):
-                return self._step(batch)
+                return (self.captured or self._step)(batch)
         except memory.OutOfMemory as error:
             if not can_split:
                 raise
@@ -213,6 +229,34 @@ class Trainer(loop.Loop):
         self.load_optimizer(state, known, before)
         if inside:
             self.load_position(state)
+
+
+class Captured:
+    """A step on CUDA as a CUDA graph: one launch in place of hundreds, and the same bits.
+
+    step(batch) -> tensors. The next call overwrites the tensors that a call returned. Batches of
+    another size than the first one's are plain steps, as is the first batch: it chooses kernels and
+    takes memory in ways that cannot be captured. The second batch is captured.
+    """
+
+    def __init__(self, step):
+        self.step, self.size, self.graph = step, None, None
+
+    def __call__(self, batch):
+        size = batch.input.shape, batch.slices
+        if size != self.size:
+            self.size = self.size or size
+            return self.step(batch)
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            self.batch = batch._replace(input=batch.input.clone(), target=batch.target.clone())
+            # other threads may pin memory meanwhile
+            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+                self.result = self.step(self.batch)
+        self.batch.input.copy_(batch.input)
+        self.batch.target.copy_(batch.target)
+        self.graph.replay()
+        return self.result
 
 
 def _report_slices(opt):

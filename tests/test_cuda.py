@@ -108,6 +108,17 @@ def test_precisions(precision, tolerance, compile):
         assert found_losses == pytest.approx(losses, rel=tolerance)
 
 
+@pytest.mark.parametrize("precision", ["single", "half", "bfloat16", "double"])
+@pytest.mark.parametrize("net", NETS)
+def test_a_cuda_graph(net, precision):
+    """To the last bit, with kernels that are reproducible."""
+    words = f"-cudnn deterministic -precision {precision}"
+    plain, graph = (trained(GPU, words + more, 2, net) for more in ("", " -cudaGraph true"))
+    assert plain[1] == graph[1]
+    for name in plain[0]:
+        assert torch.equal(plain[0][name], graph[0][name]), name
+
+
 @pytest.mark.parametrize("place", [3, 9, 16])
 def test_a_signal_and_a_resume(tmp_path, monkeypatch, place):
     """To the last bit, with kernels that are reproducible."""

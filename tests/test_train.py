@@ -238,6 +238,11 @@ def test_compiled_is_the_same_training(optnet):
         assert torch.allclose(torch.as_tensor(ours), torch.as_tensor(theirs), rtol=1e-9, atol=1e-12)
 
 
+def test_a_cuda_graph_needs_cuda():
+    with pytest.raises(InputError, match="-cudaGraph true needs a CUDA device"):
+        small(cudaGraph=True)
+
+
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
     with pytest.raises(InputError, match="no-such-compiler"):

@@ -53,12 +53,12 @@ def images():
     return info
 
 
-def run(precision, device, replicas=2):
+def run(precision, device, replicas=2, more=""):
     """A trainer and the loaders of both splits; two images a replica."""
-    words = f"-precision {precision} -nGPU {replicas} -batchSize {2 * replicas}"
+    words = f"-precision {precision} -nGPU {replicas} -batchSize {2 * replicas} {more}"
     opt = opts.parse((LOOP + words).split())
     torch.manual_seed(1)
-    dtype = torch.float64 if precision == "double" else torch.float32
+    dtype = torch.float64 if opt.precision == "double" else torch.float32
     model = resnet(8, 10, "cifar", "A").to(device, dtype, memory_format=LAYOUT)
     both = {"batch_size": opt.batchSize, **settings(opt, device)}
     loaders = [
@@ -92,6 +92,27 @@ def test_a_second_wait_is_found(waits):
     trainer._step = curious
     trainer.train(1, train)
     assert waits("curious") == train.size()
+
+
+@pytest.mark.parametrize(
+    "words", ["single", "half", "bfloat16 -accumulate true", "double -LRSteps 2"]
+)
+def test_a_cuda_graph(words, waits):
+    """The bits of plain steps: one of two full batches is replayed, the last batch is smaller."""
+    found, operations = [], []
+    for more in ("", "-cudaGraph true"):
+        trainer, train, _ = run(words, GPU, 5, more)
+        losses = [trainer.train(epoch, train).mean_loss for epoch in (1, 2)]
+        tensors = [*trainer.model.state_dict().values(), *trainer.state()["momentum"].values()]
+        found.append((losses, trainer.scaler.state_dict(), copy.deepcopy(tensors)))
+        gpu.OPERATIONS.clear()
+        gpu.WAITS.clear()
+        trainer.train(3, train)
+        assert waits() == waits("_report") == train.size() == 4
+        operations.append(gpu.OPERATIONS.total())
+    assert found[0][:2] == found[1][:2]
+    assert all(map(torch.equal, found[0][2], found[1][2]))
+    assert 0.7 < operations[1] / operations[0] < 0.85  # three of four steps start their kernels
 
 
 @pytest.mark.parametrize("replicas", [2, 4])  # from 4 on, a GPU normalises slices together

@@ -6,12 +6,13 @@ torch's own CUDA build does its work (allocators, streams, events, pinned memory
 device threads, autocast, loss scaling), on the runtime of cudart.c. Each operation on a CUDA
 tensor runs on the CPU over the same memory. This finds tensors on two devices, waits of the host
 with their places (`WAITS`), pinned memory that is written during a copy, results that are read too
-early, and layouts that fused SGD does not take. It does not find races between streams, nor errors
-of cuDNN, NCCL or compiled code.
+early, layouts that fused SGD does not take, and what a CUDA graph does not repeat. It does not find
+races between streams, nor errors of cuDNN, NCCL or compiled code.
 """
 
 import atexit
 import collections
+import contextlib
 import ctypes
 import os
 import runpy
@@ -21,7 +22,7 @@ import sys
 import tempfile
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -86,8 +87,60 @@ def runtime():
     return found
 
 
+class Graph:
+    """A CUDA graph: the operations of a capture, run over the same memory by each replay."""
+
+    capturing = None  # the graph that is being captured
+
+    def __init__(self):
+        self.operations, self.before, self.refused = [], {}, []
+
+    @contextlib.contextmanager
+    def capture(self, **_):
+        """Add what runs inside; at the end undo what it wrote, because a capture runs nothing."""
+        Graph.capturing = self
+        try:
+            yield
+        finally:
+            Graph.capturing = None
+            for memory, before in self.before.values():
+                memory.copy_(before)
+        if self.refused:
+            raise RuntimeError(f"not permitted in a capture: {self.refused}")
+
+    def add(self, run, tensors):
+        """Run an operation on these tensors; a replay writes its results to the same memory."""
+        for tensor in tensors:
+            if not tensor.is_cuda:
+                self.refused.append("a tensor of the CPU")
+                continue
+            storage = on_cpu(tensor).untyped_storage()
+            memory = torch.empty(0, dtype=torch.uint8).set_(storage)
+            self.before.setdefault(storage.data_ptr(), (memory, memory.clone()))
+        result = run()
+        kept = [(i, t) for i, t in enumerate(tree_leaves(result)) if isinstance(t, torch.Tensor)]
+        kept = [(i, t) for i, t in kept if all(t is not argument for argument in tensors)]
+
+        def again():
+            found = tree_leaves(run())
+            for i, tensor in kept:
+                on_cpu(tensor).copy_(on_cpu(found[i]))
+
+        self.operations.append(again)
+        return result
+
+    def replay(self):
+        with _disable_current_modes(), torch.no_grad():
+            for operation in self.operations:
+                operation()
+
+
 def count_wait(kind):
     """Count a wait of the host, under the innermost line of the program."""
+    if Graph.capturing:
+        Graph.capturing.refused.append(f"a wait ({kind})")
+    if Graph.capturing:
+        Graph.capturing.refused.append(kind)
     frame = sys._getframe(1)
     while frame is not None:
         name = frame.f_code.co_filename
@@ -135,12 +188,16 @@ class PretendedGPU(TorchDispatchMode):
         if is_view or name in NATIVE:
             return operation(*args, **kwargs)
         OPERATIONS[name] += 1
-        if name == "copy_":
-            return self._copy(*args, **kwargs)
-        if name == "_to_copy":
-            return self._to_copy(*args, **kwargs)
-        self._check(name, tensors, args)
-        return self._run(operation, name, args, kwargs, device == "cuda")
+
+        def run():
+            if name == "copy_":
+                return self._copy(*args, **kwargs)
+            if name == "_to_copy":
+                return self._to_copy(*args, **kwargs)
+            self._check(name, tensors, args)
+            return self._run(operation, name, args, kwargs, device == "cuda")
+
+        return Graph.capturing.add(run, tensors) if Graph.capturing else run()
 
     def _check(self, name, tensors, args):
         """RuntimeError for what CUDA's kernels refuse; counts what waits."""
@@ -265,6 +322,7 @@ def run(words):
     """Run a script, or -m and a module, with its arguments."""
     runtime().pretended_on_wait(_callback)
     torch.cuda.init()
+    torch.cuda.CUDAGraph, torch.cuda.graph = Graph, Graph.capture
     script, *sys.argv[1:] = words
     with PretendedGPU():
         if script == "-m":
