@@ -13,19 +13,22 @@ except ImportError:  # on Windows
     resource = None
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h
-# cuDNN's message when it lacks memory for its workspaces, and also when it has no kernel
-_NO_ENGINE = "unable to find an engine to execute this computation"
+# What cuDNN and cuBLAS say when they lack memory, and also when they lack a kernel or a driver
+_UNSURE = re.compile(
+    r"unable to find an engine to execute this computation|CU(BLAS|DNN)\w*_STATUS_NOT_INITIALIZED"
+)
 # What CUDA and its libraries say when the GPU is out of memory
 _CUDA = re.compile(
-    r"CUDA out of memory(.*? is free)?|(CUDA error|Triton Error \[CUDA\]): out of memory"
-    r"|CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"
-    rf"|Failed to CUDA calloc|{_NO_ENGINE}"
+    r"(Triton Error \[)?(?i:CUDA.{0,40}?out[ _]of[ _]memory)(.*? is free)?"
+    r"|would exceed allowed memory|CU[A-Z]+_(STATUS_)?ALLOC_FAILED"
+    r"|CUDNN_STATUS_INTERNAL_ERROR_\w+_ALLOCATION_FAILED"
+    rf"|Failed to CUDA (host )?\w*alloc|ncclMemAlloc failed|{_UNSURE.pattern}"
 )
 LITTLE = 2**29  # bytes: cuDNN's workspaces take up to some hundred MiB
 # What Python, the dynamic linker, PyTorch and oneDNN say when they get no memory
 _SIGNS = re.compile(
-    r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc|out of memory"
-    r"|not enough memory|could not create a (primitive|memory)"
+    r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc"
+    r"|(?i:out of memory|not enough memory)|could not create a (primitive|memory)"
 )
 # What the system, PyTorch and multiprocessing say at the limit of open files
 _OPEN_FILES = re.compile("[Tt]oo many open files|received 0 items of ancdata")
@@ -72,9 +75,10 @@ def out_of_memory(shape, device, advice):
     """Turn PyTorch's out-of-memory error into an OutOfMemory that names the input's shape."""
     try:
         yield
-    except RuntimeError as error:  # what the CPU raises; torch.OutOfMemoryError is a subclass
-        needed = re.search(r"[Tt]ried to allocate (\d[\d.]* \w+)", str(error))
-        if not (needed or _CUDA.search(str(error))):
+    except Exception as error:
+        chain, text = _chain(error)
+        needed = re.search(r"[Tt]ried to allocate (\d[\d.]* \w+)", text)
+        if isinstance(error, InputError) or not (needed or _lacks_memory(chain, text)):
             raise
         shape = " x ".join(map(str, shape))
         more = f"{needed[1]} more were" if needed else "more was"
@@ -82,9 +86,24 @@ def out_of_memory(shape, device, advice):
         place, free = _where(device)
         if device.type == "cuda":
             advice += ", or set PYTORCH_ALLOC_CONF=expandable_segments:True"
-        if _NO_ENGINE in str(error) and free > LITTLE:
-            place += ", or cuDNN has no kernel for this"
+        unsure = _UNSURE.search(text)
+        if unsure and free > LITTLE:
+            place += f', unless "{unsure[0]}" has another cause'
         raise OutOfMemory(f"out of memory on {place}: {need}", advice) from None
+
+
+def _chain(error):
+    """An error with those behind it, and all their texts as one."""
+    chain = []
+    while error is not None and error not in chain:
+        chain.append(error)
+        error = error.__cause__ or error.__context__
+    return chain, "\n".join(map(str, chain))
+
+
+def _lacks_memory(chain, text):
+    named = any(isinstance(error, MemoryError) for error in chain)
+    return named or _CUDA.search(text) or _SIGNS.search(text)
 
 
 def _where(device):
@@ -104,28 +123,22 @@ def lacking(error):
 
     Under a limit such as `ulimit -v` a half-imported module fails with other errors too.
     """
-    limit = _limit("AS")
-    strange = (SystemError, ImportError) if limit else ()
-    while error is not None:
-        text = str(error)
-        if _OPEN_FILES.search(text):
-            most = _limit("NOFILE") or "unlimited"
-            return f"too many open files (ulimit -n {most}): raise the limit, or lower -nThreads"
-        if isinstance(error, BlockingIOError) or _NO_THREAD in text and not limit:
-            most = _limit("NPROC") or "unlimited"
-            what = f"too many processes or threads (ulimit -u {most})"
-            return f"{what}: raise the limit, or lower -nThreads"
-        if found := _CUDA.search(text):
-            return f"out of memory on the GPU: {found[0]}"
-        if (
-            isinstance(error, (MemoryError, *strange))
-            or _SIGNS.search(text)
-            or _NO_THREAD in text
-            or (limit and "can only be initialized once" in text)
-        ):
-            allowed = f"this process may use {limit / 2**30:.1f} GiB (ulimit -v)"
-            return f"out of memory: {allowed if limit else 'the system gives no more'}"
-        error = error.__cause__ or error.__context__
+    limit, (chain, text) = _limit("AS"), _chain(error)
+    if _OPEN_FILES.search(text):
+        most = _limit("NOFILE") or "unlimited"
+        return f"too many open files (ulimit -n {most}): raise the limit, or lower -nThreads"
+    if any(isinstance(e, BlockingIOError) for e in chain) or _NO_THREAD in text and not limit:
+        most = _limit("NPROC") or "unlimited"
+        what = f"too many processes or threads (ulimit -u {most})"
+        return f"{what}: raise the limit, or lower -nThreads"
+    if found := _CUDA.search(text):
+        return f"out of memory on the GPU: {found[0]}"
+    strange = any(isinstance(e, (SystemError, ImportError)) for e in chain)
+    strange |= "can only be initialized once" in text
+    if _lacks_memory(chain, text) or _NO_THREAD in text or (limit and strange):
+        if not limit:
+            return "out of memory: the system gives no more"
+        return f"out of memory: this process may use {limit / 2**30:.1f} GiB (ulimit -v)"
     return None
 
 
