@@ -47,7 +47,8 @@ class SlicedBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         runs = [(size, 1) for size in self.slices]
-        if len(self.slices) >= TOGETHER.get(x.device.type, math.inf):
+        has_all = self.bias is not None and self.track_running_stats and self.momentum is not None
+        if has_all and len(self.slices) >= TOGETHER.get(x.device.type, math.inf):
             runs = [(size, len(list(run))) for size, run in groupby(self.slices)]
         if len(runs) == 1 and sum(self.slices) == len(x):  # a split's backward pass would copy
             return self._normalise(x, *runs, update=True)
@@ -60,7 +61,7 @@ class SlicedBatchNorm2d(nn.BatchNorm2d):
     def _normalise(self, x, run, update=False):
         """Normalise a run of equal slices; with `update` its first one updates the statistics."""
         size, count = run
-        if size == 1:
+        if size == 1 and self.running_mean is not None:
             # copies: backward reads them after the first slice has updated the originals
             mean, var = self.running_mean.clone(), self.running_var.clone()
             return F.batch_norm(x, mean, var, self.weight, self.bias, eps=self.eps)
@@ -68,7 +69,8 @@ class SlicedBatchNorm2d(nn.BatchNorm2d):
             return self._together(x, count, update)
         if update and self.momentum is None:
             return super().forward(x)  # a running mean over all batches, which needs their number
-        own = (self.running_mean, self.running_var) if update else (None, None)
+        tracked = update and self.track_running_stats
+        own = (self.running_mean, self.running_var) if tracked else (None, None)
         return F.batch_norm(x, *own, self.weight, self.bias, True, self.momentum or 0, self.eps)
 
     def _together(self, x, count, update):

@@ -239,26 +239,46 @@ def test_slices_leave_evaluation_alone():
     assert {type(norm) for norm in torch7.norms(net)} == {nn.BatchNorm2d}
 
 
-UNTRACKED = {"track_running_stats": False}
+KINDS = {
+    "usual": {},
+    "momentum 0": {"momentum": 0.0},
+    "no momentum": {"momentum": None},
+    "no parameters": {"affine": False},
+    "no statistics": {"track_running_stats": False},
+}
 
 
 @pytest.mark.usefixtures("together")
-@pytest.mark.parametrize(
-    ("sizes", "kind"),
-    [([6], {}), ([3, 3], {}), ([4, 2], {}), ([6], {"momentum": None}), ([6], UNTRACKED)],
-)
-def test_the_first_slice_is_plain_batch_norm(sizes, kind):
-    """In output, running statistics and number of batches, once the counters are advanced."""
-    plain = nn.BatchNorm2d(3, **kind)
+@pytest.mark.parametrize("sizes", [[6], [3, 3], [4, 2], [2, 1, 1, 2]])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_plain_batch_norm_for_each_slice(kind, layout, sizes):
+    """In float32: output, gradients, running statistics and number of batches."""
+    torch.manual_seed(4)
+    plain = nn.BatchNorm2d(3, **KINDS[kind])
+    for parameter in plain.parameters():
+        parameter.data.uniform_(0.5, 1.5)
     sliced = copy.deepcopy(plain)
     counters = set_slices(sliced, sizes)
     for _ in range(2):
-        x = torch.randn(6, 3, 5, 5)
-        torch.testing.assert_close(sliced(x)[: sizes[0]], plain(x[: sizes[0]]))
-        if counters:
-            torch._foreach_add_(counters, 1)
-    for ours, theirs in zip(sliced.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(ours, theirs)
+        x, grad = (maps.to(memory_format=layout) for maps in torch.randn(2, 6, 3, 5, 4))
+        norms = [plain, *(copy.deepcopy(plain) for _ in sizes[1:])]
+        inputs = [part.clone().requires_grad_() for part in x.split(sizes)]
+        # one sample is normalised by the running statistics
+        expected = torch.cat([norm.train(len(x) > 1)(x) for norm, x in zip(norms, inputs)])
+        expected.backward(grad)
+        found = sliced(x.requires_grad_())
+        found.backward(grad)
+        for counter in counters:
+            counter += 1
+        close(found, expected, SINGLE)
+        close(x.grad, torch.cat([part.grad for part in inputs]), SINGLE)
+        for parameter, *others in zip(*(norm.parameters() for norm in (sliced, *norms))):
+            close(parameter.grad, sum(other.grad for other in others), SINGLE)
+        for norm in (sliced, plain):
+            norm.zero_grad()
+        for ours, theirs in zip(sliced.buffers(), plain.buffers(), strict=True):
+            close(ours, theirs, SINGLE)
 
 
 @pytest.mark.usefixtures("together")
