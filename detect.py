@@ -36,7 +36,7 @@ Options:"""
 
 # rows that are the same as in opts.py
 _SHARED = (
-    *("data", "manualSeed", "nGPU", "nProcs", "cudnn", "gen", "precision", "nThreads"),
+    *("data", "manualSeed", "nGPU", "nProcs", "gen", "precision", "nThreads"),
     *("skipCorrupt", "testOnly", "resume", "saveEvery", "keep", "tensorboard", "progress"),
     *("momentum", "weightDecay", "retrain", "resetClassifier", "optnet", "printEvery"),
 )
@@ -46,6 +46,8 @@ SIDES = range(LONGEST + 1)  # 0: the recipe's
 OPTIONS = (
     ("dataset",       "coco",      str,          DATASETS, "coco: any data in COCO's layout; digits: scenes of digits"),
     *(row for row in opts.OPTIONS if row[0] in _SHARED),
+    # fastest would time cuDNN's algorithms again for each size of image
+    *((name, "default", *more) for name, _, *more in opts.OPTIONS if name == "cudnn"),
     ("save",          "detector",  str,          None, "Directory in which to save checkpoints"),
     ("train",         "train2017", str,          None, "Training images: NAME of annotations/instances_NAME.json, or a .json below -data or here"),
     ("val",           "val2017",   str,          None, "Validation images, in the same way"),
@@ -229,6 +231,8 @@ def run(start, argv, end):
         torch.manual_seed(opt.manualSeed)
         opt, steps, val_loader = data(opt, device)
         opt, model = setup(opt, checkpoint, val_loader.dataset.source.names, device)
+        if device.type == "cuda":
+            opts.report_cuda(opt, not opt.testOnly, ", because RoIAlign adds in no fixed order")
 
         last, every = (steps[-1].last, steps[-1].every) if steps else (0, 0)
         command = opts.resume_command(argv, opt.save, "detect.py", OPTIONS)
@@ -312,8 +316,7 @@ def setup(opt, checkpoint, names, device):
     settings = {name: getattr(opt, name) for name in ("regions", "scale", "largest")}
     caps = files.caps(opt)
     given = {name: value for name, value in settings.items() if name in opt.given} | caps
-    # images differ in size, and cuDNN would time its algorithms again for each size
-    models.set_backend(opt.given.get("cudnn", "default"), opt.precision)
+    models.set_backend(opt.cudnn, opt.precision)
     source = checkpoint["modelFile"] if checkpoint else opt.retrain
     say(f"=> Resuming model from {source}" if checkpoint else f"Loading model from file: {source}")
     saved = files.is_detector(source)

@@ -94,6 +94,8 @@ def test(opt):
     # with -dense, images differ in size, and cuDNN would time its algorithms again for each size
     cudnn = opt.given.get("cudnn", "default") if opt.dense else opt.cudnn
     models.set_backend(cudnn, opt.precision)
+    if device.type == "cuda":
+        opts.report_cuda(opt, trains=False)
     precision = Precision(opt.precision, device)
     form = {"dtype": precision.dtype, "memory_format": torch.channels_last}
     nets = [models.load(source, device).to(**form) for source in opt.models]

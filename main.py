@@ -68,6 +68,8 @@ def run(start, argv, end):
         classes = datasets.module(opt.dataset).classes(opt)
         model = models.setup(opt, model, checkpoint, classes, device)
         opts.report(opt, model.config)
+        if device.type == "cuda":
+            opts.report_cuda(opt, trains=not opt.testOnly)
 
         # Data loading
         train_loader, val_loader, *test_loader = loaders = dataloader.create(opt, device)
@@ -110,8 +112,6 @@ def run(start, argv, end):
             best = dict(zip(scores, folder.best))
             return log.entry(trainer, scores, best, images)
 
-        if device.type == "cuda":
-            advise_on_cuda(opt)
         folder.begin(opt, checkpoint, model, device)
         first = opt.epochNumber
         if checkpoint:
@@ -123,15 +123,6 @@ def run(start, argv, end):
         say(f" * Finished top1: {best1:6.3f}  top5: {best5:6.3f}")
         for loader in test_loader:
             test_best(trainer, loader, window, folder)
-
-
-def advise_on_cuda(opt):
-    """Say what the defaults cost on a GPU. None of it was measured on one yet."""
-    if opt.precision == "single":
-        note("=> -precision single is IEEE float32; tf32 and bfloat16 should be faster on this GPU")
-    if opt.cudnn != "deterministic":
-        advice = "give -cudnn deterministic for the same bits"
-        note(f"=> -cudnn {opt.cudnn}: a resumed run is equal up to rounding; {advice}")
 
 
 def report_few(opt, images, classes):

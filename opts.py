@@ -301,6 +301,21 @@ def report_saved(opt, facts=()):
         note(f"=> from the checkpoint: {' '.join(adopted)}")
 
 
+def report_cuda(opt, trains, inexact=""):
+    """On a GPU: say what -precision single is, and whether a resumed run has the same bits.
+
+    trains: whether there will be a run to resume. inexact: why its bits differ with any -cudnn.
+    """
+    if opt.precision == "single":  # what it costs was not measured on a GPU yet
+        note("=> -precision single is IEEE float32; tf32 and bfloat16 should be faster on this GPU")
+    if not trains:
+        return
+    same = opt.cudnn == "deterministic" and not inexact
+    kept = "has the same bits" if same else "is equal up to rounding"
+    why = inexact or ("" if same else "; give -cudnn deterministic for the same bits")
+    note(f"=> -cudnn {opt.cudnn}: a resumed run {kept}{why}")
+
+
 def _unused(opt, config):
     """{option: why it changes nothing} for a net's configuration and the dataset."""
     net, unused = config["net"], {}

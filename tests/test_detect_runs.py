@@ -133,12 +133,12 @@ def test_the_shared_net(straight, folder):
 def test_stopped_and_resumed(run, straight, folder, place):
     name = f"stopped{place}"
     with pytest.raises(signals.Interrupted) as stop:
-        run(TWO_STEPS + NEW + f" -save {name}", stop_at(place))
+        run(TWO_STEPS + NEW + f" -cudnn deterministic -save {name}", stop_at(place))
     command = str(stop.value).partition("; to go on: python detect.py ")[2]
     assert stop.value.status == 143 and command == f"-resume {name} -nThreads 0"
     lines = run(command)
     (adopted,) = (line for line in lines if line.startswith("=> from the checkpoint: "))
-    assert " -rpnIterations 1,3 " in adopted + " "
+    assert " -rpnIterations 1,3 " in adopted + " " and torch.backends.cudnn.deterministic
     same(results(folder / "two", 4), results(folder / name, 4))
 
 

@@ -5,9 +5,13 @@ import copy
 import gpu
 import pytest
 import torch
-from support.detectors import classifier, detector
+from support.detectors import classifier, detector, write_classifier, write_coco
+from support.runs import NET
 
 import dataloader
+import detect
+import evaluate
+import main
 import opts
 from dataloader import LAYOUT, Batch, DataLoader, settings
 from datasets import cifar10
@@ -256,3 +260,58 @@ def test_a_detectors_step(precision, waits):
     assert waits() <= (7 * 2 + 3) * 2
     if precision == "double":
         assert found[GPU] == pytest.approx(found[CPU], rel=1e-9)
+
+
+ROUNDING = "a resumed run is equal up to rounding"
+IEEE = "=> -precision single is IEEE float32; tf32 and bfloat16 should be faster on this GPU"
+
+
+@pytest.mark.parametrize(
+    "command, words, cudnn, lines",
+    [
+        (main, "", "fastest", [IEEE, f"{ROUNDING}; give -cudnn deterministic for the same bits"]),
+        (main, "-precision half", "deterministic", ["a resumed run has the same bits"]),
+        (main, "-testOnly true", "fastest", [IEEE]),
+        (detect, "", "default", [IEEE, f"{ROUNDING}, because RoIAlign adds in no fixed order"]),
+        (detect, "-precision half", "deterministic", [f"{ROUNDING}, because RoIAlign adds in"]),
+        (evaluate, "", "fastest", [IEEE]),
+        (evaluate, "-precision tf32 -dense 40", "default", []),
+    ],
+)
+def test_the_lines_at_the_start(command, words, cudnn, lines, cifar, tmp_path, monkeypatch, capsys):
+    """And what they say is what PyTorch and the log were told."""
+    seen = []
+
+    class Begun(Exception):
+        pass
+
+    def begun(*arguments):
+        seen.extend(getattr(a, "log", None) for a in arguments)
+        raise Begun
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(main, "train_epochs", begun)
+    monkeypatch.setattr(detect, "train_epochs", begun)
+    monkeypatch.setattr("train.Trainer.test", begun)
+    monkeypatch.setattr("datasets.create_split", begun) if command is evaluate else None
+    write_classifier(tmp_path / "net.pth")
+    if command is main:
+        words = f"{NET} -data {cifar} {words}"
+    elif command is detect:
+        write_coco(tmp_path / "data", "train2017", 2)
+        write_coco(tmp_path / "data", "val2017", 1)
+        words = f"-retrain net.pth -data data -scale 40 -largest 48 -nThreads 0 {words}"
+    else:
+        words = f"net.pth -dataset cifar10 -data {cifar} {words}"
+    if cudnn == "deterministic":
+        words += " -cudnn deterministic"
+    with pytest.raises(Begun):
+        command.main(words.split())
+    said = capsys.readouterr().err.splitlines()
+    starts = ("=> -precision", "=> -cudnn")
+    said = [line for line in said if line.startswith(starts)]
+    assert len(said) == len(lines) and all(map(str.__contains__, said, lines)), said
+    assert all(f"-cudnn {cudnn}: " in line for line in said if "-cudnn" in line)
+    assert torch.backends.cudnn.benchmark == (cudnn == "fastest")
+    assert torch.backends.cudnn.deterministic == (cudnn == "deterministic")
+    assert [log.header["options"]["cudnn"] for log in seen if log] in ([], [cudnn])
