@@ -21,6 +21,7 @@ static struct block *blocks;
 static struct copy *copies;            /* in flight; `to` is NULL for one to the device */
 static size_t used, total = (size_t)8 << 30;
 static uint64_t waits, overwritten;
+static __thread uint64_t waited;       /* the time of a pageable copy that was waited for */
 static void (*waiting)(const char *kind);
 
 /* for gpu.py */
@@ -119,7 +120,10 @@ cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t size, enum cudaMe
   }
   if (!asynchronous || up) memcpy(to, from, size);
   pthread_mutex_unlock(&lock);
-  return cudaSuccess; /* torch itself waits for the stream after a copy of pageable memory */
+  /* of pageable memory only a small copy to the device does not wait (CUDA programming guide) */
+  if (asynchronous || !(down || (up && size > 65536))) return cudaSuccess;
+  waited = time; /* torch waits for the stream after it, unless it was told not to block */
+  return wait_for(time, "pageable copy");
 }
 cudaError_t cudaMemcpy(void *to, const void *from, size_t size, enum cudaMemcpyKind kind) {
   memcpy(to, from, size);
@@ -143,7 +147,10 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *s, unsigned flags) {
 cudaError_t cudaStreamCreate(cudaStream_t *s) { return cudaStreamCreateWithPriority(s, 0, 0); }
 cudaError_t cudaStreamGetPriority(cudaStream_t s, int *priority) { return *priority = 0; }
 cudaError_t cudaStreamQuery(cudaStream_t s) { return finished >= issued ? 0 : cudaErrorNotReady; }
-cudaError_t cudaStreamSynchronize(cudaStream_t s) { return wait_for(issued, "stream"); }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+  if (waited && waited == issued - 1) return waited = 0, cudaSuccess;
+  return wait_for(issued, "stream");
+}
 cudaError_t cudaDeviceSynchronize(void) { return wait_for(issued, "device"); }
 cudaError_t cudaStreamIsCapturing(cudaStream_t s, enum cudaStreamCaptureStatus *status) {
   return *status = cudaStreamCaptureStatusNone;

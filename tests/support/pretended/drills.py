@@ -84,18 +84,61 @@ def test_the_loop_waits_once_an_iteration(precision, waits):
     assert waits() - 8 == waits("_report") - 8 == val.size() == 2
 
 
-def test_a_second_wait_is_found(waits):
+def recorded():
+    event = torch.cuda.Event()
+    event.record()
+    return event
+
+
+LARGE = torch.zeros(2**15)
+WAITING = [  # each waits once
+    lambda x: x[0, 0].item(),
+    lambda x: bool(x[0, 0] > 1e9),
+    lambda x: x.tolist(),
+    lambda x: x.cpu(),
+    lambda x: x.to("cpu", non_blocking=True),
+    lambda x: torch.tensor([1.0], device=x.device),
+    lambda x: LARGE.to(x.device, non_blocking=True),
+    lambda x: x.nonzero(),
+    lambda x: x[x > 0],
+    lambda x: x.clone().__setitem__(x > 0, x[0, :1]),
+    lambda x: x.unique(),
+    lambda x: x[0].repeat_interleave(torch.ones_like(x[0], dtype=torch.int64)),
+    lambda x: torch.equal(x, x),
+    lambda x: torch.cuda.synchronize(),
+    lambda x: torch.cuda.current_stream().synchronize(),
+    lambda x: recorded().synchronize(),
+]
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_a_second_wait_is_found(backward, waits):
+    """Of every kind, in a step or in its backward pass, which runs in a thread of autograd."""
     trainer, train, _ = run("single", GPU)
-    step = trainer._step
+    criterion, kinds, found = trainer.criterion, iter(WAITING), []
 
-    def curious(batch):
-        output, loss = step(batch)
-        assert loss.item() > 0
-        return output, loss
+    def wait(x):
+        before = waits()
+        next(kinds)(x)
+        found.append(waits() - before)
 
-    trainer._step = curious
+    def curious(output, target):
+        output.register_hook(wait) if backward else wait(output.detach())
+        return criterion(output, target)
+
     trainer.train(1, train)
-    assert waits("curious") == train.size()
+    trainer.criterion = curious
+    gpu.WAITS.clear()
+    for epoch in (2, 3):
+        trainer.train(epoch, train)
+    assert found == [1] * len(WAITING) and waits() == 2 * len(WAITING)
+
+
+def test_a_wait_of_autograds_own_is_found(waits):
+    """The gradient of what a mask selects is put by the mask, which waits in no line of ours."""
+    x = torch.ones(4, device=GPU, requires_grad=True)
+    x[x > 0].sum().backward()
+    assert waits() == 2
 
 
 @pytest.mark.parametrize(
