@@ -26,9 +26,9 @@ from runtime.errors import InputError, named
 from runtime.memory import lacking
 
 PREFETCH = 2  # batches that each worker loads in advance
-# `advice` speaks if an epoch spent at least this share of its time waiting for data, and took at
-# least so many seconds: a shorter one mostly waits for its workers to start.
-WAITS, LASTS = 0.2, 60
+# `advice` speaks if an epoch waited for data for more than this share of its time, and so many
+# seconds more, which workers may take to start.
+WAITS, STARTS = 0.2, 5
 # Longest path of the folder for sockets; a socket's path may have 103 bytes on macOS, 107 on Linux
 _LONGEST = 103 - len("/pymp-12345678/listener-12345678")
 _SENTENCES = {
@@ -153,18 +153,18 @@ def image_name(dataset, index):
 def advice(epoch, count, idle, seconds, waited):
     """A line about an epoch that waited for data while cores were idle: what more workers would do.
 
-    count: -nThreads; idle: cores without work; seconds: the epoch's length; waited: the seconds
-    spent waiting for data. None if the epoch waited little, or no core is idle. This assumes that
-    workers never rest while the epoch waits, and that each new one is as fast.
+    count: -nThreads; idle: cores without work; seconds: the epoch's length so far; waited: the
+    seconds spent waiting for data. None if the epoch waited little, or no core is idle. This
+    assumes that workers never rest while the epoch waits, and that each new one is as fast.
     """
-    if idle < 1 or seconds < LASTS or waited < WAITS * seconds:
+    if idle < 1 or waited < WAITS * seconds + STARTS:
         return None
     work = count * seconds if count else waited  # without workers, waiting is reading
     steps = seconds - waited
     threads = min(max(count + 1, math.ceil(work / steps)), count + idle)
     return (
-        f"=> epoch {epoch} waited for data {100 * waited / seconds:.0f} % of its {seconds:.0f} s, "
-        f"and {idle} cores are idle: with -nThreads {threads} it would take about "
+        f"=> epoch {epoch} waited for data for {100 * waited / seconds:.0f} % of {seconds:.0f} s, "
+        f"and {idle} cores are idle: -nThreads {threads} would make that about "
         f"{max(steps, work / threads):.0f} s"
     )
 

@@ -7,6 +7,7 @@ import pytest
 
 import dataloader
 from datasets import workers
+from engine.loop import OFTEN
 
 
 def numbers(line):
@@ -17,7 +18,7 @@ def test_what_more_workers_would_do():
     """2 workers, 100 s of which 60 wait: reading takes 200 s of a worker, the steps take 40 s."""
     line = workers.advice(3, 2, 6, 100.0, 60.0)
     assert numbers(line) == [3, 60, 100, 6, 5, 40]  # 5 workers read in 40 s
-    assert line.startswith("=> epoch 3 waited for data 60 % of its 100 s, and 6 cores are idle")
+    assert line.startswith("=> epoch 3 waited for data for 60 % of 100 s, and 6 cores are idle")
     assert numbers(workers.advice(3, 2, 2, 100.0, 60.0)) == [3, 60, 100, 2, 4, 50]  # no more cores
     # without workers the main process reads, 80 s of 100, while nothing is trained
     assert numbers(workers.advice(1, 0, 1, 100.0, 80.0)) == [1, 80, 100, 1, 1, 80]
@@ -26,11 +27,19 @@ def test_what_more_workers_would_do():
 
 @pytest.mark.parametrize(
     "idle, seconds, waited",
-    [(0, 100.0, 60.0), (6, 100.0, 19.0), (6, 9.0, 5.0), (-3, 100.0, 60.0), (6, 0.0, 0.0)],
+    [(0, 100.0, 60.0), (6, 100.0, 24.0), (6, 9.0, 6.0), (-3, 100.0, 60.0), (6, 0.0, 0.0)],
 )
 def test_no_line_without_cores_or_waiting(idle, seconds, waited):
     """Nor of an epoch of seconds, which waits for its workers to start."""
     assert workers.advice(3, 2, idle, seconds, waited) is None
+
+
+@pytest.mark.parametrize(("rate", "trained", "heard"), [(2200, 5800, True), (2200, 2400, False)])
+def test_a_fast_gpu_hears_of_it_at_once(rate, trained, heard):
+    """Images a second that 2 workers read and a GPU trains; the workers take 3 s to start."""
+    images = 256 * OFTEN
+    seconds, steps = images / rate + 3, images / trained
+    assert bool(workers.advice(1, 2, 6, seconds, seconds - steps)) == heard
 
 
 @pytest.mark.parametrize("in_memory", [False, True])
@@ -42,5 +51,5 @@ def test_once_a_run_on_stderr(in_memory, monkeypatch, capsys):
         dataloader.DataLoader.report_wait(loader, epoch, 100.0, waited)
     out, error = capsys.readouterr()
     assert out == "" and error.count("\n") == (not in_memory)
-    assert in_memory or error.startswith("=> epoch 2 waited for data 60 %")
-    assert in_memory or "6 cores are idle: with -nThreads 5 " in error
+    assert in_memory or error.startswith("=> epoch 2 waited for data for 60 %")
+    assert in_memory or "6 cores are idle: -nThreads 5 would " in error
