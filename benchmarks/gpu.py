@@ -12,12 +12,14 @@ import argparse
 import contextlib
 import functools
 import io
+import itertools
 import json
 import os
 import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from pathlib import Path
@@ -61,8 +63,8 @@ SHAPES = [
 ]
 
 
-class Late(Exception):
-    """A stage has used up its time."""
+class Late(BaseException):
+    """A stage has used up its time; a BaseException, so that no `except Exception` swallows it."""
 
 
 class Bench:
@@ -89,17 +91,41 @@ class Bench:
         return tiny if self.tiny else full
 
     def seconds(self, function, times=20):
-        """The median seconds of a call, after three to warm up."""
+        """The median seconds of a call, after three to warm up; on CUDA between events."""
         for _ in range(self.size(3, 1)):
             function()
-        taken = []
+        marks = [self._mark()]
         for _ in range(self.size(times, 1)):
-            self.wait()
-            began = time.perf_counter()
             function()
-            self.wait()
-            taken.append(time.perf_counter() - began)
-        return statistics.median(taken)
+            marks.append(self._mark())
+        self.wait()
+        pairs = itertools.pairwise(marks)
+        return statistics.median(a.elapsed_time(b) / 1e3 if self.cuda else b - a for a, b in pairs)
+
+    def _mark(self):
+        if not self.cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def graph(self, function):
+        """A call as a CUDA graph, so that launches do not count; itself where a capture fails."""
+        if not self.cuda or self.tiny:
+            return function
+        side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        try:
+            with torch.cuda.graph(graph):
+                function()
+        except RuntimeError as error:
+            print(f"no CUDA graph: {error}")
+            return function
+        return graph.replay
 
     def wait(self):
         """Wait for the GPU."""
@@ -270,7 +296,11 @@ def precisions(b):
 
 
 def layers(b):
-    """3x3 convolutions alone, forward and backward, in both layouts; groups as a dense weight."""
+    """3x3 convolutions alone, forward and backward, in both layouts; groups as a dense weight.
+
+    As CUDA graphs where they can be captured, so that launches do not count.
+    """
+    models.set_backend("fastest", "single")
     for channels, groups, side in SHAPES[:: b.size(1, 6)]:
         for dtype in (torch.bfloat16, torch.float32)[: b.size(2, 1)]:
             for layout in (LAYOUT, torch.contiguous_format):
@@ -284,11 +314,12 @@ def layers(b):
                     def both(made=made, x=x):
                         made(x).sum().backward()
 
+                    run = b.graph(both)
                     where = "channels_last" if layout == LAYOUT else "NCHW"
                     how = "as dense, " if dense else ""
                     kind = str(dtype).removeprefix("torch.")
                     what = f"{channels} wide, {groups} groups, side {side}, {how}{kind}, {where}"
-                    b.row(what, 1e3 * b.seconds(both, 8), "ms")
+                    b.row(what, 1e3 * b.seconds(run, 8), "ms", graph=run is not both)
 
 
 def graphs(b):
@@ -313,22 +344,12 @@ def graphs(b):
                     F.cross_entropy(net(images), targets).backward()
                 sgd.step()
 
-            side = torch.cuda.Stream()
-            side.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(side):
-                for _ in range(3):
-                    step()
-            torch.cuda.current_stream().wait_stream(side)
-            if captured:
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph):
-                    step()
-                graph.replay()
-            else:
-                step()
+            run = b.graph(step) if captured else step
+            for _ in range(1 if captured else 4):
+                run()
             weights = torch.cat([p.detach().reshape(-1) for p in net.parameters()])
             off = float((weights - after.setdefault(name, weights)).abs().max())
-            taken = b.seconds(graph.replay if captured else step)
+            taken = b.seconds(run)
             b.row(f"{name}, {way}", 1e3 * taken, "ms a step", weights_differ=off)
 
 
@@ -399,13 +420,16 @@ def memory(b):
     name, make = next(iter(b.nets().items()))
     for words, number in (("", 1), ("", 8), ("-accumulate true", 8), ("-optnet true", 1)):
         torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
         net, (images, targets) = make(), b.imagenet(64)
         models.blocks.set_recompute(net, "optnet" in words)
         opt = options(f"-nGPU {number} {words}")
-        ours(net.to(memory_format=LAYOUT), images, targets, opt)()
+        step = ours(net.to(memory_format=LAYOUT), images, targets, opt)
+        step()  # in which cuDNN tries its kernels, some with large workspaces
+        torch.cuda.reset_peak_memory_stats()
+        step()
         peak = torch.cuda.max_memory_allocated() / 2**20
         b.row(f"{name}, batch {len(images)}, -nGPU {number} {words}", peak, "MiB")
+    del net, step, images
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(b.device).total_memory
     torch.cuda.set_per_process_memory_fraction(7.5 * 2**30 / total)
@@ -420,17 +444,19 @@ def memory(b):
 
 
 def runs(b):
-    """main.py itself: CIFAR of random bytes, and photos through the loader."""
-    cifar = OUT / "cifar-10-batches-bin"
-    cifar.mkdir(exist_ok=True)
+    """main.py itself, its second epoch: CIFAR of random bytes, and photos through the loader."""
+    temporary = tempfile.TemporaryDirectory()  # removed with the variable
+    folder = Path(temporary.name)
+    cifar = folder / "cifar-10-batches-bin"
+    cifar.mkdir()
     names = [*(f"data_batch_{k}.bin" for k in range(1, 6)), "test_batch.bin"]
     for name in names:
         records = torch.randint(0, 256, (b.size(10_000, 20), 3073), dtype=torch.uint8)
         records[:, 0] %= 10
         (cifar / name).write_bytes(records.numpy().tobytes())
     precision = "half" if b.cuda else "single"
-    common = f"-nEpochs 1 -batchSize 128 -precision {precision} -progress lines"
-    common += f" -data {cifar} -gen {OUT}/gen"
+    common = f"-nEpochs 2 -batchSize 128 -precision {precision} -progress lines"
+    common += f" -data {cifar} -gen {folder}/gen"
     small = "-netType resnet -depth 8" if b.tiny else "-netType resnet -depth 20"
     commands = {"cifar ResNet": f"-dataset cifar10 {small} {common}"}
     if not b.tiny:
@@ -439,11 +465,11 @@ def runs(b):
     photos = os.environ.get("PHOTOS")  # with train/ and val/
     if photos:
         net = "-depth 50 -cardinality 32 -baseWidth 4 -batchSize 256 -precision bfloat16"
+        net += f" -data {photos} -gen {folder}/photos -nEpochs 2"
         for threads in (14, 2):
-            words = f"-data {photos} -gen {OUT}/gen{threads} -nThreads {threads} -nEpochs 1 {net}"
-            commands[f"photos, {threads} workers"] = words
+            commands[f"photos, {threads} workers"] = f"{net} -nThreads {threads}"
     for what, words in commands.items():
-        save = OUT / what.replace(" ", "_").replace(",", "")
+        save = folder / what.replace(" ", "_").replace(",", "")
         command = [sys.executable, str(ROOT / "main.py"), *words.split(), "-save", str(save)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         lines = (save / "log.jsonl").read_text().splitlines() if done.returncode == 0 else []
@@ -485,8 +511,11 @@ def main():
     stages = [stage for stage in STAGES if stage.__name__ in args.stages]
     for place, stage in enumerate(stages):
         began = time.monotonic()
+        if began >= last:
+            print(f"no time is left for {stage.__name__}", flush=True)
+            continue
         share = STAGES[stage] / sum(STAGES[other] for other in stages[place:])
-        most = max(1, share * (last - began))
+        most = share * (last - began)
         bench.stage, bench.end = stage.__name__, began + most
         quiet = contextlib.redirect_stderr(io.StringIO() if args.tiny else sys.stderr)
         if hasattr(signal, "alarm"):  # where a stage does not look at its clock

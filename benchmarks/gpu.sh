@@ -18,10 +18,11 @@ if command -v nvidia-smi > /dev/null; then
     nvidia-smi dmon -s pucm -d 1 > "$OUT/dmon.txt" &
     trap "kill $!" EXIT
 fi
-echo "$(nproc) cores; C compiler: $(command -v gcc || command -v clang || echo none)"
+echo "$(nproc --all) cores; C compiler: $(command -v gcc || command -v clang || echo none)"
 
-# right before fast; those that compile are left to gpu.py
-timeout "${TESTS:-60}" $PYTHON -m pytest --cuda -q -k "not true-" tests/test_cuda.py 2>&1 |
+# right before fast; those that compile are left to gpu.py; at a SIGINT pytest says what it has
+$PYTHON -c 'import xdist' 2> /dev/null && workers="-n 4"
+timeout -s INT -k 10 "${TESTS:-60}" $PYTHON -m pytest --cuda -q $workers -k "not true-" tests/test_cuda.py 2>&1 |
     tee "$OUT/tests.txt" | tail -15
 
 $PYTHON benchmarks/gpu.py --until $((${UNTIL:-530} - SECONDS + began)) "$@"

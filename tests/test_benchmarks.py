@@ -3,11 +3,13 @@
 What a benchmark prints is appended there, one cell a line, with where it ran.
 """
 
+import contextlib
 import csv
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,27 @@ def test_tables_are_recorded(tmp_path, monkeypatch, capsys):
         assert (line["benchmark"], line["precision"]) == ("step.py", "bfloat16")
         assert line["setting"] == 'batch 8, "single"' and line["torch"] == torch.__version__
         assert line["device"] and line["cuda"] == "" and len(line["date"]) == 10
+
+
+def test_stages_end_and_begin_in_time(tmp_path, monkeypatch, capsys):
+    import gpu
+
+    def slow(bench):
+        time.sleep(0.1)
+        with contextlib.suppress(Exception):
+            bench.row("a", 1, "s")
+        bench.row("b", 2, "s")
+
+    def other(bench):
+        raise AssertionError
+
+    monkeypatch.setattr(gpu, "OUT", tmp_path)
+    monkeypatch.setattr(gpu, "STAGES", {slow: 1, other: 1})
+    monkeypatch.setattr(sys, "argv", "gpu.py --device cpu --tiny --until 0.05".split())
+    gpu.main()
+    said = capsys.readouterr().out
+    assert "slow: out of time" in said and "no time is left for other" in said
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 1
 
 
 QUICK = {"limits", "headline", "layers", "inference"}
