@@ -71,6 +71,7 @@ class Estimate:
         self.model = model
         modules = model.named_modules()
         norms = {n: m for n, m in modules if isinstance(m, nn.BatchNorm2d) and m.training}
+        norms = {name: norm for name, norm in norms.items() if norm.track_running_stats}
         if not norms:
             raise InputError("-recomputeBN: this net has no batch norm that is not frozen")
         self.norms = list(norms.values())

@@ -46,7 +46,7 @@ class Predictions:
         probabilities = score if several else score.double().softmax(1)
         if self.logits:
             self.logits.write(indices, average[0].float().cpu().numpy())
-        self.read[indices] = 1
+        self.read.index_fill_(0, indices, 1)  # a GPU would wait for the 1 of `read[indices] = 1`
         self.best[indices] = best
         self.probabilities[indices] = probabilities.gather(1, best).double()
 

@@ -83,6 +83,19 @@ def test_means_over_slices(cifar, tmp_path, case):
         assert name in expected or int(value) == 0, name  # no batch has been trained on
 
 
+def test_batch_norms_without_statistics_are_left_alone():
+    kinds = {"track_running_stats": False}, {"affine": False}, {"momentum": None}
+    net = nn.Sequential(*(nn.BatchNorm2d(3, **kind) for kind in kinds)).double()
+    x = torch.randn(5, 3, 4, 4, dtype=torch.float64)
+    estimate = batchnorm.Estimate(net)
+    estimate.add(x, [3, 2])
+    estimate.apply()
+    assert net[0].running_mean is None and net[2].momentum is None
+    for norm in net[1:]:  # of maps that the batch norm before has normalised
+        assert norm.running_mean.abs().max() < 1e-12
+        assert (norm.running_var - (48 / 47 + 32 / 31) / 2).abs().max() < 1e-4
+
+
 @pytest.mark.slow
 def test_any_number_of_processes(cifar, tmp_path):
     alone = experiment(cifar, tmp_path)

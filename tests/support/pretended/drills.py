@@ -19,6 +19,7 @@ from detection import schedule
 from detection.trainer import Trainer
 from engine.batchnorm import Estimate
 from evaluation import scores
+from evaluation.predictions import Predictions
 from models.preresnet import preresnet
 from models.preresnext import preresnext
 from models.resnet import resnet
@@ -257,8 +258,18 @@ def test_pinned_memory_that_is_written_during_a_copy_is_found():
     assert gpu.runtime().pretended_overwritten() == before + 1
 
 
+def test_predictions_are_kept_without_a_wait(waits):
+    found, indices = Predictions(4, 10, GPU), torch.arange(2, device=GPU)
+    gpu.WAITS.clear()
+    found.add(indices, torch.rand(2, 2, 10, device=GPU), False)
+    assert waits() == 0 and found.read.tolist() == [1, 1, 0, 0]
+
+
 class Scenes:
     """Two images with a box each, as detection/images.py gives them."""
+
+    def place(self, code):
+        return code
 
     def target(self, code, width, dtype):
         boxes = torch.tensor([[8.0, 8.0, 40.0, 40.0]], dtype=dtype)
@@ -283,8 +294,8 @@ class Loader:
 
 
 @pytest.mark.parametrize("precision", ["double", "half"])
-def test_a_detectors_step(precision, waits):
-    """In half precision it runs with few waits; in double precision it is the CPU's."""
+def test_a_detectors_step_and_test(precision, waits):
+    """In half precision they run with few waits; in double precision the step is the CPU's."""
     found = {}
     for device in (CPU, GPU) if precision == "double" else (GPU,):
         torch.manual_seed(1)
@@ -300,6 +311,11 @@ def test_a_detectors_step(precision, waits):
     trainer.train(2, schedule.Epoch(step, 1))
     # per slice: places drawn 2 + 2, large proposals, NMS, positive regions; per batch: its codes,
     # this loader's, the report
+    assert waits() <= (7 * 2 + 3) * 2
+    gpu.WAITS.clear()
+    trainer.test(2, loader)
+    # per image: proposals large enough, their NMS; boxes that score, are large enough, their
+    # NMS, a number of torchvision's for it; the copy of what was found
     assert waits() <= (7 * 2 + 3) * 2
     if precision == "double":
         assert found[GPU] == pytest.approx(found[CPU], rel=1e-9)

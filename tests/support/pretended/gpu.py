@@ -34,7 +34,7 @@ aten = torch.ops.aten
 NATIVE = {
     *("empty", "empty_strided", "empty_like", "new_empty", "new_empty_strided", "set_", "resize_"),
     *("record_stream", "is_pinned", "_pin_memory", "_local_scalar_dense", "detach", "alias"),
-    *("lift_fresh", "_has_compatible_shallow_copy_type"),
+    *("lift_fresh", "_has_compatible_shallow_copy_type", "_unsafe_view"),
 }
 # the size of whose result the host has to know
 WAITING = {
