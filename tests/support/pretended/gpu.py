@@ -140,6 +140,8 @@ class Graph:
 
 def count_wait(kind):
     """Count a wait of the host, under the innermost line of the program."""
+    if Graph.capturing:
+        Graph.capturing.refused.append(f"a wait ({kind})")
     frame, place = sys._getframe(1), "none of its lines"  # in a thread of autograd
     while frame is not None:
         name = frame.f_code.co_filename
