@@ -21,7 +21,8 @@ def ours(net, images, targets, opt):
     models.set_backend("fastest", opt.precision)
     trainer = setup(opt, net.to(images.device).train(), images.device)
     batch = Batch(images, targets, [split_sizes(len(targets), opt.nGPU)])
-    return lambda: trainer._step(batch)[1] / len(targets)
+    step = trainer.captured or trainer._step
+    return lambda: step(batch)[1] / len(targets)
 
 
 def theirs(net, images, targets, precision="single", compiled=False, fused=False, rate=0.01):
