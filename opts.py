@@ -306,8 +306,12 @@ def report_cuda(opt, trains, inexact=""):
 
     trains: whether there will be a run to resume. inexact: why its bits differ with any -cudnn.
     """
-    if opt.precision == "single":  # what it costs was not measured on a GPU yet
-        note("=> -precision single is IEEE float32; tf32 and bfloat16 should be faster on this GPU")
+    import torch
+
+    generation, _ = torch.cuda.get_device_capability()
+    faster = "tf32 and bfloat16" if generation >= 8 else "half"  # since Ampere, since Volta
+    if opt.precision == "single" and generation >= 7:  # by how much was not measured yet
+        note(f"=> -precision single is IEEE float32; {faster} should be faster on this GPU")
     if not trains:
         return
     same = opt.cudnn == "deterministic" and not inexact

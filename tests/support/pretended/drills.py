@@ -321,6 +321,16 @@ def test_a_detectors_step_and_test(precision, waits):
         assert found[GPU] == pytest.approx(found[CPU], rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    "generation, faster", [(9, "tf32 and bfloat16 should"), (7, "half should"), (6, None)]
+)
+def test_which_precisions_are_faster(generation, faster, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (generation, 0))
+    opts.report_cuda(opts.parse(LOOP.split()), trains=False)
+    said = capsys.readouterr().err
+    assert f"; {faster} be faster on this GPU" in said if faster else said == ""
+
+
 ROUNDING = "a resumed run is equal up to rounding"
 IEEE = "=> -precision single is IEEE float32; tf32 and bfloat16 should be faster on this GPU"
 
