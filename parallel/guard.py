@@ -60,12 +60,13 @@ def end(error):
 
 def _failure(error):
     """(what to say, whether this process says it: of several, only the first that failed)."""
-    message = sentence(error) or "".join(traceback.format_exception(error)).rstrip()
+    known = sentence(error)
+    message = known or "".join(traceback.format_exception(error)).rstrip()
     if not launch.joined() or "torch" not in sys.modules:  # without torch, group has no import
         return message, True
     from parallel import group
 
-    if group.lost_peer(error):
+    if known is None and group.lost_peer(error):
         time.sleep(3)  # the failed process is the first to say so
         who = f"rank {group.rank()} on {socket.gethostname()}"
         message = f"{who} lost the other processes: {group.reason(error)}"

@@ -1,15 +1,17 @@
 """Replicas on one, two, three and four processes: Torch7's numbers, and the same in each."""
 
 import functools
+import re
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from support import processes, torch7
 
-from parallel import group
+from parallel import group, guard
 from parallel.group import split
 
 
@@ -94,3 +96,20 @@ def test_an_error_is_printed_where_no_store_can_be(monkeypatch, port):
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", port)
     assert group.first_to_fail()
+
+
+@pytest.mark.parametrize(
+    "said, sentence",
+    [
+        ("Last error:\nFailed to CUDA calloc 64 bytes", "out of memory on the GPU: Failed to CUDA"),
+        ("Last error:\nremote process exited", "rank 0 on .* lost the other processes: NCCL error"),
+    ],
+)
+def test_nccl_without_memory_is_no_lost_peer(said, sentence, monkeypatch):
+    monkeypatch.setattr(guard.launch, "joined", lambda: True)
+    monkeypatch.setattr(guard.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(group, "rank", lambda: 0)
+    monkeypatch.setattr(group, "first_to_fail", lambda: True)
+    message, _ = guard._failure(dist.DistBackendError(f"NCCL error: unhandled cuda error\n{said}"))
+    assert re.match(sentence, message)
