@@ -245,8 +245,9 @@ class Captured:
     def __call__(self, batch):
         size = batch.input.shape, batch.slices
         if size != self.size:
-            self.size = self.size or size
-            return self.step(batch)
+            result = self.step(batch)
+            self.size = self.size or size  # not before: one that was out of memory is repeated
+            return result
         if self.graph is None:
             self.graph = torch.cuda.CUDAGraph()
             self.batch = batch._replace(input=batch.input.clone(), target=batch.target.clone())

@@ -37,7 +37,7 @@ def start(tmp_path_factory):
 @pytest.mark.parametrize(
     "file, chosen, count",
     [
-        ("tests/support/pretended/drills.py", "test", 33),
+        ("tests/support/pretended/drills.py", "test", 34),
         pytest.param("tests/test_cuda.py", QUICK, 6, marks=pytest.mark.slow),
     ],
 )

@@ -214,6 +214,14 @@ def test_no_memory_as_cudnn_says_it(precision, capsys):
     assert 'execute this computation" has another cause: ' in capsys.readouterr().err
 
 
+def test_a_retry_is_no_capture():
+    """It is the first step slice by slice, so cuDNN has yet to choose its kernels."""
+    trainer, train, _ = run("single", GPU, 2, "-cudaGraph true")
+    trainer.criterion = failing_once(trainer.criterion)
+    trainer._step_that_fits(next(iter(train.run(1))))
+    assert trainer.accumulates and trainer.captured.graph is None
+
+
 def test_photos(photos):
     """Workers, pinned memory and a stream of its own: the batches are the CPU's."""
     opt = opts.parse(["-data", photos, "-batchSize", "5", "-nThreads", "2"])
