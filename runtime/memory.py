@@ -28,7 +28,7 @@ LITTLE = 2**29  # bytes: cuDNN's workspaces take up to some hundred MiB
 # What Python, the dynamic linker, PyTorch and oneDNN say when they get no memory
 _SIGNS = re.compile(
     r"failed to map segment|annot allocate memory|can't allocate memory|bad_alloc"
-    r"|(?i:out of memory|not enough memory)|could not create a (primitive|memory)"
+    r"|(?i:out of memory|not enough memory)|could not create a (primitive|memory)(?! desc)"
 )
 # What the system, PyTorch and multiprocessing say at the limit of open files
 _OPEN_FILES = re.compile("[Tt]oo many open files|received 0 items of ancdata")
@@ -134,7 +134,7 @@ def lacking(error):
     if found := _CUDA.search(text):
         return f"out of memory on the GPU: {found[0]}"
     strange = any(isinstance(e, (SystemError, ImportError)) for e in chain)
-    strange |= "can only be initialized once" in text
+    strange |= "can only be initialized once" in text or "primitive descriptor" in text
     if _lacks_memory(chain, text) or _NO_THREAD in text or (limit and strange):
         if not limit:
             return "out of memory: the system gives no more"
