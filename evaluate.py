@@ -100,7 +100,8 @@ def test(opt):
     form = {"dtype": precision.dtype, "memory_format": torch.channels_last}
     nets = [models.load(source, device).to(**form) for source in opt.models]
 
-    trained = as_trained(opt)
+    sides = [ensemble.training_side(net.input_spec or {"crop": 224}) for net in nets]
+    trained = as_trained(opt).replaced(trainCrop=sides[0])
     train, val, *_ = group.rank_0_first(lambda: datasets.create_split(trained))
     data = list(datasets.module(opt.dataset).classes(trained))
     names = [classes.outputs(source, net, data) for source, net in zip(opt.models, nets)]
@@ -114,9 +115,12 @@ def test(opt):
     both = settings(opt, device)
     views = [ensemble.views(net, val, opt) for net in nets]
     if opt.recomputeBN:
-        loader = DataLoader(train, device, training=True, batch_size=opt.batchSize, **both)
-        for net in nets:
+        for net, side in zip(nets, sides):
             batchnorm.check_input(net, train, opt.dataset)
+            if side != trained.trainCrop:
+                trained = trained.replaced(trainCrop=side)
+                train, *_ = datasets.create_split(trained)
+            loader = DataLoader(train, device, training=True, batch_size=opt.batchSize, **both)
             batchnorm.recompute(net.train(), loader, 0, opt.recomputeBN, precision, Interrupts())
     images = ensemble.Views(val, indices, targets, list(dict.fromkeys(sum(views, []))))
     size = max(1, opt.batchSize // images.crops())  # in images

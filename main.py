@@ -60,7 +60,7 @@ def run(start, argv, end):
     with opened(start) as (folder, checkpoint, given, device):
         # Options: as given, from the checkpoint, from the net in a file
         model = models.from_file(checkpoint, start.retrain, not start.resetClassifier)
-        opt = opts.settle(given, checkpoint, model and model.config)
+        opt = opts.settle(given, checkpoint, model and model.config, model and model.input_spec)
         opts.check(opt)
         torch.manual_seed(opt.manualSeed)
 
@@ -74,9 +74,6 @@ def run(start, argv, end):
         # Data loading
         train_loader, val_loader, *test_loader = loaders = dataloader.create(opt, device)
         report_few(opt, train_loader.dataset.size(), classes)
-        side = opt.trainCrop
-        if opt.testOnly and getattr(model, "input_spec", None):
-            side = model.input_spec.get("trained", model.input_spec["crop"])
         model.input_spec = val_loader.dataset.input_spec()
         if model.input_spec is None:
             why = "none describes this test transform"
@@ -93,10 +90,11 @@ def run(start, argv, end):
         trainer = train.setup(opt, model, device, **outside)
         resume(trainer, checkpoint, opt)
 
-        larger = model.input_spec and model.input_spec["crop"] > side
+        larger = model.input_spec and model.input_spec["crop"] > opt.trainCrop
         if larger:
-            model.input_spec["trained"] = side
-        window = window_side(model, side) if larger and opt.testPool == "windows" else 0
+            model.input_spec["trained"] = opt.trainCrop
+        windows = larger and opt.testPool == "windows"
+        window = window_side(model, opt.trainCrop) if windows else 0
 
         def test(epoch):
             trainer.recompute(epoch, train_loader, opt.recomputeBN)

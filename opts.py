@@ -1,7 +1,7 @@
 """The options: one table, the recipes by net and dataset, the cross-checks. Port of opts.lua.
 
-An option has the first of these values: given on the command line, the checkpoint's, the recipe's,
-the table's default. `settle` says so once; nothing changes an option afterwards. Imports nothing
+An option has the first of these values: given on the command line, the checkpoint's, in a test
+that of the model's file, the recipe's, the table's default. `settle` says so once; nothing changes an option afterwards. Imports nothing
 heavy, so that -help and option errors answer at once. Differs from the Lua: names may be given with
 two dashes, values are checked against what exists, and the options of ResNeXt and of fb.resnet.torch
 are one set. Errors are one sentence and exit status 2; 1 where a checkpoint or a model had to be
@@ -164,12 +164,13 @@ def fits(name, value, table=OPTIONS):
     return options.fits(name, value, table) and not (name == "momentum" and value == 0)
 
 
-def settle(given, checkpoint=None, config=None):
+def settle(given, checkpoint=None, config=None, spec=None):
     """The options of a run, read-only. Each has the value of the first layer that names it.
 
     given: {option: value} of the command line. checkpoint: that of a resumed run (checkpoints.py).
     config: the configuration of a net from a file; what it says of the net is a fact, so it comes
-    before what is given. The recipe is that of the net and the dataset; -netType chooses another.
+    before what is given. spec: that net's input spec, whose sizes a test takes. The recipe is that
+    of the net and the dataset; -netType chooses another.
     """
     facts = {option: config[key] for key, option in OF_THE_NET.items() if config and key in config}
     given = with_places(given)
@@ -181,7 +182,10 @@ def settle(given, checkpoint=None, config=None):
     if net not in depths.NETS and not depths.is_own(net):
         known_nets = f"{', '.join(depths.NETS)}, or a file models/NAME.py"
         raise InputError(f"unknown netType {net!r}: should be one of {known_nets}")
-    stem = datasets.module(known.dataset).stem
+    stem, sizes = datasets.module(known.dataset).stem, None
+    if spec and known.testOnly and stem == "imagenet" and known.source("trainCrop") == "default":
+        sizes = {"trainCrop": spec.get("trained", spec["crop"])}
+        sizes |= {"testScale": spec["scale"], "testCrop": spec["crop"]}
     epochs, rate, drops, shortcut = recipe(net, known.dataset, stem)
     side = known.trainCrop
     derived = {
@@ -191,7 +195,8 @@ def settle(given, checkpoint=None, config=None):
         "data": "imagenet" if known.dataset == "imagenet" else "",
         "save": known.save if known.resume == "none" else known.resume,
     }
-    return Options(net=facts, given=given, checkpoint=saved, recipe=derived, default=default)
+    layers = {"checkpoint": saved, "file": sizes, "recipe": derived, "default": default}
+    return Options(net=facts, given=given, **layers)
 
 
 def with_places(given):
@@ -270,11 +275,15 @@ def check(opt, data=True):
 
 
 def report(opt, config):
-    """Say which options are the checkpoint's, which were given in its place, which do nothing.
+    """Say which options are not the defaults, which were given in their place, which do nothing.
 
     config: the net's.
     """
     report_saved(opt, facts=OF_THE_NET.values())
+    sizes = [name for name in ("testScale", "testCrop") if opt.source(name) == "file"]
+    if any(getattr(opt, name) != opt.layers["default"][name] for name in sizes):
+        words = " ".join(f"-{name} {getattr(opt, name)}" for name in sizes)
+        note(f"=> {words} as the model's file says")
     unused = _unused(opt, config)
     for name in sorted(opt.given.keys() & unused.keys()):
         note(f"=> -{name} {value_text(opt.given[name])} has no effect: {unused[name]}")

@@ -150,13 +150,18 @@ def views(net, dataset, opt):
     return [View(spec, scale, crop, opt.tenCrop)]
 
 
+def training_side(spec):
+    """The side of the training images, by an input spec."""
+    return spec.get("trained", spec["crop"])
+
+
 def window(net, dataset, opt):
     """The side of a net's last maps for an image of the training size; 0 for one global mean.
 
     Windows of this side are for -dense, and for a crop larger than the images of the training.
     """
     spec = net.input_spec or dataset.input_spec()
-    own = spec.get("trained", spec["crop"])
+    own = training_side(spec)
     larger = (opt.testCrop or spec["crop"]) > own and opt.testPool == "windows"
     side = scores.window_side(net, own) if opt.dense or larger else 0
     if opt.dense and not side:

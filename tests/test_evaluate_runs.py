@@ -15,6 +15,7 @@ from support.runs import ROOT
 
 import evaluate
 import main
+from engine import batchnorm
 from formats import model_files
 from runtime.errors import InputError
 
@@ -79,17 +80,22 @@ def test_as_main_tests(photos, tmp_path, monkeypatch):
     assert torch.allclose(torch.cat(trained)[-8:], torch.cat(again), rtol=1e-4, atol=1e-5)
     test = "-testOnly true -retrain checkpoints/model_1.pth -batchSize 3 -nThreads 0 -data"
     for size, crops in (
-        (own, 1),
+        ("", 1),
         ("-testScale 320 -testCrop 320", 1),
         ("-tenCrop true -testScale 60 -testCrop 50", 10),
     ):
         _, theirs = scored(main.main, [*test.split(), photos, *size.split()])
-        words = size.split() if size != own else []  # the model's file says it
-        _, ours, _ = evaluated("checkpoints", *words, data=photos)
+        _, ours, _ = evaluated("checkpoints", *size.split(), data=photos)
         # other sizes of a batch may round otherwise in float32
         assert torch.allclose(torch.cat(theirs) / crops, ours, rtol=1e-4, atol=1e-5)
-        if not words:
+        if not size:  # the model's file says it
             assert torch.allclose(torch.cat(trained)[-8:], ours, rtol=1e-4, atol=1e-5)
+    sides = []
+    monkeypatch.setattr(batchnorm.Estimate, "add", lambda _, x, sizes: sides.append(x.shape[2:]))
+    monkeypatch.setattr(batchnorm.Estimate, "apply", lambda _: None)
+    scored(main.main, [*test.split(), photos, "-recomputeBN", "1"])
+    evaluated("checkpoints", "-recomputeBN", "1", data=photos)
+    assert sides == [(64, 64)] * 2  # of the training, not of the test
 
 
 def test_without_training_images(photos, tmp_path, monkeypatch, capsys):

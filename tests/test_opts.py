@@ -328,6 +328,23 @@ def test_a_test_follows_the_training_size(words, sizes, photos):
     assert (opt.trainCrop, opt.testScale, opt.testCrop) == sizes
 
 
+@pytest.mark.parametrize(
+    "given, saved, sizes",
+    [({}, None, (64, 320, 300)), ({"testScale": 330}, None, (64, 330, 300))]
+    + [({"trainCrop": 96}, None, (96, 110, 96)), ({"testOnly": False}, None, (224, 256, 224))]
+    + [({"dataset": "cifar10"}, None, (224, 256, 224))]
+    + [({"trainCrop": 96}, {"trainCrop": 64, "testScale": 73, "testCrop": 64}, (96, 73, 64))],
+)
+def test_the_sizes_of_a_model(given, saved, sizes, capsys):
+    """A test takes them from the file; a resumed run keeps its own tests."""
+    config, saved = {"net": "resnet", "depth": 18}, saved and {"options": saved, "file": "a.pth"}
+    spec = {"scale": 320, "crop": 300, "trained": 64}
+    opt = opts.settle({"testOnly": True, **given}, saved, config, spec)
+    assert (opt.trainCrop, opt.testScale, opt.testCrop) == sizes
+    opts.report(opt, config)
+    assert ("-testCrop 300 as the model's file says" in capsys.readouterr().err) == (300 in sizes)
+
+
 def test_warm_up(capsys):
     opt = opts.parse("-dataset cifar10 -netType resnet -depth 110 -warmup 2".split())
     rates = [train.learning_rate(opt, epoch) for epoch in (1, 2, 3, 80, 81, 122)]
