@@ -117,8 +117,8 @@ OF_RESNEXT = {"cardinality", "baseWidth", "bottleneckType"}
 # Options that a resumed run does not take from its checkpoint. The command that resumes a run
 # repeats those of AGAIN.
 AGAIN = {"gen", "nThreads", "nProcs", "progress", "printEvery", "backend", "shareGradInput"}
-OF_A_START = AGAIN | {"save", "resume", "testOnly", "epochNumber"}
-OF_A_START |= {"retrain", "optimState", "resetClassifier"}
+ONLY_AT_FIRST = {"epochNumber", "retrain", "optimState", "resetClassifier"}  # not by a resumed run
+OF_A_START = AGAIN | ONLY_AT_FIRST | {"save", "resume", "testOnly"}
 # Files of a run that stand for its folder
 OF_A_RUN = ("latest.pth", "model_best.pth", "inside_epoch.pth", "log.jsonl", "latest.t7")
 # What a net's configuration says, under the names of the options
@@ -279,12 +279,16 @@ def report(opt, config):
 
     config: the net's.
     """
-    report_saved(opt, facts=OF_THE_NET.values())
+    unused, net = _unused(opt, config), config["net"]
+    others = {*OF_THE_NET.values(), *unused}
+    if opt.given.get("netType", net) != net:
+        note(f"=> -netType {opt.netType} chooses the recipe alone: the model is a {net}")
+        others.add("netType")
+    report_saved(opt, others)
     sizes = [name for name in ("testScale", "testCrop") if opt.source(name) == "file"]
     if any(getattr(opt, name) != opt.layers["default"][name] for name in sizes):
         words = " ".join(f"-{name} {getattr(opt, name)}" for name in sizes)
         note(f"=> {words} as the model's file says")
-    unused = _unused(opt, config)
     for name in sorted(opt.given.keys() & unused.keys()):
         note(f"=> -{name} {value_text(opt.given[name])} has no effect: {unused[name]}")
     for name, value in opt.layers["net"].items():
@@ -292,10 +296,10 @@ def report(opt, config):
             note(f"=> -{name} {value} as the model has, in place of {opt.given[name]} as given")
 
 
-def report_saved(opt, facts=()):
+def report_saved(opt, others=()):
     """Say which options are the checkpoint's, and which of its were given another value.
 
-    facts: options whose value is the net's, whatever is given.
+    others: options of which another line says whether a given value counts.
     """
     saved, default = opt.layers.get("checkpoint", {}), opt.layers["default"]
     adopted = []
@@ -303,11 +307,15 @@ def report_saved(opt, facts=()):
         if name not in opt.given:
             if theirs != default[name]:
                 adopted.append(f"-{name} {value_text(theirs)}")
-        elif opt.given[name] != theirs and name not in facts:
-            instead = f"in place of the checkpoint's {value_text(theirs)}"
+        elif opt.given[name] != theirs and name not in others:
+            instead = f"in place of the checkpoint's {value_text(theirs) or 'none'}"
             note(f"=> -{name} {value_text(opt.given[name])} as given, {instead}")
     if adopted:
         note(f"=> from the checkpoint: {' '.join(adopted)}")
+    for name in sorted(opt.given.keys() & ONLY_AT_FIRST) if "checkpoint" in opt.layers else ():
+        if opt.given[name] != default[name]:
+            value = value_text(opt.given[name])
+            note(f"=> -{name} {value} has no effect: the run resumes from its checkpoint")
 
 
 def report_cuda(opt, trains, inexact=""):

@@ -13,6 +13,9 @@ import sys
 import tarfile
 import tempfile
 
+# for a start by its path, and for python -P and -I
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.realpath(__file__))))
+
 from runtime import command, options
 from runtime.errors import InputError, cause
 from runtime.terminal import say

@@ -167,7 +167,9 @@ def _match_classes(model, opt, checkpoint, classes, count):
     if checkpoint is not None and names:
         _check_same_classes(names, classes)
     if outputs != count:
-        found = f"the model has {outputs} classes, but the data has {len(classes)}"
+        wanted = f"-nClasses says {count}" if opt.nClasses else f"the data has {count}"
+        found = f"the model has {outputs} classes, but {wanted}"
+        reset = "-retrain with a model and " * (checkpoint is not None) + "-resetClassifier true"
         # More outputs than classes may stay, except in a test or if names show another order
         may_keep = not opt.testOnly and not set(names) & set(classes) or checkpoint is not None
         keep = (
@@ -175,7 +177,7 @@ def _match_classes(model, opt, checkpoint, classes, count):
             if may_keep and outputs >= len(classes)
             else ""
         )
-        raise InputError(f"{found}: to fine-tune, give -resetClassifier true{keep}")
+        raise InputError(f"{found}: to fine-tune, give {reset}{keep}")
     if checkpoint is None and is_old:
         _check_order(names, classes, opt.retrain)
         class_names.note_order(opt.retrain, names, outputs, classes)

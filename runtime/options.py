@@ -155,7 +155,7 @@ def read_words(argv, table, others=None):
             continue
         name, joined, text = word.lstrip("-").partition("=")
         if name not in rows:
-            raise InputError(f"unknown option -{name}{_nearest(name, rows)}")
+            raise InputError(f"unknown option -{name}{_nearest(name, [*rows, 'help'])}")
         _, _, kind, allowed, _ = rows[name]
         if kind is flag:
             given[name] = True

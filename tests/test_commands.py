@@ -35,7 +35,7 @@ PAGES = ("README.md", "TRAINING.md", "pretrained/README.md")
 
 SCRIPTS = (
     *("main", "evaluate", "convert", "detect", "plot", "complexity"),
-    *("pretrained/classify", "pretrained/extract_features"),
+    *("pretrained/classify", "pretrained/extract_features", "datasets/prepare_imagenet"),
 )
 
 

@@ -147,6 +147,19 @@ def test_a_model_is_left_as_it_is_only_where_that_can_be(outputs, kept, tmp_path
     assert ("-nClasses" in str(error.value)) == kept
 
 
+@pytest.mark.parametrize("checkpoint, reset", [(None, ""), ({}, "-retrain with a model and ")])
+def test_another_number_of_outputs_is_named(checkpoint, reset):
+    net = resnet(8, 10, "cifar", "A")
+    net.classes = None
+    opt = opts.parse("-dataset cifar10 -depth 8 -nClasses 12".split())
+    with pytest.raises(InputError) as error:
+        models.setup(opt, net, checkpoint, list("abcdefghij"), torch.device("cpu"))
+    assert str(error.value) == (
+        f"the model has 10 classes, but -nClasses says 12: to fine-tune, give {reset}"
+        "-resetClassifier true; to keep its outputs, give -nClasses 10"
+    )
+
+
 @pytest.mark.parametrize("data", ["cifar10", "digits", "imagenet"])
 @pytest.mark.parametrize("stem", ["cifar", "imagenet"])
 def test_a_net_whose_first_layers_do_not_fit_the_data_gets_a_line(tmp_path, capsys, data, stem):

@@ -253,7 +253,11 @@ RESNEXT = {"net": "resnext", "depth": 29, "cardinality": 2, "base_width": 4, "sh
                 "-cardinality 2 as the model has, in place of 8 as given",
             ],
         ),
-        ({"net": "mine"}, "-netType resnet -depth 20", []),  # it may have read any option
+        (
+            {"net": "mine"},  # it may have read any option
+            "-netType resnet -depth 20",
+            ["-netType resnet chooses the recipe alone: the model is a mine"],
+        ),
     ],
 )
 def test_options_that_change_nothing_are_named(config, words, notes, capsys):
@@ -261,6 +265,34 @@ def test_options_that_change_nothing_are_named(config, words, notes, capsys):
     opt = opts.settle(opt.given, None, config)
     opts.report(opt, config)
     assert capsys.readouterr() == ("", "".join(f"=> {note}\n" for note in notes))
+
+
+SAVED = {"netType": "resnet", "depth": 20, "shortcutType": "A", "LRSteps": (), "fold": ""}
+SAVED |= {"testCrop": 224, "momentum": 0.9}
+
+
+@pytest.mark.parametrize(
+    "words, note",
+    [
+        ("-momentum 0.8", "-momentum 0.8 as given, in place of the checkpoint's 0.9"),
+        ("-LRSteps 7", "-LRSteps 7 as given, in place of the checkpoint's none"),
+        ("-fold 1/5", "-fold 1/5 as given, in place of the checkpoint's none"),
+        ("-testCrop 9", "-testCrop 9 has no effect: images of cifar10 are taken as they are"),
+        ("-depth 8", "-depth 20 as the model has, in place of 8 as given"),
+        ("-netType resnext", "-netType resnext chooses the recipe alone: the model is a resnet"),
+    ]
+    + [
+        (words, f"{words} has no effect: the run resumes from its checkpoint")
+        for words in ("-epochNumber 2", "-retrain a.pth", "-optimState a", "-resetClassifier true")
+    ]
+    + [("-epochNumber 1 -gen b -nThreads 1 -nEpochs 0", None)],
+)
+def test_a_changed_option_of_a_resumed_run_has_one_line(words, note, capsys):
+    config = {"net": "resnet", "depth": 20, "shortcut": "A"}
+    given = options.read_words(f"-dataset cifar10 {words}".split(), opts.OPTIONS)
+    opts.report(opts.settle(given, {"options": SAVED, "file": "a.pth"}, config), config)
+    *lines, last = sorted(capsys.readouterr().err.splitlines())
+    assert lines == ([f"=> {note}"] if note else []) and last.startswith("=> from the checkpoint")
 
 
 def test_those_that_the_checkpoint_gave_are_not_named(capsys):
@@ -286,9 +318,9 @@ def test_every_command_has_the_same_help_and_errors(command, capsys):
     out, err = capsys.readouterr()
     assert not stop.value.code and out.startswith("Usage") and err == ""
     with pytest.raises(SystemExit, match="2"):
-        command.main(["-hepl", "1"])
+        command.main(["-hlep", "1"])
     out, err = capsys.readouterr()
-    assert out == "" and "unknown option -hepl" in err and err.count("\n") == 1
+    assert out == "" and "unknown option -hlep; did you mean -help" in err and err.count("\n") == 1
 
 
 def test_each_option_is_from_the_strongest_layer(photos):
