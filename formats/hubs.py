@@ -13,13 +13,6 @@ from runtime import regular_files
 from runtime.errors import InputError, cause, shown
 from runtime.terminal import note
 
-# Nets that torchvision has too. A wide ResNet is a ResNeXt of cardinality 1 and base width 128.
-NETS = (
-    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
-    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
-    *("wide_resnet50_2", "wide_resnet101_2"),
-)
-
 # The input spec of torchvision's V1 weights ("resize": Pillow's kernel instead of Torch's)
 V1 = {"scale": 256, "crop": 224, "largest": 1, "resize": "bilinear"}
 V1 |= {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -186,10 +179,9 @@ def download(name):
     from torchvision.models import get_model_weights  # takes a second, which other files save
 
     net, _, member = name.removeprefix("torchvision:").partition(":")
-    if net not in NETS:
-        raise InputError(
-            f"{name} is unknown: torchvision: should be followed by one of {', '.join(NETS)}"
-        )
+    if net not in regular_files.TORCHVISION:
+        nets = ", ".join(regular_files.TORCHVISION)
+        raise InputError(f"{name} is unknown: torchvision: should be followed by one of {nets}")
     known = get_model_weights(net)
     if member and member not in known.__members__:
         names = ", ".join(weights.name for weights in known)

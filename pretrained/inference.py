@@ -62,7 +62,7 @@ def _images_below(folder, errors):
 
 def source(path):
     """What a transform reads: the path of a file, or the bytes at a URL."""
-    if not path.startswith(("https://", "http://")):
+    if not path.lower().startswith(("https://", "http://")):
         return path
     from datasets import download  # not at the top: files need no network
 

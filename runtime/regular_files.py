@@ -16,6 +16,12 @@ _MODELS = tuple(".pth .pt .t7 .t7.gz .safetensors .onnx .bin .ckpt .tar .pkl".sp
 _KINDS = {stat.S_IFIFO: "a pipe", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
 # the first of these that a folder has is its model
 MODEL_FILES = ("model_best.pth", "model.safetensors", "pytorch_model.bin")
+# Nets that torchvision has too. A wide ResNet is a ResNeXt of cardinality 1 and base width 128.
+TORCHVISION = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "resnext101_64x4d"),
+    *("wide_resnet50_2", "wide_resnet101_2"),
+)
 _IMAGES = (".png", ".jpg", ".jpeg")
 _FLAGS = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0)  # Windows has neither
 
@@ -96,8 +102,9 @@ def name_hint(path):
     folder, file = os.path.split(path)
     if file == MODEL_FILES[0] and os.path.isdir(folder):
         return f", nor {' or '.join(MODEL_FILES[1:])}"
-    is_name = re.fullmatch(r"(wide_)?resne(t|xt)\d+\w*", path)
-    return f"; torchvision's weights have the name torchvision:{path}" if is_name else ""
+    is_name = re.match("(wide_)?resne", path)
+    names = [f"torchvision:{name}" for name in TORCHVISION if is_name and name.startswith(path)]
+    return f"; torchvision's weights have the name {' or '.join(names)}" if names else ""
 
 
 def check_outputs(outputs, inputs=()):

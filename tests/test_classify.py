@@ -466,7 +466,8 @@ class Server(http.server.BaseHTTPRequestHandler):
     picture = b""
 
     def do_GET(self):
-        data = {"/cat.png": self.picture, "/page.png": b"<html>", "/large.png": b"x"}.get(self.path)
+        data = {"/page.png": b"<html>", "/large.png": b"x"}.get(self.path)
+        data = self.picture if self.path in ("/cat.png", "/caf%C3%A9%20cat%20.png?a=b") else data
         self.send_response(200 if data else 404)
         length = 1 << 40 if self.path == "/large.png" else len(data or b"")
         self.send_header("Content-Length", length)
@@ -490,6 +491,9 @@ def test_a_url_is_downloaded(tmp_path, capsys, pictures, monkeypatch):
         site = f"http://127.0.0.1:{server.server_port}"
         assert classify.main([path, f"{site}/cat.png"]) == 0
         assert parsed(capsys.readouterr().out) == [(f"{site}/cat.png", expected)]
+        other = f"{site.upper()}/café cat%20.png?a=b#c"
+        assert classify.main([path, other]) == 0
+        assert parsed(capsys.readouterr().out) == [(other, expected)]
         names = ["none.png", "large.png", "page.png", "cat.png"]
         assert classify.main([path, *(f"{site}/{name}" for name in names)]) == 1
         server.shutdown()

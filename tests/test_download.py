@@ -95,6 +95,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def mute(self):
         self.server.closing.wait(10)
 
+    def slow_head(self):
+        for byte in b"HTTP/1.0 200 OK\r\nX-Long: " + bytes(99) + b"\r\n\r\n":
+            self.wfile.write(bytes([byte]))
+            self.server.closing.wait(0.05)
+
     def trickle(self):
         self.head(Content_Length=len(BODY))
         while not self.server.closing.wait(0.05):
@@ -187,6 +192,7 @@ WRONG = "{} is not a published archive of CIFAR-10 (its MD5 is "
         ("endless", "the file has more than 1000000 bytes"),
         ("stalled", "timed out"),
         ("mute", "timed out"),
+        ("slow_head", "timed out, because no whole answer came in 0.2 seconds"),
         ("trickle", "fewer than 1000 bytes per second arrive"),
         ("missing", "HTTP Error 404: Not Found"),
         ("busy", "HTTP Error 503"),
@@ -199,8 +205,8 @@ WRONG = "{} is not a published archive of CIFAR-10 (its MD5 is "
 def test_a_failure_is_one_sentence_and_leaves_nothing(
     server, prepare, tmp_path, monkeypatch, kind, reason
 ):
-    if kind in ("stalled", "mute", "trickle"):
-        monkeypatch.setattr(download, "TIMEOUT", 0.5 if kind == "trickle" else 0.1)
+    timeout = {"stalled": 0.1, "mute": 0.1, "slow_head": 0.2, "trickle": 0.5}
+    monkeypatch.setattr(download, "TIMEOUT", timeout.get(kind, download.TIMEOUT))
     url = f"{server.url}{kind}/"
     with pytest.raises(InputError) as error:
         prepare(url)

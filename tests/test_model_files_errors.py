@@ -300,9 +300,20 @@ def test_another_file_is_named(net, kind, tmp_path):
         assert raw not in text
 
 
-@pytest.mark.parametrize("name", ["resnext101", "resnet50", "wide_resnet50_2"])
-def test_a_bare_name_of_torchvision(name):
-    hint = f"File not found: {name}; torchvision's weights have the name torchvision:{name}"
+@pytest.mark.parametrize(
+    "name, names",
+    [
+        ("resnext101", "torchvision:resnext101_32x8d or torchvision:resnext101_64x4d"),
+        ("resnext50_", "torchvision:resnext50_32x4d"),
+        ("resnet50", "torchvision:resnet50"),
+        ("wide_resnet50_2", "torchvision:wide_resnet50_2"),
+        ("resnet20", None),  # torchvision has none
+        ("r", None),
+    ],
+)
+def test_a_bare_name_of_torchvision(name, names):
+    hint = f"File not found: {name}"
+    hint += f"; torchvision's weights have the name {names}" if names else ""
     for read in (models.load_file, regular_files.check_input):
         with pytest.raises(InputError, match=f"^{hint}$"):
             read(name)

@@ -17,11 +17,11 @@ from support.nets import V1, images, refused, same, shake
 
 import models
 from formats import model_files, state_dicts
-from formats.hubs import NETS
 from formats.state_dicts import infer
 from models.loading import from_config
 from models.resnet import resnet
 from models.resnext import resnext
+from runtime import regular_files
 from runtime.errors import InputError
 
 # float64; the layers are the same, so only the order of summation may differ. Seen: 0.
@@ -260,7 +260,7 @@ def test_offline(hub, monkeypatch, net18):
 
 
 def test_every_name_has_weights():
-    assert set(NETS) == set(TORCHVISION)
+    assert set(regular_files.TORCHVISION) == set(TORCHVISION)
     for name in TORCHVISION:
         newest = torchvision.models.get_model_weights(name).DEFAULT
         assert newest.transforms().interpolation.value == "bilinear"
