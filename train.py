@@ -272,9 +272,15 @@ def _report_slices(opt):
 
 
 def note_rise(opt, epoch, log):
-    """Say if the rate of the next epoch is above that of the last line of the log."""
-    before, rate = log[-1].get("rate") if log else None, learning_rate(opt, epoch)
-    if epoch <= opt.nEpochs and type(before) is float and rate > 1.01 * before:
+    """Say if new options make the rate of this epoch higher than that of the log's last line.
+
+    After the last epoch of a warm-up, the schedule itself makes it higher.
+    """
+    before = log[-1].get("rate") if log else None
+    if epoch > opt.nEpochs or type(before) is not float:
+        return
+    last, rate = learning_rate(opt, epoch - 1), learning_rate(opt, epoch)
+    if rate > 1.01 * before and not math.isclose(last, before):
         cause = f"-nEpochs {opt.nEpochs}, -LR {opt.LR:g} and the schedule"
         note(f"=> the rate rises from {before:g} to {rate:g} in epoch {epoch}, by {cause}")
 

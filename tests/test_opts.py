@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -375,6 +376,31 @@ def test_the_sizes_of_a_model(given, saved, sizes, capsys):
     assert (opt.trainCrop, opt.testScale, opt.testCrop) == sizes
     opts.report(opt, config)
     assert ("-testCrop 300 as the model's file says" in capsys.readouterr().err) == (300 in sizes)
+
+
+WARM = {"LR": 0.1, "warmup": 2, "nEpochs": 20, "drops": ("after", (0.49, 0.74))}
+
+
+@pytest.mark.parametrize(
+    "done, before, changes, rises",
+    [
+        *((done, 0.01, {}, None) for done in (1, 2)),  # inside and at the end of the warm-up
+        (2, 0.01, {"nEpochs": 40}, None),
+        (2, 0.01, {"LR": 0.3}, "0.01 to 0.3 in epoch 3"),
+        (1, 0.01, {"warmup": 0}, "0.01 to 0.1 in epoch 2"),
+        (1, 0.01, {"warmup": 1}, None),
+        *((done, 0.1, {}, None) for done in (3, 9)),
+        (10, 0.01, {}, None),
+        (20, 0.001, {}, None),  # nothing is left to train
+        (20, 0.001, {"nEpochs": 40}, "0.001 to 0.01 in epoch 21"),
+        (12, 0.01, {"drops": ("at", (15,))}, "0.01 to 0.1 in epoch 13"),
+    ],
+)
+def test_a_rate_that_rises_by_new_options_is_named(done, before, changes, rises, capsys):
+    opt = types.SimpleNamespace(**{**WARM, **changes})
+    train.note_rise(opt, done + 1, [{"rate": before}])
+    said = capsys.readouterr().err
+    assert (f"=> the rate rises from {rises}" in said) if rises else said == ""
 
 
 def test_warm_up(capsys):
