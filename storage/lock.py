@@ -21,7 +21,8 @@ WAIT = 2  # seconds
 
 @contextlib.contextmanager
 def held(folder, seconds=WAIT, advice="give another -save"):
-    """Hold the lock of a folder. InputError if another run still holds it after `seconds`.
+    """Hold the lock of a folder. InputError if another run still holds it after `seconds`, or if
+    the folder takes no files.
 
     We wait because a previous run may be about to end, for example killed by torchrun's agent.
     advice: what a user can do instead of waiting.
@@ -37,6 +38,8 @@ def held(folder, seconds=WAIT, advice="give another -save"):
     try:
         lock.acquire(timeout=seconds, poll_interval=0.1)
     except filelock.Timeout:
+        # filelock goes on trying where a folder takes no files, such as /proc
+        regular_files.check_outputs([("", path, ("",))])
         who = "it just started"
         with contextlib.suppress(OSError), regular_files.opened(owner) as file:
             who = file.read(200).decode(errors="replace") or who

@@ -34,25 +34,38 @@ def files():
     return found
 
 
-def imports(path):
-    """The modules of this program that a file imports, at its top or inside functions."""
+def imports(text, folders):
+    """The modules of this program that the text of a file in these folders imports, anywhere."""
     known = dict(files())
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(ast.parse(text)):
         names = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            inner = [f"{node.module}.{alias.name}" for alias in node.names]
-            names = [name if name in known else node.module for name in inner]
+            above = folders[: len(folders) + 1 - node.level] if node.level else ()
+            module = ".".join([*above, *([node.module] if node.module else [])])
+            inner = [f"{module}.{alias.name}".lstrip(".") for alias in node.names]
+            names = [name if name in known else module for name in inner]
         yield from (name for name in names if name in known)
 
 
 @functools.cache
 def program():
     """The files that are not tests: {dotted name: the modules it imports}."""
-    return {
-        name: set(imports(path)) - {name} for name, path in files() if name.split(".")[0] != "tests"
-    }
+    found = {}
+    for name, path in files():
+        if name.split(".")[0] != "tests":
+            folders = path.relative_to(ROOT).parent.parts
+            found[name] = set(imports(path.read_text(), folders)) - {name}
+    return found
+
+
+def test_imports_of_every_form_are_seen():
+    text = "import models.fold as f, os\nfrom models import depths, conv\nfrom . import forms\n"
+    text += "from .blocks import conv\nfrom ..runtime import errors\nfrom .. import opts"
+    found = list(imports(text, ("models",)))
+    assert found[:3] == ["models.fold", "models.depths", "models"]
+    assert found[3:] == ["models.forms", "models.blocks", "runtime.errors", "opts"]
 
 
 def test_the_root_holds_the_originals_files_and_the_commands():
@@ -101,7 +114,9 @@ def test_options_are_read_without_anything_heavy():
         for node in tree.body:  # at the top only: functions may import later
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 words = (
-                    [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module]
+                    [a.name for a in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
                 )
                 assert not {word.split(".")[0] for word in words} & {"torch", "numpy", "PIL"}, name
         todo += [other for other in graph[name] if other in BEFORE_OPTS and other not in seen]

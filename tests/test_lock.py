@@ -33,6 +33,12 @@ def test_held_and_released(tmp_path):
     assert not os.listdir(tmp_path) and not refused(tmp_path)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="a folder that takes no files")
+def test_a_folder_that_takes_no_files():
+    with pytest.raises(InputError, match="^/proc/lock cannot be written: "), lock.held("/proc", 0):
+        pass
+
+
 def test_another_thread_may_release_it_and_hold_it_again(tmp_path):
     """As when the thread that writes finds the folder removed."""
     folder = tmp_path / "run"
