@@ -1,11 +1,11 @@
 """The options: one table, the recipes by net and dataset, the cross-checks. Port of opts.lua.
 
-An option has the first of these values: given on the command line, the checkpoint's, in a test
-that of the model's file, the recipe's, the table's default. `settle` says so once; nothing changes an option afterwards. Imports nothing
-heavy, so that -help and option errors answer at once. Differs from the Lua: names may be given with
-two dashes, values are checked against what exists, and the options of ResNeXt and of fb.resnet.torch
-are one set. Errors are one sentence and exit status 2; 1 where a checkpoint or a model had to be
-read first.
+An option has the first of these values: given on the command line, the checkpoint's, in a test that
+of the model's file, the recipe's, the table's default. `settle` says so once; nothing changes an
+option afterwards. Imports nothing heavy, so that -help and option errors answer at once. Differs
+from the Lua: names may be given with two dashes, values are checked against what exists, and the
+options of ResNeXt and of fb.resnet.torch are one set. Errors are one sentence and exit status 2; 1
+where a checkpoint or a model had to be read first.
 """
 
 import os
