@@ -46,7 +46,7 @@ def parse(argv):
     words = []
     with options.parsed(argv, "convert.py", HEAD, OPTIONS, words) as given:
         if len(words) != 2:
-            raise InputError("give two files: convert.py IN OUT (-help says more)")
+            raise InputError("give two files: convert.py IN OUT (see -help)")
         source, target = regular_files.model_file(words[0]), words[1]
         outputs = [("OUT", target, EXTENSIONS)]
         if target.endswith("/"):

@@ -56,21 +56,21 @@ OPTIONS = (
     ("shared",        False,       boolean, None, "Train one net with both losses (false: the paper's two steps)"),
     ("rpnBatchSize",  0,           whole,   0,    "Images in an iteration of the RPN step"),
     ("rpnLR",         0.0,         real,    0,    "Learning rate of the RPN step"),
-    ("rpnIterations", (),          series,  None, "Iterations where its rate drops x0.1; the last one ends it"),
+    ("rpnIterations", (),          series,  None, "Iterations where the rate of the RPN step drops x0.1; the last one ends the step"),
     ("batchSize",     0,           whole,   0,    "Images in an iteration of Fast R-CNN, or with -shared"),
     ("LR",            0.0,         real,    0,    "Learning rate of Fast R-CNN, or with -shared"),
-    ("iterations",    (),          series,  None, "Iterations where its rate drops x0.1; the last one ends it"),
-    ("warmup",        -1,          whole,   -1,   "Iterations over which the rate of a step rises at its start (-1: the recipe's)"),
+    ("iterations",    (),          series,  None, "Iterations where that rate drops x0.1; the last one ends the training"),
+    ("warmup",        -1,          whole,   -1,   "Iterations over which the rate rises at the start of a step (-1: as in the recipe)"),
     ("epochSize",     0,           whole,   0,    "Iterations between two tests (0: a pass over the images)"),
     ("regions",       0,           whole,   0,    "Regions per image in training"),
     ("anchors",       (),          series,  None, "Sides of the anchors in pixels"),
     ("scale",         0,           whole,   SIDES, "Shorter side of an image in pixels"),
     ("largest",       0,           whole,   SIDES, "Limit of the longer side in pixels"),
-    ("freeze",        -1,          whole,   -1,   "Stages to freeze; the first layers count as one (-1: the recipe's)"),
+    ("freeze",        -1,          whole,   -1,   "Stages to freeze; the first layers count as one (-1: as in the recipe)"),
     ("recomputeBN",   0,           whole,   0,    "Batches of classification data to re-estimate batch norm over first"),
-    ("bnData",        "imagenet",  str,          None, "Folder of this data, as for main.py's -data (digits need none)"),
-    ("maxBoxes",      100,         whole,   1,    "Most boxes that a test finds in an image"),
-    ("leastScore",    0.05,        real,    0,    "Least score of a box in a test"),
+    ("bnData",        "imagenet",  str,          None, "Folder of the data for -recomputeBN, as for main.py's -data (digits need none)"),
+    ("maxBoxes",      100,         whole,   1,    "Maximum number of boxes that a test finds in an image"),
+    ("leastScore",    0.05,        real,    0,    "Minimum score of a box in a test"),
     ("nms",           0.0,         real,    0,    "IoU above which a test drops the box of lower score (0: 0.5 if shared, else 0.3)"),
     ("show",          "",          str,          None, "Draw what is found in this photo or folder, or in this test scene of the digits (a number)"),
     ("minScore",      0.5,         real,    0,    "Draw boxes with this score or more"),
@@ -279,7 +279,7 @@ def best(errors):
 def data(opt, device):
     """(the options of the run, its steps, the loader of the validation images).
 
-    A test alone has no steps. Unless it is given, the schedule follows the number of images.
+    A test alone has no steps. A schedule that is not given follows the number of images.
     """
     import dataloader
     from detection import images, schedule
@@ -340,10 +340,11 @@ def setup(opt, checkpoint, names, device):
         own |= {"anchors": list(opt.anchors), "proposals": list(opt.proposals)}
         model = files.from_classifier(net.float(), settings | own | caps, names)
     if model.classes != names:
-        other = next(iter({*names} ^ {*model.classes}), "another order")
+        others = sorted({*names} ^ {*model.classes})
+        how = f"{others[0]!r} is only in one of the two" if others else "their order differs"
         raise InputError(
             f"the model has {len(model.classes)} classes, which are not the {len(names)} of the "
-            f"data: {other!r} is in one only; to train it for these, give -resetClassifier true"
+            f"data: {how}; to train the model for these, give -resetClassifier true"
         )
     if model.config["shared"] != opt.shared and not opt.testOnly:
         trained = value_text(model.config["shared"])

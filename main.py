@@ -16,7 +16,7 @@ from runtime.errors import InputError
 from runtime.progress import Clock
 from runtime.terminal import Terminal, note, say
 
-FEW = 500  # training images a class; CIFAR-100 has so many
+FEW = 500  # training images per class, as many as CIFAR-100 has
 
 
 def main(argv=None):

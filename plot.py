@@ -55,7 +55,7 @@ def parse(argv):
         kind = given.get("kind", KINDS[0])
         out = given.get("out") or kind + pictures.FORMATS[0]
         if not paths:
-            raise InputError("give one or more run folders, plot.py RUN... (-help says more)")
+            raise InputError("give one or more run folders: plot.py RUN... (see -help)")
         logs = [os.path.join(path, "log.jsonl") if os.path.isdir(path) else path for path in paths]
         regular_files.check_outputs([("-out", out, pictures.FORMATS)], logs)
         pictures.check_drawing(out)
@@ -141,9 +141,9 @@ def draw_parameters(axes, drawn):
         if size(curve):
             families.setdefault(curve.family, []).append(curve)
         else:
-            note(f"=> {curve.runs[0].path} does not have the number of parameters and is left out")
+            note(f"=> {curve.runs[0].path} is left out: it does not say how large its net is")
     if not families:
-        raise InputError("no log has the number of parameters; logs of older versions do not")
+        raise InputError("no log says how large its net is; logs of older versions do not")
     for (family, members), colour in zip(families.items(), _colours(len(families))):
         members.sort(key=size)
         x, y, errors = zip(*((size(curve) / 1e6, *curve.last()) for curve in members))

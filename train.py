@@ -26,7 +26,7 @@ from runtime.terminal import note, say
 ORDER = ("batchSize", "manualSeed", "trainCrop", "tenCrop", "testScale", "testCrop", "testPool")
 FEW = 8  # images of a replica slice: fewer make batch norm noisy
 ADVICE = "a smaller -batchSize, more devices to share it, -optnet true or -precision bfloat16"
-ONE_BY_ONE = "-accumulate true"  # comes first where replicas share a process
+ONE_BY_ONE = "-accumulate true"  # the first advice where replicas share a process
 
 
 def setup(opt, model, device, **outside):
@@ -157,9 +157,9 @@ class Trainer(loop.Loop):
         return self.parallel if 1 in slices or not slices else self.compiled
 
     def _step_that_fits(self, batch):
-        """`_step`; if the first one of a run is out of memory, it is retried slice by slice.
+        """`_step`; if the run's first step is out of memory, it is retried slice by slice.
 
-        Only with one process: others would wait for the gradients of the one that retries.
+        Only with one process, because others would wait for the gradients of the one that retries.
         """
         several = len(batch.slices[group.rank()]) > 1 and not self.accumulates
         can_split = several and not self.stepped and group.world_size() == 1
@@ -294,7 +294,7 @@ def optimizer(model, rate, momentum, weight_decay, classifier_rate=0.0):
     """optim.sgd with the original's settings: decay on every parameter, batch norms included.
 
     torch's Nesterov step with dampening 0 is the same formula. Frozen parameters are left out.
-    classifier_rate: the fully connected layer's rate (-classifierLR); 0: as all others.
+    classifier_rate: the rate of the fully connected layer (-classifierLR); 0: the common rate.
     """
     groups = {}  # {initial rate: parameters}
     for name, parameter in model.named_parameters():
@@ -314,8 +314,8 @@ def learning_rate(opt, epoch):
 def decay(schedule, epochs, epoch, warmup=0):
     """The rate of one of `epochs` epochs, as a share of -LR.
 
-    schedule: where the rate drops x0.1, as in opts.RECIPES. warmup: number of first epochs at a
-    tenth of the rate, as the ResNet paper trains ResNet-110.
+    schedule: where the rate drops x0.1, as in opts.RECIPES. warmup: how many epochs at the start
+    have a tenth of the rate, as the ResNet paper trains ResNet-110.
     """
     how, where = schedule
     if how == "every":

@@ -56,7 +56,7 @@ def kept(folder, name, places, signature, make, is_valid=bool):
                 fault = "describes data that has changed since" if stale else damaged
                 note(f"=> {path} {fault}: making it again")
             os.makedirs(folder, exist_ok=True)
-            # do not read it back unless a user's dataset returns nothing: another run may have
+            # read back only if a user's dataset returns nothing, because another run may have
             # replaced the file
             return make(path) or _read(path)
         except OSError as error:  # a full disk, or no permission

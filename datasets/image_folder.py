@@ -35,7 +35,7 @@ class ImageFolder:
     def __init__(self, info, opt, split, mean, std):
         self.opt, self.split, self.mean, self.std = opt, split, mean, std
         self.folder = imagenet_gen.folder_of(opt, split)
-        # arrays, not lists: forked workers share their pages, while reference counts copy a list's
+        # arrays: forked workers share them, but copy a list when its reference counts change
         self.paths, self.targets = info[f"{split}_paths"], info[f"{split}_targets"]
         self._begin()
         if split == "train" and simplejpeg is None:  # once, because both splits are always made

@@ -26,7 +26,7 @@ from runtime.errors import InputError, named
 from runtime.memory import lacking
 
 PREFETCH = 2  # batches that each worker loads in advance
-# `advice` speaks if an epoch waited for data for more than this share of its time, and so many
+# `advice` gives a line if an epoch waited for data for more than this share of its time, and so many
 # seconds more, which workers may take to start.
 WAITS, STARTS = 0.2, 5
 # Longest path of the folder for sockets; a socket's path may have 103 bytes on macOS, 107 on Linux
@@ -65,7 +65,7 @@ class BatchReader(data.Dataset):
             return failed(str(error))
 
     def _begin(self):
-        """What is made where images are read: transforms, say, need not be picklable."""
+        """Make what need not be picklable, such as transforms, in the process that reads."""
         worker = data.get_worker_info()
         self.in_worker = worker is not None
         if self.in_worker:

@@ -1,6 +1,6 @@
 """The annotations in a file of COCO's JSON, checked, as arrays.
 
-An error names the file and the id of what COCO does not define.
+An error names the file and the id of the entry that COCO's format does not allow.
 """
 
 import json
@@ -16,7 +16,8 @@ from runtime.errors import InputError, cause
 from runtime.options import EXACT
 from runtime.terminal import note
 
-# Least bytes of a large file for each list or object, which takes 200 in memory. COCO has 130.
+# A large file should have at least so many bytes for each list or object, which takes 200 bytes in
+# memory. COCO's files have 130.
 DENSEST = 16
 LARGE = 1 << 25  # bytes of a file whose arrays are kept in a cache
 # "box" is x, y, width, height as in the file

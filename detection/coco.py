@@ -33,7 +33,7 @@ def _last_part(name):
 
 
 _JSON = "*.[jJ][sS][oO][nN]"
-# How a name of an image may have to be read: as it is, with a slash for a backslash, its last part
+# Ways to read the name of an image: as it is, with slashes for backslashes, its last part alone
 _READINGS = (str, lambda name: name.replace("\\", "/"), _last_part)
 
 
@@ -162,7 +162,7 @@ class Coco:
         return [found[name] for name in names]
 
     def _check_units(self):
-        """A line where boxes seem not to be x, y, width, height in pixels."""
+        """Print a line if the boxes do not seem to be x, y, width, height in pixels."""
         boxes, sizes = self.annotations["box"], self.sizes[self.annotations["image"]]
         beyond = np.count_nonzero((boxes[:, :2] + boxes[:, 2:] > sizes + 1).any(1))
         if beyond:
@@ -176,8 +176,8 @@ class Coco:
     def _sort_by_image(self):
         """Keep the boxes that are objects, and the crowds, in the order of the images.
 
-        Arrays for all images, not some for each: forked workers share their pages, while reference
-        counts copy a list's.
+        One array for all images, because forked workers share its memory. A list would be copied
+        when its reference counts change.
         """
         where, boxes = self.annotations["image"], self.annotations["box"].copy()
         sizes = np.tile(self.sizes[where].astype(np.float64), 2)
@@ -247,7 +247,7 @@ def _choose(data, files, word):
 
 
 def _lists_images(path):
-    """Whether a file may be COCO's annotations: those of other tools do not have this list."""
+    """Whether a file may be COCO's annotations; JSON of other tools does not have this list."""
     try:
         data = regular_files.read_bytes(path, None)
         return b'"images"' in data.replace(b"\0", b"")  # also in UTF-16

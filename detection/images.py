@@ -14,7 +14,7 @@ from runtime.errors import InputError, cut
 from runtime.terminal import note
 
 MOST = 20  # classes that a line names
-HELD_OUT = 5  # of a file for both splits, every fifth image is for the test
+HELD_OUT = 5  # if one file serves both splits, every fifth image is for the test
 
 
 def create(opt):
@@ -50,7 +50,7 @@ def _coco(opt):
     if divided:
         whole = coco.open_split(opt.data, train, opt.trainImages or opt.valImages, opt.gen)
         if not opt.testOnly:
-            note(f"=> {train}: the only file of boxes; every fifth image is for the test")
+            note(f"=> {train} is the only file of boxes: every fifth image is kept for the test")
         held_out = np.arange(len(whole.ids)) % HELD_OUT == 0
         return [whole.subset(np.flatnonzero(chosen)) for chosen in (~held_out, held_out)]
     splits = (None if opt.testOnly else train, opt.trainImages), (val, opt.valImages)

@@ -146,9 +146,8 @@ class ProposalNet(RegionProposalNetwork):
         labels, boxes, matcher = [], [], self.proposal_matcher
         for own, target, size in zip(anchors, targets, self.image_sizes):
             allowed = self._allowed(own, size)
-            objects = F.pad(
-                target["boxes"], (0, 0, 0, 1)
-            )  # with an empty box: there may be no other
+            # with an empty box, because there may be no other
+            objects = F.pad(target["boxes"], (0, 0, 0, 1))
             iou = ops.box_iou(objects, own) * allowed
             highest, nearest = iou.max(0)
             # an object that no anchor meets has no best one; else every anchor would be, with 0

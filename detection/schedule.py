@@ -10,7 +10,7 @@ from typing import NamedTuple
 from runtime.errors import InputError, shown
 
 COCO = 117266  # images with a box in train2017
-TESTS = 12  # of a step, where the schedule follows the number of images
+TESTS = 12  # in a step whose schedule follows the number of images
 
 
 class Step(NamedTuple):

@@ -189,7 +189,7 @@ class Trainer(loop.Loop):
 
     @staticmethod
     def errors(scores):
-        """100 - AP and 100 - AP50, least for the best model; None without these scores."""
+        """100 - AP and 100 - AP50, lowest for the best model; None without these scores."""
         return (100 - scores["AP"], 100 - scores["AP50"]) if "AP" in scores else None
 
     def state(self):

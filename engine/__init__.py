@@ -1,1 +1,1 @@
-"""How a model is trained and tested, whatever it is: the loop, its metrics, its lines."""
+"""The loop that trains and tests any model, its metrics, and the lines that it prints."""

@@ -17,7 +17,7 @@ from runtime.errors import InputError
 from runtime.precision import Precision
 from runtime.terminal import note, say
 
-OFTEN = 100  # iterations after which a run hears that it waits for its data
+OFTEN = 100  # iterations between two checks whether the run waits for its data
 
 
 @dataclasses.dataclass

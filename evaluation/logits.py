@@ -22,7 +22,7 @@ _AT_ONCE = 1 << 22  # logits in memory
 
 
 class Logits:
-    """float32 (N, K) in a .npy file: written without a memory map, where a full disk kills."""
+    """float32 (N, K) in a .npy file. Not written by a memory map, where a full disk kills."""
 
     def __init__(self, path, name):
         self.path, self.name = path, name  # the name is temporary
@@ -91,7 +91,7 @@ def finish(path, logits, read, images, names):
 def calibrate(array, indices, targets):
     """Fit the temperature and print the calibration with and without."""
     if not len(indices):
-        raise InputError("-temperature: the outputs of no image are numbers")
+        raise InputError("-temperature: the outputs of every image have a NaN")
     temperature = fit(array, indices, targets)
     before, after = (measure(array, indices, targets, t) for t in (1, temperature))
     say(
@@ -109,7 +109,7 @@ def fit(array, indices, targets):
     low, high = 0.01, 100.0
     while high / low > 1.00001:
         middle = math.sqrt(low * high)
-        rise = 0.0  # of the loss, with 1/T: the expected logit less that of the true class
+        rise = 0.0  # derivative of the loss by 1/T: the expected logit less that of the true class
         for logits, target in _pieces(array, indices, targets):
             expected = ((logits / middle).softmax(1) * logits).sum(1, keepdim=True)
             rise += (expected - logits.gather(1, target)).sum().item()

@@ -17,11 +17,11 @@ from runtime.terminal import say
 from storage import atomic, pictures
 
 TOP = 5
-# of the picture of the confusion matrix
-NAMED = 100  # classes up to which the picture names them
-COUNTED = 20  # and up to which it prints the counts
-DRAWN = 2000  # rows and columns of the picture at most
-LONGEST = 40  # characters of a name in the picture
+# Limits of the picture of a confusion matrix
+NAMED = 100  # with more classes it has no names
+COUNTED = 20  # with more classes it has no counts
+DRAWN = 2000  # rows and columns
+LONGEST = 40  # characters of a name
 
 
 class Predictions:

@@ -31,7 +31,7 @@ DETECTOR = "faster_rcnn"  # the net of a detector's config (detection/files.py)
 TORCH7_NETS = ("resnet", "preresnet", "resnext", "preresnext")
 
 _LARGEST_HEADER = 1 << 24  # bytes, of a safetensors file; a net's is below a million
-_MOST_PACKED = 32  # times that a .t7.gz unpacks to its size: gradients are zeros, weights are not
+_MOST_PACKED = 32  # times its size to which a .t7.gz may unpack; only the gradients are zeros
 _GZIP = b"\x1f\x8b\x08"
 # Numbers of a configuration
 _WHOLE = ("depth", "cardinality", "base_width", "classes", "expansion")
@@ -155,9 +155,7 @@ def load_t7(path):
     try:
         return t7.loads(_unpacked(path), str(path)) if is_packed else t7.load(path)
     except ValueError as error:
-        hint = (
-            "; of the files that gzip packed only a .t7 can be read: unpack it" if is_packed else ""
-        )
+        hint = "; only a .t7 can be read while gzip packs it: unpack the file" if is_packed else ""
         raise InputError(f"{error}{hint}") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {cause(error)}") from None
@@ -173,7 +171,7 @@ def described(path, metadata):
     missing = [name for name in _METADATA if name not in metadata]
     if missing:
         found = ", ".join(missing)
-        raise InputError(f"{path} lacks {found} in its metadata: convert.py writes one that has it")
+        raise InputError(f"{path} lacks {found} in its metadata, which convert.py writes")
     try:
         found = {name: json.loads(metadata[name]) for name in _METADATA}
     except (ValueError, RecursionError):

@@ -13,22 +13,22 @@ _SOURCE = "which has no state dict: give the file that it was made from"
 # How they begin; the first that fits counts
 _BEGINNINGS = (
     (rb"version https://(?:git-lfs|hawser)", "a Git LFS pointer: git lfs pull fetches the file"),
-    (rb"(?:<\?xml[^>]*>\s*)?<net\s", "of OpenVINO, " + _SOURCE),
+    (rb"(?:<\?xml[^>]*>\s*)?<net\s", "a file of OpenVINO, " + _SOURCE),
     (rb"(?:\xef\xbb\xbf)?\s*<[!?a-z]", "a web page: download the file that the page leads to"),
     # the description of a first input, which has its name first
-    (rb"\x08[\x01-\x1f]\x12(?:[\x80-\xff]*[\0-\x7f]\n){2}", "of Core ML, " + _SOURCE),
+    (rb"\x08[\x01-\x1f]\x12(?:[\x80-\xff]*[\0-\x7f]\n){2}", "a file of Core ML, " + _SOURCE),
     (rb"\x08\x01\x12", "a SavedModel of TensorFlow: " + ARRAYS),
     (
         rb"\x08[\x03-\x1f][\x12\x1a\x22\x3a\x42]",
-        f"an ONNX file, {_SOURCE} (only classify.py and evaluate.py take an .onnx, of convert.py)",
+        f"an ONNX file, {_SOURCE} (only classify.py and evaluate.py take one, from convert.py)",
     ),
     (rb"\x89HDF", "an HDF5 file, as Keras writes: " + ARRAYS),
     (rb"\x93NUMPY", "an array of NumPy: " + ARRAYS),
-    (rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w", "msgpack, as Flax writes: " + ARRAYS),
-    (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib, as joblib does: " + ARRAYS),
+    (rb"(?:[\x81-\x8f]|\xde..)[\xa1-\xbf]\w", "a msgpack file, as Flax writes: " + ARRAYS),
+    (rb"x[\x01\x5e\x9c\xda]", "compressed by zlib, perhaps by joblib: " + ARRAYS),
     (
         rb"sys_info\0.{248}ustar",
-        "of a PyTorch before 0.2: " + _SAVE.format("torch.load(FILE, weights_only=False)"),
+        "older than PyTorch 0.2: " + _SAVE.format("torch.load(FILE, weights_only=False)"),
     ),
     (rb"7z\xbc\xaf|Rar!|\xfd7zXZ|BZh|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18", "an archive: unpack it"),
     (rb".{257}ustar", "an archive: unpack it"),

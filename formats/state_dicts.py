@@ -81,7 +81,7 @@ def find(saved, key=None, classifier=True):
     if "layer1.0.conv1.weight" not in trunk:
         misfits = [name for name in entries if _renamed(name) not in trunk] or [""]
     if misfits:
-        fault = f"{shown(misfits[0])} has no place in" if misfits[0] else "most is missing from"
+        fault = f"{shown(misfits[0])} has no place in" if misfits[0] else "it lacks most entries of"
         raise InputError(f"{fault} a ResNet or ResNeXt")
     matches = list(filter(None, map(_CLASSIFIER.fullmatch, rest)))
     last = matches[0][1] if len({match[1] for match in matches}) == 1 else None  # two are an MLP
@@ -98,8 +98,8 @@ def find(saved, key=None, classifier=True):
         raise InputError(f"{shown(next(iter(rest)))} has no place in a ResNet or ResNeXt{hint}")
     if last and last.endswith("linear") and not any("downsample" in name for name in trunk):
         raise InputError(
-            "it is akamaster's: a classifier called linear, and shortcuts without weights, which"
-            " pad channels on both sides where ours pad behind"
+            "its shortcuts have no weights and its classifier is called linear, so it is one of"
+            " akamaster's nets, which pad channels on both sides, where ours pad behind"
         )
     if last is None or (rest and not classifier):
         trunk |= _no_classifier(trunk)
@@ -120,9 +120,8 @@ def _chosen(saved, key):
     if key is not None:
         parts = {place: words for place, words in parts.items() if f".{key}." in f".{place}."}
         if not parts:
-            raise InputError(
-                f"it has no net {shown(key)}: {', '.join(map(shown, found)) or 'none'}"
-            )
+            known = f", only {', '.join(map(shown, found))}" if found else ""
+            raise InputError(f"it has no net {shown(key)}{known}")
     if len(parts) > 1:
         # an average of the weights during training tests better than the weights
         best = min(parts, key=lambda place: (not re.search("ema|teacher", place), place))

@@ -225,7 +225,7 @@ class _Reader:
         if storage is None:
             storage, offset = Storage(storage_name(name), torch.empty(0, dtype=DTYPES[name])), 1
         if not isinstance(storage, Storage) or storage.typename != storage_name(name):
-            source.fail(f"a {name} in something else than its storage", at)
+            source.fail(f"a {name} in something other than its storage", at)
         if ndim == 0:
             sizes, strides = (0,), (1,)
         last = -1 if 0 in sizes else sum((n - 1) * stride for n, stride in zip(sizes, strides))

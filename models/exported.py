@@ -33,7 +33,7 @@ class Exported(nn.Module):
                 found = " ".join(f"{name} {shape}" for name, _, shape in found)
                 raise InputError(
                     f"{path} has the inputs and outputs {found}; should be images (N, 3, crop,"
-                    " crop) and scores (N, classes) for any N, as of convert.py"
+                    " crop) and scores (N, classes) for any N, as convert.py writes"
                 )
         about = model_files.described(path, self.session.get_modelmeta().custom_metadata_map)
         about = model_files.classes_and_spec(path, about, count)
@@ -47,8 +47,8 @@ class Exported(nn.Module):
         """The scores (N, classes) in float32, on the images' device."""
         if images.shape[2:] != (self.side, self.side):
             raise InputError(
-                f"{self.path} takes images of {self.side} x {self.side} pixels alone, not"
-                f" {images.shape[2]} x {images.shape[3]}: test the file it was made from"
+                f"{self.path} only takes images of {self.side} x {self.side} pixels, not"
+                f" {images.shape[2]} x {images.shape[3]}: test the file that it was made from"
             )
         given = {"images": images.detach().to("cpu", self.dtype).numpy()}
         (scores,) = self.session.run(["scores"], given)

@@ -21,9 +21,9 @@ from runtime.precision import Precision
 from runtime.progress import slow
 from runtime.terminal import note, say
 
-# raised by a configuration of no net, or by weights that do not fit
+# raised if no net has the configuration, or if the weights do not fit
 _ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
-_STEMS = {"cifar": "small images, as CIFAR's", "imagenet": "photos of some 224 pixels"}
+_STEMS = {"cifar": "small images, like CIFAR's", "imagenet": "photos of about 224 pixels"}
 
 
 def from_file(checkpoint, source, classifier=True):

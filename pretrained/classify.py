@@ -104,7 +104,7 @@ def parse(arguments):
         files = [w for w in words[1:] if not is_model(w)]
         if not files:
             raise InputError(
-                "give a model and one or more files: classify.py MODEL FILE... (-help)"
+                "give a model and one or more files: classify.py MODEL FILE... (see -help)"
             )
         outputs = [(f"-{n}", given[n], (".csv",)) for n in ("csv", "scores") if n in given]
         if "show" in given:
@@ -190,5 +190,5 @@ def show(path, found):
 
 
 if __name__ == "__main__":
-    print_names()  # a file's may be any bytes
+    print_names()  # file names may hold any bytes
     command.run(lambda: main(sys.argv[1:]))

@@ -33,7 +33,7 @@ def main(arguments):
     with options.parsed(arguments, "extract_features.py", HEAD, OPTIONS, words) as given:
         in_batches = len(words) > 1 and re.fullmatch("[0-9]+", words[1])
         if len(words) < 2 or (in_batches and len(words) != 3):
-            raise InputError("give MODEL FILE..., or MODEL BATCH_SIZE DIRECTORY (-help)")
+            raise InputError("give MODEL FILE..., or MODEL BATCH_SIZE DIRECTORY (see -help)")
     paths, size = listed(words[2], words[1]) if in_batches else (words[1:], AT_ONCE)
     names = ["features.npz", *(["features.t7"] if "t7" in given else [])]
     inputs = [regular_files.model_file(words[0]), *([] if in_batches else paths)]

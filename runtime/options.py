@@ -150,7 +150,7 @@ def read_words(argv, table, others=None):
             raise InputError(f"an argument is empty: {UNSET}")
         if not word.startswith("-"):
             if others is None:
-                raise InputError(f"unexpected word {word!r}: an option starts with a dash (-help)")
+                raise InputError(f"unexpected word {word!r}: options start with a dash (see -help)")
             others.append(word)
             continue
         name, joined, text = word.lstrip("-").partition("=")

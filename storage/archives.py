@@ -254,4 +254,4 @@ def plain(value, path, foreign=False):
 
 
 def _too_many(path, most):
-    return InputError(f"{path} holds values that contain themselves, or over {most:,} of them")
+    return InputError(f"{path} holds over {most:,} values, or values that contain themselves")

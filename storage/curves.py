@@ -120,7 +120,7 @@ def read_log(path):
 
 
 def _epochs(texts, log, file):
-    """(training errors, test errors, whether of a detector, final error) of a log's other lines."""
+    """(training errors, test errors, whether a detector's, final error), from the other lines."""
     train, val, detects, final, before = {}, {}, False, math.nan, 0
     for number, text in enumerate(texts, 2):
         line = parsed(text)

@@ -1,13 +1,13 @@
 """log.jsonl of a run folder: the header, then a line for each epoch. Replaces optim.Logger.
 
-plot.py draws the lines, tensorboard.py passes them to TensorBoard. Of an epoch's line seconds,
+plot.py draws the lines, tensorboard.py passes them to TensorBoard. In an epoch's line, seconds,
 images_per_second, data_wait and peak_memory depend on the clock and the machine; all other fields
 depend on the options only.
 
-Each save appends its lines. A checkpoint holds the header and the newest lines, the tail. Of the
-lines before, the head, it holds the size and a checksum: a resumed run takes the head from the
-file. So a save costs the same after any number of epochs, and a copy made while the run writes may
-have a slightly older log.jsonl than its checkpoint.
+Each save appends its lines. A checkpoint holds the header and the newest lines, the tail. It holds
+only the size and a checksum of the lines before, the head, because a resumed run takes the head
+from the file. So a save costs the same after any number of epochs, and a copy made while the run
+writes may have a slightly older log.jsonl than its checkpoint.
 """
 
 import collections

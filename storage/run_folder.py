@@ -131,7 +131,8 @@ class RunFolder:
     def _is_own(self, name, checkpoint):
         """Whether this run wrote a file up to the checkpoint, or will write all of it again.
 
-        Files of later epochs count as another run's: a save that was cut off looks the same.
+        Files of later epochs count as another run's, though a save that was cut off may be this
+        run's.
         """
         path = self._file(name)
         with contextlib.suppress(OSError, atomic.Damaged):

@@ -260,7 +260,7 @@ def test_a_command_without_files(capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         classify.main(arguments)
     sentence = (
-        "classify.py: give a model and one or more files: classify.py MODEL FILE... (-help)\n"
+        "classify.py: give a model and one or more files: classify.py MODEL FILE... (see -help)\n"
     )
     assert capsys.readouterr() == ("", sentence)
 

@@ -122,6 +122,19 @@ def test_a_detector_keeps_its_own_sizes(tmp_path, content, resumed):
         assert (opt.anchors, opt.epochSize, model.config["scale"]) == ((16, 32, 64), 7, expected)
 
 
+@pytest.mark.parametrize(
+    "names, fault",
+    [
+        (["cat", "dog", "eel", "fox", "owl"], "the 5 of the data: 'eel' is only in one of the two"),
+        (["owl", "fox", "dog", "cat"], "the 4 of the data: their order differs"),
+    ],
+)
+def test_a_detector_of_other_classes_is_refused(tmp_path, content, names, fault):
+    opt = detect.settle({"retrain": saved(tmp_path, content)})
+    with pytest.raises(InputError, match=fault):
+        detect.setup(opt, None, names, torch.device("cpu"))
+
+
 def test_a_folder_of_photos_is_shown(tmp_path, content, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     saved(tmp_path, content)

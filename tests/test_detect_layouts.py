@@ -111,7 +111,7 @@ def test_one_file_is_divided(whole, layout, given, capsys, monkeypatch):
         assert {row[0] for row in split.rows()} == set(range(len(split.ids)))
         assert len(split.objects(1).labels) == 2
     notes = capsys.readouterr().err.splitlines()
-    assert sum("every fifth image is for the test" in line for line in notes) == 1
+    assert sum("every fifth image is kept for the test" in line for line in notes) == 1
     elsewhere = ONE[layout][2].startswith(("..", "/", "http"))
     assert sum("is read as '10.png', and so on" in line for line in notes) == elsewhere
 

@@ -105,7 +105,7 @@ def test_what_is_no_net(tmp_path, monkeypatch):
 
 def test_what_needs_more_than_scores(tmp_path):
     path = write(tmp_path / "net.onnx")
-    with pytest.raises(InputError, match="takes images of 8 x 8 pixels alone, not 9 x 8"):
+    with pytest.raises(InputError, match="only takes images of 8 x 8 pixels, not 9 x 8"):
         models.load(path)(torch.zeros(1, 3, 9, 8))
     with pytest.raises(InputError, match=r"net.onnx.* has no function features\(images"):
         extract_features.main([path, "a.jpg"])

@@ -135,7 +135,7 @@ def test_nothing_readable_saves_nothing(net):
 def test_a_command_without_files(capsys, arguments):
     with pytest.raises(SystemExit, match="2"):
         extract_features.main(arguments)
-    sentence = "give MODEL FILE..., or MODEL BATCH_SIZE DIRECTORY (-help)"
+    sentence = "give MODEL FILE..., or MODEL BATCH_SIZE DIRECTORY (see -help)"
     assert capsys.readouterr() == ("", f"extract_features.py: {sentence}\n")
 
 

@@ -129,7 +129,7 @@ def test_temperature_and_calibration(monkeypatch, classes, scale):
 
 def test_no_temperature_without_numbers():
     none = np.array([], int)
-    with pytest.raises(InputError, match="the outputs of no image are numbers"):
+    with pytest.raises(InputError, match="the outputs of every image have a NaN"):
         logits.calibrate(np.full((2, 3), np.nan, np.float32), none, none)
 
 

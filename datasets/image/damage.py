@@ -5,8 +5,8 @@ file is decoded strictly: the first warning is an error. Damage that leaves vali
 the right number of blocks is not found: most single changed bits, and sometimes a piece of another
 photo, a missing piece, or a few percent of zeros.
 
-Pillow does not check all checksums of a PNG. Other formats have few or none: Pillow names a
-truncated file, but not every other damage.
+Pillow does not check all checksums of a PNG. Other formats have few or none, so Pillow names a
+truncated file, but not every other kind of damage.
 """
 
 import re

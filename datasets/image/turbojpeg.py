@@ -92,7 +92,7 @@ class Decoder:
 
         `data` must be that of the last call of `shape`. pixels: uint8 (H, W, 4), RGB and an
         unused byte; in `buffer` (a uint8 array) if they fit. ValueError with libjpeg's first
-        warning, which may be of lost pixels above or beside the region, too.
+        warning, which may also be about lost pixels above or beside the region.
         """
         left, top, right, bottom = self._aligned(*region)
         rows, columns = bottom - top, right - left
