@@ -109,7 +109,7 @@ def main(argv):
         print_paper()
         return
     opt = opts.parse(argv, "complexity.py", HEAD, data=False)
-    from detection import files  # after the options: their errors need not wait for torch
+    from detection import files  # after the options, whose errors need not wait for torch
 
     saved = files.is_detector(opt.retrain) if opt.retrain != "none" else None
     if saved is not None:

@@ -22,10 +22,10 @@ try:
     from models.resnext import resnext
     from runtime import regular_files
 except ImportError as error:
-    # Python keeps one package of a name: after Hugging Face's datasets, ours is not found
+    # Python keeps one package of a name, so after Hugging Face's datasets ours is not found
     names = {name.removesuffix(".py") for name in os.listdir(_FOLDER)} & sys.modules.keys()
     files = {name: str(getattr(sys.modules[name], "__file__", None)) for name in sorted(names)}
-    # not by the beginning of the path: a virtual environment may lie in our folder
+    # not by the beginning of the path, because a virtual environment may lie in our folder
     ours = {os.path.join(_FOLDER, end) for n in files for end in (f"{n}.py", f"{n}/__init__.py")}
     taken = [f"{name} ({file})" for name, file in files.items() if file not in ours]
     if not taken:

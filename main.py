@@ -33,7 +33,7 @@ def main(argv=None):
 
 
 def replicas(opt):
-    """-nGPU as given, or on a resume the checkpoint's."""
+    """-nGPU as given or, on a resume, as in the checkpoint."""
     if opt.resume == "none" or "nGPU" in opt.given or launch.joined():
         return opt.nGPU
     import checkpoints

@@ -15,6 +15,6 @@ def classes(opt):
 
 def create(info, opt, split):
     """The split "train" or "val"; `info` is the cache that cifar10_gen.exec wrote."""
-    from datasets.in_memory import Images  # not at the top: opts.py needs only `stem`, fast
+    from datasets.in_memory import Images  # here, so that opts.py gets `stem` without torch
 
     return Images(info, split, mean, std, padding=4, mirror=True)

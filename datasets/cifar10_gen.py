@@ -69,7 +69,7 @@ def signature(opt, source=SOURCE):
 
 def exec(opt, cache_file, source=SOURCE):
     """Find or download the dataset; save images and labels of both splits; returns the cache."""
-    stamp = signature(opt, source)  # before reading: a file that changes meanwhile makes it stale
+    stamp = signature(opt, source)  # before reading: a change meanwhile makes it stale
     place, paths = _find(source, opt)
     if place.endswith(".t7"):
         splits = _torch7(source, place)

@@ -13,7 +13,7 @@ from runtime.terminal import note
 
 
 def normalized(name):
-    """A class name, or folder, in Unicode's NFC: macOS codes an accent after its letter."""
+    """A class name, or folder, in Unicode's NFC, because macOS puts an accent after its letter."""
     return unicodedata.normalize("NFC", os.fsdecode(name))
 
 

@@ -15,7 +15,7 @@ def classes(opt):
 
 def create(info, opt, split):
     """The split "train" or "val"; `info` is the cache that digits_gen.exec wrote."""
-    from datasets.in_memory import Images  # not at the top: opts.py needs only `stem`, fast
+    from datasets.in_memory import Images  # here, so that opts.py gets `stem` without torch
 
     # padding 1 of 8 pixels is CIFAR's 4 of 32; no mirroring, as a mirrored 2 is not a 2
     return Images(info, split, mean, std, padding=1, mirror=False)

@@ -94,7 +94,7 @@ def _rows(path):
                 place, name = (
                     cells[n].strip() if n < len(cells) else "" for n in columns or (0, 1)
                 )
-                # more cells: a name holds the delimiter, and would be cut short
+                # with more cells, a name holds the delimiter and would be cut short
                 if not place or not name or "\udc00" in place + name or any(cells[width:]):
                     fault = f"should have a path and a class in UTF-8, separated by {delimiter!r}"
                     if not columns and any(cells[2:]):

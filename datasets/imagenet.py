@@ -20,7 +20,7 @@ def classes(opt):
 
 def create(info, opt, split):
     """The split "train" or "val"; `info` is the cache that imagenet_gen.exec wrote."""
-    from datasets.image_folder import ImageFolder  # not at the top: opts.py needs only `stem`, fast
+    from datasets.image_folder import ImageFolder  # here, so that opts.py does not wait
 
     return ImageFolder(info, opt, split, mean, std)
 

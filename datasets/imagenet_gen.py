@@ -87,7 +87,7 @@ def exec(opt, cache_file):
     system has them, or of a list, below -data or absolute; `train_targets`, `val_targets`: int64
     (N,) from 0; `classes`: bytes (C,).
     """
-    stamp = signature(opt)  # before the search: a change during the search makes the list stale
+    stamp = signature(opt)  # before the search, so that a change meanwhile makes the list stale
     say("=> Generating list of images")
     names = classes(opt)
     numbers = {name: number for number, name in enumerate(names)}

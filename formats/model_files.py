@@ -145,7 +145,7 @@ def _unpacked(path):
 
 
 def is_onnx(source):
-    """Whether a model is an exported one, which models/exported.py runs: it has no state dict."""
+    """Whether a model is an exported one, without a state dict, which models/exported.py runs."""
     return os.fspath(source).lower().endswith(".onnx")
 
 
@@ -314,7 +314,7 @@ def _read_safetensors(path):
     safetensors = _safetensors(path)
     try:
         with safetensors.safe_open(path, framework="pt", device="cpu") as file:
-            # clones: a tensor of theirs is the file itself, which may change while the model lives
+            # cloned, because safetensors maps the file, which may change while the model lives
             state = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118
             metadata = file.metadata() or {}
     except (safetensors.SafetensorError, OSError, RuntimeError, TypeError, ValueError):

@@ -245,14 +245,14 @@ def to_t7(config, state):
     As in the original's nets, convolutions, ReLU and average pooling are cudnn's.
     """
     tree = _build(layout(config, *counts(state)), state)
-    tree["modules"][1].pop("gradInput")  # as models/*.lua do: the image needs no gradient
+    tree["modules"][1].pop("gradInput")  # as models/*.lua do, because the image needs no gradient
     return tree
 
 
 def _build(node, state):
     dtype = torch.float64 if state["fc.weight"].dtype == torch.float64 else torch.float32
     name = t7.NAMES[dtype]
-    # each module gets its own tables, tensors and storages: shared ones would be shared in Lua too
+    # each module gets its own tables, tensors and storages, or Lua would share them as well
     fields = {"_type": name, "train": True, "output": torch.empty(0, dtype=dtype)}
     fields |= {"gradInput": torch.empty(0, dtype=dtype)} | node.numbers
     for field, value in node.fields.items():

@@ -17,7 +17,7 @@ _DTYPES = {
 
 
 class Exported(nn.Module):
-    """Called as any net; it has no parameters, `maps` or `features`. The dtype is the file's."""
+    """Called like any net, but without parameters, `maps` and `features`; in the file's dtype."""
 
     def __init__(self, path):
         super().__init__()

@@ -58,7 +58,7 @@ def _connect(device):
             interface.choose(store, *place)
             threading.Thread(target=_end_with_unconnected, daemon=True).start()
         options |= {"store": store, "rank": place[0], "world_size": place[1]}
-        # numbers of the host take gloo: over nccl, reading them would wait for the GPU
+        # numbers of the host take gloo, because over nccl reading them would wait for the GPU
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, **options)
         dist.barrier()

@@ -24,7 +24,7 @@ from runtime.terminal import complain, note
 SAVED = [128 + signum for signum in process.SIGNALS]  # statuses after a signal and the save
 VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # that each process needs
 # Rank, world size, local rank, local world size. MPI's are tried before Slurm's, because MPI's
-# daemons are tasks of srun. SLURM_NTASKS proves nothing: a batch script, which runs once, has it.
+# daemons are tasks of srun. SLURM_NTASKS proves nothing: a batch script runs once, and has it too.
 TORCH = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 OPEN_MPI = tuple(f"OMPI_COMM_WORLD_{name}" for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE"))
 MPICH = ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS")  # and Intel's MPI
@@ -167,7 +167,7 @@ def _start(script, argv, rank, count, port):
         "LOCAL_WORLD_SIZE": str(count),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists: rank 0 must not create one
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the store exists, so rank 0 must not create one
         PARENT: str(os.getpid()),
     }
     command = [sys.executable, os.path.join(process.ROOT, script), *argv]

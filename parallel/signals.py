@@ -67,7 +67,7 @@ class Interrupts:
             signal.set_wakeup_fd(self.fd_before)
             self.write_end.close()
         # A process that has finished, or has saved after an interrupt, may get the signal again,
-        # for example from its parent. It must survive: its exit status would say "killed".
+        # for example from its parent. It must survive, or its exit status would say "killed".
         ignore = self.end and kind in (None, Interrupted)
         for signum, handler in self.before.items():
             signal.signal(signum, signal.SIG_IGN if ignore else handler)

@@ -46,7 +46,7 @@ def main(arguments):
     """Classify the files of the command line; returns the exit status."""
     given, sources, files = parse(arguments)
     picture = given.get("show")
-    # after the check: the help need not wait for torch
+    # after the check, because the help need not wait for torch
     import torch
 
     from evaluation import scores

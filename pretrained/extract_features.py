@@ -38,7 +38,7 @@ def main(arguments):
     names = ["features.npz", *(["features.t7"] if "t7" in given else [])]
     inputs = [regular_files.model_file(words[0]), *([] if in_batches else paths)]
     regular_files.check_outputs([("", name, (".npz", ".t7")) for name in names], inputs)
-    # after the checks: their errors need not wait for torch
+    # after the checks, whose errors need not wait for torch
     import numpy as np
 
     from pretrained import inference

@@ -22,7 +22,7 @@ def script():
 
 
 def cores():
-    """The number of cores that this process may use: of its affinity, within a quota."""
+    """The number of cores that this process may use, by its affinity and its quota."""
     count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return max(1, int(min(count, quota())))
 
@@ -65,7 +65,7 @@ def spin_briefly():
 
 
 def limit_threads():
-    """Give torch no more threads than cores: it does not know of a container's quota."""
+    """Give torch no more threads than cores, because torch does not know a container's quota."""
     import torch  # not at the top: -help and wrong options need not wait for it
 
     if "OMP_NUM_THREADS" not in os.environ and cores() < torch.get_num_threads():
@@ -74,7 +74,7 @@ def limit_threads():
 
 def begin():
     """Prepare the process of a command: its signals and its standard streams."""
-    if os.getpid() == 1:  # in a container: the kernel drops signals that have no handler
+    if os.getpid() == 1:  # in a container, where the kernel drops signals without a handler
         for signum in SIGNALS:
             if signal.getsignal(signum) == signal.SIG_DFL:
                 signal.signal(signum, _end)
@@ -84,7 +84,7 @@ def begin():
             os.fstat(descriptor)
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # the lowest free descriptor is this one
-    # A closed stream is None, and print(file=None) would write to stdout: discard its lines
+    # A closed stream is None, and print(file=None) would write to stdout, so discard its lines
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             lost = open(os.devnull, "w", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -94,7 +94,7 @@ def begin():
 
 
 def in_notebook():
-    """Whether IPython runs this: to end the process would end the notebook."""
+    """Whether IPython runs this, where ending the process would end the notebook."""
     return "IPython" in sys.modules and sys.modules["IPython"].get_ipython() is not None
 
 

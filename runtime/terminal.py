@@ -74,7 +74,7 @@ def clear():
 
 
 def end(text, status):
-    """Print an error as the last thing of this process: no other thread prints after it."""
+    """Print an error and end this process. No other thread prints after the error."""
     terminal = _entered()
     with terminal.lock if terminal else contextlib.nullcontext():
         show("")
@@ -106,7 +106,7 @@ class Output:
         try:
             action(*args)
         except (OSError, ValueError) as error:  # ValueError: the stream was closed
-            if isinstance(error, BrokenPipeError):  # permanent: discard what is buffered
+            if isinstance(error, BrokenPipeError):  # permanent, so discard what is buffered
                 with contextlib.suppress(OSError, ValueError):
                     null = os.open(os.devnull, os.O_WRONLY)
                     os.dup2(null, self.stream.fileno())
@@ -131,7 +131,7 @@ class Terminal:
         screen = next(filter(_can_erase, (sys.stdout, sys.stderr)), None)
         self.enabled = kind == "auto" and is_rank_0() and screen is not None
         self.screen = Output(screen)  # of the status line
-        self.owner = os.getpid()  # loading workers are forks: their copies of this do not draw
+        self.owner = os.getpid()  # loading workers are forks, whose copies of this must not draw
         self.lock = threading.RLock()
         self.text, self.drawn, self.changed = "", False, 0.0
         self.at_start = True  # else a status line would overwrite a half-printed line

@@ -35,7 +35,7 @@ def load(path, foreign=False):
         with regular_files.opened(path) as file:
             skipped = archives.replacements(archives.verify(file, path, foreign))
             file.seek(0)
-            # training programs often save their options too: a Namespace, which only holds values
+            # training programs often save their options in a Namespace, which only holds values
             with torch.serialization.safe_globals([argparse.Namespace, *skipped]):
                 value = torch.load(file, map_location="cpu", weights_only=True)
         return archives.plain(value, path, foreign)

@@ -111,7 +111,7 @@ def read_log(path):
         options[visible(name)] = visible(text) or "none"
     data = options.get("-data", options["-dataset"])
     code = shown(header.get("commit")), shown(header.get("changed"))
-    if header.get("changed"):  # the log does not say how: only copies of a run have equal code
+    if header.get("changed"):  # the log does not say how, so only copies of a run have equal code
         code += train[min(train)], val[min(val)]
     seed = " ".join(shown(header["options"].get(name)) for name in ("manualSeed", "fold"))
     count = header.get("parameters")

@@ -30,8 +30,8 @@ def held(folder, seconds=WAIT, advice="give another -save"):
     path = os.path.join(folder, "lock")
     # a separate file, because nobody can read a locked file on Windows
     owner = os.path.join(folder, "lock.owner")
-    # No soft lock, filelock's substitute: it would outlive a killed process on another machine.
-    # Not bound to a thread: the writer's thread may release the lock and take a new one.
+    # No soft lock, filelock's substitute, because it would outlive a process that was killed on
+    # another machine. Not bound to a thread, because the writer's thread may take a new lock.
     if os.path.islink(path):
         raise InputError(f"{path} is a link, not a lock: remove it, or {advice}")
     lock = filelock.FileLock(path, thread_local=False, fallback_to_soft=False)
@@ -55,8 +55,8 @@ def held(folder, seconds=WAIT, advice="give another -save"):
     try:
         yield
     finally:
-        # Remove the files before the release: afterwards they may belong to another run. Windows
-        # cannot remove an open file; filelock removes it there.
+        # Remove the files before the release, because afterwards they may belong to another run.
+        # Windows cannot remove an open file; filelock removes it there.
         for name in (owner, path):
             with contextlib.suppress(OSError):
                 os.remove(name)

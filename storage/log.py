@@ -90,7 +90,7 @@ class LogFile:
             self.begin(self.path, self.header)
         with open(self.path, "r+b") as file:
             file.seek(self.begun + self.size)
-            # the old lines are written over themselves: a copy or a kill meanwhile lacks none
+            # overwrite the old lines with themselves, so that a copy or a kill meanwhile loses none
             file.write(_encoded([*self.tail, *final]))
             file.truncate()  # what a full disk or a final line left; this flushes as well
             os.fsync(file.fileno())

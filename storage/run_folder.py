@@ -122,7 +122,7 @@ class RunFolder:
         folders = (self._file(f"earlier-{n}") for n in itertools.count(1))
         folder = next(itertools.filterfalse(os.path.exists, folders))
         os.mkdir(folder)
-        # latest.pth first: the folder must not resume by half of its files
+        # latest.pth first, so that the folder never resumes from half of its files
         for name in sorted(others, key=lambda name: name != "latest.pth"):
             os.rename(self._file(name), os.path.join(folder, name))
         note(f"=> {self.path} had files of an earlier run, which are now in {folder}")
@@ -213,7 +213,7 @@ class RunFolder:
             self._raise_unsaved("the state of the interrupted run")
 
     def save_before_test(self, content, state):
-        """Save now if there are several processes: one that fails in the test ends them all."""
+        """Save now if there are several processes, because one that fails in the test ends all."""
         if group.world_size() > 1:
             self.save_inside(content, state)
             self.wait()
@@ -243,7 +243,7 @@ class RunFolder:
         self.writer.wait()
 
     def _try_to_save(self, what, write, model, state, *more):
-        """In the thread: write; a full disk, or a value that is not finite, is a line, no error."""
+        """In the thread: write. A full disk, or a value that is not finite, is only a line."""
         epoch = state["epoch"]
         try:
             self._make_again()
@@ -302,7 +302,7 @@ class RunFolder:
     def _write_inside(self, model, state):
         self._write_best()
         self.log.write()
-        # one file: it is replaced while latest.pth names it, so model and state must change at once
+        # one file, because latest.pth names it already: model and state must change at once
         digest = {"bestDigest": self.best_digest}
         atomic.save(self._file(INSIDE), {**model, **state, **self.log.state(), **digest})
         self._write_latest(state["epoch"], INSIDE, INSIDE)

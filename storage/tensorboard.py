@@ -15,7 +15,7 @@ from pathlib import Path
 from runtime.errors import InputError
 from storage import log
 
-SUFFIX = ".main"  # of our event files: those of other programs in the folder stay
+SUFFIX = ".main"  # of our event files; those of other programs stay in the folder
 
 
 class TensorBoardLog:

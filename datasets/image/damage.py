@@ -16,7 +16,7 @@ from runtime.errors import InputError
 
 try:
     import simplejpeg
-except ImportError:  # a new Python may lack it: then Pillow decodes, without libjpeg's warnings
+except ImportError:  # a new Python may lack it; then Pillow decodes, without libjpeg's warnings
     simplejpeg = None
 
 _PNG = b"\x89PNG\r\n\x1a\n"

@@ -97,8 +97,8 @@ class Photo:
         """
         if self.pixels is None:
             x, y, width, height = region
-            # The first reading goes on to the last row: libjpeg stops below a region, and would
-            # not notice damage there
+            # The first reading goes on to the last row, because libjpeg stops below a region and
+            # would not notice damage there
             part = x, y, width, height if self.checked else self.shape[0] - y
             try:
                 pixels, (x, y, *_) = self.decoder.decode_region(self.data, part, self.buffer)
