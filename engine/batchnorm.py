@@ -6,11 +6,11 @@ replica slice is normalised by its own statistics, as in training. The new runni
 of the slices' means, the new running variance that of their unbiased variances.
 """
 
+import copy
 import time
 
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from models.slices import set_slices
 from parallel import group
@@ -63,45 +63,34 @@ def recompute(model, loader, epoch, count, precision, interrupts):
 class Estimate:
     """Sums the statistics of slices. `apply` sets the model's running statistics to their means.
 
-    Until then the model does not change. A slice of one image is left out, because training
-    normalises it by the old running statistics. Frozen batch norms are left alone.
+    Until then the model does not change, because an interrupt saves it. A slice of one image is
+    left out, because training normalises it by the old running statistics. Frozen batch norms are
+    left alone.
     """
 
     def __init__(self, model):
-        self.model = model
-        modules = model.named_modules()
+        self.model, self.copy = model, copy.deepcopy(model)
+        set_slices(self.copy, None)
+        modules = self.copy.named_modules()
         norms = {n: m for n, m in modules if isinstance(m, nn.BatchNorm2d) and m.training}
         norms = {name: norm for name, norm in norms.items() if norm.track_running_stats}
         if not norms:
             raise InputError("-recomputeBN: this net has no batch norm that is not frozen")
-        self.norms = list(norms.values())
+        for norm in norms.values():
+            norm.momentum = 1.0  # the running statistics become those of the slice
         self.names = [f"{n}.{which}" for n in norms for which in ("running_mean", "running_var")]
-        buffers = dict(model.named_buffers())
-        self.sums = [torch.zeros_like(buffers[name], dtype=torch.float64) for name in self.names]
+        self.found = [self.copy.get_buffer(name) for name in self.names]
+        self.sums = [torch.zeros_like(buffer, dtype=torch.float64) for buffer in self.found]
         self.count = 0  # slices seen by this process
 
     @torch.no_grad()
     def add(self, input, sizes):
         """Add a batch (N, 3, H, W) of replica slices of these sizes."""
-        before = [norm.momentum for norm in self.norms]
-        set_slices(self.model, None)
-        try:
-            for norm in self.norms:
-                norm.momentum = 1.0  # the running statistics become those of the slice
-            for part, size in zip(input.split(sizes) if sizes else (), sizes):
-                if size > 1:
-                    self._add_slice(part)
-        finally:
-            for norm, momentum in zip(self.norms, before):
-                norm.momentum = momentum
-
-    def _add_slice(self, part):
-        # on copies of the buffers, because an interrupt saves the model's own
-        buffers = {name: buffer.clone() for name, buffer in self.model.named_buffers()}
-        buffers |= {name: torch.zeros_like(buffers[name]) for name in self.names}
-        functional_call(self.model, buffers, (part,))
-        torch._foreach_add_(self.sums, [buffers[name].double() for name in self.names])
-        self.count += 1
+        for part, size in zip(input.split(sizes) if sizes else (), sizes):
+            if size > 1:
+                self.copy(part)
+                torch._foreach_add_(self.sums, [buffer.double() for buffer in self.found])
+                self.count += 1
 
     @torch.no_grad()
     def apply(self):
@@ -110,6 +99,5 @@ class Estimate:
         *sums, count = group.all_reduce(flat).split([len(s) for s in self.sums] + [1])
         if not count:
             raise InputError("-recomputeBN: no replica has a slice of two images or more")
-        buffers = dict(self.model.named_buffers())
         for name, total in zip(self.names, sums):
-            buffers[name].copy_(total / count)
+            self.model.get_buffer(name).copy_(total / count)
