@@ -253,7 +253,7 @@ def run(start, argv, end):
             trainer.load_state(checkpoint)
 
         def loader(epoch):
-            return schedule.epoch_of(steps, epoch)
+            return schedule.Epoch(next(step for step in steps if epoch <= step.last), epoch)
 
         def test_epoch(epoch):
             return test(epoch, trainer, val_loader, os.path.join(opt.save, "detections.json"))

@@ -114,7 +114,7 @@ class ImageFolder:
 
         def load(i, draws, out=None):
             photo = decoding.Photo(self._path(i), buffer, decoder, self.checked[i])
-            if photo.is_16_bit:  # the kernels take bytes
+            if photo.pixels is not None and photo.pixels.dtype == np.uint16:  # not for the kernels
                 image = chain(decoding.floats(photo.pixels), draws)
             else:
                 image = fast(photo, draws, out)

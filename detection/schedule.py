@@ -103,11 +103,6 @@ class Epoch:
             place += stop - offset
 
 
-def epoch_of(steps, number):
-    """The epoch with this number."""
-    return Epoch(next(step for step in steps if number <= step.last), number)
-
-
 def check_place(steps, state):
     """InputError if a resumed run would not go on at the very iteration of its checkpoint.
 

@@ -9,11 +9,6 @@ import torch
 import torch.nn.functional as F
 
 
-def sum_crops(output, crops):
-    """(N * crops, K) -> (N, K): the sum of the outputs over the crops of an image."""
-    return output.view(-1, crops, output.shape[1]).sum(1) if crops > 1 else output
-
-
 def dense(maps, fc, window):
     """The classifier at every position of the last maps (N, C, H, W): outputs (N, positions, K).
 

@@ -122,13 +122,9 @@ def kind(path):
 
 def _head(path):
     """The first bytes of a file."""
-    try:
-        with regular_files.opened(path) as file:
-            return file.read(512)
-    except FileNotFoundError:
-        raise InputError(f"File not found: {path}{regular_files.name_hint(path)}") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path!r}: {cause(error)}") from None
+    regular_files.check_input(path)
+    with regular_files.opened(path) as file:
+        return file.read(512)
 
 
 def _unpacked(path):

@@ -85,11 +85,6 @@ class Photo:
         if not self.shape or self.shape[0] * self.shape[1] > LARGEST:
             self._decode()
 
-    @property
-    def is_16_bit(self):
-        """Whether the image has 16 bits; `pixels` is uint16 (H, W, 3) then."""
-        return self.pixels is not None and self.pixels.dtype == np.uint16
-
     def decode_region(self, region):
         """Decode at least a region (x, y, width, height): (pixels, the region within them).
 
