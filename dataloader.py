@@ -111,8 +111,8 @@ class DataLoader:
         is_known = getattr(dataset, "knows_transform", True)
         self.in_memory = is_known and hasattr(dataset, "augment")
         if not is_known:
-            kind = "training" if training else "test"
-            note(f"=> this {kind} transform has no fast path: it runs as written, image by image")
+            kind = f"this {'training' if training else 'test'} transform"
+            note(f"=> {kind} has no fast path, so it runs as written, image by image")
         # on a GPU, a stream of its own copies the next batch while the current iteration runs
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.skipped = 0  # unreadable images left out so far (-skipCorrupt true)

@@ -127,7 +127,7 @@ def report_few(opt, images, classes):
     """Say where to read on if a new net is to be trained on few photos of full size."""
     full = opt.dataset == "imagenet" and opt.source("trainCrop") == "default"
     if full and opt.retrain == "none" and not opt.testOnly and images < FEW * len(classes):
-        note(f"=> {images} photos are few to train a new net on: see README.md, Few photos")
+        note(f"=> {images} photos are few for training a new net: see Few photos in README.md")
 
 
 def test_best(trainer, loader, window, folder):

@@ -85,7 +85,7 @@ def exec(opt, cache_file, source=SOURCE):
     if found < source.classes:
         note(
             f"=> {place} has training images of only {found} of the {source.classes} classes of "
-            f"{source.name}: the net has outputs for all {source.classes}"
+            f"{source.name}, but the net has outputs for all {source.classes}"
         )
     say(f" | saving {source.name} dataset to {cache_file}")
     return in_memory.save(cache_file, stamp, *splits)
@@ -201,7 +201,7 @@ def _unpack(source, data, where):
     if _md5(data) not in published:
         raise InputError(
             f"{where} is not a published archive of {source.name} (its MD5 is {_md5(data)}, should "
-            f"be {' or '.join(published)}); your own can be read from a folder"
+            f"be {' or '.join(published)}); images of your own can be read from a folder"
         )
     with tarfile.open(fileobj=io.BytesIO(data)) as tar:
         return {m.name.rpartition("/")[2]: tar.extractfile(m).read() for m in tar if m.isfile()}

@@ -50,10 +50,11 @@ def note_order(source, names, count, data):
     if names == data:
         return
     if names:
-        note(f"=> the class names of {source} are not those of the data: they are matched by order")
+        names = f"the class names of {source} are not those of the data"
+        note(f"=> {names}, so the classes are matched by order")
     elif count > len(data):
         note(
-            f"=> {source} has no class names: its first {len(data)} outputs count as the "
+            f"=> {source} has no class names, so its first {len(data)} outputs count as the "
             "classes of the data"
         )
     if all(name.isascii() and name.isdecimal() for name in data):

@@ -68,7 +68,7 @@ def images(opt, split, names):
         few = ", ".join(missing[:10]) + ", ..." * (len(missing) > 10)
         raise InputError(
             f"{path}: {len(missing)} of {len(paths)} images are missing: {few}; "
-            f"sought in {', '.join(map(repr, roots))}"
+            f"they were looked for in {', '.join(map(repr, roots))}"
         )
     return paths, targets
 

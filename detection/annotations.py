@@ -40,7 +40,8 @@ def read(path, gen):
         return _arrays(path)
 
     def make(file_name):
-        note(f"=> {path}: reading {about.st_size >> 20} MB, once; the arrays go to {file_name}")
+        size = f"{about.st_size >> 20} MB"
+        note(f"=> {path}: reading {size}, only this once, because {file_name} keeps the result")
         return cache.save(file_name, {"signature": np.array(stamp), **_arrays(path)})
 
     about = os.stat(path)

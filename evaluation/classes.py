@@ -82,7 +82,7 @@ def columns(source, names, tested, listed=None):
         if listed:
             where = f"in {listed} are unknown to {source}"
             known = next(name for name in names if name is not None)
-            form = f"; each line should be a name of the model alone, such as {known}"
+            form = f"; each line should be one of the model's names, such as {known}"
         raise InputError(f"{len(missing)} classes {where}: the first is {missing[0]:.80}{form}")
     return torch.tensor([columns[name] for name in tested])
 
@@ -106,6 +106,7 @@ def targets(dataset, data, tested, listed=None):
             raise InputError(f"the data has images of {name}, a class that the model does not know")
         if len(left_out) == len(found):
             raise InputError(f"no image is of a class in {listed}; the first is of {name}")
-        note(f"=> {len(left_out)} of {len(found)} images are of classes not in {listed}: left out")
+        count = f"{len(left_out)} of {len(found)}"
+        note(f"=> {count} images are left out, because their classes are not in {listed}")
     kept = np.flatnonzero(found >= 0)
     return kept, found[kept]

@@ -362,7 +362,7 @@ def _write_t7(path, content):
             f"{path}: Torch7 has no net {config['net']}, only {', '.join(TORCH7_NETS)}"
         )
     if config.get("expansion", 4) != 4:
-        raise InputError(f"{path}: the original's ResNeXt has blocks of expansion 4 only")
+        raise InputError(f"{path}: the original ResNeXt only has blocks of expansion 4")
     if config.get("preactivation"):
         config = {**config, "net": "preresnext"}
     tree = torch7.to_t7(config, content["model"])

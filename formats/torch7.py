@@ -138,7 +138,7 @@ def _tensor(path, module, field, shape):
     if not isinstance(tensor, torch.Tensor) or not tensor.is_floating_point():
         _refuse(path, module, f"has no {field}")
     if tensor.untyped_storage().nbytes() < tensor.nbytes:  # before it is converted, and grows
-        _refuse(path, module, f"has a {field} that repeats fewer numbers")
+        _refuse(path, module, f"has a {field} with fewer numbers than its size needs")
     if len(shape) == 4 and tensor.shape == (shape[0], math.prod(shape[1:])):
         tensor = tensor.reshape(shape)  # SpatialConvolutionMM has (outputs, inputs kH kW)
     if tensor.shape != shape:

@@ -69,7 +69,7 @@ def stages(net, stem, depth, bottleneck=None):
         if depth not in depths:
             known = ", ".join(map(str, depths[:-1]))
             raise InputError(
-                f"Invalid depth: {depth}, for {net} on images of ImageNet's size"
+                f"Invalid depth: {depth}; for {net} on images of ImageNet's size"
                 f" -depth should be {known} or {depths[-1]}{_others(depth, 'imagenet')}"
             )
         return _IMAGENET[depth]

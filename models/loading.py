@@ -71,9 +71,9 @@ def setup(opt, model, checkpoint, classes, device):
     if opt.shareGradInput:
         if "resnext" in model.config["net"]:  # as ResNeXt's models/init.lua
             say("shareGradInput function")
-        note("shareGradInput: not needed, autograd frees each gradInput as soon as it is used")
+        note("shareGradInput: not needed, because autograd frees each gradInput after its use")
     if opt.accumulate and opt.nGPU == 1:
-        note("accumulate: -nGPU 1 is one replica, whose slice is the whole batch")
+        note("accumulate: without effect, because -nGPU 1 is one replica with the whole batch")
     if opt.backend == "cunn":
         note("-backend cunn: PyTorch chooses among its own kernels and cuDNN's")
     set_backend(opt.cudnn, opt.precision)

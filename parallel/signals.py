@@ -214,7 +214,7 @@ def handle(handler):
     handled even then, because a shell script ignores it in every command started with &.
     """
     if threading.current_thread() is not threading.main_thread():
-        note("=> not in the main thread: no signal saves this run, -saveEvery does")
+        note("=> not in the main thread, so no signal saves this run; -saveEvery does")
         return {}
     is_copy = Copies()
     return {

@@ -225,7 +225,7 @@ def group(runs):
             raise InputError(f"these runs have no epoch in common, so no mean: {paths}")
         if len({max(run.val) for run in members}) > 1:
             seeds = f"{own.path} and its other seeds"
-            note(f"=> {seeds} end at different epochs: drawn up to the last common one")
+            note(f"=> {seeds} end at different epochs, so they are drawn up to the last common one")
         equal = [run.path for run in firsts if run.options == own.options]
         if len(equal) > 1 and own.path == equal[0]:
             reason = "their code differs, or has uncommitted changes"

@@ -177,7 +177,7 @@ class RunFolder:
                 note(f"=> {error}, and {source} cannot replace it")
             else:
                 atomic.copy(source, ours)
-                note(f"=> {error}: made again from {source}")
+                note(f"=> {error}; it is made again from {source}")
 
     def _check_best(self, path):
         """Damaged if a file is not intact, or not the best model of the checkpoint."""
@@ -273,7 +273,7 @@ class RunFolder:
         self._open()
         if self.tensorboard:
             self.tensorboard.writer = None  # its next write begins a new file
-        note(f"=> {self.path} was removed: made again")
+        note(f"=> {self.path} was removed, and is made again")
 
     def _raise_unsaved(self, what):
         if self.failure:

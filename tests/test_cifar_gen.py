@@ -234,7 +234,7 @@ def test_a_part_of_the_classes(tmp_path, labels, capsys):
     else:
         assert err == (
             f"=> {tmp_path / 'data'} has training images of only {len(labels)} of the 10 classes "
-            "of CIFAR-10: the net has outputs for all 10\n"
+            "of CIFAR-10, but the net has outputs for all 10\n"
         )
 
 
@@ -318,7 +318,7 @@ def test_only_a_published_archive_is_unpacked(tmp_path, forms, kind, monkeypatch
     monkeypatch.setattr(tarfile, "open", None)
     message = refused(options(tmp_path, path))
     assert message.startswith(f"{path} is not a published archive of CIFAR-10 (its MD5 is ")
-    assert message.endswith("); your own can be read from a folder")
+    assert message.endswith("); images of your own can be read from a folder")
 
 
 def test_a_file_that_is_too_large(tmp_path):

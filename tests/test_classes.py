@@ -134,7 +134,7 @@ def test_main_does_not_guess_classes(capsys):
     assert "-nClasses" not in str(error.value)  # which would take other classes for these
     places_in_main(None, DATA, "-nClasses 5")
     assert (
-        "=> a has no class names: its first 3 outputs count as the classes of the data"
+        "=> a has no class names, so its first 3 outputs count as the classes of the data"
         in capsys.readouterr().err
     )
     places_in_main(None, ["0", "1", "10", "11", "2"])
@@ -163,7 +163,8 @@ def test_targets(name, capsys):
         classes.targets(images, DATA, ["cat", "fox"])
     indices, targets = classes.targets(images, DATA, ["fox", "cat"], "list.txt")
     assert indices.tolist() == [0, 1, 3, 4] and targets.tolist() == [1, 1, 0, 0]
-    assert "1 of 5 images are of classes not in list.txt: left out" in capsys.readouterr().err
+    note = "1 of 5 images are left out, because their classes are not in list.txt"
+    assert note in capsys.readouterr().err
     with pytest.raises(InputError, match="no image is of a class in list.txt; the first is of cat"):
         classes.targets(images, DATA, ["owl"], "list.txt")
 
@@ -221,6 +222,6 @@ def test_the_classes_of_a_folder(tmp_path):
 def test_a_list_in_another_form_is_led_on(text, tmp_path):
     path = tmp_path / "list"
     path.write_text(text)
-    with pytest.raises(InputError, match="a name of the model alone, such as cat") as caught:
+    with pytest.raises(InputError, match="one of the model's names, such as cat") as caught:
         classes.columns("a.pth", ["cat", "dog"], classes.read_names(str(path)), str(path))
     assert text.split("\n")[0] in str(caught.value)

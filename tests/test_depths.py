@@ -13,7 +13,7 @@ from runtime.errors import InputError
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152, 200])
 def test_imagenet_blocks_make_up_the_depth(net, depth):
     if depth not in NETS[net][0]:
-        with pytest.raises(InputError, match=f"^Invalid depth: {depth}, for {net} "):
+        with pytest.raises(InputError, match=f"^Invalid depth: {depth}; for {net} "):
             stages(net, "imagenet", depth)
         return
     kind, counts = stages(net, "imagenet", depth)

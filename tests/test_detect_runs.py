@@ -514,7 +514,7 @@ def test_an_earlier_run_is_set_aside_and_a_removed_folder_made_again(run, straig
     shutil.copytree(folder / "one", folder / "again")
     lines = run(SHARED + NEW + " -save again", remove_at(3, folder / "again"))
     assert any("of an earlier run, which are now in again/earlier-1" in x for x in lines)
-    assert "=> again was removed: made again" in lines
+    assert "=> again was removed, and is made again" in lines
     same(results(folder / "one", 2), results(folder / "again", 2))
     assert json.loads((folder / "again" / "detections.json").read_text()) is not None
 

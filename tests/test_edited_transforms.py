@@ -145,7 +145,7 @@ def test_an_edited_transform_runs_as_written(name, split, edit, fast, loader, ca
     """A known one fast, any other with one line. A test transform is its input spec, if any."""
     loader = loader(name, split, edit)
     kind, lines = "training" if split == "train" else "test", capsys.readouterr().err.split("\n")
-    line = f"=> this {kind} transform has no fast path: it runs as written, image by image"
+    line = f"=> this {kind} transform has no fast path, so it runs as written, image by image"
     assert lines.count(line) == (not fast)
     check_batch(loader, 1e-5 if name == "folder" else 0)
     dataset = loader.dataset

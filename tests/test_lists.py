@@ -181,7 +181,7 @@ def test_missing_files_are_named(here, capsys, missing, then):
     opt = options(data="d", train="a.csv", val="a.csv")
     with pytest.raises(InputError) as error:
         datasets.create(opt)
-    roots = f"sought in '{here}/d/', '{here}'"
+    roots = f"they were looked for in '{here}/d/', '{here}'"
     few = ", ".join(f"'{n}.jpg' (line {n + 2})" for n in range(1, min(missing, 10) + 1)) + then
     counts = f"{missing} of {missing + 1} images are missing"
     assert str(error.value) == f"a.csv: {counts}: {few}; {roots}"

@@ -204,8 +204,8 @@ def test_a_net_of_other_classes(run, photos):
         with pytest.raises(InputError, match=stop):
             run(words(names, more), photos)
     lines = run(words(["fox", "cat"], " -testOnly true"), photos)
-    note = "=> the class names of other.pth are not those of the data: they are matched by order"
-    assert note in lines and lines[-1].startswith(" * Results")
+    note = "=> the class names of other.pth are not those of the data, so the classes are matched "
+    assert note + "by order" in lines and lines[-1].startswith(" * Results")
 
 
 def test_an_imagenet_net_on_two_of_its_classes(run, photos, tmp_path, capsys):
@@ -483,5 +483,5 @@ def test_few_photos_lead_to_the_readme(given, said, capsys):
     assert not capsys.readouterr().err
     main.report_few(opt, 240, ["ant", "bee"])
     assert (
-        "240 photos are few to train a new net on: see README.md" in capsys.readouterr().err
+        "240 photos are few for training a new net: see Few photos in" in capsys.readouterr().err
     ) == said

@@ -318,7 +318,7 @@ def test_a_folder_that_is_removed_is_made_again(tmp_path, capsys):
         shutil.rmtree(folder)
         run.epoch(2)
         run.folder.wait()
-        assert f"=> {folder} was removed: made again" in capsys.readouterr().err
+        assert f"=> {folder} was removed, and is made again" in capsys.readouterr().err
         with pytest.raises(InputError, match="another run"), RunFolder(run.folder.path):
             pass
     assert step_of(newest(folder)) == 2
@@ -566,7 +566,7 @@ def test_the_best_model_is_the_checkpoints(tmp_path, capsys, harm, keep, detects
         assert harm != "older" or (tmp_path / "earlier-1" / path.name).read_bytes() == older
         assert said.endswith(f", and {source} cannot replace it")
     else:
-        assert said.endswith(f": made again from {source}") and str(path) in said
+        assert said.endswith(f"; it is made again from {source}") and str(path) in said
         assert (atomic.load(path)["model"]["weight"] == 2).all()
 
 

@@ -524,5 +524,6 @@ def test_a_run_in_a_thread_says_that_signals_do_not_save_it(run):
     thread.start()
     thread.join()
     assert {signum: signal.getsignal(signum) for signum in SIGNALS} == before
-    assert lines.count("=> not in the main thread: no signal saves this run, -saveEvery does") == 1
+    note = "=> not in the main thread, so no signal saves this run; -saveEvery does"
+    assert lines.count(note) == 1
     assert any(line.startswith(" * Finished top1") for line in lines)
