@@ -144,8 +144,9 @@ def test_stopped_and_resumed(run, straight, folder, place):
 
 def test_its_workers_end_with_the_run(run):
     """At once. If the garbage collector has to find them, torch waits 5 s for each."""
+    before = multiprocessing.active_children()  # of other tests
     run(TWO_STEPS.replace("-nThreads 0", "-nThreads 1") + NEW + " -save workers")
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= set(before)
 
 
 def test_the_place_on_a_resume(run, straight, folder):
