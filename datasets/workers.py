@@ -26,8 +26,8 @@ from runtime.errors import InputError, named
 from runtime.memory import lacking
 
 PREFETCH = 2  # batches that each worker loads in advance
-# `advice` gives a line if an epoch waited for data for more than this share of its time, and so many
-# seconds more, which workers may take to start.
+# `advice` gives a line if an epoch waited for data for more than this share of its time, and so
+# many seconds more, which workers may take to start.
 WAITS, STARTS = 0.2, 5
 # Longest path of the folder for sockets; a socket's path may have 103 bytes on macOS, 107 on Linux
 _LONGEST = 103 - len("/pymp-12345678/listener-12345678")
