@@ -141,9 +141,10 @@ def draw_parameters(axes, drawn):
         if size(curve):
             families.setdefault(curve.family, []).append(curve)
         else:
-            note(f"=> {curve.runs[0].path} is left out: it does not say how large its net is")
+            path = curve.runs[0].path
+            note(f"=> {path} is left out, because its log does not say how large the net is")
     if not families:
-        raise InputError("no log says how large its net is; logs of older versions do not")
+        raise InputError("no log says how large the net is; logs of older versions do not")
     for (family, members), colour in zip(families.items(), _colours(len(families))):
         members.sort(key=size)
         x, y, errors = zip(*((size(curve) / 1e6, *curve.last()) for curve in members))

@@ -50,8 +50,8 @@ def note_order(source, names, count, data):
     if names == data:
         return
     if names:
-        names = f"the class names of {source} are not those of the data"
-        note(f"=> {names}, so the classes are matched by order")
+        what = f"the class names of {source} are not those of the data"
+        note(f"=> {what}, so the classes are matched by order")
     elif count > len(data):
         note(
             f"=> {source} has no class names, so its first {len(data)} outputs count as the "

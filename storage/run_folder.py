@@ -177,7 +177,7 @@ class RunFolder:
                 note(f"=> {error}, and {source} cannot replace it")
             else:
                 atomic.copy(source, ours)
-                note(f"=> {error}; it is made again from {source}")
+                note(f"=> {error}; the file is made again from {source}")
 
     def _check_best(self, path):
         """Damaged if a file is not intact, or not the best model of the checkpoint."""

@@ -279,7 +279,7 @@ def test_a_log_of_a_first_version(log, tmp_path):
     old = log("old", "", 43.7, 40.3, first={"options": options, "python": "3.11.7"})
     drawn = together(old)
     assert drawn[0].label == "ResNet-20" and "not logged" in plot.table(drawn)
-    with pytest.raises(InputError, match="no log says how large its net is"):
+    with pytest.raises(InputError, match="no log says how large the net is"):
         plot.plot("parameters", str(tmp_path / "out.png"), [old])
     plot.plot("parameters", str(tmp_path / "out.png"), [old, log("new", "", 30.0)])
 

@@ -566,7 +566,7 @@ def test_the_best_model_is_the_checkpoints(tmp_path, capsys, harm, keep, detects
         assert harm != "older" or (tmp_path / "earlier-1" / path.name).read_bytes() == older
         assert said.endswith(f", and {source} cannot replace it")
     else:
-        assert said.endswith(f"; it is made again from {source}") and str(path) in said
+        assert said.endswith(f"; the file is made again from {source}") and str(path) in said
         assert (atomic.load(path)["model"]["weight"] == 2).all()
 
 
