@@ -4,12 +4,11 @@ import torch
 
 from detection.net import CAPS, Detector
 from formats import model_files
+from models import loading
 from runtime import regular_files
 from runtime.errors import InputError, cause, shown
 from runtime.options import EXACT, LONGEST
 from storage import atomic
-
-ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, ImportError)
 
 
 def is_detector(source):
@@ -40,13 +39,7 @@ def load_detector(source, saved=None, **settings):
     model_files.check_config(source, config["backbone"], state)
     try:
         _check(config, state)
-        with torch.device("meta"):
-            model = Detector(config)
-        own = model.state_dict()
-        wrong = [n for n in own if n not in state or state[n].shape != own[n].shape]
-        if wrong or len(own) != len(state):
-            raise InputError(f"its weights do not fit its config: {(wrong or ['too many'])[0]}")
-        model.load_state_dict(model_files.separate(state), assign=True)
+        model = loading.filled(lambda: Detector(config), state)
         model.classes = list(map(str, saved["classes"]))
         spec = model_files.checked_spec(source, saved["preprocessing"])
         if spec is None:
@@ -54,7 +47,7 @@ def load_detector(source, saved=None, **settings):
         model.show_images(spec)
         if len(model.classes) != config["classes"]:
             raise InputError("it does not name all its classes")
-    except ERRORS as error:
+    except loading.ERRORS as error:
         reason = "its config lacks " * isinstance(error, KeyError) + cause(error)
         raise InputError(f"{source} is not a detector of this program: {reason}") from None
     return model

@@ -22,7 +22,7 @@ from runtime.progress import slow
 from runtime.terminal import note, say
 
 # raised if no net has the configuration, or if the weights do not fit
-_ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ImportError)
+ERRORS = (InputError, LookupError, TypeError, AttributeError, RuntimeError, ValueError, ImportError)
 _STEMS = {"cifar": "small images, like CIFAR's", "imagenet": "photos of about 224 pixels"}
 
 
@@ -109,19 +109,12 @@ def load_file(source, classifier=True):
 
     classifier: whether the file must have one; if not, a net of another program that has none gets
     one output of zeros.
-
-    The net is built on the meta device and then uses the file's tensors themselves. So only tensors
-    that share memory are copied, and a configuration that claims more weights than the file has
-    takes no memory.
     """
     with slow(f"loading {source}"):
         content = model_files.read(source, classifier)
         try:
-            with torch.device("meta"):
-                model = from_config(content["config"])
-            _check_fits(model, content["model"])
-            model.load_state_dict(model_files.separate(content["model"]), assign=True)
-        except _ERRORS as error:
+            model = filled(lambda: from_config(content["config"]), content["model"])
+        except ERRORS as error:
             raise InputError(f"{source} is not a net of this program: {cause(error)}") from None
     names = content["classes"]
     model.classes = names and [class_names.normalized(name) for name in names]
@@ -131,10 +124,18 @@ def load_file(source, classifier=True):
     return model
 
 
-def _check_fits(model, state):
-    """InputError for the first entry that does not fit the net or is missing."""
-    config, own = model.config, model.state_dict()
-    net = f"{config['net']} of depth {config.get('depth')} with shortcut {config.get('shortcut')}"
+def filled(build, state):
+    """The net that build() makes on the meta device, with the tensors of a state dict.
+
+    The net uses the tensors themselves. So only tensors that share memory are copied, and a
+    configuration that claims more weights than there are takes no memory. InputError for the first
+    tensor that does not fit the net or is missing.
+    """
+    with torch.device("meta"):
+        model = build()
+    config, own, net = model.config, model.state_dict(), model.config["net"]
+    if "depth" in config:
+        net = f"{net} of depth {config['depth']} with shortcut {config.get('shortcut')}"
     for name, tensor in state.items():
         if name not in own:
             raise InputError(f"{shown(name)} has no place in a {net}")
@@ -144,6 +145,8 @@ def _check_fits(model, state):
     for name in own:
         if name not in state:
             raise InputError(f"{name} is missing from a {net}")
+    model.load_state_dict(model_files.separate(state), assign=True)
+    return model
 
 
 def _match_classes(model, opt, checkpoint, classes, count):
