@@ -1,5 +1,6 @@
 """The current process: its script, cores and threads, standard streams and exit."""
 
+import codecs
 import contextlib
 import math
 import multiprocessing
@@ -104,10 +105,18 @@ def _end(signum, _):
 
 
 def print_names():
-    """Let a stdout in UTF-8 print the bytes of file names unchanged; `begin` escapes the rest."""
-    out = sys.stdout
-    if hasattr(out, "reconfigure") and out.encoding.lower() in ("utf-8", "utf8"):  # no notebook's
-        out.reconfigure(errors="surrogateescape")
+    """Let stdout print the bytes of file names unchanged; escape what else its encoding lacks."""
+    codecs.register_error("names", _byte_or_escape)
+    if hasattr(sys.stdout, "reconfigure"):  # a notebook's stdout takes any character
+        sys.stdout.reconfigure(errors="names")
+
+
+def _byte_or_escape(error):
+    """The error handler of `print_names`: (bytes or text for a character, where to go on)."""
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # stands for a byte that could not be decoded
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return character.encode("ascii", "backslashreplace").decode(), error.start + 1
 
 
 def leave(status):
