@@ -72,6 +72,7 @@ def convert(source, target, form=None, classes=None):
     """
     # imported here, so that -help and option errors do not wait for torch
     import models
+    from evaluation.scores import pooled_as_tested
     from formats import hubs, model_files
     from models import forms
     from runtime.progress import slow
@@ -96,6 +97,8 @@ def convert(source, target, form=None, classes=None):
         text = json.dumps(hubs.described(content, layers), indent=1)
         atomic.write(described, text.encode())
     export = {".onnx": _onnx, ".pt2": _pt2}.get(os.path.splitext(target)[1].lower())
+    if export:
+        model = pooled_as_tested(model)
     with slow(f"writing {target}"):
         if export is None:
             model_files.write(target, content)

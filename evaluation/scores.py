@@ -7,6 +7,7 @@ the Lua fails below five classes. The dense classifier and the averages are new.
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 
 def dense(maps, fc, window):
@@ -35,6 +36,17 @@ def window_side(net, side):
         found = net.eval().maps(image).shape[-1]
     net.train(training)
     return found
+
+
+def pooled_as_tested(net):
+    """The net. If its input spec has a crop larger than the training images, its pooling becomes
+    that of the test: its output is then the mean of the outputs of `dense`, as fc is linear.
+    """
+    spec = net.input_spec or {}
+    if "trained" in spec and spec["crop"] > spec["trained"] and hasattr(net, "avgpool"):
+        side = window_side(net, spec["trained"])
+        net.avgpool = nn.Sequential(nn.AvgPool2d(side, 1), net.avgpool)
+    return net
 
 
 def averages(outputs):

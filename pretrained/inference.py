@@ -7,6 +7,7 @@ import torch
 
 import models
 from datasets.imagenet_gen import EXTENSIONS, is_hidden
+from evaluation.scores import pooled_as_tested
 from models.fold import folded
 from runtime import process
 from runtime.errors import InputError, named
@@ -22,7 +23,7 @@ def load_folded(source, classifier=True):
     process.limit_threads()
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
     model = models.load(source, device, classifier)  # in float32, as by the Lua's :cuda()
-    return folded(model.to(memory_format=torch.channels_last))
+    return folded(pooled_as_tested(model.to(memory_format=torch.channels_last)))
 
 
 def image_files(words):

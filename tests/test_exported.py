@@ -10,12 +10,15 @@ import pytest
 import torch
 from onnx import TensorProto, helper
 from support.evaluations import evaluated
-from support.nets import OWN
+from support.nets import OWN, ours
 
+import convert
 import hubconf
 import models
+from formats import model_files
 from models.fold import folded
-from pretrained import classify, extract_features
+from models.resnet import resnet
+from pretrained import classify, extract_features, inference
 from runtime.errors import InputError
 
 NAMES = ["plain", "striped", "spotted"]
@@ -48,6 +51,23 @@ def test_scores(tmp_path, dtype):
             assert scores.dtype == torch.float32
             tolerance = 2e-3 if dtype == "FLOAT16" else 1e-6
             torch.testing.assert_close(scores, x.detach().mean((2, 3)), rtol=0, atol=tolerance)
+
+
+def test_a_crop_that_is_larger_than_in_training(tmp_path):
+    """As the net is tested: windows of the training's side, and the mean of their outputs."""
+    net = ours(resnet(8, 3, "cifar", "A"), NAMES, OWN | {"scale": 44, "crop": 40, "trained": 32})
+    model_files.write(str(tmp_path / "net.pth"), models.pack(net))
+    convert.main([str(tmp_path / "net.pth"), str(tmp_path / "net.onnx")])
+    x = torch.randn(2, 3, 40, 40)
+    with torch.no_grad():
+        maps = net.eval().maps(x)
+        parts = [maps[..., y : y + 8, x : x + 8].mean((2, 3)) for y in range(3) for x in range(3)]
+        expected = torch.stack([net.fc(part) for part in parts]).mean(0)
+        assert not torch.allclose(net(x), expected, rtol=1e-3)
+        model = inference.load_folded(str(tmp_path / "net.pth"))
+        exported = inference.load_folded(str(tmp_path / "net.onnx"))
+        for outputs in (model(x), model.fc(model.features(x)), exported(x)):
+            torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_commands(tmp_path, photos, monkeypatch, capsys):
