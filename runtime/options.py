@@ -24,16 +24,16 @@ PATIENCE = 30  # seconds for which the other ranks leave an error in the options
 
 def whole(text):
     """A whole number, as tonumber read it: 32, 1e2."""
-    number = float(text)
+    number = real(text)
     if not number.is_integer() or abs(number) > EXACT:
         raise ValueError
     return int(number)
 
 
 def real(text):
-    """A finite number."""
+    """A finite number, without the underscores that Python takes: -LRSteps 30_60 is two epochs."""
     number = float(text)
-    if not math.isfinite(number):
+    if not math.isfinite(number) or "_" in text:
         raise ValueError
     return number
 

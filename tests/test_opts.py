@@ -135,6 +135,7 @@ def test_the_last_of_two_wins_and_given_names_are_known():
         ("-LR -1", ["-LR", "-1", "at least 0"]),
         ("-testOnly yes", ["-testOnly", "yes", "true or false"]),
         ("-LRSteps 5,3", ["-LRSteps", "5,3", "ascending"]),
+        ("-LRSteps 30_60", ["-LRSteps", "30_60", "ascending"]),
         ("-dataset mnist", ["mnist", "cifar10, cifar100, digits, imagenet"]),
         ("-dataset cifar10 -precision quad", ["quad", "single, double, half, bfloat16, tf32"]),
         ("-dataset cifar10 -depth 29 -bottleneckType foo", ["foo", "resnext_B", "resnext_C"]),
