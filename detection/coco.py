@@ -19,6 +19,7 @@ from datasets.image import decoding
 from detection import annotations
 from runtime import regular_files
 from runtime.errors import InputError
+from runtime.progress import slow
 from runtime.terminal import note
 
 # A box has an area if its sides are larger than this share of the image's sides. A thinner box may
@@ -80,16 +81,17 @@ class Coco:
         Each folder is listed once, because looking up every file takes minutes over a network.
         """
         names, listed = [self.files[i] for i in places], set()
-        for folder in sorted({os.path.dirname(name) for name in names}):
-            with contextlib.suppress(OSError):
-                entries = os.scandir(os.path.join(self.folder, folder))
-                listed |= {os.path.join(folder, each.name) for each in entries if each.is_file()}
-        missing = [
-            name
-            for name in names
-            # the file system may ignore case, or not allow a folder to be listed
-            if name not in listed and not os.path.isfile(os.path.join(self.folder, name))
-        ]
+        with slow(f"looking for {len(names)} images in {self.folder}"):
+            for folder in sorted({os.path.dirname(name) for name in names}):
+                with contextlib.suppress(OSError):
+                    found = os.scandir(os.path.join(self.folder, folder))
+                    listed |= {os.path.join(folder, each.name) for each in found if each.is_file()}
+            missing = [
+                name
+                for name in names
+                # the file system may ignore case, or not allow a folder to be listed
+                if name not in listed and not os.path.isfile(os.path.join(self.folder, name))
+            ]
         if missing:
             first = missing[0]
             near = next((name for name in sorted(listed) if name.lower() == first.lower()), "")

@@ -17,6 +17,7 @@ from torchvision.ops import box_iou
 from datasets.draws import Draws
 from detection import annotations, coco, scores
 from detection.images import Images, create
+from runtime import progress
 from runtime.errors import InputError
 
 
@@ -318,13 +319,16 @@ def test_every_file_is_looked_for_before_the_training(tmp_path, split, where, ki
     assert [images.size() for images in create(opt)] == [3, 3]
 
 
-def test_the_files_of_a_folder_that_is_not_listed(tmp_path, content, monkeypatch):
+def test_the_files_of_a_folder_that_is_not_listed(tmp_path, content, monkeypatch, capsys):
     """A folder may be readable, but not listable; a file system may ignore case."""
     monkeypatch.setattr(os, "scandir", lambda path: os.listdir(path + "/no such folder"))
     found = opened(tmp_path)
     found.check_files(range(3))
     (tmp_path / "train2017" / "12.png").unlink()
+    monkeypatch.setattr(progress, "SILENT", -1)
     found.check_files(range(2))
+    said = f"=> looking for 2 images in {tmp_path / 'train2017'}: done in 0:00\n"
+    assert said in capsys.readouterr().err
     with pytest.raises(InputError, match="the first is '12.png'"):
         found.check_files(range(3))
 
