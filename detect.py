@@ -364,11 +364,13 @@ def setup(opt, checkpoint, names, device):
 def recompute(opt, net, device):
     """Re-estimate the classifier's batch norm over -recomputeBN batches of its own data."""
     import dataloader
+    from datasets.input_spec import training_side
     from engine import batchnorm
     from parallel import group
     from runtime.precision import Precision
 
     given = {"dataset": "digits"} if opt.dataset == "digits" else {"data": opt.bnData}
+    given["trainCrop"] = training_side(net.input_spec)
     own = opts.settle({**given, "gen": opt.gen, "manualSeed": opt.manualSeed})
     train, _ = group.rank_0_first(lambda: datasets.create(own))
     batchnorm.check_input(net, train, own.dataset)

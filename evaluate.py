@@ -84,6 +84,7 @@ def test(opt):
 
     import models
     from dataloader import DataLoader, settings
+    from datasets.input_spec import training_side
     from engine import batchnorm
     from evaluation import classes, ensemble, logits, predictions
     from models.fold import folded
@@ -100,7 +101,7 @@ def test(opt):
     form = {"dtype": precision.dtype, "memory_format": torch.channels_last}
     nets = [models.load(source, device).to(**form) for source in opt.models]
 
-    sides = [ensemble.training_side(net.input_spec or {"crop": 224}) for net in nets]
+    sides = [training_side(net.input_spec) for net in nets]
     trained = as_trained(opt).replaced(trainCrop=sides[0])
     train, val, *_ = group.rank_0_first(lambda: datasets.create_split(trained))
     data = list(datasets.module(opt.dataset).classes(trained))

@@ -16,6 +16,11 @@ from datasets.transforms import CenterCrop, ColorNormalize, Scale
 from runtime.errors import InputError
 
 
+def training_side(spec):
+    """The side of the training images in pixels; spec: a dict as of InputTransform, or None."""
+    return spec.get("trained", spec["crop"]) if spec else 224
+
+
 class InputTransform:
     """The transform that an input spec describes: image -> float32 tensor (3, crop, crop).
 

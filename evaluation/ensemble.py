@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from datasets.input_spec import InputTransform
+from datasets.input_spec import InputTransform, training_side
 from datasets.transforms import TenCrop
 from datasets.workers import image_name
 from engine import loop
@@ -148,11 +148,6 @@ def views(net, dataset, opt):
     if crop > scale:
         raise InputError(f"a crop of {crop} is larger than the image, which is scaled to {scale}")
     return [View(spec, scale, crop, opt.tenCrop)]
-
-
-def training_side(spec):
-    """The side of the training images, by an input spec."""
-    return spec.get("trained", spec["crop"])
 
 
 def window(net, dataset, opt):

@@ -13,6 +13,7 @@ import datasets
 import detect
 import hubconf
 import models
+from datasets import imagenet
 from detection import files, show
 from runtime.errors import InputError
 from storage import atomic
@@ -289,3 +290,15 @@ def test_batch_norm_is_re_estimated_on_the_classification_data(tmp_path, monkeyp
     mean, std = maps.mean((0, 2, 3)), maps.std((0, 2, 3))
     assert ((net.bn1.running_mean - mean).abs() < 0.1 * std).all()
     assert (net.bn1.running_var.sqrt() / std - 1).abs().max() < 0.1
+
+
+def test_batch_norm_is_re_estimated_on_images_of_the_training_size(tmp_path, photos, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.pth").touch()
+    opt = detect.parse("-dataset digits -retrain net.pth -recomputeBN 1 -nThreads 0".split())
+    opt, net, sides = opt.replaced(dataset="coco", bnData=photos), classifier(18, 2), []
+    net.input_spec = {"scale": 80, "crop": 72, "trained": 64, "largest": 1}
+    net.input_spec |= {"mean": imagenet.mean, "std": imagenet.std}
+    net.conv1.register_forward_pre_hook(lambda module, inputs: sides.append(inputs[0].shape[2:]))
+    detect.recompute(opt, net, torch.device("cpu"))
+    assert set(sides) == {(64, 64)}
