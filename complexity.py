@@ -169,7 +169,7 @@ def side(opt, net=None):
     net: the one to measure. Its file gives the size unless an option does.
     """
     from_file = hasattr(net, "input_spec")
-    named = {opt.source(name) for name in ("dataset", "data", "testCrop")}
+    named = {opt.source(name) for name in ("dataset", "data", "trainCrop", "testCrop")}
     if from_file and not named & {"given", "checkpoint"}:
         if net.input_spec and "crop" in net.input_spec:
             return net.input_spec["crop"]

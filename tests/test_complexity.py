@@ -201,7 +201,8 @@ def test_a_net_from_a_file_sees_images_of_its_own_size(capsys, tmp_path):
         net.input_spec = spec and {**spec, "largest": 255, "mean": [0.0] * 3, "std": [1.0] * 3}
         atomic.save(path, models.pack(net))
         assert run(capsys, "-retrain", path).startswith(f"One image of {side} x {side} pixels")
-        for words, other in (("-dataset cifar10", 32), ("-testCrop 96 -testScale 96", 96)):
+        sizes = ("-dataset cifar10", 32), ("-testCrop 96 -testScale 96", 96), ("-trainCrop 96", 96)
+        for words, other in sizes:
             printed = run(capsys, "-retrain", path, *words.split())
             assert printed.startswith(f"One image of {other} x {other} pixels")
 
