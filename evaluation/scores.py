@@ -42,7 +42,7 @@ def pooled_as_tested(net):
     """The net. If its input spec has a crop larger than the training images, its pooling becomes
     that of the test: its output is then the mean of the outputs of `dense`, as fc is linear.
     """
-    spec = net.input_spec or {}
+    spec = getattr(net, "input_spec", None) or {}
     if "trained" in spec and spec["crop"] > spec["trained"] and hasattr(net, "avgpool"):
         side = window_side(net, spec["trained"])
         net.avgpool = nn.Sequential(nn.AvgPool2d(side, 1), net.avgpool)
