@@ -43,8 +43,8 @@ def pooled_as_tested(net):
     that of the test: its output is then the mean of the outputs of `dense`, as fc is linear.
     """
     spec = getattr(net, "input_spec", None) or {}
-    if "trained" in spec and spec["crop"] > spec["trained"] and hasattr(net, "avgpool"):
-        side = window_side(net, spec["trained"])
+    larger = "trained" in spec and spec["crop"] > spec["trained"] and hasattr(net, "avgpool")
+    if side := larger and window_side(net, spec["trained"]):
         net.avgpool = nn.Sequential(nn.AvgPool2d(side, 1), net.avgpool)
     return net
 

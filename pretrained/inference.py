@@ -23,7 +23,8 @@ def load_folded(source, classifier=True):
     process.limit_threads()
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
     model = models.load(source, device, classifier)  # in float32, as by the Lua's :cuda()
-    return folded(pooled_as_tested(model.to(memory_format=torch.channels_last)))
+    # the folded net, because another form of a ResNeXt is built anew
+    return pooled_as_tested(folded(model.to(memory_format=torch.channels_last)))
 
 
 def image_files(words):

@@ -15,9 +15,10 @@ from support.nets import OWN, ours
 import convert
 import hubconf
 import models
+from evaluation.scores import pooled_as_tested
 from formats import model_files
 from models.fold import folded
-from models.resnet import resnet
+from models.resnext import resnext
 from pretrained import classify, extract_features, inference
 from runtime.errors import InputError
 
@@ -53,9 +54,13 @@ def test_scores(tmp_path, dtype):
             torch.testing.assert_close(scores, x.detach().mean((2, 3)), rtol=0, atol=tolerance)
 
 
-def test_a_crop_that_is_larger_than_in_training(tmp_path):
+LARGER = OWN | {"scale": 44, "crop": 40, "trained": 32}
+
+
+@pytest.mark.parametrize("form", ["A", "C"])
+def test_a_crop_that_is_larger_than_in_training(form, tmp_path):
     """As the net is tested: windows of the training's side, and the mean of their outputs."""
-    net = ours(resnet(8, 3, "cifar", "A"), NAMES, OWN | {"scale": 44, "crop": 40, "trained": 32})
+    net = ours(resnext(11, 2, 4, 3, "cifar", "B", f"resnext_{form}"), NAMES, LARGER)
     model_files.write(str(tmp_path / "net.pth"), models.pack(net))
     convert.main([str(tmp_path / "net.pth"), str(tmp_path / "net.onnx")])
     x = torch.randn(2, 3, 40, 40)
@@ -68,6 +73,13 @@ def test_a_crop_that_is_larger_than_in_training(tmp_path):
         exported = inference.load_folded(str(tmp_path / "net.onnx"))
         for outputs in (model(x), model.fc(model.features(x)), exported(x)):
             torch.testing.assert_close(outputs, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_net_of_ones_own_that_is_not_tested_in_windows():
+    net = torch.nn.Sequential()
+    net.avgpool, net.input_spec = torch.nn.AdaptiveAvgPool2d(1), LARGER
+    x = torch.randn(2, 3, 40, 40)
+    torch.testing.assert_close(pooled_as_tested(net)(x), x.mean((2, 3), keepdim=True))
 
 
 def test_the_commands(tmp_path, photos, monkeypatch, capsys):
