@@ -172,7 +172,7 @@ def settle(given, checkpoint=None, config=None, spec=None):
     before what is given. spec: that net's input spec, whose sizes a test takes. The recipe is that
     of the net and the dataset; -netType chooses another.
     """
-    facts = {option: config[key] for key, option in OF_THE_NET.items() if config and key in config}
+    facts = config and {name: config[key] for key, name in OF_THE_NET.items() if key in config}
     given = with_places(given)
     given = {name: value for name, value in given.items() if value or name not in BLANK}
     saved, default = saved_options(checkpoint), options.defaults(OPTIONS)
@@ -254,12 +254,12 @@ def check(opt, data=True):
         raise InputError("-tenCrop true needs -dataset imagenet: small images are not cropped")
     if opt.warmup and opt.warmup >= opt.nEpochs:
         raise InputError(f"-warmup {opt.warmup} should be less than -nEpochs {opt.nEpochs}")
-    if opt.testCrop > opt.testScale:
+    net_known = not from_file or "net" in opt.layers  # before, its file has not been read
+    if opt.testCrop > opt.testScale and (net_known or not opt.testOnly):
         raise InputError(f"-testCrop {opt.testCrop} is larger than -testScale {opt.testScale}")
     if opt.recomputeBN and opt.batchSize <= opt.nGPU:
         raise InputError("-recomputeBN needs two images per replica: a -batchSize above -nGPU")
-    recipe_known = not from_file or opt.layers["net"]
-    if opt.epochNumber > opt.nEpochs and recipe_known and not resumed and not opt.testOnly:
+    if opt.epochNumber > opt.nEpochs and net_known and not resumed and not opt.testOnly:
         first = f"-epochNumber {opt.epochNumber} is above -nEpochs {opt.nEpochs}"
         raise InputError(f"{first}: no epoch would be trained")
     if not from_file and not resumed and opt.netType in depths.NETS:
@@ -291,7 +291,7 @@ def report(opt, config):
         note(f"=> {words} as the model's file says")
     for name in sorted(opt.given.keys() & unused.keys()):
         note(f"=> -{name} {value_text(opt.given[name])} has no effect: {unused[name]}")
-    for name, value in opt.layers["net"].items():
+    for name, value in opt.layers.get("net", {}).items():
         if name not in unused and opt.given.get(name, value) != value:
             note(f"=> -{name} {value} as the model has, in place of {opt.given[name]} as given")
 

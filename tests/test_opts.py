@@ -379,6 +379,17 @@ def test_the_sizes_of_a_model(given, saved, sizes, capsys):
     assert ("-testCrop 300 as the model's file says" in capsys.readouterr().err) == (300 in sizes)
 
 
+@pytest.mark.parametrize("words", ["-testCrop 300", "-testScale 200"])
+def test_a_size_is_compared_with_that_of_the_models_file(words, photos):
+    common = f"-data {photos} -netType resnet -retrain {__file__} -testOnly true"
+    opt = opts.parse(f"{common} {words}".split())
+    for config in ({"net": "resnet", "depth": 18}, {"net": "mine"}):
+        spec = {"scale": 320, "crop": 96}
+        opts.check(opts.settle(opt.given, None, config, spec))
+        with pytest.raises(InputError, match="-testCrop [0-9]+ is larger than -testScale"):
+            opts.check(opts.settle(opt.given, None, config))
+
+
 WARM = {"LR": 0.1, "warmup": 2, "nEpochs": 20, "drops": ("after", (0.49, 0.74))}
 
 
