@@ -287,7 +287,7 @@ def test_signals_at_random_moments(photos, tmp_path, processes):
         command + "run", photos, tmp_path, random.random() * 1.5, random.choice(SIGNALS)
     ):
         stops += 1
-    assert stops >= 10
+    assert stops >= 5  # the faster the machine, the fewer
     print(f"{stops} stops")
     same(results(tmp_path / "straight", 10), results(tmp_path / "run", 10))
 
