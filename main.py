@@ -92,7 +92,7 @@ def run(start, argv, end):
 
         larger = model.input_spec and model.input_spec["crop"] > opt.trainCrop
         if larger:
-            model.input_spec["trained"] = opt.trainCrop
+            model.input_spec |= {"trained": opt.trainCrop, "pool": opt.testPool}
         windows = larger and opt.testPool == "windows"
         window = window_side(model, opt.trainCrop) if windows else 0
 

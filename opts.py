@@ -186,6 +186,7 @@ def settle(given, checkpoint=None, config=None, spec=None):
     if spec and known.testOnly and stem == "imagenet" and known.source("trainCrop") == "default":
         sizes = {"trainCrop": spec.get("trained", spec["crop"])}
         sizes |= {"testScale": spec["scale"], "testCrop": spec["crop"]}
+        sizes |= {"testPool": spec.get("pool", "windows")}
     epochs, rate, drops, shortcut = recipe(net, known.dataset, stem)
     side = known.trainCrop
     derived = {
@@ -285,8 +286,9 @@ def report(opt, config):
         note(f"=> -netType {opt.netType} chooses the recipe alone: the model is a {net}")
         others.add("netType")
     report_saved(opt, others)
-    sizes = [name for name in ("testScale", "testCrop") if opt.source(name) == "file"]
-    if any(getattr(opt, name) != opt.layers["default"][name] for name in sizes):
+    sizes = [n for n in ("testScale", "testCrop", "testPool") if opt.source(n) == "file"]
+    sizes = [n for n in sizes if getattr(opt, n) != opt.layers["default"][n]]
+    if sizes:
         words = " ".join(f"-{name} {getattr(opt, name)}" for name in sizes)
         note(f"=> {words} as the model's file says")
     for name in sorted(opt.given.keys() & unused.keys()):

@@ -28,6 +28,7 @@ class InputTransform:
       scale: the length of the shorter side after resizing, in pixels.
       crop: the side of the centre crop, in pixels.
       trained: the side of the training images, in pixels; absent if it is `crop`.
+      pool: with trained, the -testPool of the test of the larger crop; absent for "windows".
       largest: the value of a white pixel before normalisation: 1 or 255.
       mean, std: of each colour over the training images, on that scale.
       resize: "bilinear" or "bicubic" for Pillow's antialiased resize; absent for Torch's bicubic.

@@ -140,7 +140,7 @@ def views(net, dataset, opt):
         )
     spec = dict(net.input_spec or own)
     InputTransform(spec).check()
-    scale, crop, _ = (spec.pop(name, None) for name in ("scale", "crop", "trained"))
+    scale, crop, *_ = (spec.pop(name, None) for name in ("scale", "crop", "trained", "pool"))
     spec = tuple(sorted(spec.items()))
     if opt.dense:
         return [View(spec, scale, 0) for scale in opt.dense]
@@ -157,7 +157,8 @@ def window(net, dataset, opt):
     """
     spec = net.input_spec or dataset.input_spec()
     own = training_side(spec)
-    larger = (opt.testCrop or spec["crop"]) > own and opt.testPool == "windows"
+    pool = opt.given.get("testPool", spec.get("pool", opt.testPool))
+    larger = (opt.testCrop or spec["crop"]) > own and pool == "windows"
     side = scores.window_side(net, own) if opt.dense or larger else 0
     if opt.dense and not side:
         raise InputError("-dense needs the last feature maps, but this net has no function `maps`")

@@ -39,12 +39,12 @@ def window_side(net, side):
 
 
 def pooled_as_tested(net):
-    """The net. If its input spec has a crop larger than the training images, its pooling becomes
-    that of the test: its output is then the mean of the outputs of `dense`, as fc is linear.
+    """The net. If it was tested in windows, by its input spec, its pooling becomes that of the
+    test: its output is then the mean of the outputs of `dense`, as fc is linear.
     """
     spec = getattr(net, "input_spec", None) or {}
-    larger = "trained" in spec and spec["crop"] > spec["trained"] and hasattr(net, "avgpool")
-    if side := larger and window_side(net, spec["trained"]):
+    larger = "trained" in spec and spec["crop"] > spec["trained"] and spec.get("pool") != "global"
+    if side := larger and hasattr(net, "avgpool") and window_side(net, spec["trained"]):
         net.avgpool = nn.Sequential(nn.AvgPool2d(side, 1), net.avgpool)
     return net
 

@@ -297,6 +297,7 @@ def checked_spec(path, found):
         or not _is_list_of(found.get("std"), number, 3)
         or not isinstance(found.get("resize", ""), str)
         or not isinstance(found.get("squash", True), bool)
+        or found.get("pool", "windows") not in ("windows", "global")
         or not all(1 <= found.get(name, 1) <= LONGEST for name in ("scale", "crop", "trained"))
         or not all(1e-6 <= value <= 1e6 for value in (found["largest"], *found["std"]))
         or not all(abs(value) <= 1e6 for value in found["mean"])

@@ -90,6 +90,11 @@ def test_as_main_tests(photos, tmp_path, monkeypatch):
         assert torch.allclose(torch.cat(theirs) / crops, ours, rtol=1e-4, atol=1e-5)
         if not size:  # the model's file says it
             assert torch.allclose(torch.cat(trained)[-8:], ours, rtol=1e-4, atol=1e-5)
+    main.main(["-resume", "checkpoints", *"-nEpochs 2 -testPool global -nThreads 0".split()])
+    _, theirs = scored(main.main, [*test.replace("model_1", "model_2").split(), photos])
+    for words, same in ([], True), (["-testPool", "windows"], False):
+        _, ours, _ = evaluated("checkpoints/model_2.pth", *words, data=photos)
+        assert torch.allclose(torch.cat(theirs), ours, rtol=1e-4, atol=1e-5) == same
     sides = []
     monkeypatch.setattr(batchnorm.Estimate, "add", lambda _, x, sizes: sides.append(x.shape[2:]))
     monkeypatch.setattr(batchnorm.Estimate, "apply", lambda _: None)

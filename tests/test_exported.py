@@ -57,10 +57,10 @@ def test_scores(tmp_path, dtype):
 LARGER = OWN | {"scale": 44, "crop": 40, "trained": 32}
 
 
-@pytest.mark.parametrize("form", ["A", "C"])
-def test_a_crop_that_is_larger_than_in_training(form, tmp_path):
+@pytest.mark.parametrize("form, pool", [("A", {}), ("C", {}), ("C", {"pool": "global"})])
+def test_a_crop_that_is_larger_than_in_training(form, pool, tmp_path):
     """As the net is tested: windows of the training's side, and the mean of their outputs."""
-    net = ours(resnext(11, 2, 4, 3, "cifar", "B", f"resnext_{form}"), NAMES, LARGER)
+    net = ours(resnext(11, 2, 4, 3, "cifar", "B", f"resnext_{form}"), NAMES, LARGER | pool)
     model_files.write(str(tmp_path / "net.pth"), models.pack(net))
     convert.main([str(tmp_path / "net.pth"), str(tmp_path / "net.onnx")])
     x = torch.randn(2, 3, 40, 40)
@@ -69,6 +69,7 @@ def test_a_crop_that_is_larger_than_in_training(form, tmp_path):
         parts = [maps[..., y : y + 8, x : x + 8].mean((2, 3)) for y in range(3) for x in range(3)]
         expected = torch.stack([net.fc(part) for part in parts]).mean(0)
         assert not torch.allclose(net(x), expected, rtol=1e-3)
+        expected = net(x) if pool else expected
         model = inference.load_folded(str(tmp_path / "net.pth"))
         exported = inference.load_folded(str(tmp_path / "net.onnx"))
         for outputs in (model(x), model.fc(model.features(x)), exported(x)):

@@ -372,11 +372,13 @@ def test_a_test_follows_the_training_size(words, sizes, photos):
 def test_the_sizes_of_a_model(given, saved, sizes, capsys):
     """A test takes them from the file; a resumed run keeps its own tests."""
     config, saved = {"net": "resnet", "depth": 18}, saved and {"options": saved, "file": "a.pth"}
-    spec = {"scale": 320, "crop": 300, "trained": 64}
+    spec = {"scale": 320, "crop": 300, "trained": 64, "pool": "global"}
     opt = opts.settle({"testOnly": True, **given}, saved, config, spec)
     assert (opt.trainCrop, opt.testScale, opt.testCrop) == sizes
     opts.report(opt, config)
-    assert ("-testCrop 300 as the model's file says" in capsys.readouterr().err) == (300 in sizes)
+    assert (opt.testPool == "global") == (300 in sizes)
+    said = "-testCrop 300 -testPool global as the model's file says" in capsys.readouterr().err
+    assert said == (300 in sizes)
 
 
 @pytest.mark.parametrize("words", ["-testCrop 300", "-testScale 200"])
