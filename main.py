@@ -54,7 +54,7 @@ def run(start, argv, end):
     import dataloader
     import train
     from engine.metrics import Reporter
-    from evaluation.scores import window_side
+    from evaluation.scores import window_of_tests
     from storage import log
 
     with opened(start) as (folder, checkpoint, given, device):
@@ -90,11 +90,9 @@ def run(start, argv, end):
         trainer = train.setup(opt, model, device, **outside)
         resume(trainer, checkpoint, opt)
 
-        larger = model.input_spec and model.input_spec["crop"] > opt.trainCrop
-        if larger:
+        if model.input_spec and model.input_spec["crop"] > opt.trainCrop:
             model.input_spec |= {"trained": opt.trainCrop, "pool": opt.testPool}
-        windows = larger and opt.testPool == "windows"
-        window = window_side(model, opt.trainCrop) if windows else 0
+        window = window_of_tests(model)
 
         def test(epoch):
             trainer.recompute(epoch, train_loader, opt.recomputeBN)

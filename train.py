@@ -205,8 +205,7 @@ class Trainer(loop.Loop):
             shape = batch.input.shape
             with memory.out_of_memory(shape, self.device, ADVICE), self.precision.autocast():
                 output = scores.outputs(model, batch.input, window).mean(1)
-            # (N * crops, K) -> (N, K): the sum over the crops of an image
-            output = output.unflatten(0, (-1, loader.crops)).sum(1)[: len(batch.target)]
+            output = scores.sum_crops(output, loader.crops)[: len(batch.target)]
             return scores.count_errors(output, batch.target)
 
         loop.test(epoch, loader, total, count_errors, self.queue, self.reporter)

@@ -77,7 +77,8 @@ class Estimate:
         if not norms:
             raise InputError("-recomputeBN: this net has no batch norm that is not frozen")
         for norm in norms.values():
-            norm.momentum = 1.0  # the running statistics become those of the slice
+            norm.momentum = 1.0  # the running statistics become those of the slice,
+            norm.reset_running_stats()  # even if those before are not finite
         self.names = [f"{n}.{which}" for n in norms for which in ("running_mean", "running_var")]
         self.found = [self.copy.get_buffer(name) for name in self.names]
         self.sums = [torch.zeros_like(buffer, dtype=torch.float64) for buffer in self.found]

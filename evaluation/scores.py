@@ -10,6 +10,11 @@ import torch.nn.functional as F
 from torch import nn
 
 
+def sum_crops(output, crops):
+    """(N * crops, K) -> (N, K): the sum of the outputs over the crops of an image."""
+    return output.view(-1, crops, output.shape[1]).sum(1) if crops > 1 else output
+
+
 def dense(maps, fc, window):
     """The classifier at every position of the last maps (N, C, H, W): outputs (N, positions, K).
 
@@ -38,13 +43,19 @@ def window_side(net, side):
     return found
 
 
-def pooled_as_tested(net):
-    """The net. If it was tested in windows, by its input spec, its pooling becomes that of the
-    test: its output is then the mean of the outputs of `dense`, as fc is linear.
-    """
+def window_of_tests(net):
+    """The side of the windows of a net's tests, by its input spec; 0: one global mean."""
     spec = getattr(net, "input_spec", None) or {}
     larger = "trained" in spec and spec["crop"] > spec["trained"] and spec.get("pool") != "global"
-    if side := larger and hasattr(net, "avgpool") and window_side(net, spec["trained"]):
+    return window_side(net, spec["trained"]) if larger else 0
+
+
+def pooled_as_tested(net):
+    """The net. If it was tested in windows, its pooling becomes that of the test: its output is
+    then the mean of the outputs of `dense`, as fc is linear.
+    """
+    side = window_of_tests(net)
+    if side and hasattr(net, "avgpool"):
         net.avgpool = nn.Sequential(nn.AvgPool2d(side, 1), net.avgpool)
     return net
 

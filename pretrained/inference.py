@@ -23,7 +23,7 @@ def load_folded(source, classifier=True):
     process.limit_threads()
     torch.backends.cudnn.allow_tf32 = False  # as in training, float32 means IEEE float32
     model = models.load(source, device, classifier)  # in float32, as by the Lua's :cuda()
-    # the folded net, because another form of a ResNeXt is built anew
+    # folded first, because folding replaces a ResNeXt of form A or B by a new net
     return pooled_as_tested(folded(model.to(memory_format=torch.channels_last)))
 
 

@@ -23,8 +23,7 @@ def test_as_torch7(case):
     arrays = np.load(os.path.join(HERE, "computeScore.npz"))
     output = torch.from_numpy(arrays[case["name"] + "/output"])
     target = torch.from_numpy(arrays[case["name"] + "/target"]).long() - 1
-    output = output.unflatten(0, (-1, case["nCrops"])).sum(1)  # as train.py
-    wrong = scores.count_errors(output, target).values()
+    wrong = scores.count_errors(scores.sum_crops(output, case["nCrops"]), target).values()
     percent = [100 * int(count) / len(target) for count in wrong]
     assert percent == pytest.approx([case["top1"], case["top5"]], rel=1e-12)
 

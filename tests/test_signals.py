@@ -280,16 +280,16 @@ def test_the_scheduler_signals_the_whole_group(photos, tmp_path, monkeypatch):
 def test_signals_at_random_moments(photos, tmp_path, processes):
     """Some twenty stops of one run with workers, in training and testing."""
     random.seed(processes)
-    command = f"{PHOTOS} -nProcs {processes} -nEpochs 10 -save "
+    command = f"{PHOTOS} -nProcs {processes} -nEpochs 20 -save "
     finish(start(command + "straight", photos, tmp_path), timeout=600)
     stops = 0
     while not stop_and_resume(
         command + "run", photos, tmp_path, random.random() * 1.5, random.choice(SIGNALS)
     ):
         stops += 1
-    assert stops >= 5  # the faster the machine, the fewer
+    assert stops >= 10
     print(f"{stops} stops")
-    same(results(tmp_path / "straight", 10), results(tmp_path / "run", 10))
+    same(results(tmp_path / "straight", 20), results(tmp_path / "run", 20))
 
 
 @pytest.mark.parametrize("ignored", SIGNALS)
